@@ -1,0 +1,219 @@
+#include "common/arguments.h"
+
+#include "common/cells.h"
+
+namespace rnn {
+
+const CellInfo& find_cell(std::string_view name) {
+  static const std::vector<CellInfo> table = [] {
+    std::vector<CellInfo> t;
+    for_each_cell([&](auto cell) {
+      t.push_back({int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A});
+    });
+    return t;
+  }();
+  std::string known;
+  for (const CellInfo& info : table) {
+    if (info.name == name) return info;
+    known += (known.empty() ? "" : ", ") + std::string(info.name);
+  }
+  TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", got '", name, "'");
+}
+
+namespace {
+
+std::string parameter_name(const char* base, int64_t layer, size_t direction) {
+  if (layer < 0) return base;
+  return std::string(base) + "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
+}
+
+// Everything is held against the input: its device and dtype are those of the call.
+struct Checker {
+  const Tensor& like;
+
+  void tensor(const Tensor& t, const std::string& name, at::IntArrayRef shape, const char* meaning) const {
+    TORCH_CHECK(t.sizes() == shape, name, ": expected shape ", shape, " (", meaning, "), got ", t.sizes(),
+                ". Give it the sizes that the layer, its input and its states have.");
+    TORCH_CHECK_VALUE(t.scalar_type() == like.scalar_type(), name, ": expected dtype ", like.scalar_type(),
+                      " like the input, got ", t.scalar_type(), ". Convert one of them with .to(dtype).");
+    on_device(t, name);
+  }
+
+  void on_device(const Tensor& t, const std::string& name) const {
+    TORCH_CHECK(t.device() == like.device(), name, ": expected device ", like.device(), " like the input, got ",
+                t.device(), ". Move one of them with .to(device).");
+  }
+
+  void optional(const OptionalTensor& t, const std::string& name, at::IntArrayRef shape, const char* meaning) const {
+    if (t) tensor(*t, name, shape, meaning);
+  }
+
+  void per_direction(TensorList list, const char* base, int64_t layer, at::IntArrayRef shape,
+                     const char* meaning) const {
+    for (size_t d = 0; d < list.size(); ++d) tensor(list[d], parameter_name(base, layer, d), shape, meaning);
+  }
+
+  void rows(const OptionalTensor& lengths, const OptionalTensor& reset, int64_t T, int64_t B) const {
+    if (lengths) {
+      TORCH_CHECK_VALUE(lengths->sizes() == at::IntArrayRef({B}), "lengths: expected shape [", B,
+                        "] (batch), got ", lengths->sizes());
+      TORCH_CHECK_TYPE(lengths->scalar_type() == at::kLong, "lengths: expected dtype int64, got ",
+                       lengths->scalar_type());
+      on_device(*lengths, "lengths");
+    }
+    if (reset) {
+      TORCH_CHECK_VALUE(reset->sizes() == at::IntArrayRef({T, B}), "reset: expected shape [", T, ", ", B,
+                        "] (time, batch), got ", reset->sizes());
+      TORCH_CHECK_TYPE(reset->scalar_type() == at::kBool, "reset: expected dtype bool, got ", reset->scalar_type());
+      on_device(*reset, "reset");
+    }
+  }
+};
+
+void count(size_t got, int64_t expected, const char* name) {
+  TORCH_CHECK_VALUE(int64_t(got) == expected, name, ": expected ", expected, " tensors, one per direction, got ", got);
+}
+
+void floating(const Tensor& t, const char* name) {
+  const auto type = t.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, name,
+                   ": expected float32, float64, bfloat16 or float16, got ", type);
+}
+
+Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
+
+void make_contiguous(Tensor& t) { t = t.contiguous(); }
+void make_contiguous(OptionalTensor& t) {
+  if (t) t = t->contiguous();
+}
+
+std::vector<Tensor> contiguous(TensorList list) {
+  std::vector<Tensor> out;
+  for (const Tensor& t : list) out.push_back(t.contiguous());
+  return out;
+}
+
+Sizes sizes_of_states(const CellInfo& cell, const Tensor& h0, const OptionalTensor& c0, TensorList w_hh,
+                      TensorList w_hr) {
+  Sizes n{};
+  n.D = int64_t(w_hh.size());
+  TORCH_CHECK_VALUE(n.D == 1 || n.D == 2, "w_hh: expected 1 or 2 tensors, one per direction, got ", n.D);
+  TORCH_CHECK(h0.dim() == 3, "h0: expected 3 dimensions (directions, batch, state), got shape ", h0.sizes());
+  n.B = h0.size(1);
+  n.R = h0.size(2);
+  TORCH_CHECK_VALUE(c0.has_value() == (cell.S > 1), "c0: a cell '", cell.name, "' takes ",
+                    cell.S > 1 ? "an initial c" : "no c", ", got ", c0 ? "one" : "none");
+  TORCH_CHECK(!c0 || c0->dim() == 3, "c0: expected 3 dimensions (directions, batch, hidden), got shape ", c0->sizes());
+  n.H = c0 ? c0->size(2) : n.R;
+  TORCH_CHECK(n.H > 0 && n.R > 0, "h0: expected a hidden size above zero, got shape ", h0.sizes());
+  TORCH_CHECK(n.H == n.R || !w_hr.empty(), "h0: expected the hidden size of c0, ", n.H,
+              ", where there is no projection, got ", n.R);
+  // Only a cell that never asks for its own h can be projected.
+  TORCH_CHECK_VALUE(w_hr.empty() || cell.S > 1, "w_hr: a projection needs a cell with a state beside h, got '",
+                    cell.name, "'");
+  return n;
+}
+
+}  // namespace
+
+Sizes check(ForwardArguments& a) {
+  floating(a.x, "input");
+  TORCH_CHECK(a.x.dim() == 3, "input: expected 3 dimensions (time, batch, features), got shape ", a.x.sizes());
+  Sizes n = sizes_of_states(a.cell, a.h0, a.c0, a.w_hh, a.w_hr);
+  n.T = a.x.size(0);
+  n.I = a.x.size(2);
+  const Checker like{a.x};
+  const int64_t B = a.x.size(1), rows = a.cell.G * n.H;
+  count(a.w_ih.size(), n.D, "w_ih");
+  if (!a.b_ih.empty()) count(a.b_ih.size(), n.D, "b_ih");
+  if (!a.b_hh.empty()) count(a.b_hh.size(), n.D, "b_hh");
+  if (!a.w_hr.empty()) count(a.w_hr.size(), n.D, "w_hr");
+  like.tensor(a.h0, "hx", {n.D, B, n.R}, "directions, batch, state");
+  like.optional(a.c0, "cx", {n.D, B, n.H}, "directions, batch, hidden");
+  like.per_direction(a.w_ih, "weight_ih", a.layer, {rows, n.I}, "gates * hidden_size, input");
+  like.per_direction(a.w_hh, "weight_hh", a.layer, {rows, n.R}, "gates * hidden_size, state");
+  like.per_direction(a.b_ih, "bias_ih", a.layer, {rows}, "gates * hidden_size");
+  like.per_direction(a.b_hh, "bias_hh", a.layer, {rows}, "gates * hidden_size");
+  like.per_direction(a.w_hr, "weight_hr", a.layer, {n.R, n.H}, "proj_size, hidden_size");
+  like.rows(a.lengths, a.reset, n.T, B);
+  make_contiguous(a.h0);
+  make_contiguous(a.c0);
+  make_contiguous(a.lengths);
+  make_contiguous(a.reset);
+  return n;
+}
+
+Sizes check(BackwardArguments& a) {
+  floating(a.y, "y");
+  Sizes n = sizes_of_states(a.cell, a.h0, a.c0, a.w_hh, a.w_hr);
+  TORCH_CHECK(a.y.dim() == 3, "y: expected 3 dimensions (time, batch, directions * state), got shape ", a.y.sizes());
+  n.T = a.y.size(0);
+  const Checker like{a.y};
+  const int64_t B = n.B, rows = a.cell.G * n.H;
+  if (!a.w_hr.empty()) count(a.w_hr.size(), n.D, "w_hr");
+  like.tensor(a.y, "y", {n.T, B, n.D * n.R}, "time, batch, directions * state");
+  like.tensor(a.h0, "h0", {n.D, B, n.R}, "directions, batch, state");
+  like.optional(a.c0, "c0", {n.D, B, n.H}, "directions, batch, hidden");
+  like.per_direction(a.w_hh, "w_hh", -1, {rows, n.R}, "gates * hidden, state");
+  like.per_direction(a.w_hr, "w_hr", -1, {n.R, n.H}, "projection, hidden");
+  like.optional(a.dy, "dy", a.y.sizes(), "the shape of y");
+  like.optional(a.dh_n, "dh_n", a.h0.sizes(), "the shape of h0");
+  const bool c = a.cell.S > 1;
+  TORCH_CHECK_VALUE(c || (!a.dc_n && !a.dc), "dc: a cell '", a.cell.name, "' has no c");
+  if (c) {
+    like.optional(a.dc_n, "dc_n", a.c0->sizes(), "the shape of c0");
+    like.optional(a.dc, "dc", {n.T, B, n.D, n.H}, "time, batch, directions, hidden");
+    like.tensor(a.c, "c", {n.T, B, n.D, n.H}, "time, batch, directions, hidden");
+  }
+  if (a.cell.K) like.tensor(a.saved, "saved", {n.T, B, n.D, a.cell.K * n.H}, "time, batch, directions, saved * hidden");
+  like.rows(a.lengths, a.reset, n.T, B);
+  for (Tensor* t : {&a.h0, &a.y, &a.c, &a.saved}) make_contiguous(*t);
+  for (OptionalTensor* t : {&a.dy, &a.dh_n, &a.dc_n, &a.dc, &a.c0, &a.lengths, &a.reset}) make_contiguous(*t);
+  return n;
+}
+
+ForwardTensors prepare(const ForwardArguments& a, const Sizes& n) {
+  ForwardTensors t;
+  const auto options = a.x.options();
+  const int64_t width = a.cell.G * n.H;
+  t.gx = at::empty({n.T, n.B, n.D, width}, options);
+  const Tensor x = a.x.reshape({n.T * n.B, n.I});
+  const Tensor gx = t.gx.view({n.T * n.B, n.D * width});
+  for (int64_t d = 0; d < n.D && gx.numel(); ++d) {
+    Tensor out = gx.narrow(1, d * width, width);
+    if (a.b_ih.empty()) {
+      at::mm_out(out, x, a.w_ih[d].t());
+    } else {
+      at::addmm_out(out, a.b_ih[d], x, a.w_ih[d].t());
+    }
+  }
+  t.w_hh = contiguous(a.w_hh);
+  t.b_hh = contiguous(a.b_hh);
+  t.w_hr = contiguous(a.w_hr);
+  const bool c = a.cell.S > 1;
+  t.y = at::empty({n.T, n.B, n.D * n.R}, options);
+  t.h_n = at::empty({n.D, n.B, n.R}, options);
+  t.c_n = c ? at::empty({n.D, n.B, n.H}, options) : nothing(a.x);
+  t.c = c && (a.save || a.all_c) ? at::empty({n.T, n.B, n.D, n.H}, options) : nothing(a.x);
+  t.h_raw = a.save && !t.w_hr.empty() ? at::empty({n.T, n.B, n.D, n.H}, options) : nothing(a.x);
+  if (!a.save || a.cell.K == 0) {
+    t.saved = nothing(a.x);
+  } else {
+    t.saved = a.cell.K == a.cell.G ? t.gx : at::empty({n.T, n.B, n.D, a.cell.K * n.H}, options);
+  }
+  return t;
+}
+
+BackwardTensors prepare(const BackwardArguments& a, const Sizes& n) {
+  BackwardTensors t;
+  const auto options = a.y.options();
+  t.w_hh = contiguous(a.w_hh);
+  t.w_hr = contiguous(a.w_hr);
+  t.dgates = at::empty({n.T, n.B, n.D, (a.cell.G + a.cell.A) * n.H}, options);
+  t.dh0 = at::empty({n.D, n.B, n.R}, options);
+  t.dc0 = a.cell.S > 1 ? at::empty({n.D, n.B, n.H}, options) : nothing(a.y);
+  t.dproj = t.w_hr.empty() ? nothing(a.y) : at::empty({n.T, n.B, n.D, n.R}, options);
+  return t;
+}
+
+}  // namespace rnn

@@ -1,0 +1,134 @@
+// The torch side of every backend: checks of every tensor, the input projection, outputs, and the pointers that kernels
+// take. Included only by the files that register ops.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+
+#include "common/layout.h"
+
+namespace rnn {
+
+using at::Tensor;
+using at::TensorList;
+using OptionalTensor = std::optional<Tensor>;
+
+struct CellInfo {
+  int number;  // in AllCells
+  std::string_view name, gates;
+  int G, S, K, A;
+};
+const CellInfo& find_cell(std::string_view name);
+
+// Everything that sequence_forward and sequence_backward take; shapes as in layout.h, x [T, B, I].
+struct ForwardArguments {
+  CellInfo cell;
+  Tensor x;
+  TensorList w_ih, w_hh, b_ih, b_hh, w_hr;  // one per direction; biases and w_hr may be empty
+  Tensor h0;
+  OptionalTensor c0, lengths, reset;
+  bool save;    // keep what backward needs
+  bool all_c;   // keep all c
+  int64_t layer;  // for the names of parameters in errors; negative: a single cell
+};
+
+struct BackwardArguments {
+  CellInfo cell;
+  OptionalTensor dy, dh_n, dc_n, dc;
+  TensorList w_hh, w_hr;
+  Tensor h0;
+  OptionalTensor c0;
+  Tensor y, c, saved;
+  OptionalTensor lengths, reset;
+};
+
+struct Sizes {
+  int64_t T, B, I, D, H, R;
+};
+
+// Checks every tensor and makes all but the weights of the input contiguous; raises naming what is wrong.
+Sizes check(ForwardArguments& a);
+Sizes check(BackwardArguments& a);
+
+struct ForwardTensors {
+  Tensor gx;
+  std::vector<Tensor> w_hh, b_hh, w_hr;
+  Tensor y, h_n, c_n, c, h_raw, saved;  // empty where not kept
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> results() const { return {y, h_n, c_n, c, h_raw, saved}; }
+};
+// Projects the input and allocates the outputs. saved takes the memory of gx where their sizes agree.
+ForwardTensors prepare(const ForwardArguments& a, const Sizes& n);
+
+struct BackwardTensors {
+  std::vector<Tensor> w_hh, w_hr;
+  Tensor dgates, dh0, dc0, dproj;  // empty where there is none
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> results() const { return {dgates, dh0, dc0, dproj}; }
+};
+BackwardTensors prepare(const BackwardArguments& a, const Sizes& n);
+
+template <class IO>
+IO* pointer(const Tensor& t) {
+  return t.numel() ? static_cast<IO*>(t.data_ptr()) : nullptr;
+}
+template <class IO>
+const IO* pointer(const OptionalTensor& t) {
+  return t ? pointer<IO>(*t) : nullptr;
+}
+
+template <class Arguments>
+Sequence sequence(const Arguments& a, const Sizes& n) {
+  return {n.T, n.B, n.D, n.H, n.R, pointer<int64_t>(a.lengths), pointer<bool>(a.reset)};
+}
+
+template <class IO>
+Forward<IO> parameters(const ForwardArguments& a, const Sizes& n, const ForwardTensors& t) {
+  Forward<IO> p{};
+  p.seq = sequence(a, n);
+  p.gx = pointer<IO>(t.gx);
+  for (int64_t d = 0; d < n.D; ++d) {
+    p.w_hh[d] = pointer<IO>(t.w_hh[d]);
+    if (!t.b_hh.empty()) p.b_hh[d] = pointer<IO>(t.b_hh[d]);
+    if (!t.w_hr.empty()) p.w_hr[d] = pointer<IO>(t.w_hr[d]);
+  }
+  p.h0 = pointer<IO>(a.h0);
+  p.c0 = pointer<IO>(a.c0);
+  p.y = pointer<IO>(t.y);
+  p.h_n = pointer<IO>(t.h_n);
+  p.c_n = pointer<IO>(t.c_n);
+  p.c = pointer<IO>(t.c);
+  p.h_raw = pointer<IO>(t.h_raw);
+  p.saved = pointer<IO>(t.saved);
+  return p;
+}
+
+template <class IO>
+Backward<IO> parameters(const BackwardArguments& a, const Sizes& n, const BackwardTensors& t) {
+  Backward<IO> p{};
+  p.seq = sequence(a, n);
+  p.dy = pointer<IO>(a.dy);
+  p.dh_n = pointer<IO>(a.dh_n);
+  p.dc_n = pointer<IO>(a.dc_n);
+  p.dc = pointer<IO>(a.dc);
+  for (int64_t d = 0; d < n.D; ++d) {
+    p.w_hh[d] = pointer<IO>(t.w_hh[d]);
+    if (!t.w_hr.empty()) p.w_hr[d] = pointer<IO>(t.w_hr[d]);
+  }
+  p.h0 = pointer<IO>(a.h0);
+  p.c0 = pointer<IO>(a.c0);
+  p.y = pointer<IO>(a.y);
+  p.c = pointer<IO>(a.c);
+  p.saved = pointer<IO>(a.saved);
+  p.dgates = pointer<IO>(t.dgates);
+  p.dproj = pointer<IO>(t.dproj);
+  p.dh0 = pointer<IO>(t.dh0);
+  p.dc0 = pointer<IO>(t.dc0);
+  return p;
+}
+
+}  // namespace rnn

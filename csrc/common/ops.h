@@ -1,0 +1,35 @@
+// The two ops as a backend implements and registers them.
+#pragma once
+
+#include <torch/library.h>
+
+#include "common/arguments.h"
+
+namespace rnn {
+
+using ForwardResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// Registers a backend's forward(ForwardArguments&) and backward(BackwardArguments&) in its TORCH_LIBRARY_IMPL block.
+template <ForwardResults (*forward)(ForwardArguments&), BackwardResults (*backward)(BackwardArguments&)>
+void register_sequence_ops(torch::Library& library) {
+  library.impl("sequence_forward",
+               [](c10::string_view cell, const Tensor& x, TensorList w_ih, TensorList w_hh, TensorList b_ih,
+                  TensorList b_hh, TensorList w_hr, const Tensor& h0, const OptionalTensor& c0,
+                  const OptionalTensor& lengths, const OptionalTensor& reset, bool save, bool all_c, int64_t layer) {
+                 ForwardArguments a{find_cell(cell), x,  w_ih,    w_hh,  b_ih, b_hh,  w_hr, h0,
+                                    c0,              lengths, reset, save, all_c, layer};
+                 return forward(a);
+               });
+  library.impl("sequence_backward",
+               [](c10::string_view cell, const OptionalTensor& dy, const OptionalTensor& dh_n,
+                  const OptionalTensor& dc_n, const OptionalTensor& dc, TensorList w_hh, TensorList w_hr,
+                  const Tensor& h0, const OptionalTensor& c0, const Tensor& y, const Tensor& c, const Tensor& saved,
+                  const OptionalTensor& lengths, const OptionalTensor& reset) {
+                 BackwardArguments a{find_cell(cell), dy, dh_n, dc_n, dc,    w_hh,    w_hr,
+                                     h0,              c0, y,    c,    saved, lengths, reset};
+                 return backward(a);
+               });
+}
+
+}  // namespace rnn

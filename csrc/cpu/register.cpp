@@ -1,0 +1,78 @@
+// The sequence ops on the CPU.
+#include <ATen/Parallel.h>
+
+#include "common/ops.h"
+#include "cpu/kernels.h"
+
+namespace rnn::cpu {
+namespace {
+
+struct Workspace {
+  at::Tensor memory;
+  static void* allocate(int64_t bytes, void* context) {
+    auto* self = static_cast<Workspace*>(context);
+    self->memory = at::empty({bytes}, at::kByte);
+    return self->memory.data_ptr();
+  }
+};
+
+const Kernels& available() {
+  const Kernels* k = kernels();
+  TORCH_CHECK(k, "RNNKERNELS_CPU_CAPABILITY: expected default, avx2 or avx512 as far as this processor has it, got '",
+              std::getenv("RNNKERNELS_CPU_CAPABILITY"), "'");
+  return *k;
+}
+
+// Calls f(entry) with the kernels of this storage type.
+template <class F>
+void dispatch_dtype(at::ScalarType type, F&& f) {
+  const Kernels& k = available();
+  switch (type) {
+    case at::kFloat:
+      return f(k.float32);
+    case at::kDouble:
+      return f(k.float64);
+    case at::kBFloat16:
+      return f(k.bfloat16);
+    case at::kHalf:
+      return f(k.float16);
+    default:
+      TORCH_INTERNAL_ASSERT(false, "checked before");
+  }
+}
+
+template <class Run>
+void with_launch(int cell, Run&& run) {
+  Workspace workspace;
+  const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  run(Launch{cell, threads, Workspace::allocate, &workspace});
+}
+
+ForwardResults forward(ForwardArguments& a) {
+  const Sizes n = check(a);
+  const ForwardTensors t = prepare(a, n);
+  with_launch(a.cell.number, [&](const Launch& launch) {
+    dispatch_dtype(a.x.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
+      entry.forward(launch, parameters<IO>(a, n, t));
+    });
+  });
+  return t.results();
+}
+
+BackwardResults backward(BackwardArguments& a) {
+  const Sizes n = check(a);
+  const BackwardTensors t = prepare(a, n);
+  with_launch(a.cell.number, [&](const Launch& launch) {
+    dispatch_dtype(a.y.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
+      entry.backward(launch, parameters<IO>(a, n, t));
+    });
+  });
+  return t.results();
+}
+
+}  // namespace
+}  // namespace rnn::cpu
+
+TORCH_LIBRARY_IMPL(rnnkernels, CPU, library) {
+  rnn::register_sequence_ops<rnn::cpu::forward, rnn::cpu::backward>(library);
+}

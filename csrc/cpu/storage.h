@@ -1,0 +1,26 @@
+// Storage types of 16 bits as the kernels see them, without torch's headers, and the arithmetic type of each storage.
+#pragma once
+
+#include <cstdint>
+
+namespace rnn::cpu {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class IO>
+struct ArithmeticOf {
+  using type = float;
+};
+template <>
+struct ArithmeticOf<double> {
+  using type = double;
+};
+template <class IO>
+using Arithmetic = typename ArithmeticOf<IO>::type;
+
+}  // namespace rnn::cpu

@@ -1,0 +1,54 @@
+"""What one layer is asked to do: the arguments that every backend takes, and what it returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rnnkernels.cells import CELLS, Cell
+
+
+class Call(NamedTuple):
+    """One layer over one sequence, both directions at once. Lists hold one tensor per direction."""
+
+    cell_name: str
+    x: Tensor  # [T, B, I]
+    w_ih: list[Tensor]  # [G*H, I] each
+    w_hh: list[Tensor]  # [G*H, R] each
+    b_ih: list[Tensor]  # [G*H] each; empty: no bias
+    b_hh: list[Tensor]  # [G*H] each; empty: no bias
+    w_hr: list[Tensor]  # [R, H] each; empty: no projection, R = H
+    h0: Tensor  # [D, B, R]
+    c0: Tensor | None  # [D, B, H] where the cell has a c
+    lengths: Tensor | None  # [B] int64
+    reset: Tensor | None  # [T, B] bool
+    all_c: bool = False  # return every c
+    layer: int = -1  # for the names of parameters in errors; -1: a single cell
+
+    @property
+    def cell(self) -> Cell:
+        return CELLS[self.cell_name]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that a gradient may be asked for."""
+        return [
+            self.x,
+            *self.w_ih,
+            *self.w_hh,
+            *self.b_ih,
+            *self.b_hh,
+            *self.w_hr,
+            self.h0,
+            *([] if self.c0 is None else [self.c0]),
+        ]
+
+
+class Result(NamedTuple):
+    """What a layer returns."""
+
+    y: Tensor  # [T, B, D*R]; zero past the end of a row
+    h_n: Tensor  # [D, B, R]: the state at each row's own end
+    c_n: Tensor | None  # [D, B, H]
+    c: Tensor | None  # [T, B, D, H]: every c, if asked for
