@@ -56,7 +56,7 @@ def run_direction(call: Call, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     def stack(slot: int) -> Tensor:
         if T == 0:
-            return state[slot].new_empty((0, *state[slot].shape))
+            return state[slot][None][:0]
         return torch.stack([out[slot] for out in outputs])
 
     return stack(0), state[0], state[-1], stack(-1)

@@ -1,0 +1,30 @@
+"""Fused RNN, LSTM and GRU layers for PyTorch: drop-in for torch.nn, on hand-written kernels."""
+
+from rnnkernels import functional
+from rnnkernels.backends import use_backend
+from rnnkernels.cell_modules import GRUCell, LSTMCell, RNNCell
+from rnnkernels.convert import convert, from_torch, revert, to_torch
+from rnnkernels.explain import explain
+from rnnkernels.modules import GRU, LSTM, RNN
+from rnnkernels.ops import build_info
+from rnnkernels.stack import AllStates
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AllStates",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "build_info",
+    "convert",
+    "explain",
+    "from_torch",
+    "functional",
+    "revert",
+    "to_torch",
+    "use_backend",
+]

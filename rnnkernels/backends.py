@@ -1,0 +1,144 @@
+"""Which code runs a layer: one table of backends, and how one is chosen.
+
+A backend is asked for by argument, by :func:`use_backend`, or by the environment variable
+``RNNKERNELS_BACKEND``, in this order of precedence. Otherwise the first of :data:`AUTOMATIC`
+that supports the call runs it. A backend asked for by name is never replaced by another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from rnnkernels import ops, reference, torch_backend
+from rnnkernels.call import Call, Result
+
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run a layer. ``refusal(call)`` is None where it can, else the reason why not."""
+
+    name: str
+    refusal: Callable[[Call], str | None]
+    run: Callable[[Call], Result]
+
+
+def _kernels(device_type: str) -> Callable[[Call], str | None]:
+    def refusal(call: Call) -> str | None:
+        if ops.missing is not None:
+            return f"the compiled kernels are missing ({ops.missing})"
+        if device_type not in ops.kernel_devices:
+            return f"this build has no kernels for {device_type} tensors"
+        if call.x.device.type != device_type:
+            return f"it runs {device_type} tensors, and the input is on {call.x.device.type}"
+        if call.x.dtype not in KERNEL_DTYPES:
+            return f"it has no kernels for {call.x.dtype}"
+        return None
+
+    return refusal
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("reference", lambda call: None, reference.run),
+        Backend("cpu", _kernels("cpu"), ops.run),
+        Backend("cuda", _kernels("cuda"), ops.run),
+        Backend("torch", torch_backend.refusal, torch_backend.run),
+    )
+}
+
+#: Tried in this order where no backend is asked for.
+AUTOMATIC = ("cuda", "cpu", "reference")
+
+_chosen: str | None = None
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Runs every layer inside the block on this backend; ``None`` means the automatic choice.
+
+    The choice holds for the whole process, like ``torch.backends`` flags.
+
+    Raises:
+        ValueError: no backend has this name.
+
+    Example::
+
+        with rnnkernels.use_backend("reference"):
+            y, h_n = gru(x)
+    """
+    global _chosen
+    check_name(name)
+    before, _chosen = _chosen, name or "auto"
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def check_name(name: str | None, source: str = "backend") -> None:
+    if name is not None and name != "auto" and name not in BACKENDS:
+        known = ", ".join(repr(n) for n in ("auto", *BACKENDS))
+        raise ValueError(f"{source}: expected one of {known}, got {name!r}")
+
+
+#: What the environment asks for, read once.
+_environment: str | None = os.environ.get("RNNKERNELS_BACKEND") or None
+check_name(_environment, "RNNKERNELS_BACKEND")
+
+
+def asked_for(name: str | None) -> str:
+    """The backend that argument, context or environment ask for, or ``'auto'``."""
+    return name or _chosen or _environment or "auto"
+
+
+def select(call: Call, name: str | None = None) -> Backend:
+    """The backend that runs this call.
+
+    Raises:
+        ValueError: no backend has this name.
+        RuntimeError: the backend asked for by name cannot run the call.
+    """
+    name = asked_for(name)
+    check_name(name)
+    if name == "auto":
+        for candidate in AUTOMATIC:
+            if BACKENDS[candidate].refusal(call) is None:
+                return BACKENDS[candidate]
+    backend = BACKENDS[name]
+    reason = backend.refusal(call)
+    if reason is not None:
+        raise RuntimeError(
+            f"backend: {name!r} was asked for and cannot run this layer: {reason}. "
+            "Ask for 'auto' or another backend; rnnkernels.explain(module, input) shows which."
+        )
+    return backend
+
+
+#: Stands in for :func:`run` while :func:`rnnkernels.explain` looks on.
+_observer: Callable[[Call, str | None], Result] | None = None
+
+
+@contextmanager
+def observe(observer: Callable[[Call, str | None], Result]) -> Iterator[None]:
+    """Hands every call inside the block to ``observer(call, name)`` instead of running it."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
+def run(call: Call, name: str | None = None) -> Result:
+    """Runs the call on the backend that :func:`select` gives."""
+    if _observer is not None:
+        return _observer(call, name)
+    return select(call, name).run(call)

@@ -1,0 +1,146 @@
+"""The cells as modules: the surface of ``torch.nn.RNNCell``, ``LSTMCell`` and ``GRUCell``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rnnkernels import backends, checks, functional
+from rnnkernels.cells import CELLS
+from rnnkernels.stack import LayerWeights, State
+
+
+class RNNCellBase(nn.RNNCellBase):
+    """What the cells share: torch's base for parameters, initial numbers and surface."""
+
+    bias_mode: str
+    backend: str | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        cell: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        bias_mode: str,
+        backend: str | None,
+    ) -> None:
+        checks.parameter_dtype(dtype)
+        checks.choice("bias_mode", bias_mode, checks.BIAS_MODES)
+        backends.check_name(backend)
+        super().__init__(
+            checks.size("input_size", input_size),
+            checks.size("hidden_size", hidden_size),
+            checks.flag("bias", bias),
+            num_chunks=CELLS[cell].G,
+            device=device,
+            dtype=dtype,
+        )
+        if bias_mode == "single":
+            self.register_parameter("bias_hh", None)
+        self.cell = cell
+        self.bias_mode = bias_mode
+        self.backend = backend
+
+    def _step(self, input: Tensor, hx: State | None) -> State:
+        weights = LayerWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        kind = type(self).__name__
+        return functional.cell(kind, self.cell, input, hx, weights, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        extra = "" if self.bias_mode == "double" else f", bias_mode={self.bias_mode!r}"
+        return super().extra_repr() + extra
+
+
+class RNNCell(RNNCellBase):
+    """One step of an Elman RNN, a drop-in for :class:`torch.nn.RNNCell`.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        bias: whether there are biases.
+        nonlinearity: ``'tanh'``, ``'relu'`` or ``'sigmoid'``.
+        device, dtype: of the parameters; dtype is floating point.
+        bias_mode: ``'double'`` as in torch, or ``'single'``: one bias vector.
+        backend: see :func:`rnnkernels.use_backend`; None for the automatic choice.
+
+    Call:
+        ``h = cell(input, hx=None)`` with input ``[B, I]`` or ``[I]`` and h, hx ``[B, H]`` or
+        ``[H]``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: see :func:`rnnkernels.functional.cell`.
+        NotImplementedError: a complex dtype.
+    """
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias_mode: str = "double",
+        backend: str | None = None,
+    ) -> None:
+        name = "rnn_" + checks.nonlinearity(nonlinearity)
+        super().__init__(input_size, hidden_size, bias, name, device, dtype, bias_mode, backend)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return self._step(input, hx)  # type: ignore[return-value]
+
+
+class GRUCell(RNNCellBase):
+    """One step of a GRU, a drop-in for :class:`torch.nn.GRUCell`.
+
+    Arguments, call, shapes and errors are those of :class:`RNNCell` without ``nonlinearity``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias_mode: str = "double",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, "gru", device, dtype, bias_mode, backend)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return self._step(input, hx)  # type: ignore[return-value]
+
+
+class LSTMCell(RNNCellBase):
+    """One step of an LSTM, a drop-in for :class:`torch.nn.LSTMCell`.
+
+    Arguments, shapes and errors are those of :class:`RNNCell` without ``nonlinearity``; states
+    are pairs: ``h, c = cell(input, (h, c))``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias_mode: str = "double",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, "lstm", device, dtype, bias_mode, backend)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._step(input, hx)  # type: ignore[return-value]

@@ -1,0 +1,198 @@
+"""Checks of what users pass, with the exception types (and where it is clear, the text) of torch.nn.
+
+The compiled ops check every tensor once more at every call; these checks speak the user's terms.
+"""
+
+from __future__ import annotations
+
+import numbers
+import operator
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+MERGE_MODES = ("concat", "sum", "mean", "mul")
+BIAS_MODES = ("double", "single")
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
+
+
+def size(name: str, value: Any, *, minimum: int = 1) -> int:
+    """An integer argument of a constructor, given as any integer type but bool."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+    number = operator.index(value)
+    if number < minimum:
+        raise ValueError(f"{name} must be greater than zero")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+    return value
+
+
+def choice(name: str, value: Any, known: Sequence[str]) -> str:
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+    return str(value)
+
+
+def nonlinearity(value: Any) -> str:
+    if value not in NONLINEARITIES:
+        raise ValueError(
+            f"Unknown nonlinearity '{value}'. Select from 'tanh', 'relu' or 'sigmoid'."
+        )
+    return str(value)
+
+
+def dropout(value: Any, num_layers: int) -> float:
+    if value is None:
+        raise TypeError("dropout should be a number in range [0, 1], got: NoneType")
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an "
+            f"element being zeroed, got: {value!r}"
+        )
+    if value > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
+            f"expects num_layers greater than 1, but got dropout={value} and "
+            f"num_layers={num_layers}",
+            stacklevel=4,
+        )
+    return float(value)
+
+
+def proj_size(value: Any, hidden_size: int) -> int:
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"proj_size should be of type int, got: {type(value).__name__}")
+    number = operator.index(value)
+    if number < 0:
+        raise ValueError("proj_size should be a positive integer or zero to disable projections")
+    if number >= hidden_size:
+        raise ValueError("proj_size has to be smaller than hidden_size")
+    return number
+
+
+def parameter_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is None:
+        dtype = torch.get_default_dtype()
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype, got {type(dtype).__name__}")
+    if dtype.is_complex:
+        raise NotImplementedError(f"dtype: complex cells are not implemented, got {dtype}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype: expected a floating point dtype, got {dtype}")
+
+
+def input_like_weight(input: Tensor, weight: Tensor, autocast: bool) -> None:
+    """The input against the first weight: dtype (unless autocast casts both) and device."""
+    if input.dtype != weight.dtype and not (autocast and input.is_floating_point()):
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+        )
+    if input.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{input.device} and parameter tensor at {weight.device}"
+        )
+
+
+def state(
+    name: str, t: Any, input: Tensor, shape: tuple[int, ...], message: str, autocast: bool
+) -> None:
+    """An initial state against the input: type, shape, dtype, device."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(t).__name__}")
+    if tuple(t.shape) != shape:
+        raise RuntimeError(message.format(shape, list(t.shape)))
+    if t.dtype != input.dtype and not (autocast and t.is_floating_point()):
+        raise ValueError(
+            f"{name}: expected dtype {input.dtype} like the input, got {t.dtype}. "
+            f"Convert it: {name}.to({input.dtype})"
+        )
+    if t.device != input.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, found input tensor at "
+            f"{input.device} and hidden tensor at {t.device}"
+        )
+
+
+def packed(input: PackedSequence) -> None:
+    """A PackedSequence, which anybody can make by hand: its batch sizes must fit its data."""
+    sizes = input.batch_sizes
+    if not isinstance(sizes, Tensor) or sizes.dtype != torch.int64:
+        got = sizes.dtype if isinstance(sizes, Tensor) else type(sizes).__name__
+        raise TypeError(f"batch_sizes: expected an int64 tensor, got {got}")
+    if sizes.dim() != 1 or sizes.numel() == 0 or sizes.device.type != "cpu":
+        raise ValueError(
+            f"batch_sizes: expected shape [T] with T > 0 on the CPU, got {list(sizes.shape)} "
+            f"on {sizes.device}"
+        )
+    listed = sizes.tolist()
+    if min(listed) < 1:
+        raise ValueError(f"batch_sizes: expected sizes above zero, got {min(listed)}")
+    for t in range(1, len(listed)):
+        if listed[t] > listed[t - 1]:
+            raise ValueError(
+                "batch_sizes: expected sizes that never increase, "
+                f"got {listed[t]} after {listed[t - 1]} at step {t}"
+            )
+    if sum(listed) != input.data.size(0):
+        raise ValueError(
+            f"batch_sizes: expected a sum of {input.data.size(0)}, the rows of the packed data, "
+            f"got {sum(listed)}. Make packed sequences with pack_padded_sequence."
+        )
+
+
+def lengths(value: Any, T: int, B: int, device: torch.device) -> Tensor:
+    """``lengths`` as int64 [B] on the input's device.
+
+    Values are checked where they can be read without waiting for a device.
+    """
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(n, (bool, float)) for n in value):
+            raise TypeError(f"lengths: expected integers, got {list(value)}")
+        value = torch.tensor(value, dtype=torch.int64)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"lengths: expected a Tensor or a list, got {type(value).__name__}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"lengths: expected an integer dtype, got {value.dtype}")
+    if tuple(value.shape) != (B,):
+        raise ValueError(
+            f"lengths: expected shape [{B}], one length per row of the batch, "
+            f"got {list(value.shape)}"
+        )
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(v) for v in value.aminmax()) if B else (0, 0)
+        if low < 0 or high > T:
+            raise ValueError(
+                f"lengths: expected values from 0 to {T}, the length of the input, "
+                f"got {low if low < 0 else high}"
+            )
+    return value.to(device=device, dtype=torch.int64)
+
+
+def reset(value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """``reset`` as a bool tensor with the leading dimensions of the input."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"reset: expected a Tensor, got {type(value).__name__}")
+    if value.dtype not in (torch.bool, torch.uint8):
+        raise TypeError(f"reset: expected dtype bool or uint8, got {value.dtype}")
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"reset: expected shape {list(shape)}, the input's without features, "
+            f"got {list(value.shape)}"
+        )
+    if value.device != device:
+        raise RuntimeError(
+            "Input and reset tensors are not at the same device, found input tensor at "
+            f"{device} and reset tensor at {value.device}"
+        )
+    return value.bool()

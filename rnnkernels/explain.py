@@ -1,0 +1,121 @@
+"""Which backend runs each layer of a model on a given input, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from rnnkernels import backends
+from rnnkernels.call import Call, Result
+from rnnkernels.cell_modules import RNNCellBase
+from rnnkernels.modules import RNNBase
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The choice for one layer.
+
+    Attributes:
+        module: name of the module inside the model, ``''`` for the model itself.
+        layer: number of the layer, -1 for a cell.
+        call: what it was asked to do, in words.
+        asked_for: the backend asked for, or ``'auto'``.
+        backend: the backend that runs it; None where the one asked for refuses.
+        refusals: the reason of every backend that cannot run it.
+    """
+
+    module: str
+    layer: int
+    call: str
+    asked_for: str
+    backend: str | None
+    refusals: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` found, a :class:`Choice` per layer; prints as text."""
+
+    choices: list[Choice] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = []
+        for c in self.choices:
+            where = ".".join(part for part in (c.module, f"layer {c.layer}" * (c.layer >= 0)) if part)
+            chosen = c.backend or f"none: {c.asked_for!r} was asked for and refuses"
+            lines.append(f"{where or 'cell'}: {c.call} -> {chosen}")
+            lines += [f"    not {name}: {reason}" for name, reason in c.refusals.items()]
+        return "\n".join(lines) or "no layer of rnnkernels was run"
+
+
+def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
+    """Runs ``module(*args, **kwargs)`` once, without gradients, and tells who runs each layer.
+
+    Args:
+        module: a layer, a cell, or any model that holds some.
+        args, kwargs: the arguments of its forward.
+
+    Returns:
+        An :class:`Explanation`; ``print`` it. The random number generators are left as they were.
+
+    Example::
+
+        >>> print(rnnkernels.explain(rnnkernels.GRU(8, 16), torch.randn(5, 2, 8)))
+        layer 0: gru [T=5, B=2, I=8, D=1, H=16] float32 on cpu -> cpu
+            not cuda: this build has no kernels for cuda tensors
+    """
+    found = Explanation()
+    running: list[str] = []
+
+    def observer(call: Call, name: str | None) -> Result:
+        asked_for = backends.asked_for(name)
+        refusals = {}
+        for backend in backends.BACKENDS.values():
+            reason = backend.refusal(call)
+            if reason is not None:
+                refusals[backend.name] = reason
+        chosen = None if asked_for in refusals else backends.select(call, name).name
+        found.choices.append(
+            Choice(
+                running[-1] if running else "",
+                call.layer,
+                _describe(call),
+                asked_for,
+                chosen,
+                refusals,
+            )
+        )
+        return backends.BACKENDS[chosen or "reference"].run(call)
+
+    hooks = []
+    for name, part in module.named_modules():
+        if isinstance(part, (RNNBase, RNNCellBase)):
+            hooks.append(part.register_forward_pre_hook(_enter(running, name)))
+            hooks.append(part.register_forward_hook(lambda *_: running.pop() and None))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), backends.observe(observer):
+            module(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _enter(running: list[str], name: str) -> Callable[..., None]:
+    return lambda *_: running.append(name)
+
+
+def _describe(call: Call) -> str:
+    T, B, I = call.x.shape
+    H = call.w_ih[0].size(0) // call.cell.G
+    sizes = f"T={T}, B={B}, I={I}, D={len(call.w_hh)}, H={H}"
+    if call.w_hr:
+        sizes += f", R={call.h0.size(2)}"
+    options = [name for name in ("lengths", "reset") if getattr(call, name) is not None]
+    with_options = f" with {' and '.join(options)}" if options else ""
+    dtype = str(call.x.dtype).removeprefix("torch.")
+    return f"{call.cell_name} [{sizes}] {dtype} on {call.x.device.type}{with_options}"

@@ -1,0 +1,226 @@
+"""Recurrent layers and cells as functions of their weights, without modules.
+
+``weights`` lists the tensors of each layer and direction in torch's order, as
+``module.all_weights`` does: for every layer the forward direction, then the reverse one, each
+``[w_ih, w_hh, b_ih, b_hh, w_hr]`` as far as they exist (one bias means ``bias_mode='single'``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkernels import backends, checks
+from rnnkernels.call import Call
+from rnnkernels.cells import CELLS
+from rnnkernels.stack import LayerWeights, Spec, State, forward
+
+Weights = Sequence[Sequence[Tensor]]
+
+
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Weights,
+    *,
+    nonlinearity: str = "tanh",
+    **options: Any,
+) -> Any:
+    """Elman RNN layers: ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
+
+    Arguments, shapes and errors are those of :func:`lstm` but for ``hx``, which is h_0 alone;
+    ``nonlinearity`` is ``'tanh'``, ``'relu'`` or ``'sigmoid'``.
+    """
+    cell = "rnn_" + checks.nonlinearity(nonlinearity)
+    return _layers("RNN", cell, input, hx, weights, **options)
+
+
+def gru(
+    input: Tensor | PackedSequence, hx: Tensor | None, weights: Weights, **options: Any
+) -> Any:
+    """GRU layers, with the formula of :class:`torch.nn.GRU`.
+
+    Arguments, shapes and errors are those of :func:`lstm` but for ``hx``, which is h_0 alone.
+    """
+    return _layers("GRU", "gru", input, hx, weights, **options)
+
+
+def lstm(
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Weights,
+    **options: Any,
+) -> Any:
+    """LSTM layers, with the formula of :class:`torch.nn.LSTM`.
+
+    Args:
+        input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or a PackedSequence.
+        hx: ``(h_0 [L*D, B, R], c_0 [L*D, B, H])``, or None for zeros.
+        weights: see the top of this module. Sizes are read from them.
+        options: ``bidirectional``, ``batch_first``, ``dropout``, ``training``, ``merge_mode``,
+            ``backend``, ``lengths``, ``reset`` and ``return_all_states``, as in
+            :class:`rnnkernels.LSTM`.
+
+    Returns:
+        ``(output, (h_n, c_n))``, and :class:`rnnkernels.AllStates` third if asked for.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :class:`rnnkernels.LSTM`; RuntimeError for a
+            weight of the wrong shape, naming it.
+
+    Example::
+
+        module = torch.nn.LSTM(8, 16, num_layers=2)
+        y, (h_n, c_n) = rnnkernels.functional.lstm(x, None, module.all_weights)
+    """
+    return _layers("LSTM", "lstm", input, hx, weights, **options)
+
+
+def _layers(
+    kind: str,
+    cell: str,
+    input: Tensor | PackedSequence,
+    hx: State | None,
+    weights: Weights,
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    merge_mode: str = "concat",
+    backend: str | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    return_all_states: bool = False,
+) -> Any:
+    D = 2 if checks.flag("bidirectional", bidirectional) else 1
+    if not weights or len(weights) % D:
+        raise ValueError(
+            f"weights: expected one list of tensors per layer and direction, {D} per layer, "
+            f"got {len(weights)}"
+        )
+    first = LayerWeights.from_list(weights[0])
+    if first.w_ih.dim() != 2:
+        raise ValueError(f"weights: expected w_ih [G*H, I], got shape {list(first.w_ih.shape)}")
+    num_layers = len(weights) // D
+    spec = Spec(
+        kind,
+        cell,
+        input_size=first.w_ih.size(1),
+        hidden_size=first.w_ih.size(0) // CELLS[cell].G,
+        num_layers=num_layers,
+        proj_size=0 if first.w_hr is None else first.w_hr.size(0),
+        bidirectional=bidirectional,
+        batch_first=checks.flag("batch_first", batch_first),
+        dropout=checks.dropout(dropout, num_layers),
+        training=checks.flag("training", training),
+        merge_mode=checks.choice("merge_mode", merge_mode, checks.MERGE_MODES),
+        backend=backend,
+    )
+    return forward(
+        spec,
+        input,
+        hx,
+        weights,
+        lengths=lengths,
+        reset=reset,
+        return_all_states=return_all_states,
+    )
+
+
+def cell(
+    kind: str,
+    cell: str,
+    input: Tensor,
+    hx: State | None,
+    weights: LayerWeights,
+    *,
+    backend: str | None = None,
+) -> State:
+    """One step of one cell.
+
+    Args:
+        kind: the name that errors use, such as ``'LSTMCell'``.
+        cell: a name in :data:`rnnkernels.cells.CELLS`.
+        input: ``[B, I]`` or ``[I]``.
+        hx: h ``[B, H]`` or ``[H]`` (for an LSTM the pair of h and c), or None for zeros.
+        weights: the cell's weights; biases may be None.
+        backend: see :func:`rnnkernels.use_backend`.
+
+    Returns:
+        The next h, or the pair of h and c, shaped like ``hx``.
+
+    Raises:
+        TypeError: input or hx is no tensor (for an LSTM, hx is no pair).
+        ValueError: wrong number of dimensions, or dtypes differ.
+        RuntimeError: wrong sizes or devices.
+    """
+    has_c = CELLS[cell].S > 1
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    autocast = torch.is_autocast_enabled(input.device.type)
+    checks.input_like_weight(input, weights.w_ih, autocast)
+    batched = input.dim() == 2
+    x = input if batched else input.unsqueeze(0)
+    I, H = weights.w_ih.size(1), weights.w_hh.size(1)
+    if x.size(1) != I:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
+    states = _cell_states(kind, hx, x, H, batched, has_c, autocast)
+    if autocast:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, states = x.to(dtype), [s.to(dtype) for s in states]
+        weights = LayerWeights(*(None if w is None else w.to(dtype) for w in weights))  # type: ignore[arg-type]
+    call = Call(
+        cell,
+        x.unsqueeze(0),
+        [weights.w_ih],
+        [weights.w_hh],
+        [] if weights.b_ih is None else [weights.b_ih],
+        [] if weights.b_hh is None else [weights.b_hh],
+        [],
+        states[0].unsqueeze(0),
+        states[1].unsqueeze(0) if has_c else None,
+        lengths=None,
+        reset=None,
+    )
+    result = backends.run(call, backend)
+    h = result.h_n[0] if batched else result.h_n[0, 0]
+    if result.c_n is None:
+        return h
+    return h, result.c_n[0] if batched else result.c_n[0, 0]
+
+
+def _cell_states(
+    kind: str, hx: Any, x: Tensor, H: int, batched: bool, has_c: bool, autocast: bool
+) -> list[Tensor]:
+    """The states that enter the step, [B, H] each."""
+    B = x.size(0)
+    if hx is None:
+        return [x.new_zeros(B, H) for _ in range(2 if has_c else 1)]
+    if has_c and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
+        got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise TypeError(f"hx: expected a tuple of two tensors (h_0, c_0), got {got}")
+    states = list(hx) if has_c else [hx]
+    for i, s in enumerate(states):
+        name = f"hx[{i}]" if has_c else "hidden"
+        if not isinstance(s, Tensor):
+            raise TypeError(f"hx: expected a Tensor, got {type(s).__name__}")
+        if s.dim() not in (1, 2):
+            raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {s.dim()}D instead")
+        if not batched and s.dim() == 1:
+            s = states[i] = s.unsqueeze(0)
+        if s.dim() == 2 and s.size(0) != B:
+            raise RuntimeError(
+                f"Input batch size {B} doesn't match hidden{i if has_c else ''} batch size "
+                f"{s.size(0)}"
+            )
+        checks.state(
+            name, s, x, (B, H), f"{name} has inconsistent size: expected {{}}, got {{}}", autocast
+        )
+    return states

@@ -1,0 +1,325 @@
+"""The layers as modules: the surface of ``torch.nn.RNN``, ``LSTM`` and ``GRU``, and more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkernels import backends, checks
+from rnnkernels.cells import CELLS
+from rnnkernels.stack import Spec, State, forward
+
+
+class RNNBase(nn.RNNBase):
+    """What the layers share: parameters named, ordered and initialised as in torch.nn.
+
+    Inherits torch's base for its surface (``_flat_weights``, ``all_weights``, ``check_input``,
+    pickling ...), not its ``__init__``, which knows only torch's own modes.
+    """
+
+    bias_mode: str
+    merge_mode: str
+    backend: str | None
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias_mode: str = "double",
+        merge_mode: str = "concat",
+        backend: str | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        checks.parameter_dtype(dtype)
+        self.mode = mode
+        self.bias = checks.flag("bias", bias)
+        self.batch_first = checks.flag("batch_first", batch_first)
+        self.bidirectional = checks.flag("bidirectional", bidirectional)
+        self.input_size = checks.size("input_size", input_size)
+        self.hidden_size = checks.size("hidden_size", hidden_size)
+        self.num_layers = checks.size("num_layers", num_layers)
+        self.dropout = checks.dropout(dropout, self.num_layers)
+        self.proj_size = checks.proj_size(proj_size, self.hidden_size)
+        self.bias_mode = checks.choice("bias_mode", bias_mode, checks.BIAS_MODES)
+        self.merge_mode = checks.choice("merge_mode", merge_mode, checks.MERGE_MODES)
+        backends.check_name(backend)
+        self.backend = backend
+
+        self._flat_weights_names: list[str] = []
+        self._all_weights: list[list[str]] = []
+        for layer in range(self.num_layers):
+            for direction in range(2 if bidirectional else 1):
+                suffix = f"_l{layer}" + ("_reverse" if direction else "")
+                shapes = self._shapes(layer)
+                for name, shape in shapes.items():
+                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    setattr(self, name + suffix, parameter)
+                names = [name + suffix for name in shapes]
+                self._flat_weights_names.extend(names)
+                self._all_weights.append(names)
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters of one layer and direction, in torch's order."""
+        rows = CELLS[self.cell].G * self.hidden_size
+        state = self.proj_size or self.hidden_size
+        halves = 2 if self.bidirectional and self.merge_mode == "concat" else 1
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, self.input_size if layer == 0 else halves * state),
+            "weight_hh": (rows, state),
+        }
+        if self.bias:
+            shapes["bias_ih"] = (rows,)
+            if self.bias_mode == "double":
+                shapes["bias_hh"] = (rows,)
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+        return shapes
+
+    @property
+    def cell(self) -> str:
+        """The name of the cell in :data:`rnnkernels.cells.CELLS`."""
+        return self.mode.lower()
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: our kernels take parameters wherever they lie."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        return_all_states: bool = False,
+    ) -> Any:
+        """Runs the layers; see :class:`LSTM` for arguments, shapes and errors."""
+        spec = Spec(
+            self._kind,
+            self.cell,
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.proj_size,
+            self.bidirectional,
+            self.batch_first,
+            self.dropout,
+            self.training,
+            self.merge_mode,
+            self.backend,
+        )
+        return forward(
+            spec,
+            input,
+            hx,
+            self.all_weights,
+            lengths=lengths,
+            reset=reset,
+            return_all_states=return_all_states,
+        )
+
+    @property
+    def _kind(self) -> str:
+        return self.mode.split("_")[0]
+
+    def extra_repr(self) -> str:
+        parts = [super().extra_repr()]
+        for name, default in (("bias_mode", "double"), ("merge_mode", "concat"), ("backend", None)):
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)!r}")
+        return ", ".join(parts)
+
+
+class RNN(RNNBase):
+    """Elman RNN, a drop-in for :class:`torch.nn.RNN`: ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
+
+    Arguments, shapes and errors are those of :class:`LSTM` without ``proj_size``; ``hx`` is h_0
+    alone. ``nonlinearity`` is ``'tanh'``, ``'relu'`` or ``'sigmoid'``.
+
+    Example::
+
+        rnn = rnnkernels.RNN(10, 20, num_layers=2, nonlinearity="relu")
+        y, h_n = rnn(torch.randn(5, 3, 10))  # y [5, 3, 20], h_n [2, 3, 20]
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        _refuse_projection(options)
+        self.nonlinearity = checks.nonlinearity(nonlinearity)
+        super().__init__(
+            "RNN_" + nonlinearity.upper(),
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+
+
+class GRU(RNNBase):
+    """GRU, a drop-in for :class:`torch.nn.GRU`, whose formula it takes (Cho et al. 2014, with the
+    reset gate after the recurrent product).
+
+    Arguments, shapes and errors are those of :class:`LSTM` without ``proj_size``; ``hx`` is h_0
+    alone.
+
+    Example::
+
+        gru = rnnkernels.GRU(10, 20, bidirectional=True, merge_mode="sum")
+        y, h_n = gru(torch.randn(5, 3, 10), lengths=[5, 2, 0])  # y [5, 3, 20], h_n [2, 3, 20]
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        _refuse_projection(options)
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+
+
+class LSTM(RNNBase):
+    """LSTM, a drop-in for :class:`torch.nn.LSTM`, whose formula it takes (Hochreiter and
+    Schmidhuber 1997; forget gate of Gers et al. 2000; projection of Sak et al. 2014).
+
+    T is time, B batch, I ``input_size``, H ``hidden_size``, L ``num_layers``, D the number of
+    directions, R the size of h: ``proj_size`` where it is not zero, else H.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        num_layers: L, each layer taking the output of the one below.
+        bias: whether there are biases.
+        batch_first: whether input and output are ``[B, T, ...]``; states never are.
+        dropout: probability of zeroing an output between layers, in training.
+        bidirectional: whether a second direction runs from each row's end to its start.
+        proj_size: size of the projected h; 0 for none.
+        device, dtype: of the parameters; dtype is floating point.
+        bias_mode: ``'double'`` as in torch, or ``'single'``: one bias vector per layer and
+            direction.
+        merge_mode: how both directions become one output: ``'concat'``, ``'sum'``, ``'mean'`` or
+            ``'mul'``.
+        backend: see :func:`rnnkernels.use_backend`; None for the automatic choice.
+
+    Call:
+        ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False)``
+
+        * ``input``: ``[T, B, I]``, ``[B, T, I]`` with batch_first, ``[T, I]``, or a
+          PackedSequence. T and B may be 0.
+        * ``hx``: ``(h_0 [L*D, B, R], c_0 [L*D, B, H])``, without B for unbatched input; zeros
+          if None.
+        * ``lengths``: ``[B]`` integers from 0 to T, in any order, on any device: row b ends
+          after ``lengths[b]`` steps. The output is zero past the end, the final state is the one
+          at the end, and what stands in the padding is never read. On a device other than the
+          CPU the values are clamped to [0, T] instead of checked.
+        * ``reset``: bool, the input's shape without features: the state is zeroed before x_t is
+          consumed, and no gradient passes there. In the reverse direction the cut falls on the
+          same boundary.
+        * ``return_all_states``: whether to return :class:`rnnkernels.AllStates` third.
+
+    Returns:
+        ``(output, (h_n, c_n))``: output ``[T, B, D*R]`` (``[T, B, R]`` if merged, in the form of
+        the input), h_n ``[L*D, B, R]``, c_n ``[L*D, B, H]``.
+
+    Raises:
+        TypeError: an argument is of the wrong type, ``hx`` is no pair, lengths are not integers.
+        ValueError: an argument is out of range; input of a wrong number of dimensions or dtype.
+        RuntimeError: input, states or parameters of the wrong shape or device.
+        NotImplementedError: a complex dtype.
+
+    Example::
+
+        lstm = rnnkernels.LSTM(10, 20, num_layers=2)
+        y, (h_n, c_n) = lstm(torch.randn(5, 3, 10))  # y [5, 3, 20], h_n and c_n [2, 3, 20]
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+            **options,
+        )
+
+    # torch gives LSTM its own versions of these, for a pair of states.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+
+def _refuse_projection(options: dict[str, Any]) -> None:
+    if "proj_size" in options:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

@@ -1,0 +1,299 @@
+"""Everything above a single layer, once for all cells: stacks, directions, dropout, batch_first,
+unbatched input, packed and padded sequences, checks of what the user passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, _VF
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from rnnkernels import backends, checks
+from rnnkernels.call import Call, Result
+from rnnkernels.cells import CELLS
+
+State = Tensor | tuple[Tensor, Tensor]
+
+
+class AllStates(NamedTuple):
+    """Every state of every layer, as ``return_all_states=True`` gives it.
+
+    Attributes:
+        h: one tensor per layer, ``[T, B, D, R]`` (``[B, T, D, R]`` with batch_first,
+            ``[T, D, R]`` unbatched, a PackedSequence of ``[N, D, R]`` for packed input).
+        c: the same for c with H in place of R; None for cells without c.
+    """
+
+    h: tuple[Any, ...]
+    c: tuple[Any, ...] | None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A stack of layers without its weights."""
+
+    kind: str  # as errors call it: RNN, LSTM or GRU
+    cell: str
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    proj_size: int = 0
+    bidirectional: bool = False
+    batch_first: bool = False
+    dropout: float = 0.0
+    training: bool = False
+    merge_mode: str = "concat"
+    backend: str | None = None
+
+    @property
+    def D(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def R(self) -> int:
+        """Size of h: the projection's where there is one."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def has_c(self) -> bool:
+        return CELLS[self.cell].S > 1
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one layer and direction; see :class:`rnnkernels.call.Call` for shapes."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None = None
+    b_hh: Tensor | None = None
+    w_hr: Tensor | None = None
+
+    @classmethod
+    def from_list(cls, weights: Sequence[Tensor]) -> LayerWeights:
+        """From torch's order: w_ih, w_hh, then b_ih, b_hh and w_hr as far as they exist."""
+        w_ih, w_hh, *rest = weights
+        w_hr = rest.pop() if rest and rest[-1].dim() == 2 else None
+        b_ih, b_hh = [*rest, None, None][:2]
+        return cls(w_ih, w_hh, b_ih, b_hh, w_hr)
+
+
+def forward(
+    spec: Spec,
+    input: Tensor | PackedSequence,
+    hx: State | None,
+    weights: Sequence[Sequence[Tensor]],
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    return_all_states: bool = False,
+) -> Any:
+    """Runs a stack of layers; ``weights`` lists the tensors of each layer and direction.
+
+    See :class:`rnnkernels.LSTM` for the arguments, shapes and errors.
+    """
+    if isinstance(input, PackedSequence):
+        if lengths is not None:
+            raise ValueError("lengths: a PackedSequence brings its own lengths; pass one of them")
+        return _forward_packed(spec, input, hx, weights, reset, return_all_states)
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}"
+        )
+    if input.dim() not in (2, 3):
+        raise ValueError(
+            f"{spec.kind}: Expected input to be 2D or 3D, got {input.dim()}D instead"
+        )
+    batched, batch_dim = input.dim() == 3, 0 if spec.batch_first and input.dim() == 3 else 1
+    if hx is not None:
+        hx = _checked_structure(spec, hx, 3 if batched else 2)
+    if not batched:
+        input = input.unsqueeze(1)
+        hx = None if hx is None else [s.unsqueeze(1) for s in hx]
+        reset = reset.unsqueeze(-1) if isinstance(reset, Tensor) else reset
+        if isinstance(lengths, Tensor) and lengths.dim() == 0:
+            lengths = lengths.unsqueeze(0)
+    if reset is not None:
+        reset = checks.reset(reset, tuple(input.shape[:2]), input.device)
+    if batch_dim == 0:
+        input = input.transpose(0, 1)
+        reset = None if reset is None else reset.transpose(0, 1)
+    y, states, all_states = _stack(spec, input, hx, weights, lengths, reset, return_all_states)
+
+    def restore(t: Tensor) -> Tensor:
+        if not batched:
+            return t.squeeze(1)
+        return t.transpose(0, 1) if batch_dim == 0 else t
+
+    if not batched:
+        states = [s.squeeze(1) for s in states]
+    return _results(spec, restore(y), states, all_states, restore, return_all_states)
+
+
+def _forward_packed(
+    spec: Spec,
+    input: PackedSequence,
+    hx: State | None,
+    weights: Sequence[Sequence[Tensor]],
+    reset: Tensor | None,
+    return_all_states: bool,
+) -> Any:
+    checks.packed(input)
+    if input.data.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {input.data.dim()}")
+    # Inside, rows stand in the order of the packed data: longest first.
+    padded, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
+    order, back = input.sorted_indices, input.unsorted_indices
+    if hx is not None:
+        hx = _checked_structure(spec, hx, 3)
+        _check_states(spec, hx, padded)
+        hx = hx if order is None else [s.index_select(1, order) for s in hx]
+    if reset is not None:
+        T, B = padded.shape[:2]
+        reset = checks.reset(reset, (B, T) if spec.batch_first else (T, B), padded.device)
+        reset = reset.transpose(0, 1) if spec.batch_first else reset
+        reset = reset if order is None else reset.index_select(1, order)
+    y, states, all_states = _stack(spec, padded, hx, weights, lengths, reset, return_all_states)
+
+    def restore(t: Tensor) -> PackedSequence:
+        data, sizes = _VF._pack_padded_sequence(t, lengths, False)
+        return PackedSequence(data, sizes, order, back)
+
+    if back is not None:
+        states = [s.index_select(1, back) for s in states]
+    return _results(spec, restore(y), states, all_states, restore, return_all_states)
+
+
+def _results(
+    spec: Spec,
+    y: Any,
+    states: list[Tensor],
+    all_states: list[list[Tensor]],
+    restore: Any,
+    return_all_states: bool,
+) -> Any:
+    h_n = (states[0], states[1]) if spec.has_c else states[0]
+    if not return_all_states:
+        return y, h_n
+    h, c = (tuple(restore(t) for t in kind) for kind in all_states)
+    return y, h_n, AllStates(h, c if spec.has_c else None)
+
+
+def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
+    """hx as a list of states, after a check of its form and number of dimensions."""
+    if spec.has_c:
+        if isinstance(hx, Tensor) or not isinstance(hx, (tuple, list)) or len(hx) != 2:
+            got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
+            raise TypeError(f"hx: expected a tuple of two tensors (h_0, c_0), got {got}")
+        states, names = list(hx), "hx and cx"
+    else:
+        states, names = [hx], "hx"
+    for s in states:
+        if not isinstance(s, Tensor):
+            raise TypeError(f"hx: expected a Tensor, got {type(s).__name__}")
+        if s.dim() != dim:
+            kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {kind} input, {names} should also be {dim}-D but got {s.dim()}-D tensor"
+            )
+    return states
+
+
+def _check_states(spec: Spec, hx: list[Tensor], input: Tensor) -> None:
+    autocast = torch.is_autocast_enabled(input.device.type)
+    rows = spec.num_layers * spec.D, input.size(1)
+    for slot, (s, width) in enumerate(zip(hx, (spec.R, spec.hidden_size), strict=False)):
+        name = f"hidden[{slot}]" if spec.has_c else "hidden"
+        message = f"Expected {name} size {{}}, got {{}}"
+        checks.state(("hx", "cx")[slot], s, input, (*rows, width), message, autocast)
+
+
+def _stack(
+    spec: Spec,
+    x: Tensor,
+    hx: list[Tensor] | None,
+    weights: Sequence[Sequence[Tensor]],
+    lengths: Any,
+    reset: Tensor | None,
+    return_all_states: bool,
+) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
+    """All layers over a time-major batch.
+
+    x is [T, B, I], hx [L*D, B, R] and [L*D, B, H], reset [T, B]. Returns y, the final states and,
+    per slot, every state of every layer [T, B, D, size].
+    """
+    D, R, H = spec.D, spec.R, spec.hidden_size
+    autocast = torch.is_autocast_enabled(x.device.type)
+    checks.input_like_weight(x, weights[0][0], autocast)
+    if x.size(-1) != spec.input_size:
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {spec.input_size}, got {x.size(-1)}"
+        )
+    T, B = x.size(0), x.size(1)
+    if hx is None:
+        rows = spec.num_layers * D, B
+        hx = [x.new_zeros(*rows, R), *([x.new_zeros(*rows, H)] if spec.has_c else [])]
+    else:
+        _check_states(spec, hx, x)
+    if lengths is not None:
+        lengths = checks.lengths(lengths, T, B, x.device)
+        padding = torch.arange(T, device=x.device)[:, None] >= lengths  # [T, B]
+        x = x.masked_fill(padding[:, :, None], 0)  # whatever stands there reaches no product
+    if autocast:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, hx = _cast(x, dtype), [_cast(s, dtype) for s in hx]
+        weights = [[_cast(w, dtype) for w in group] for group in weights]
+
+    finals: list[list[Tensor]] = [[], []]
+    everything: list[list[Tensor]] = [[], []]
+    for layer in range(spec.num_layers):
+        rows_of_layer = slice(layer * D, (layer + 1) * D)
+        directions = [LayerWeights.from_list(group) for group in weights[rows_of_layer]]
+        call = Call(
+            spec.cell,
+            x,
+            [w.w_ih for w in directions],
+            [w.w_hh for w in directions],
+            [w.b_ih for w in directions if w.b_ih is not None],
+            [w.b_hh for w in directions if w.b_hh is not None],
+            [w.w_hr for w in directions if w.w_hr is not None],
+            hx[0][rows_of_layer],
+            hx[1][rows_of_layer] if spec.has_c else None,
+            lengths,
+            reset,
+            all_c=return_all_states,
+            layer=layer,
+        )
+        result: Result = backends.run(call, spec.backend)
+        finals[0].append(result.h_n)
+        if result.c_n is not None:
+            finals[1].append(result.c_n)
+        if return_all_states:
+            everything[0].append(result.y.unflatten(-1, (D, R)))
+            if result.c is not None:
+                everything[1].append(result.c)
+        x = _merge(result.y, spec)
+        if spec.dropout > 0 and layer + 1 < spec.num_layers:
+            x = F.dropout(x, spec.dropout, spec.training)
+    states = [torch.cat(parts) for parts in finals if parts]
+    return x, states, everything
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t if t.dtype == torch.float64 else t.to(dtype)  # what autocast does with float64
+
+
+def _merge(y: Tensor, spec: Spec) -> Tensor:
+    """Both directions of y [T, B, D*R] as one output."""
+    if spec.merge_mode == "concat" or not spec.bidirectional:
+        return y
+    forward, reverse = y.chunk(2, dim=-1)
+    if spec.merge_mode == "mul":
+        return forward * reverse
+    total = forward + reverse
+    return total if spec.merge_mode == "sum" else total / 2

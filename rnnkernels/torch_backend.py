@@ -1,0 +1,48 @@
+"""torch.nn's own path (oneDNN, cuDNN, native loops) behind our interface, for comparison."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, _VF
+
+from rnnkernels.call import Call, Result
+
+_FUNCTIONS = {"rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu, "lstm": _VF.lstm, "gru": _VF.gru}
+
+
+def refusal(call: Call) -> str | None:
+    """None where torch.nn can run this call, else the reason why not."""
+    if call.cell_name not in _FUNCTIONS:
+        return f"torch.nn has no cell {call.cell_name!r}"
+    if call.lengths is not None:
+        return "torch.nn takes no lengths"
+    if call.reset is not None:
+        return "torch.nn takes no reset"
+    if call.all_c and call.c0 is not None:
+        return "torch.nn does not return every c"
+    if len(call.b_ih) != len(call.b_hh):
+        return "torch.nn has two biases or none"
+    if call.x.size(0) == 0:
+        return "torch.nn takes no empty sequence"
+    return None
+
+
+def run(call: Call) -> Result:
+    """Runs one layer through torch's own function."""
+    weights: list[Tensor] = []
+    for d in range(len(call.w_hh)):
+        lists = (call.w_ih, call.w_hh, call.b_ih, call.b_hh, call.w_hr)
+        weights += [tensors[d] for tensors in lists if tensors]
+    hx = call.h0 if call.c0 is None else (call.h0, call.c0)
+    y, *states = _FUNCTIONS[call.cell_name](
+        call.x,
+        hx,
+        weights,
+        bool(call.b_ih),
+        1,  # layers
+        0.0,  # dropout
+        torch.is_grad_enabled(),  # cuDNN keeps what backward needs only in training mode
+        len(call.w_hh) == 2,
+        False,  # batch_first
+    )
+    return Result(y, states[0], states[1] if len(states) > 1 else None, None)
