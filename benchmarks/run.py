@@ -102,7 +102,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             math.exp(sum(math.log(row[m]["ratio"]) for row in of_layer) / len(of_layer))
             for m in ("inference", "training")
         ]
-        lines.append(f"| **{layer}** | geometric mean | | | **{means[0]:.2f}** | | | **{means[1]:.2f}** |")
+        lines.append(
+            f"| **{layer}** | geometric mean | | | **{means[0]:.2f}** | | | **{means[1]:.2f}** |"
+        )
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from benchmarks.cases import Pair
 
 @dataclass(frozen=True)
 class Comparison:
-    """Medians in milliseconds, and the spread of each (third less first quartile, of the median)."""
+    """Medians in milliseconds, and the spread of each (between the quartiles, relative)."""
 
     torch_ms: float
     ours_ms: float
