@@ -144,7 +144,7 @@ def sources(pattern: str) -> list[str]:
 
 def extension() -> CppExtension:
     compile_args = ["-std=c++20", "-O3", "-fopenmp", "-ffp-contract=fast", "-Wall"]
-    # Vectors are passed between our own inlined functions only: their calling convention is nobody's concern.
+    # Vectors pass between inlined functions only: their calling convention concerns nobody.
     compile_args.append("-Wno-psabi")
     link_args = ["-fopenmp"]
     include_dirs = [os.path.abspath("csrc")]
