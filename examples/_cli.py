@@ -101,7 +101,7 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
 
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--steps", type=size, default=600, metavar="N", help="training steps in all"
+        "--steps", type=size, default=800, metavar="N", help="training steps in all"
     )
     training.add_argument(
         "--batch-size", type=size, default=32, metavar="B", help="text streams read side by side"
@@ -129,15 +129,18 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
     results.add_argument(
         "--temperature",
         type=_number(0, 10),
-        default=0.6,
+        default=0.8,
         metavar="X",
         help="of the sample: 0 always takes the likeliest character, 1 draws as the model predicts",
     )
     results.add_argument(
-        "--no-compare", action="store_true", help="skip the timing against torch.nn"
+        "--no-compare",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="skip the timing against torch.nn",
     )
 
-    options = Options(data=None, resume=None, backend=None)
+    options = Options(data=None, resume=None, backend=None, no_compare=False)
     parser.parse_args(argv, namespace=options)
     if options.dropout > 0 and options.layers == 1:
         raise UsageError(

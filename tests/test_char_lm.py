@@ -175,6 +175,20 @@ def test_a_checkpoint_of_another_model_or_text_is_refused(
     assert "cannot be read as one" in capsys.readouterr().err
 
 
+def test_a_write_that_fails_keeps_the_old_file(char_lm: Any, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_text("old")
+
+    def fail(file: Path) -> None:
+        file.write_text("half of the n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        char_lm.write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_whole_files_are_held_out(char_lm: Any, text: Path) -> None:
     corpus = char_lm.read_corpus(text)
     texts = [(text / f"{index}.py").read_text(encoding="utf-8") for index in range(3)]
