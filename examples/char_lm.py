@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 import rnnkernels as rk
 from _cli import FIXED, CtrlC, Options, UsageError, parse_options
