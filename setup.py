@@ -151,7 +151,8 @@ def extension() -> CppExtension:
     macros: list[tuple[str, str | None]] = []
     files = [*sources("ops.cpp"), *sources("common/*.cpp"), *sources("cpu/*.cpp")]
     if SANITIZE:
-        instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"]
+        # -g1 is enough for a report to name lines; with -g the kernels take minutes longer.
+        instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"]
         # Python's own flags say -fwrapv, with which an overflow of signed integers is no finding.
         compile_args += [*instrument, "-O1", "-fno-wrapv"]
         link_args += instrument
