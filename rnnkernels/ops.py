@@ -229,7 +229,9 @@ def _gradients(
         if call.b_ih and need_b_ih[d]:
             db_ih[d] = dgx.sum(0)
         if call.b_hh and need_b_hh[d]:
-            db_hh[d] = torch.cat([part.sum((0, 1)) for part in dgh])
+            same = None if apart else db_ih[d]
+            sums = [part.sum((0, 1)) for part in dgh] if same is None else [same]
+            db_hh[d] = torch.cat(sums)  # memory of its own: callers may change gradients in place
         if need_w_hh[d]:
             dw_hh[d] = torch.cat([_hidden_product(part, y, call, d) for part in dgh])
         if call.w_hr and need_w_hr[d]:
