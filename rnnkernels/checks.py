@@ -1,4 +1,4 @@
-"""Checks of what users pass, with the exception types (and where it is clear, the text) of torch.nn.
+"""Checks of what users pass, with torch.nn's exception types and, where it is clear, its text.
 
 The compiled ops check every tensor once more at every call; these checks speak the user's terms.
 """
@@ -53,7 +53,8 @@ def nonlinearity(value: Any) -> str:
 def dropout(value: Any, num_layers: int) -> float:
     if value is None:
         raise TypeError("dropout should be a number in range [0, 1], got: NoneType")
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an "
             f"element being zeroed, got: {value!r}"

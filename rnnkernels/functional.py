@@ -39,9 +39,7 @@ def rnn(
     return _layers("RNN", cell, input, hx, weights, **options)
 
 
-def gru(
-    input: Tensor | PackedSequence, hx: Tensor | None, weights: Weights, **options: Any
-) -> Any:
+def gru(input: Tensor | PackedSequence, hx: Tensor | None, weights: Weights, **options: Any) -> Any:
     """GRU layers, with the formula of :class:`torch.nn.GRU`.
 
     Arguments, shapes and errors are those of :func:`lstm` but for ``hx``, which is h_0 alone.

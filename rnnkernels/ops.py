@@ -22,7 +22,7 @@ from rnnkernels.cells import CELLS
 try:
     from rnnkernels import _C
 except ImportError as error:
-    _C = None
+    _C = None  # type: ignore[assignment]
     #: Why the compiled part is missing, or None.
     missing: str | None = str(error)
     warnings.warn(
@@ -34,6 +34,7 @@ else:
     missing = None
 
 MaybeTensor = Tensor | None
+_NONE: MaybeTensor = None
 
 
 def build_info() -> dict[str, Any]:
@@ -170,8 +171,9 @@ def _backward(
     for count in ctx.counts:
         lists.append(flat[:count])
         flat = flat[count:]
+    w_ih, w_hh, b_ih, b_hh, w_hr = lists
     cell_name, all_c, layer = ctx.options
-    call = Call(cell_name, x, *lists, h0, c0, lengths, reset, all_c, layer)
+    call = Call(cell_name, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, all_c, layer)
     if torch.is_grad_enabled():  # the gradient itself will be differentiated
         grads = _differentiable_gradients(call, (dy, dh_n, dc_n, dc))
     else:
@@ -212,15 +214,14 @@ def _gradients(
     apart = cell.A * (G_H // cell.G)  # columns of the gates whose hidden gradient is kept apart
     x = call.x.reshape(T * B, I)
     dx: MaybeTensor = None
-    dw_ih, dw_hh, db_ih, db_hh = ([None] * len(w) for w in (call.w_ih, call.w_hh, call.b_ih, call.b_hh))
-    dw_hr: list[MaybeTensor] = [None] * len(call.w_hr)
+    lists = (call.w_ih, call.w_hh, call.b_ih, call.b_hh, call.w_hr)
+    dw_ih, dw_hh, db_ih, db_hh, dw_hr = ([_NONE] * len(tensors) for tensors in lists)
 
     for d in range(D):
         dgx = dgates[:, :, d, :G_H].reshape(T * B, G_H)
+        dgh = [dgates[:, :, d]]
         if apart:
             dgh = [dgates[:, :, d, : G_H - apart], dgates[:, :, d, G_H:]]
-        else:
-            dgh = [dgates[:, :, d]]
         if need_x:
             dx = dgx @ call.w_ih[d] if dx is None else torch.addmm(dx, dgx, call.w_ih[d])
         if need_w_ih[d]:
