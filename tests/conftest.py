@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch.utils import deterministic
 
 # Deterministic mode asks for this on a GPU, before the first use of one.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -27,13 +29,11 @@ def _reproducible() -> Iterator[None]:
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    fill, mode = (
-        torch.utils.deterministic.fill_uninitialized_memory,
-        torch.get_deterministic_debug_mode(),
-    )
+    memory: Any = deterministic  # a property that mypy does not see
+    fill, mode = memory.fill_uninitialized_memory, torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    memory.fill_uninitialized_memory = True
     yield
-    torch.utils.deterministic.fill_uninitialized_memory = fill
+    memory.fill_uninitialized_memory = fill
     torch.set_deterministic_debug_mode(mode)
     torch.set_num_threads(threads)
