@@ -41,12 +41,12 @@ def pull(outputs: Sequence[Tensor], precision: torch.dtype, seed: int = 100) -> 
 
 
 def tensors(result: Any) -> list[Tensor]:
-    """All tensors inside nested tuples; a PackedSequence counts as its data."""
+    """All tensors inside nested sequences; a PackedSequence counts as its data, None as nothing."""
     if isinstance(result, PackedSequence):
         return [result.data]
     if isinstance(result, Tensor):
         return [result]
-    return [t for part in result if part is not None for t in tensors(part)]
+    return [] if result is None else [t for part in result for t in tensors(part)]
 
 
 def outputs_and_gradients(
@@ -57,10 +57,12 @@ def outputs_and_gradients(
     Leaves among ``args`` (tensors, tuples of tensors) that require a gradient are reported too.
     """
     module.zero_grad()
+    leaves = {f"argument {i}": t for i, t in enumerate(tensors(args))}
+    for t in leaves.values():
+        t.grad = None
     outputs = tensors(module(*args, **options))
     pull(outputs, precision)
     found: Results = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
-    leaves = {f"argument {i}": t for i, t in enumerate(tensors([a for a in args if a is not None]))}
     for name, t in (*leaves.items(), *module.named_parameters()):
         found[f"gradient of {name}"] = t.grad if t.is_leaf else None
     return found

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import compare, draw, outputs_and_gradients
-from torch import Tensor, nn
+from helpers import compare, draw, outputs_and_gradients, tensors
+from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_sequence
 
@@ -237,7 +237,7 @@ def test_copies_are_equal_and_independent(build: str, copied: Callable[[Any], An
             p.zero_()
     assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
     # The copy computes with its own numbers.
-    assert not torch.equal(flat(other(*arguments(other)))[0], flat(ours(*arguments(ours)))[0])
+    assert not torch.equal(tensors(other(*arguments(other)))[0], tensors(ours(*arguments(ours)))[0])
 
 
 @each_build
@@ -271,15 +271,11 @@ def test_functional_call_uses_the_weights_it_is_given(build: str) -> None:
     args = arguments(ours)
     result = torch.func.functional_call(ours, weights, tuple(args))
     expected = other(*args)
-    assert_close(flat(result), flat(expected), rtol=0.0)
-    torch.autograd.backward([t.sum() for t in (*flat(result), *flat(expected))])
+    assert_close(tensors(result), tensors(expected), rtol=0.0)
+    torch.autograd.backward([t.sum() for t in (*tensors(result), *tensors(expected))])
     for key, p in other.named_parameters():
         assert_close(weights[key].grad, p.grad, name=key, rtol=0.0)
     assert all(p.grad is None for p in ours.parameters())
-
-
-def flat(result: Any) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else [t for part in result for t in flat(part)]
 
 
 @pytest.mark.parametrize("build", ["lstm-proj", "gru-bi", "rnn", "lstmcell", "grucell", "rnncell"])
@@ -329,8 +325,8 @@ def test_replicas_of_data_parallel(build: str) -> None:
     for module in (replica, doubled):
         module.eval()
     args = arguments(ours)
-    assert_close(flat(replica(*args)), flat(doubled(*args)), rtol=0.0)
-    sum(t.sum() for t in flat(replica(*args))).backward()  # type: ignore[union-attr]
+    assert_close(tensors(replica(*args)), tensors(doubled(*args)), rtol=0.0)
+    sum(t.sum() for t in tensors(replica(*args))).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None and p.grad.any() for p in ours.parameters())
 
 
@@ -349,6 +345,6 @@ def test_batch_first_output_and_state_share_nothing(name: str) -> None:
     for batch_first in (False, True):
         module = getattr(rnnkernels, name)(3, 4, batch_first=batch_first)
         for T in (1, 3):
-            outputs = flat(module(torch.randn(2, T, 3) if batch_first else torch.randn(T, 2, 3)))
+            outputs = tensors(module(torch.randn(2, T, 3) if batch_first else torch.randn(T, 2, 3)))
             storages = {t.untyped_storage().data_ptr() for t in outputs}
             assert len(storages) == len(outputs)
