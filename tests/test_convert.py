@@ -114,7 +114,8 @@ def test_convert_replaces_every_place_and_revert_undoes_it() -> None:
     model: Any = Model()
     before, original = model.state_dict(), copy.deepcopy(model)
     parameters = list(model.parameters())
-    assert convert(model) is model
+    converted: Any = convert(model)
+    assert converted is model
     assert type(model.encoder) is rnnkernels.LSTM and model.again is model.encoder
     assert type(model.parts[0][0]) is rnnkernels.GRU
     assert type(model.cells["step"]) is rnnkernels.LSTMCell
@@ -124,7 +125,8 @@ def test_convert_replaces_every_place_and_revert_undoes_it() -> None:
     compare(results(model), results(original))
     encoder = model.encoder
     assert convert(model).encoder is encoder  # a second time does nothing
-    assert revert(model) is model
+    reverted: Any = revert(model)
+    assert reverted is model
     assert [type(m) for m in model.modules()] == [type(m) for m in original.modules()]
     assert all(map(lambda a, b: a is b, model.parameters(), parameters))
     compare(results(model), results(original), rtol=0.0)

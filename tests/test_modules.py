@@ -260,6 +260,21 @@ def test_meta_device_then_to_empty(build: str) -> None:
     same(ours, source)
 
 
+@each_build
+def test_meta_device_runs(build: str) -> None:
+    """Shapes without numbers, forward and backward."""
+    found = []
+    for module in both(build):
+        args = [t.detach().to("meta").requires_grad_() for t in tensors(arguments(module))]
+        hx: Any = tuple(args[1:]) if len(args) > 2 else args[1]
+        outputs = tensors(module.to("meta")(args[0], hx))
+        torch.autograd.backward([t.sum() for t in outputs])
+        leaves = (*args, *module.parameters())
+        assert all(t.grad is not None and t.grad.shape == t.shape for t in leaves)
+        found.append([(t.shape, t.dtype, t.device) for t in outputs])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("build", ["lstm-proj", "gru-bi", "rnn", "lstmcell", "grucell"])
 def test_functional_call_uses_the_weights_it_is_given(build: str) -> None:
     _, ours = both(build)
