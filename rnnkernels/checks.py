@@ -91,6 +91,12 @@ def parameter_dtype(dtype: torch.dtype | None) -> None:
         raise TypeError(f"dtype: expected a floating point dtype, got {dtype}")
 
 
+def autocast(device: torch.device) -> bool:
+    """Whether autocast casts on this device; never where it does not exist, as on ``meta``."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def input_like_weight(input: Tensor, weight: Tensor, autocast: bool) -> None:
     """The input against the first weight: dtype (unless autocast casts both) and device."""
     if input.dtype != weight.dtype and not (autocast and input.is_floating_point()):

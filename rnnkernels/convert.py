@@ -127,7 +127,9 @@ def _rebuilt(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
     """A module of another class with the same parameters, buffers, hooks and attributes."""
     new = cls.__new__(cls)
     for key, value in module.__dict__.items():
-        new.__dict__[key] = value.copy() if isinstance(value, (dict, list)) else value
+        # The handles of hooks hold on to the very dictionaries that the hooks stand in.
+        shared = "hooks" in key or not isinstance(value, (dict, list))
+        new.__dict__[key] = value if shared else value.copy()
     return new
 
 
