@@ -139,6 +139,7 @@ def cell(
     hx: State | None,
     weights: LayerWeights,
     *,
+    sizes: tuple[int, int] | None = None,
     backend: str | None = None,
 ) -> State:
     """One step of one cell.
@@ -149,6 +150,7 @@ def cell(
         input: ``[B, I]`` or ``[I]``.
         hx: h ``[B, H]`` or ``[H]`` (for an LSTM the pair of h and c), or None for zeros.
         weights: the cell's weights; biases may be None.
+        sizes: I and H; read from the weights if None.
         backend: see :func:`rnnkernels.use_backend`.
 
     Returns:
@@ -168,7 +170,7 @@ def cell(
     checks.input_like_weight(input, weights.w_ih, autocast)
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
-    I, H = weights.w_ih.size(1), weights.w_hh.size(1)
+    I, H = sizes or (weights.w_ih.size(-1), weights.w_hh.size(-1))
     if x.size(1) != I:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
     states = _cell_states(kind, hx, x, H, batched, has_c, autocast)
