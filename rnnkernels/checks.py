@@ -92,6 +92,12 @@ def parameter_dtype(dtype: torch.dtype | None) -> None:
         raise TypeError(f"dtype: expected a floating point dtype, got {dtype}")
 
 
+def autocast(input: Tensor) -> bool:
+    """Whether autocast is on for the device of the input; torch knows none for meta tensors."""
+    device = input.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def input_like_weight(input: Tensor, weight: Tensor, autocast: bool) -> None:
     """The input against the first weight: dtype (unless autocast casts both) and device."""
     if input.dtype != weight.dtype and not (autocast and input.is_floating_point()):

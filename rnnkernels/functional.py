@@ -166,7 +166,7 @@ def cell(
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):
         raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-    autocast = torch.is_autocast_enabled(input.device.type)
+    autocast = checks.autocast(input)
     checks.input_like_weight(input, weights.w_ih, autocast)
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)

@@ -217,7 +217,7 @@ def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
 
 
 def _check_states(spec: Spec, hx: list[Tensor], input: Tensor) -> None:
-    autocast = torch.is_autocast_enabled(input.device.type)
+    autocast = checks.autocast(input)
     rows = spec.num_layers * spec.D, input.size(1)
     for slot, (s, width) in enumerate(zip(hx, (spec.R, spec.hidden_size), strict=False)):
         name = f"hidden[{slot}]" if spec.has_c else "hidden"
@@ -240,7 +240,7 @@ def _stack(
     per slot, every state of every layer [T, B, D, size].
     """
     D, R, H = spec.D, spec.R, spec.hidden_size
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = checks.autocast(x)
     checks.input_like_weight(x, weights[0][0], autocast)
     if x.size(-1) != spec.input_size:
         raise RuntimeError(
