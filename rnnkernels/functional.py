@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnkernels import backends, checks
 from rnnkernels.call import Call
 from rnnkernels.cells import CELLS
-from rnnkernels.stack import LayerWeights, Spec, State, forward
+from rnnkernels.stack import LayerWeights, Spec, State, cast, forward
 
 Weights = Sequence[Sequence[Tensor]]
 
@@ -176,8 +176,8 @@ def cell(
     states = _cell_states(kind, hx, x, H, batched, has_c, autocast)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, states = x.to(dtype), [s.to(dtype) for s in states]
-        weights = LayerWeights(*(None if w is None else w.to(dtype) for w in weights))  # type: ignore[arg-type]
+        x, states = cast(x, dtype), [cast(s, dtype) for s in states]
+        weights = LayerWeights(*(None if w is None else cast(w, dtype) for w in weights))  # type: ignore[arg-type]
     call = Call(
         cell,
         x.unsqueeze(0),

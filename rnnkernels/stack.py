@@ -259,8 +259,8 @@ def _stack(
         x = x.masked_fill(padding[:, :, None], 0)  # whatever stands there reaches no product
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, hx = _cast(x, dtype), [_cast(s, dtype) for s in hx]
-        weights = [[_cast(w, dtype) for w in group] for group in weights]
+        x, hx = cast(x, dtype), [cast(s, dtype) for s in hx]
+        weights = [[cast(w, dtype) for w in group] for group in weights]
 
     finals: list[list[Tensor]] = [[], []]
     everything: list[list[Tensor]] = [[], []]
@@ -299,7 +299,7 @@ def _stack(
     return x, states, everything
 
 
-def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t if t.dtype == torch.float64 else t.to(dtype)  # what autocast does with float64
 
 
