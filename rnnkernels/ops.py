@@ -157,7 +157,8 @@ def _fake_backward(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, save, all_c, layer = inputs
-    y, _h_n, _c_n, c, h_raw, saved = output
+    y, _h_n, c_n, c, h_raw, saved = output
+    ctx.mark_non_differentiable(h_raw, saved, *([c_n, c] if c0 is None else []))
     ctx.set_materialize_grads(False)
     ctx.save = save
     if not save:
@@ -213,7 +214,7 @@ def _gradients(
         dy,
         dh_n,
         dc_n,
-        None if call.c0 is None else dc,
+        dc,
         call.w_hh,
         call.w_hr,
         call.h0,
