@@ -29,6 +29,8 @@ def size(name: str, value: Any, *, minimum: int = 1) -> int:
     number = operator.index(value)
     if number < minimum:
         raise ValueError(f"{name} must be greater than zero")
+    if number >= 2**60:  # times the gates, it no longer fits 64 bits
+        raise ValueError(f"{name} must be less than 2**60, got {number}")
     return number
 
 
@@ -202,7 +204,7 @@ def lengths(value: Any, T: int, B: int, device: torch.device) -> Tensor:
     Values are checked where they can be read without waiting for a device.
     """
     if isinstance(value, (list, tuple)):
-        if any(isinstance(n, (bool, float)) for n in value):
+        if any(isinstance(n, bool) or not isinstance(n, (int, numbers.Integral)) for n in value):
             raise TypeError(f"lengths: expected integers, got {list(value)}")
         value = torch.tensor(value, dtype=torch.int64)
     if not isinstance(value, Tensor):
