@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rnnkernels import ops, reference, torch_backend
+from rnnkernels import checks, ops, reference, torch_backend
 from rnnkernels.call import Call, Result
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -44,13 +44,23 @@ def _kernels(device_type: str) -> Callable[[Call], str | None]:
     return refusal
 
 
+def _checked(run: Callable[[Call], Result]) -> Callable[[Call], Result]:
+    """The compiled ops check every tensor; torch's LSTM would read past the end of a small one."""
+
+    def checked(call: Call) -> Result:
+        checks.parameters(call)
+        return run(call)
+
+    return checked
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("reference", lambda call: None, reference.run),
+        Backend("reference", lambda call: None, _checked(reference.run)),
         Backend("cpu", _kernels("cpu"), ops.run),
         Backend("cuda", _kernels("cuda"), ops.run),
-        Backend("torch", torch_backend.refusal, torch_backend.run),
+        Backend("torch", torch_backend.refusal, _checked(torch_backend.run)),
     )
 }
 

@@ -47,7 +47,10 @@ class RNNCellBase(nn.RNNCellBase):
     def _step(self, input: Tensor, hx: State | None) -> State:
         weights = LayerWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         kind = type(self).__name__
-        return functional.cell(kind, self.cell, input, hx, weights, backend=self.backend)
+        sizes = self.input_size, self.hidden_size
+        return functional.cell(
+            kind, self.cell, input, hx, weights, sizes=sizes, backend=self.backend
+        )
 
     def extra_repr(self) -> str:
         extra = "" if self.bias_mode == "double" else f", bias_mode={self.bias_mode!r}"

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnkernels.call import Call
+
 MERGE_MODES = ("concat", "sum", "mean", "mul")
 BIAS_MODES = ("double", "single")
 NONLINEARITIES = ("tanh", "relu", "sigmoid")
@@ -27,6 +29,8 @@ def size(name: str, value: Any, *, minimum: int = 1) -> int:
     number = operator.index(value)
     if number < minimum:
         raise ValueError(f"{name} must be greater than zero")
+    if number >= 2**60:  # times the gates, it no longer fits 64 bits
+        raise ValueError(f"{name} must be less than 2**60, got {number}")
     return number
 
 
@@ -111,6 +115,43 @@ def input_like_weight(input: Tensor, weight: Tensor, autocast: bool) -> None:
         )
 
 
+def parameters(call: Call) -> None:
+    """Every weight of a layer, with the errors of the compiled ops, for backends without checks."""
+    G, D = call.cell.G, len(call.w_hh)
+    H, R = (call.h0 if call.c0 is None else call.c0).size(2), call.h0.size(2)
+    if call.w_hr and call.cell.S == 1:
+        raise ValueError(
+            f"w_hr: a projection needs a cell with a state beside h, got {call.cell_name!r}"
+        )
+    for name, tensors, shape in (
+        ("weight_ih", call.w_ih, (G * H, call.x.size(2))),
+        ("weight_hh", call.w_hh, (G * H, R)),
+        ("bias_ih", call.b_ih, (G * H,)),
+        ("bias_hh", call.b_hh, (G * H,)),
+        ("weight_hr", call.w_hr, (R, H)),
+    ):
+        if tensors and len(tensors) != D:
+            raise ValueError(
+                f"{name}: expected {D} tensors, one per direction, got {len(tensors)}"
+            )
+        for d, t in enumerate(tensors):
+            if t.shape != shape or t.dtype != call.x.dtype or t.device != call.x.device:
+                _refuse_parameter(parameter_name(name, call.layer, d), t, shape, call.x)
+
+
+def parameter_name(base: str, layer: int, direction: int) -> str:
+    """As in torch.nn's ``state_dict``; the bare name for a cell, whose layer is -1."""
+    return base if layer < 0 else f"{base}_l{layer}" + "_reverse" * direction
+
+
+def _refuse_parameter(name: str, t: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+    if tuple(t.shape) != shape:
+        raise RuntimeError(f"{name}: expected shape {list(shape)}, got {list(t.shape)}")
+    if t.dtype != x.dtype:
+        raise ValueError(f"{name}: expected dtype {x.dtype} like the input, got {t.dtype}")
+    raise RuntimeError(f"{name}: expected device {x.device} like the input, got {t.device}")
+
+
 def state(
     name: str, t: Any, input: Tensor, shape: tuple[int, ...], message: str, autocast: bool
 ) -> None:
@@ -164,7 +205,7 @@ def lengths(value: Any, T: int, B: int, device: torch.device) -> Tensor:
     Values are checked where they can be read without waiting for a device.
     """
     if isinstance(value, (list, tuple)):
-        if any(isinstance(n, (bool, float)) for n in value):
+        if any(isinstance(n, bool) or not isinstance(n, (int, numbers.Integral)) for n in value):
             raise TypeError(f"lengths: expected integers, got {list(value)}")
         value = torch.tensor(value, dtype=torch.int64)
     if not isinstance(value, Tensor):

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnkernels import backends, checks
 from rnnkernels.call import Call
 from rnnkernels.cells import CELLS
-from rnnkernels.stack import LayerWeights, Spec, State, forward
+from rnnkernels.stack import LayerWeights, Spec, State, cast, forward
 
 Weights = Sequence[Sequence[Tensor]]
 
@@ -137,6 +137,7 @@ def cell(
     hx: State | None,
     weights: LayerWeights,
     *,
+    sizes: tuple[int, int] | None = None,
     backend: str | None = None,
 ) -> State:
     """One step of one cell.
@@ -147,6 +148,7 @@ def cell(
         input: ``[B, I]`` or ``[I]``.
         hx: h ``[B, H]`` or ``[H]`` (for an LSTM the pair of h and c), or None for zeros.
         weights: the cell's weights; biases may be None.
+        sizes: I and H; read from the weights if None.
         backend: see :func:`rnnkernels.use_backend`.
 
     Returns:
@@ -166,14 +168,14 @@ def cell(
     checks.input_like_weight(input, weights.w_ih, autocast)
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
-    I, H = weights.w_ih.size(1), weights.w_hh.size(1)
+    I, H = sizes or (weights.w_ih.size(-1), weights.w_hh.size(-1))
     if x.size(1) != I:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
     states = _cell_states(kind, hx, x, H, batched, has_c, autocast)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, states = x.to(dtype), [s.to(dtype) for s in states]
-        weights = LayerWeights(*(None if w is None else w.to(dtype) for w in weights))  # type: ignore[arg-type]
+        x, states = cast(x, dtype), [cast(s, dtype) for s in states]
+        weights = LayerWeights(*(None if w is None else cast(w, dtype) for w in weights))  # type: ignore[arg-type]
     call = Call(
         cell,
         x.unsqueeze(0),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels import reference
+from rnnkernels import checks, reference
 from rnnkernels.call import Call, Result
 from rnnkernels.cells import CELLS
 
@@ -78,6 +78,19 @@ def run(call: Call) -> Result:
     return Result(y, h_n, c_n, c if call.all_c else None)
 
 
+def _same_device(
+    like: Tensor, layer: int = -1, **others: MaybeTensor | Sequence[Tensor]
+) -> None:
+    """A meta tensor among the arguments brings a call here, whatever the device of the others."""
+    for name, value in others.items():
+        for d, t in enumerate([value] if isinstance(value, Tensor) else value or ()):
+            if t.device != like.device:
+                raise RuntimeError(
+                    f"{checks.parameter_name(name, layer, d)}: expected device {like.device} like "
+                    f"the input, got {t.device}"
+                )
+
+
 def _fake_forward(
     cell: str,
     x: Tensor,
@@ -94,6 +107,9 @@ def _fake_forward(
     all_c: bool,
     layer: int,
 ) -> tuple[Tensor, ...]:
+    _same_device(x, hx=h0, cx=c0, lengths=lengths, reset=reset)
+    weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
+    _same_device(x, layer, **weights, weight_hr=w_hr)
     T, B, D = x.size(0), x.size(1), len(w_hh)
     H, R = (h0 if c0 is None else c0).size(2), h0.size(2)
     K = CELLS[cell].K
@@ -127,6 +143,8 @@ def _fake_backward(
     lengths: MaybeTensor,
     reset: MaybeTensor,
 ) -> tuple[Tensor, ...]:
+    _same_device(y, dy=dy, dh_n=dh_n, dc_n=dc_n, dc=dc, w_hh=w_hh, w_hr=w_hr, h0=h0, c0=c0)
+    _same_device(y, c=c, saved=saved, lengths=lengths, reset=reset)
     T, B, D = y.size(0), y.size(1), len(w_hh)
     H, R = (h0 if c0 is None else c0).size(2), h0.size(2)
     contract = CELLS[cell]
@@ -140,7 +158,8 @@ def _fake_backward(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, save, all_c, layer = inputs
-    y, _h_n, _c_n, c, h_raw, saved = output
+    y, _h_n, c_n, c, h_raw, saved = output
+    ctx.mark_non_differentiable(h_raw, saved, *([c_n, c] if c0 is None else []))
     ctx.set_materialize_grads(False)
     ctx.save = save
     if not save:
@@ -197,7 +216,7 @@ def _gradients(
         dy,
         dh_n,
         dc_n,
-        None if call.c0 is None else dc,
+        dc,
         call.w_hh,
         call.w_hr,
         call.h0,

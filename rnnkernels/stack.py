@@ -74,10 +74,23 @@ class LayerWeights(NamedTuple):
     w_hr: Tensor | None = None
 
     @classmethod
-    def from_list(cls, weights: Sequence[Tensor]) -> LayerWeights:
-        """From torch's order: w_ih, w_hh, then b_ih, b_hh and w_hr as far as they exist."""
+    def from_list(cls, weights: Sequence[Tensor], projected: bool | None = None) -> LayerWeights:
+        """From torch's order: w_ih, w_hh, then b_ih, b_hh and w_hr as far as they exist.
+
+        Where ``projected`` does not say whether there is a w_hr, a last matrix is one.
+        """
+        for w in weights:
+            if not isinstance(w, Tensor):
+                raise TypeError(f"weights: expected tensors, got {type(w).__name__}")
+        if projected is None:
+            projected = len(weights) > 2 and weights[-1].dim() == 2
+        if not 2 <= len(weights) - projected <= 4:
+            raise ValueError(
+                "weights: expected [w_ih, w_hh, b_ih, b_hh, w_hr] as far as they exist for each "
+                f"layer and direction, got {len(weights)} tensors"
+            )
         w_ih, w_hh, *rest = weights
-        w_hr = rest.pop() if rest and rest[-1].dim() == 2 else None
+        w_hr = rest.pop() if projected else None
         b_ih, b_hh = [*rest, None, None][:2]
         return cls(w_ih, w_hh, b_ih, b_hh, w_hr)
 
@@ -244,14 +257,16 @@ def _stack(
         x = x.masked_fill(padding[:, :, None], 0)  # whatever stands there reaches no product
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, hx = _cast(x, dtype), [_cast(s, dtype) for s in hx]
-        weights = [[_cast(w, dtype) for w in group] for group in weights]
+        x, hx = cast(x, dtype), [cast(s, dtype) for s in hx]
+        weights = [[cast(w, dtype) for w in group] for group in weights]
 
     finals: list[list[Tensor]] = [[], []]
     everything: list[list[Tensor]] = [[], []]
     for layer in range(spec.num_layers):
         rows_of_layer = slice(layer * D, (layer + 1) * D)
-        directions = [LayerWeights.from_list(group) for group in weights[rows_of_layer]]
+        directions = [
+            LayerWeights.from_list(group, spec.proj_size > 0) for group in weights[rows_of_layer]
+        ]
         call = Call(
             spec.cell,
             x,
@@ -282,7 +297,7 @@ def _stack(
     return x, states, everything
 
 
-def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t if t.dtype == torch.float64 else t.to(dtype)  # what autocast does with float64
 
 

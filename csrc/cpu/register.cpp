@@ -41,6 +41,16 @@ void dispatch_dtype(at::ScalarType type, F&& f) {
   }
 }
 
+// What only a look into the tensor can tell; a compiled graph reaches no check but this one.
+void check_values(const OptionalTensor& lengths, int64_t T) {
+  if (!lengths) return;
+  const int64_t* n = pointer<int64_t>(lengths);
+  for (int64_t b = 0; b < lengths->numel(); ++b) {
+    TORCH_CHECK_VALUE(n[b] >= 0 && n[b] <= T, "lengths: expected values from 0 to ", T,
+                      ", the length of the input, got ", n[b]);
+  }
+}
+
 template <class Run>
 void with_launch(int cell, Run&& run) {
   Workspace workspace;
@@ -50,6 +60,7 @@ void with_launch(int cell, Run&& run) {
 
 ForwardResults forward(ForwardArguments& a) {
   const Sizes n = check(a);
+  check_values(a.lengths, n.T);
   const ForwardTensors t = prepare(a, n);
   with_launch(a.cell.number, [&](const Launch& launch) {
     dispatch_dtype(a.x.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
@@ -61,6 +72,7 @@ ForwardResults forward(ForwardArguments& a) {
 
 BackwardResults backward(BackwardArguments& a) {
   const Sizes n = check(a);
+  check_values(a.lengths, n.T);
   const BackwardTensors t = prepare(a, n);
   with_launch(a.cell.number, [&](const Launch& launch) {
     dispatch_dtype(a.y.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
