@@ -86,7 +86,7 @@ def use_backend(name: str | None) -> Iterator[None]:
     """
     global _chosen
     check_name(name)
-    before, _chosen = _chosen, name or "auto"
+    before, _chosen = _chosen, "auto" if name is None else name
     try:
         yield
     finally:
@@ -106,7 +106,8 @@ check_name(_environment, "RNNKERNELS_BACKEND")
 
 def asked_for(name: str | None) -> str:
     """The backend that argument, context or environment ask for, or ``'auto'``."""
-    return name or _chosen or _environment or "auto"
+    wishes = (name, _chosen, _environment)
+    return next((wish for wish in wishes if wish is not None), "auto")
 
 
 def select(call: Call, name: str | None = None) -> Backend:

@@ -1,4 +1,4 @@
-"""Checks of what users pass, with the exception types (and where it is clear, the text) of torch.nn.
+"""Checks of what users pass, with torch.nn's exception types and, where it is clear, its text.
 
 The compiled ops check every tensor once more at every call; these checks speak the user's terms.
 """
@@ -57,7 +57,8 @@ def nonlinearity(value: Any) -> str:
 def dropout(value: Any, num_layers: int) -> float:
     if value is None:
         raise TypeError("dropout should be a number in range [0, 1], got: NoneType")
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an "
             f"element being zeroed, got: {value!r}"
@@ -94,10 +95,10 @@ def parameter_dtype(dtype: torch.dtype | None) -> None:
         raise TypeError(f"dtype: expected a floating point dtype, got {dtype}")
 
 
-def autocast(input: Tensor) -> bool:
-    """Whether autocast is on for the device of the input; torch knows none for meta tensors."""
-    device = input.device.type
-    return device != "meta" and torch.is_autocast_enabled(device)
+def autocast(device: torch.device) -> bool:
+    """Whether autocast casts on this device; never where it does not exist, as on ``meta``."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def input_like_weight(input: Tensor, weight: Tensor, autocast: bool) -> None:

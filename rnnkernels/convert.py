@@ -48,9 +48,8 @@ def from_torch(module: nn.Module) -> nn.Module:
         if name != "merge_mode" or isinstance(new, RNNBase):
             setattr(new, name, value)
     if isinstance(new, RNNCellBase):
-        new.cell = {nn.LSTMCell: "lstm", nn.GRUCell: "gru"}.get(
-            type(module), f"rnn_{getattr(module, 'nonlinearity', '')}"
-        )
+        gated = {"LSTMCell": "lstm", "GRUCell": "gru"}
+        new.cell = gated.get(type(module).__name__, f"rnn_{getattr(module, 'nonlinearity', '')}")
     return new
 
 
@@ -105,7 +104,9 @@ def revert(model: nn.Module) -> nn.Module:
     return _replace(model, THEIRS, to_torch)
 
 
-def _replace(model: nn.Module, known: dict[type[nn.Module], type[nn.Module]], build: Any) -> nn.Module:
+def _replace(
+    model: nn.Module, known: dict[type[nn.Module], type[nn.Module]], build: Any
+) -> nn.Module:
     # All new modules exist before the first is put in place: an error leaves the model as it was.
     old = [m for m in model.modules() if type(m) in known or _hides(m, known)]
     new = {id(m): build(m) for m in old}
@@ -126,7 +127,9 @@ def _rebuilt(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
     """A module of another class with the same parameters, buffers, hooks and attributes."""
     new = cls.__new__(cls)
     for key, value in module.__dict__.items():
-        new.__dict__[key] = value.copy() if isinstance(value, (dict, list)) else value
+        # The handles of hooks hold on to the very dictionaries that the hooks stand in.
+        shared = "hooks" in key or not isinstance(value, (dict, list))
+        new.__dict__[key] = value if shared else value.copy()
     return new
 
 

@@ -39,9 +39,7 @@ def rnn(
     return _layers("RNN", cell, input, hx, weights, **options)
 
 
-def gru(
-    input: Tensor | PackedSequence, hx: Tensor | None, weights: Weights, **options: Any
-) -> Any:
+def gru(input: Tensor | PackedSequence, hx: Tensor | None, weights: Weights, **options: Any) -> Any:
     """GRU layers, with the formula of :class:`torch.nn.GRU`.
 
     Arguments, shapes and errors are those of :func:`lstm` but for ``hx``, which is h_0 alone.
@@ -166,7 +164,7 @@ def cell(
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):
         raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-    autocast = checks.autocast(input)
+    autocast = checks.autocast(input.device)
     checks.input_like_weight(input, weights.w_ih, autocast)
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)

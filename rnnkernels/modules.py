@@ -99,7 +99,7 @@ class RNNBase(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: our kernels take parameters wherever they lie."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,

@@ -22,7 +22,7 @@ from rnnkernels.cells import CELLS
 try:
     from rnnkernels import _C
 except ImportError as error:
-    _C = None
+    _C = None  # type: ignore[assignment]
     #: Why the compiled part is missing, or None.
     missing: str | None = str(error)
     warnings.warn(
@@ -34,6 +34,7 @@ else:
     missing = None
 
 MaybeTensor = Tensor | None
+_NONE: MaybeTensor = None
 
 
 def build_info() -> dict[str, Any]:
@@ -189,8 +190,9 @@ def _backward(
     for count in ctx.counts:
         lists.append(flat[:count])
         flat = flat[count:]
+    w_ih, w_hh, b_ih, b_hh, w_hr = lists
     cell_name, all_c, layer = ctx.options
-    call = Call(cell_name, x, *lists, h0, c0, lengths, reset, all_c, layer)
+    call = Call(cell_name, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, all_c, layer)
     if torch.is_grad_enabled():  # the gradient itself will be differentiated
         grads = _differentiable_gradients(call, (dy, dh_n, dc_n, dc))
     else:
@@ -231,15 +233,14 @@ def _gradients(
     apart = cell.A * (G_H // cell.G)  # columns of the gates whose hidden gradient is kept apart
     x = call.x.reshape(T * B, I)
     dx: MaybeTensor = None
-    dw_ih, dw_hh, db_ih, db_hh = ([None] * len(w) for w in (call.w_ih, call.w_hh, call.b_ih, call.b_hh))
-    dw_hr: list[MaybeTensor] = [None] * len(call.w_hr)
+    lists = (call.w_ih, call.w_hh, call.b_ih, call.b_hh, call.w_hr)
+    dw_ih, dw_hh, db_ih, db_hh, dw_hr = ([_NONE] * len(tensors) for tensors in lists)
 
     for d in range(D):
         dgx = dgates[:, :, d, :G_H].reshape(T * B, G_H)
+        dgh = [dgates[:, :, d]]
         if apart:
             dgh = [dgates[:, :, d, : G_H - apart], dgates[:, :, d, G_H:]]
-        else:
-            dgh = [dgates[:, :, d]]
         if need_x:
             dx = dgx @ call.w_ih[d] if dx is None else torch.addmm(dx, dgx, call.w_ih[d])
         if need_w_ih[d]:
@@ -247,7 +248,9 @@ def _gradients(
         if call.b_ih and need_b_ih[d]:
             db_ih[d] = dgx.sum(0)
         if call.b_hh and need_b_hh[d]:
-            db_hh[d] = torch.cat([part.sum((0, 1)) for part in dgh])
+            same = None if apart else db_ih[d]
+            sums = [part.sum((0, 1)) for part in dgh] if same is None else [same]
+            db_hh[d] = torch.cat(sums)  # memory of its own: callers may change gradients in place
         if need_w_hh[d]:
             dw_hh[d] = torch.cat([_hidden_product(part, y, call, d) for part in dgh])
         if call.w_hr and need_w_hr[d]:

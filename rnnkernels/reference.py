@@ -38,15 +38,23 @@ def run_direction(call: Call, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     state = [call.h0[d]] if call.c0 is None else [call.h0[d], call.c0[d]]
     outputs: list[list[Tensor]] = [[] for _ in range(T)]
 
+    def step(gx: Tensor, prev: list[Tensor]) -> list[Tensor]:
+        gh = F.linear(prev[0], call.w_hh[d], b_hh)  # [B, G*H]
+        values, _ = cell.forward(gx.chunk(cell.G, -1), gh.chunk(cell.G, -1), prev)
+        next = list(values)
+        if call.w_hr:
+            next[0] = F.linear(next[0], call.w_hr[d])
+        return next
+
+    if T == 0:  # a step over nothing: empty outputs that depend on every tensor all the same
+        empty = step(gx, [s[None][:0] for s in state])
+        return empty[0], state[0], state[-1], empty[-1]
+
     for t in range(T) if d == 0 else reversed(range(T)):
         active = None if call.lengths is None else (t < call.lengths)[:, None]  # [B, 1]
         cut = boundary(call, d, t)
         prev = state if cut is None else [s.masked_fill(cut, 0) for s in state]
-        gh = F.linear(prev[0], call.w_hh[d], b_hh)  # [B, G*H]
-        next, _ = cell.forward(gx[t].chunk(cell.G, -1), gh.chunk(cell.G, -1), prev)
-        next = list(next)
-        if call.w_hr:
-            next[0] = F.linear(next[0], call.w_hr[d])
+        next = step(gx[t], prev)
         if active is None:
             state = next
             outputs[t] = next
@@ -55,8 +63,6 @@ def run_direction(call: Call, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             outputs[t] = [n.masked_fill(~active, 0) for n in next]
 
     def stack(slot: int) -> Tensor:
-        if T == 0:
-            return state[slot][None][:0]
         return torch.stack([out[slot] for out in outputs])
 
     return stack(0), state[0], state[-1], stack(-1)

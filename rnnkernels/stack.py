@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, _VF
+from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -114,19 +114,14 @@ def forward(
             raise ValueError("lengths: a PackedSequence brings its own lengths; pass one of them")
         return _forward_packed(spec, input, hx, weights, reset, return_all_states)
     if not isinstance(input, Tensor):
-        raise TypeError(
-            f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}"
-        )
+        raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
     if input.dim() not in (2, 3):
-        raise ValueError(
-            f"{spec.kind}: Expected input to be 2D or 3D, got {input.dim()}D instead"
-        )
+        raise ValueError(f"{spec.kind}: Expected input to be 2D or 3D, got {input.dim()}D instead")
     batched, batch_dim = input.dim() == 3, 0 if spec.batch_first and input.dim() == 3 else 1
-    if hx is not None:
-        hx = _checked_structure(spec, hx, 3 if batched else 2)
+    initial = None if hx is None else _checked_structure(spec, hx, 3 if batched else 2)
     if not batched:
         input = input.unsqueeze(1)
-        hx = None if hx is None else [s.unsqueeze(1) for s in hx]
+        initial = None if initial is None else [s.unsqueeze(1) for s in initial]
         reset = reset.unsqueeze(-1) if isinstance(reset, Tensor) else reset
         if isinstance(lengths, Tensor) and lengths.dim() == 0:
             lengths = lengths.unsqueeze(0)
@@ -135,7 +130,7 @@ def forward(
     if batch_dim == 0:
         input = input.transpose(0, 1)
         reset = None if reset is None else reset.transpose(0, 1)
-    y, states, all_states = _stack(spec, input, hx, weights, lengths, reset, return_all_states)
+    y, states, all_states = _stack(spec, input, initial, weights, lengths, reset, return_all_states)
 
     def restore(t: Tensor) -> Tensor:
         if not batched:
@@ -161,16 +156,19 @@ def _forward_packed(
     # Inside, rows stand in the order of the packed data: longest first.
     padded, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
     order, back = input.sorted_indices, input.unsorted_indices
-    if hx is not None:
-        hx = _checked_structure(spec, hx, 3)
-        _check_states(spec, hx, padded)
-        hx = hx if order is None else [s.index_select(1, order) for s in hx]
+    initial = None if hx is None else _checked_structure(spec, hx, 3)
+    if initial is not None:
+        _check_states(spec, initial, padded)
+        if order is not None:
+            initial = [s.index_select(1, order) for s in initial]
     if reset is not None:
         T, B = padded.shape[:2]
         reset = checks.reset(reset, (B, T) if spec.batch_first else (T, B), padded.device)
         reset = reset.transpose(0, 1) if spec.batch_first else reset
         reset = reset if order is None else reset.index_select(1, order)
-    y, states, all_states = _stack(spec, padded, hx, weights, lengths, reset, return_all_states)
+    y, states, all_states = _stack(
+        spec, padded, initial, weights, lengths, reset, return_all_states
+    )
 
     def restore(t: Tensor) -> PackedSequence:
         data, sizes = _VF._pack_padded_sequence(t, lengths, False)
@@ -217,7 +215,7 @@ def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
 
 
 def _check_states(spec: Spec, hx: list[Tensor], input: Tensor) -> None:
-    autocast = checks.autocast(input)
+    autocast = checks.autocast(input.device)
     rows = spec.num_layers * spec.D, input.size(1)
     for slot, (s, width) in enumerate(zip(hx, (spec.R, spec.hidden_size), strict=False)):
         name = f"hidden[{slot}]" if spec.has_c else "hidden"
@@ -240,7 +238,7 @@ def _stack(
     per slot, every state of every layer [T, B, D, size].
     """
     D, R, H = spec.D, spec.R, spec.hidden_size
-    autocast = checks.autocast(x)
+    autocast = checks.autocast(x.device)
     checks.input_like_weight(x, weights[0][0], autocast)
     if x.size(-1) != spec.input_size:
         raise RuntimeError(
@@ -289,7 +287,7 @@ def _stack(
         if result.c_n is not None:
             finals[1].append(result.c_n)
         if return_all_states:
-            everything[0].append(result.y.unflatten(-1, (D, R)))
+            everything[0].append(result.y.view(T, B, D, R))
             if result.c is not None:
                 everything[1].append(result.c)
         x = _merge(result.y, spec)

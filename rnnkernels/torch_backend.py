@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor, _VF
+from torch import _VF, Tensor
 
 from rnnkernels.call import Call, Result
 
-_FUNCTIONS = {"rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu, "lstm": _VF.lstm, "gru": _VF.gru}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "rnn_tanh": _VF.rnn_tanh,
+    "rnn_relu": _VF.rnn_relu,
+    "lstm": _VF.lstm,
+    "gru": _VF.gru,
+}
 
 
 def refusal(call: Call) -> str | None:

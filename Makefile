@@ -1,0 +1,87 @@
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+FORMATTED = find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc'
+SETTINGS := $(TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERNELS_CUDA_ARCHS)
+
+# Two recipes that run pip in one environment at the same time would break it.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test sanitize lint format types clean FORCE
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ARGS=...      passed on to the demo or to pytest"
+	@echo "  TORCH=...     the torch to install (now $(TORCH))"
+	@echo "  PYTHON=...    the Python to start from (now $(PYTHON))"
+
+demo: $(VENV)/.built ## Train the small character model of examples/
+	$(BIN)/python examples/char_lm.py $(ARGS)
+
+test: $(VENV)/.built ## Build the package in .venv and run the tests
+	$(BIN)/pytest -q $(ARGS)
+
+lint: $(VENV)/.dev ## Check style and format of Python and C++
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(FORMATTED) | xargs -r $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/.dev ## Format Python and C++ in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(FORMATTED) | xargs -r $(BIN)/clang-format -i
+
+types: $(VENV)/.dev ## Check the type annotations
+	$(BIN)/mypy
+
+# Preloaded: libasan has to come first in a process, and Python is not linked with it; libstdc++,
+# which Python does not load at its start either, or libasan finds no __cxa_throw to call.
+# -P and -p: the instrumented package is imported before anything can put the source folder, with
+# its ordinary build, in front of it. --capture=sys: pytest would swallow the report of a crash.
+SANITIZED := build/sanitize/lib
+RUNTIME = $(foreach lib,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(lib)))
+sanitize: $(VENV)/.dev ## Run the tests of the ops with address and undefined sanitizers
+	rm -rf $(SANITIZED)
+	RNNKERNELS_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
+	  --build-base build/sanitize --build-lib $(SANITIZED)
+	PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$(RUNTIME)" \
+	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1 \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(BIN)/python -P -m pytest -q -p rnnkernels --capture=sys $(SANITIZE_TESTS) $(ARGS)
+
+clean: ## Remove what was built (but not .venv)
+	rm -rf build dist *.egg-info rnnkernels/_C*.so $(VENV)/.built
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "rnnkernels needs Python 3.11 or newer; choose one with: make PYTHON=python3.11 ..." >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Touched only when a setting differs from the last call's, so that a change of it rebuilds.
+$(VENV)/.settings: FORCE | $(BIN)/pip
+	@echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
+
+$(VENV)/.base: $(VENV)/.settings
+	$(PIP) install "$(TORCH)" numpy setuptools wheel ninja pybind11
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.base
+	$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.built: $(SOURCES) requirements-dev.txt $(VENV)/.base
+	$(PIP) install --no-build-isolation -c requirements-dev.txt -e '.[test,demo]'
+	@touch $@

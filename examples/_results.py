@@ -1,0 +1,79 @@
+"""Files that a run leaves behind, written whole or not at all, and checkpoints read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from _cli import FIXED, Options, UsageError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, then put it in the place of ``path``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Write ``metrics`` as JSON."""
+    text = json.dumps(metrics, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def save_curve(path: Path, history: list[dict[str, float]], title: str) -> None:
+    """Draw held-out and training bits per character over the training steps, as PNG."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (
+        ("train_bpc", "training text (running mean)", "o--"),
+        ("held_out_bpc", "held-out text", "o-"),
+    ):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        axes.plot([x for x, _ in points], [y for _, y in points], style, label=label)
+    axes.set(title=title, xlabel="training step", ylabel="bits per character")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
+def read_checkpoint(path: Path, options: Options, text: str) -> dict[str, Any]:
+    """Read a checkpoint of the same model on the same ``text`` (a fingerprint of it)."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        theirs, their_text = checkpoint["options"], checkpoint["text"]
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"argument --resume: expected a checkpoint, but {str(path)!r} does not exist; "
+            "name the file, or leave --resume out to start afresh"
+        ) from error
+    except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.PickleError) as error:
+        raise UsageError(
+            f"argument --resume: expected a checkpoint of this program, but {str(path)!r} cannot "
+            "be read as one; name another file, or leave --resume out to start afresh"
+        ) from error
+    for name in FIXED:
+        ours = getattr(options, name)
+        if theirs.get(name) != ours:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"argument --resume: {str(path)!r} was made with {flag} {theirs.get(name)}, but "
+                f"this run has {flag} {ours}; make them equal, or leave --resume out"
+            )
+    if their_text != text:
+        raise UsageError(
+            f"argument --resume: {str(path)!r} was trained on another text than this run's --data; "
+            "name the same, unchanged text, or leave --resume out"
+        )
+    return dict(checkpoint)

@@ -1,0 +1,39 @@
+"""What holds for every test: a fixed seed, two threads, and memory poisoned with NaN."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import deterministic
+
+# Deterministic mode asks for this on a GPU, before the first use of one.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# Only the poison is wanted of deterministic mode: an op that is not deterministic may run.
+_MAY_WARN = "ignore:.*does not have a deterministic implementation:UserWarning"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings(_MAY_WARN))
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> Iterator[None]:
+    """Seeds every test alike and fills fresh memory (``torch.empty`` and ``at::empty``, the
+    kernels' own included) with NaN, so that an element which nobody wrote fails a comparison."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    memory: Any = deterministic  # a property that mypy does not see
+    fill, mode = memory.fill_uninitialized_memory, torch.get_deterministic_debug_mode()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = True
+    yield
+    memory.fill_uninitialized_memory = fill
+    torch.set_deterministic_debug_mode(mode)
+    torch.set_num_threads(threads)

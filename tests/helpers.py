@@ -1,0 +1,91 @@
+"""What several test files need: runs of a module with every gradient, and child processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import rnnkernels
+from rnnkernels import ops
+from rnnkernels.testing import assert_close
+
+#: The directory that holds the package under test.
+ROOT = Path(rnnkernels.__file__).parents[1]
+
+State = Tensor | tuple[Tensor, Tensor]
+Results = dict[str, Tensor | None]
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
+    """Normal numbers that depend on nothing but the arguments, rounded to ``dtype``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def pull(outputs: Sequence[Tensor], precision: torch.dtype, seed: int = 100) -> None:
+    """Backward with a random gradient for every output, the same for equal shapes."""
+    wanted = [o for o in outputs if o.requires_grad]
+    grads = [
+        draw(*o.shape, seed=seed + i, dtype=precision).to(o.dtype) for i, o in enumerate(wanted)
+    ]
+    torch.autograd.backward(wanted, grads)
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """All tensors inside nested sequences; a PackedSequence counts as its data, None as nothing."""
+    if isinstance(result, PackedSequence):
+        return [result.data]
+    if isinstance(result, Tensor):
+        return [result]
+    return [] if result is None else [t for part in result for t in tensors(part)]
+
+
+def outputs_and_gradients(
+    module: nn.Module, args: Sequence[Any], precision: torch.dtype, **options: Any
+) -> Results:
+    """Runs ``module(*args)`` forward and backward; all outputs and gradients by name.
+
+    Leaves among ``args`` (tensors, tuples of tensors) that require a gradient are reported too.
+    """
+    module.zero_grad()
+    leaves = {f"argument {i}": t for i, t in enumerate(tensors(args))}
+    for t in leaves.values():
+        t.grad = None
+    outputs = tensors(module(*args, **options))
+    pull(outputs, precision)
+    found: Results = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+    for name, t in (*leaves.items(), *module.named_parameters()):
+        found[f"gradient of {name}"] = t.grad if t.is_leaf else None
+    return found
+
+
+def compare(actual: Results, expected: Results, **options: Any) -> None:
+    """Asserts that all outputs and gradients agree, and that the same ones exist."""
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        assert_close(value, expected[name], name=name, **options)
+
+
+def require_backend(name: str) -> None:
+    """Skips the test where this build does not bring the backend."""
+    if name in ("cpu", "cuda") and name not in ops.kernel_devices:
+        pytest.skip(f"this build has no kernels for {name} tensors")
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A child Python with the package under test and these environment variables."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RNNKERNELS_")}
+    path = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
+    env |= {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "2"} | environment
+    return subprocess.run(
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300
+    )
