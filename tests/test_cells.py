@@ -1,0 +1,210 @@
+"""The two statements of every cell, in torch and in C++, against each other and against torch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import CLOSE, NAMES, assert_equals_reference, backward_arguments, make_call, random_like
+from torch import Tensor
+
+import rnnkernels
+from rnnkernels import _C
+from rnnkernels.cells import CELLS, Cell
+
+forward = torch.ops.rnnkernels.sequence_forward
+backward = torch.ops.rnnkernels.sequence_backward
+
+
+def random_values(count: int, n: int = 50) -> list[Tensor]:
+    return [torch.randn(n, dtype=torch.float64).mul(2).requires_grad_() for _ in range(count)]
+
+
+def test_table() -> None:
+    """Names, order and sizes are the same in both languages."""
+    ours = [
+        {"name": c.name, "gates": c.gates, "G": c.G, "S": c.S, "K": c.K, "A": c.A}
+        for c in CELLS.values()
+    ]
+    assert _C.cell_table() == ours
+    assert list(CELLS) == [c.name for c in CELLS.values()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name: str) -> None:
+    """Counts of states and saved values, and gradients that differ for the last A gates alone."""
+    cell = CELLS[name]
+    prev = random_values(cell.S)
+    next, saved = cell.forward(random_values(cell.G), random_values(cell.G), prev)
+    assert len(next) == cell.S and len(saved) == cell.K
+    dgx, dgh, dprev = cell.backward(saved, prev, next, random_values(cell.S))
+    assert len(dgx) == len(dgh) == cell.G and len(dprev) == cell.S
+    same = [torch.equal(a, b) for a, b in zip(dgx, dgh, strict=True)]
+    assert same == [True] * (cell.G - cell.A) + [False] * cell.A
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backward_is_autograd(name: str) -> None:
+    """The written backward equals autograd of the written forward, in every slot."""
+    cell = CELLS[name]
+    gx, gh, prev = random_values(cell.G), random_values(cell.G), random_values(cell.S)
+    next, saved = cell.forward(gx, gh, prev)
+    dnext = [d.detach() for d in random_values(cell.S)]
+    expected = torch.autograd.grad(next, gx + gh + prev, dnext, materialize_grads=True)
+    dgx, dgh, dprev = cell.backward(saved, prev, next, dnext)
+    for got, want in zip([*dgx, *dgh, *dprev], expected, strict=True):
+        torch.testing.assert_close(got, want, **CLOSE)
+
+
+def one_step(cell: Cell, gx: Tensor, gh: Tensor, h0: Tensor, c0: Tensor | None) -> list[Tensor]:
+    """Outputs of the op for one step whose gates are given: gx [B, G*H], gh [G*H], h0 [B, H]."""
+    rows, H = gx.size(1), h0.size(1)
+    eye = torch.eye(rows, dtype=gx.dtype)
+    w_hh = gx.new_zeros(rows, H)
+    c0 = None if c0 is None else c0[None]
+    arguments = [gx[None], [eye], [w_hh], [], [gh], [], h0[None], c0, None, None, True, True, -1]
+    return list(forward(cell.name, *arguments))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cpp_equals_torch_in_one_step(name: str) -> None:
+    """Without W_hh a step of the op is the cell alone: next, saved values and gradients."""
+    cell, B, H = CELLS[name], 6, 11
+    gx, gh = (torch.randn(n, cell.G * H, dtype=torch.float64) for n in (B, 1))
+    h0, c0 = torch.randn(2, B, H, dtype=torch.float64)
+    prev = [h0, c0][: cell.S]
+    next, saved = cell.forward(gx.chunk(cell.G, -1), gh.chunk(cell.G, -1), prev)
+    out = one_step(cell, gx, gh[0], h0, c0 if cell.S > 1 else None)
+    y, h_n, c_n, c, _, kept = out
+    for got, want in [(y[0], next[0]), (h_n[0], next[0])]:
+        torch.testing.assert_close(got, want, **CLOSE)
+    if cell.S > 1:
+        torch.testing.assert_close(c_n[0], next[1], **CLOSE)
+        torch.testing.assert_close(c[0, :, 0], next[1], **CLOSE)
+    if cell.K:
+        want = torch.cat([s.expand(B, H) for s in saved], -1)
+        torch.testing.assert_close(kept[0, :, 0], want, **CLOSE)
+
+    dnext = random_like(next)
+    dgx, dgh, dprev = cell.backward(saved, prev, next, dnext)
+    call = make_call(name, T=1, B=B, H=H, grad=False)._replace(
+        w_hh=[gx.new_zeros(cell.G * H, H)], h0=h0[None], c0=c0[None] if cell.S > 1 else None
+    )
+    dc_n = dnext[1][None] if cell.S > 1 else None
+    douts = [dnext[0][None], None, dc_n, None]
+    dgates, dh0, dc0, _ = backward(*backward_arguments(call, out, douts))
+    want = torch.cat([*dgx, *dgh[cell.G - cell.A :]], -1)
+    torch.testing.assert_close(dgates[0, :, 0], want, **CLOSE)
+    torch.testing.assert_close(dh0[0], dprev[0], **CLOSE)
+    if cell.S > 1:
+        torch.testing.assert_close(dc0[0], dprev[1], **CLOSE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cpp_equals_torch_over_steps(name: str) -> None:
+    assert_equals_reference(make_call(name, T=6, B=3, H=7, D=2))
+
+
+EXTREMES = [math.inf, -math.inf, math.nan, 1e4, -1e4, 88.5, -88.5, 1e-40, -1e-40, 0.0, -0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_values(name: str, dtype: torch.dtype) -> None:
+    """Every extreme in every gate, one row each: saturates as torch does, and NaN stays in its row.
+
+    Ours saturates at sigmoid(-88), 6e-39, where torch goes to zero: the absolute tolerance.
+    """
+    cell, H = CELLS[name], 3
+    places = [[g] for g in range(cell.G)] + [list(range(cell.G))]
+    rows = [(value, place) for value in EXTREMES for place in places]
+    gx = torch.randn(len(rows), cell.G, H, dtype=dtype)
+    for row, (value, place) in enumerate(rows):
+        gx[row, place] = value
+    gx, gh = gx.flatten(1), torch.zeros(cell.G * H, dtype=dtype)
+    h0, c0 = torch.randn(2, len(rows), H, dtype=dtype)
+    # A product would spread inf and NaN over all gates; a bias takes any value to its own.
+    out = [
+        one_step_of_row(cell, gx[b], gh, h0[b], c0[b] if cell.S > 1 else None)
+        for b in range(len(rows))
+    ]
+    next, _ = cell.forward(gx.chunk(cell.G, -1), gh.chunk(cell.G, -1), [h0, c0][: cell.S])
+    h = torch.stack([o[0] for o in out])
+    torch.testing.assert_close(h, next[0], rtol=1e-5, atol=1e-37, equal_nan=True)
+    if cell.S > 1:
+        c = torch.stack([o[1] for o in out])
+        torch.testing.assert_close(c, next[1], rtol=1e-5, atol=1e-37, equal_nan=True)
+
+
+def one_step_of_row(
+    cell: Cell, gx: Tensor, gh: Tensor, h0: Tensor, c0: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """h and c after a step of one row whose input gates are the bias, which takes any value."""
+    rows, H = gx.size(0), h0.size(0)
+    x, w_ih, w_hh = gx.new_zeros(1, 1, 1), gx.new_zeros(rows, 1), gx.new_zeros(rows, H)
+    c0 = None if c0 is None else c0.view(1, 1, H)
+    states = h0.view(1, 1, H), c0
+    _, h, c, *_ = forward(
+        cell.name, x, [w_ih], [w_hh], [gx], [gh], [], *states, None, None, False, False, -1
+    )
+    return h[0, 0], c[0, 0] if cell.S > 1 else c
+
+
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_stays_in_its_row(name: str, T: int) -> None:
+    """A NaN in x or in a state of one row changes no bit of the others, forward and backward."""
+    for where in ("x", "h0", "c0"):
+        call = make_call(name, T=T, B=7, H=19, D=2, grad=False)
+        if getattr(call, where) is None:
+            continue
+        clean = forward(*call[:-2], True, True, -1)
+        getattr(call, where)[:, 3] = math.nan
+        dirty = forward(*call[:-2], True, True, -1)
+        douts: list[Tensor | None] = list(random_like(clean[:4]))
+        if call.c0 is None:
+            douts[2:] = [None, None]
+        clean_back = backward(*backward_arguments(call, clean, douts))
+        dirty_back = backward(*backward_arguments(call, dirty, douts))
+        others = [b for b in range(7) if b != 3]
+        assert dirty[0][:, 3].isnan().any()
+        for a, b in zip((*clean, *clean_back[:3]), (*dirty, *dirty_back[:3]), strict=True):
+            if a.numel():
+                assert torch.equal(a[:, others], b[:, others])
+
+
+@pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
+def test_autocast_leaves_float64(kind: str) -> None:
+    """Autocast casts no float64, in our cells as in torch's."""
+    x = torch.randn(2, 3, dtype=torch.float64)
+    ours, theirs = (getattr(m, kind)(3, 4, dtype=torch.float64) for m in (rnnkernels, torch.nn))
+    ours.load_state_dict(theirs.state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for got, want in zip(ours(x), theirs(x), strict=True):
+            assert got.dtype == want.dtype == torch.float64
+            torch.testing.assert_close(got, want)
+
+
+def ulps(got: Tensor, exact: Tensor) -> float:
+    """The largest error in units of the last place of float32."""
+    near = exact.float()
+    unit = (torch.nextafter(near.abs(), torch.tensor(math.inf)) - near.abs()).double()
+    return float(((got.double() - exact).abs() / unit).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "bound"),
+    [("rnn_sigmoid", torch.sigmoid, 3.0), ("rnn_tanh", torch.tanh, 4.0)],
+    ids=["sigmoid", "tanh"],
+)
+def test_activations_are_accurate(name: str, exact: object, bound: float) -> None:
+    """Accuracy of float32 sigmoid and tanh over a dense grid, in units of the last place: at most
+    2.3 and 3.0 were seen."""
+    tiny = torch.logspace(-30, 0, 20_000)
+    wide, near = torch.linspace(-80, 80, 500_000), torch.linspace(-2, 2, 200_000)
+    grid = torch.cat([wide, near, tiny, -tiny])
+    cell, width = CELLS[name], 16
+    gx = grid.view(-1, width)
+    y = one_step(cell, gx, torch.zeros(width), torch.zeros(len(gx), width), None)[0]
+    assert ulps(y.flatten(), exact(grid.double())) <= bound  # type: ignore[operator]
