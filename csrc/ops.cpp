@@ -1,22 +1,13 @@
 // The schemas of all ops, and the Python module rnnkernels._C that carries them.
+#include "common/ops.h"
+
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
 
 #include "common/cells.h"
 #include "cpu/kernels.h"
 
-// Shapes: common/layout.h. Lists hold one tensor per direction; biases and w_hr are empty lists where there are none.
-// `save` keeps what backward needs, `all_c` keeps all c; an output that is not kept is an empty tensor.
-TORCH_LIBRARY(rnnkernels, library) {
-  library.def(
-      "sequence_forward(str cell, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, "
-      "Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor? lengths, Tensor? reset, bool save, bool all_c, int layer) "
-      "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor c, Tensor h_raw, Tensor saved)");
-  library.def(
-      "sequence_backward(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, Tensor[] w_hr, "
-      "Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor saved, Tensor? lengths, Tensor? reset) "
-      "-> (Tensor dgates, Tensor dh0, Tensor dc0, Tensor dproj)");
-}
+TORCH_LIBRARY(rnnkernels, library) { rnn::define_sequence_ops(library); }
 
 namespace py = pybind11;
 

@@ -7,9 +7,8 @@ namespace rnn {
 const CellInfo& find_cell(std::string_view name) {
   static const std::vector<CellInfo> table = [] {
     std::vector<CellInfo> t;
-    for_each_cell([&](auto cell) {
-      t.push_back({int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A});
-    });
+    for_each_cell(
+        [&](auto cell) { t.push_back({int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A}); });
     return t;
   }();
   std::string known;
@@ -55,8 +54,8 @@ struct Checker {
 
   void rows(const OptionalTensor& lengths, const OptionalTensor& reset, int64_t T, int64_t B) const {
     if (lengths) {
-      TORCH_CHECK_VALUE(lengths->sizes() == at::IntArrayRef({B}), "lengths: expected shape [", B,
-                        "] (batch), got ", lengths->sizes());
+      TORCH_CHECK_VALUE(lengths->sizes() == at::IntArrayRef({B}), "lengths: expected shape [", B, "] (batch), got ",
+                        lengths->sizes());
       TORCH_CHECK_TYPE(lengths->scalar_type() == at::kLong, "lengths: expected dtype int64, got ",
                        lengths->scalar_type());
       on_device(*lengths, "lengths");

@@ -31,8 +31,8 @@ struct ForwardArguments {
   TensorList w_ih, w_hh, b_ih, b_hh, w_hr;  // one per direction; biases and w_hr may be empty
   Tensor h0;
   OptionalTensor c0, lengths, reset;
-  bool save;    // keep what backward needs
-  bool all_c;   // keep all c
+  bool save;      // keep what backward needs
+  bool all_c;     // keep all c
   int64_t layer;  // for the names of parameters in errors; negative: a single cell
 };
 

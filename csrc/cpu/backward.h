@@ -9,8 +9,8 @@ namespace rnn::cpu::RNN_ISA {
 template <class Cell, class IO>
 class BackwardLoop : LoopBase<IO> {
   using Base = LoopBase<IO>;
-  using typename Base::T, typename Base::V;
   using Base::kLanes, Base::left, Base::load_or_zero, Base::padded;
+  using typename Base::T, typename Base::V;
   static constexpr int kWidth = kMaxVectors;
 
  public:
@@ -59,12 +59,12 @@ class BackwardLoop : LoopBase<IO> {
 
  private:
   struct Direction {
-    Panels<T> hidden;          // W_hh
-    Panels<T> projection;      // W_hr
-    T* dgh[2] = {};            // [B, G*H] each: gradient of gh of the step after an odd and an even one
-    T* dh = nullptr;           // [B, R]: what reaches h of this step around W_hh
-    T* dc = nullptr;           // [B, H]
-    T* dprojected = nullptr;   // [B, R]: gradient of the projected h of this step
+    Panels<T> hidden;         // W_hh
+    Panels<T> projection;     // W_hr
+    T* dgh[2] = {};           // [B, G*H] each: gradient of gh of the step after an odd and an even one
+    T* dh = nullptr;          // [B, R]: what reaches h of this step around W_hh
+    T* dc = nullptr;          // [B, H]
+    T* dprojected = nullptr;  // [B, R]: gradient of the projected h of this step
   };
 
   void run_direction(int64_t d, const Share& share, Barrier& barrier) {
@@ -85,7 +85,7 @@ class BackwardLoop : LoopBase<IO> {
       barrier.wait(share.size);
       if (!dir.dprojected) continue;
       Base::for_tiles(q, dir.projection, dir.dprojected, padded(q.R), s, share,
-                [&](int64_t b, int64_t j, const T* dh) { cell(d, b, s, j, dh, dgh_next); });
+                      [&](int64_t b, int64_t j, const T* dh) { cell(d, b, s, j, dh, dgh_next); });
       barrier.wait(share.size);
     }
     Base::for_tiles(q, dir.hidden, dir.dgh[0], gates, 0, share, [&](int64_t b, int64_t j, const T* dh) {

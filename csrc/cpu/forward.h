@@ -11,8 +11,8 @@ constexpr int vectors_per_gate(int gates) { return gates >= kMaxVectors ? 1 : kM
 template <class Cell, class IO>
 class ForwardLoop : LoopBase<IO> {
   using Base = LoopBase<IO>;
-  using typename Base::T, typename Base::V;
   using Base::kLanes, Base::left, Base::load_or_zero, Base::padded;
+  using typename Base::T, typename Base::V;
   static constexpr int kWidth = vectors_per_gate(Cell::G);
   static_assert(Cell::G * kWidth <= kMaxVectors, "a cell of more gates needs a wider product");
 
@@ -99,7 +99,7 @@ class ForwardLoop : LoopBase<IO> {
       barrier.wait(share.size);
       if (!dir.raw) continue;
       Base::for_tiles(q, dir.projection, dir.raw, padded(q.H), s, share,
-                [&](int64_t b, int64_t j, const T* out) { project(d, b, s, j, out, h, h_next); });
+                      [&](int64_t b, int64_t j, const T* out) { project(d, b, s, j, out, h, h_next); });
       barrier.wait(share.size);
     }
     const T* h = dir.h[q.T & 1];
@@ -136,8 +136,7 @@ class ForwardLoop : LoopBase<IO> {
       Cell::forward(gx, gh, prev, next, saved);
 
       if (p_.saved) {
-        for (int k = 0; k < Cell::K; ++k)
-          store(p_.saved + q.at(t, b, d, Cell::K * q.H) + k * q.H + i, saved[k], n);
+        for (int k = 0; k < Cell::K; ++k) store(p_.saved + q.at(t, b, d, Cell::K * q.H) + k * q.H + i, saved[k], n);
       }
       if constexpr (Cell::S > 1) {
         if (p_.c) store(p_.c + q.at(t, b, d, q.H) + i, next[1], n);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/layout.h"
-#include "cpu/storage.h"
+#include "common/storage.h"
 
 namespace rnn::cpu {
 

@@ -42,7 +42,7 @@ struct LoopBase {
 
   static Plan plan(const Sequence& q, const Panels<T>& w, int gates, int threads) {
     const int64_t work = q.B * q.R * q.H * gates;
-    return Plan::make(threads, q.D, q.B, w.tiles(), w.size() * int64_t(sizeof(T)), work);
+    return Plan::make(threads, q.T, q.D, q.B, w.tiles(), w.size() * int64_t(sizeof(T)), work);
   }
 };
 

@@ -63,9 +63,8 @@ ForwardResults forward(ForwardArguments& a) {
   check_values(a.lengths, n.T);
   const ForwardTensors t = prepare(a, n);
   with_launch(a.cell.number, [&](const Launch& launch) {
-    dispatch_dtype(a.x.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
-      entry.forward(launch, parameters<IO>(a, n, t));
-    });
+    dispatch_dtype(a.x.scalar_type(),
+                   [&]<class IO>(const Entry<IO>& entry) { entry.forward(launch, parameters<IO>(a, n, t)); });
   });
   return t.results();
 }
@@ -75,9 +74,8 @@ BackwardResults backward(BackwardArguments& a) {
   check_values(a.lengths, n.T);
   const BackwardTensors t = prepare(a, n);
   with_launch(a.cell.number, [&](const Launch& launch) {
-    dispatch_dtype(a.y.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
-      entry.backward(launch, parameters<IO>(a, n, t));
-    });
+    dispatch_dtype(a.y.scalar_type(),
+                   [&]<class IO>(const Entry<IO>& entry) { entry.backward(launch, parameters<IO>(a, n, t)); });
   });
   return t.results();
 }

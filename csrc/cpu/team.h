@@ -25,7 +25,8 @@ class Barrier {
     for (int spins = 0; __atomic_load_n(&generation_, __ATOMIC_ACQUIRE) == generation; ++spins) {
       if (spins > 20000) sched_yield();
 #if defined(__x86_64__)
-      else __builtin_ia32_pause();
+      else
+        __builtin_ia32_pause();
 #endif
     }
   }
@@ -57,10 +58,13 @@ struct Plan {
   int unit_parts;
 
   // panel_bytes: weights of one direction; step_work: multiply-adds of one step of one direction.
-  static Plan make(int threads, int64_t D, int64_t B, int64_t tiles, int64_t panel_bytes, int64_t step_work) {
-    constexpr int64_t kCacheBytes = 1280 << 10;  // of weights that stay in a core's L2 beside the rest
+  static Plan make(int threads, int64_t T, int64_t D, int64_t B, int64_t tiles, int64_t panel_bytes,
+                   int64_t step_work) {
+    constexpr int64_t kCacheBytes = 1280 << 10;   // of weights that stay in a core's L2 beside the rest
+    constexpr int64_t kWorkPerThread = 64 << 10;  // less is done before a second thread has woken up
     constexpr int64_t kWorkPerBarrier = 16 << 10;
     constexpr int64_t kFewestRows = 4;  // fewer rows reread the weights too often
+    threads = int(least(threads, 1 + T * D * step_work / kWorkPerThread));
     Plan plan{1, 1, 1};
     if (D > 1 && threads >= D) plan.direction_parts = int(D);
     const int64_t each = threads / plan.direction_parts;

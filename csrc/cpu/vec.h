@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "common/macros.h"
-#include "cpu/storage.h"
+#include "common/storage.h"
 
 namespace rnn::cpu::RNN_ISA {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace rnn::cpu {
+namespace rnn {
 
 struct BFloat16 {
   uint16_t bits;
@@ -23,4 +23,4 @@ struct ArithmeticOf<double> {
 template <class IO>
 using Arithmetic = typename ArithmeticOf<IO>::type;
 
-}  // namespace rnn::cpu
+}  // namespace rnn

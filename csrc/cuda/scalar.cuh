@@ -1,0 +1,56 @@
+// One value as a thread sees it: the arithmetic type that cells.h asks for, and its loads and stores.
+// A type of its own, because float and double have no namespace in which a cell's sigmoid and tanh would be looked up.
+#pragma once
+
+#include <cmath>
+
+#include "common/macros.h"
+#include "common/storage.h"
+
+namespace rnn::cuda {
+
+template <class T>
+struct Scalar {
+  T v;
+
+  Scalar() = default;
+  RNN_HD Scalar(T x) : v(x) {}
+  RNN_HD explicit Scalar(int x) : v(T(x)) {}
+
+  friend RNN_HD Scalar operator+(Scalar a, Scalar b) { return a.v + b.v; }
+  friend RNN_HD Scalar operator-(Scalar a, Scalar b) { return a.v - b.v; }
+  friend RNN_HD Scalar operator*(Scalar a, Scalar b) { return a.v * b.v; }
+  friend RNN_HD Scalar operator-(Scalar a) { return -a.v; }
+  RNN_HD Scalar& operator+=(Scalar b) {
+    v += b.v;
+    return *this;
+  }
+
+  // The accurate functions, not the fast intrinsics. e^-x overflows to infinity and underflows to zero, so that sigmoid
+  // saturates at 0 and 1; a NaN stays a NaN.
+  friend RNN_HD Scalar sigmoid(Scalar x) { return T(1) / (T(1) + std::exp(-x.v)); }
+  friend RNN_HD Scalar tanh(Scalar x) { return std::tanh(x.v); }
+  friend RNN_HD Scalar where_positive(Scalar condition, Scalar a, Scalar b) { return condition.v > T(0) ? a : b; }
+};
+
+// How a storage type is read and written; specialised for the types of 16 bits, whose conversions are the GPU's own.
+template <class IO>
+struct Storage {
+  static RNN_HD IO read(IO x) { return x; }
+  static RNN_HD IO write(IO x) { return x; }
+};
+
+template <class IO>
+RNN_HD Scalar<Arithmetic<IO>> load(const IO* p) {
+  return Storage<IO>::read(*p);
+}
+template <class IO>
+RNN_HD Scalar<Arithmetic<IO>> load_or_zero(const IO* p, int64_t offset) {
+  return p ? load(p + offset) : Scalar<Arithmetic<IO>>(0);
+}
+template <class IO>
+RNN_HD void store(IO* p, Scalar<Arithmetic<IO>> x) {
+  *p = Storage<IO>::write(x.v);
+}
+
+}  // namespace rnn::cuda

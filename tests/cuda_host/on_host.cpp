@@ -1,0 +1,46 @@
+// The CUDA backend's loops and kernel bodies, run by a plain loop over all units on the CPU. They are registered for
+// CPU tensors in a library of their own.
+#include "cuda/stepwise.h"
+
+namespace rnn::cuda {
+
+// torch's own conversions stand in for the GPU's.
+template <>
+struct Storage<BFloat16> {
+  static float read(BFloat16 x) { return c10::BFloat16(x.bits, c10::BFloat16::from_bits()); }
+  static BFloat16 write(float x) { return {c10::BFloat16(x).x}; }
+};
+template <>
+struct Storage<Float16> {
+  static float read(Float16 x) { return c10::Half(x.bits, c10::Half::from_bits()); }
+  static Float16 write(float x) { return {c10::Half(x).x}; }
+};
+
+namespace {
+
+struct Launcher {
+  int cell;
+
+  template <class Step>
+  void operator()(const Step& step) const {
+    const Sequence& q = step.sequence();
+    dispatch_step<Step>(cell, [&](auto of) {
+      // Last unit first: no unit may count on another of its launch.
+      for (int64_t d = q.D - 1; d >= 0; --d)
+        for (int64_t b = q.B - 1; b >= 0; --b)
+          for (int64_t i = step.width() - 1; i >= 0; --i) step.template unit<decltype(of)>(d, b, i);
+    });
+  }
+};
+
+ForwardResults forward(ForwardArguments& a) { return run_forward(a, Launcher{a.cell.number}); }
+BackwardResults backward(BackwardArguments& a) { return run_backward(a, Launcher{a.cell.number}); }
+
+}  // namespace
+}  // namespace rnn::cuda
+
+TORCH_LIBRARY(rnnkernels_cuda_on_host, library) { rnn::define_sequence_ops(library); }
+
+TORCH_LIBRARY_IMPL(rnnkernels_cuda_on_host, CPU, library) {
+  rnn::register_sequence_ops<rnn::cuda::forward, rnn::cuda::backward>(library);
+}

@@ -1,0 +1,202 @@
+"""Holds the two sequence ops of a backend against the reference; for the tests of any backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnkernels import reference
+from rnnkernels.call import Call
+from rnnkernels.cells import CELLS
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and options of one call."""
+
+    cell: str
+    D: int = 1
+    T: int = 5
+    B: int = 4
+    H: int = 7
+    R: int = 0  # 0: no projection
+    I: int = 3  # noqa: E741
+    bias: bool = True
+    lengths: bool = False
+    reset: bool = False
+
+    def __str__(self) -> str:
+        options = [name for name in ("bias", "lengths", "reset") if getattr(self, name)]
+        return "-".join([self.cell, f"D{self.D}T{self.T}B{self.B}H{self.H}R{self.R}", *options])
+
+
+CASES = [
+    *(Case(cell, D) for cell in CELLS for D in (1, 2)),
+    *(Case(cell, D, lengths=True, reset=True) for cell in CELLS for D in (1, 2)),
+    *(Case("lstm", D, R=3, lengths=True, reset=True) for D in (1, 2)),
+    Case("lstm", 2, R=9, H=5),
+    Case("lstm", 2, T=6, B=5, H=33, R=3, bias=False),
+    Case("gru", 2, T=6, B=5, H=33, bias=False),
+    Case("gru", 2, T=6, lengths=True),
+    Case("lstm", 2, T=6, reset=True),
+    *(Case(cell, 2, T=0) for cell in ("lstm", "gru")),
+    *(Case(cell, 2, B=0, lengths=True, reset=True) for cell in ("lstm", "gru")),
+    *(Case("lstm", 2, T=T, B=B, R=3) for T, B in ((0, 3), (3, 0))),
+    *(Case(cell, 1, T=1, B=1, H=1, I=1) for cell in CELLS),
+]
+
+
+def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
+    """A call with random values; row 0 has length 0 where there are lengths, one row is whole."""
+    gen = torch.Generator().manual_seed(1)
+    cell, R = CELLS[case.cell], case.R or case.H
+
+    def values(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=gen, dtype=torch.float64) * scale).to(device, dtype)
+
+    def each(*shape: int, yes: bool = True) -> list[Tensor]:
+        return [values(*shape, scale=0.5 * shape[-1] ** -0.5) for _ in range(case.D if yes else 0)]
+
+    rows = cell.G * case.H
+    lengths = (torch.arange(case.B) * 2) % (case.T + 1)
+    lengths[case.B // 2 :][:1] = case.T
+    reset = torch.rand(case.T, case.B, generator=gen) < 0.4
+    return Call(
+        case.cell,
+        values(case.T, case.B, case.I),
+        each(rows, case.I),
+        each(rows, R),
+        each(rows, yes=case.bias),
+        each(rows, yes=case.bias),
+        each(case.R, case.H, yes=case.R > 0),
+        values(case.D, case.B, R),
+        values(case.D, case.B, case.H) if cell.S > 1 else None,
+        lengths.to(device) if case.lengths else None,
+        reset.to(device) if case.reset else None,
+        all_c=cell.S > 1,
+    )
+
+
+def converted(tensors: Any, dtype: torch.dtype) -> Any:
+    """The same call, list or tensor with floating tensors in this dtype, away from autograd."""
+    if isinstance(tensors, Tensor):
+        tensors = tensors.detach()
+        return tensors.to(dtype, copy=True) if tensors.is_floating_point() else tensors
+    if isinstance(tensors, list | tuple):
+        items = [converted(t, dtype) for t in tensors]
+        return type(tensors)(*items) if hasattr(tensors, "_fields") else type(tensors)(items)
+    return tensors
+
+
+def forward(ops: Any, call: Call, save: bool = True) -> list[Tensor]:
+    """y, h_n, c_n, c, h_raw, saved."""
+    c = call
+    return list(
+        ops.sequence_forward(
+            c.cell_name, c.x, c.w_ih, c.w_hh, c.b_ih, c.b_hh, c.w_hr, c.h0, c.c0,
+            c.lengths, c.reset, save, c.all_c, c.layer,
+        )
+    )  # fmt: skip
+
+
+def backward(ops: Any, call: Call, out: list[Tensor], grads: list[Tensor | None]) -> list[Tensor]:
+    """dgates, dh0, dc0, dproj of what forward returned, for the gradients of y, h_n, c_n and c."""
+    y, _, _, c, _, saved = out
+    return list(
+        ops.sequence_backward(
+            call.cell_name, *grads, call.w_hh, call.w_hr, call.h0, call.c0, y, c, saved,
+            call.lengths, call.reset,
+        )
+    )  # fmt: skip
+
+
+def random_gradients(call: Call, out: list[Tensor], given: str = "all") -> list[Tensor | None]:
+    """Of y, h_n, c_n and c, as far as the cell has them; `given` names the one that is not None."""
+    gen = torch.Generator().manual_seed(2)
+    grads: list[Tensor | None] = []
+    for name, t in zip(("y", "h_n", "c_n", "c"), out, strict=False):
+        some = call.c0 is not None or name in ("y", "h_n")
+        g = torch.randn(t.shape, generator=gen, dtype=torch.float64).to(t)
+        grads.append(g if some and given in ("all", name) else None)
+    return grads
+
+
+def entering(call: Call, y: Tensor, d: int) -> Tensor:
+    """The h that enters each position of direction d: [T, B, R]; any value in the padding."""
+    R = call.h0.size(2)
+    h, T, B = y[..., d * R : (d + 1) * R], y.size(0), y.size(1)
+    ends = torch.full((B,), T, device=y.device) if call.lengths is None else call.lengths
+    time = torch.arange(T, device=y.device)[:, None]
+    first = (time == (0 if d == 0 else ends - 1)).expand(T, B)  # the position of step 0
+    prev = torch.where(first[..., None], call.h0[d], h.roll(1 if d == 0 else -1, 0))
+    if call.reset is None:
+        return prev
+    cut = call.reset if d == 0 else call.reset.roll(-1, 0) & ~first
+    return prev.masked_fill(cut[..., None], 0)
+
+
+def parameter_gradients(call: Call, out: list[Tensor], back: list[Tensor]) -> list[Tensor]:
+    """Gradients of `call.tensors`, in that order, from the results of both ops."""
+    cell, (y, _, _, _, h_raw, _), (dgates, dh0, dc0, dproj) = call.cell, out, back
+    GH, AH = (n * (dgates.size(3) // (cell.G + cell.A)) for n in (cell.G, cell.A))
+    directions = range(len(call.w_hh))
+    dgx = [dgates[:, :, d, :GH] for d in directions]
+    dgh = [torch.cat([dgates[:, :, d, : GH - AH], dgates[:, :, d, GH:]], -1) for d in directions]
+
+    def outer(a: Tensor, b: Tensor) -> Tensor:
+        return a.flatten(0, 1).t() @ b.flatten(0, 1)
+
+    return [
+        sum((dgx[d] @ call.w_ih[d] for d in directions), torch.zeros_like(call.x)),
+        *(outer(dgx[d], call.x) for d in directions),
+        *(outer(dgh[d], entering(call, y, d)) for d in directions),
+        *(dgx[d].sum((0, 1)) for d in directions if call.b_ih),
+        *(dgh[d].sum((0, 1)) for d in directions if call.b_hh),
+        *(outer(dproj[:, :, d], h_raw[:, :, d]) for d in directions if call.w_hr),
+        dh0,
+        *([] if call.c0 is None else [dc0]),
+    ]
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """The largest difference, in units of the largest value or 1; infinite where it is NaN."""
+    assert got.shape == want.shape
+    if got.numel() == 0:
+        return 0.0
+    want = want.to(torch.float64)
+    worst = (got.to(torch.float64) - want).abs().max() / want.abs().max().clamp(min=1)
+    return worst.nan_to_num(nan=torch.inf).item()
+
+
+def forward_error(call: Call, out: list[Tensor]) -> float:
+    """Of y, h_n, c_n and c against the reference in float64."""
+    want = reference.run(converted(call, torch.float64))
+    return max(error(g, w) for g, w in zip(out, want, strict=False) if w is not None)
+
+
+def backward_error(
+    call: Call, out: list[Tensor], back: list[Tensor], grads: list[Tensor | None]
+) -> float:
+    """Of all gradients of inputs and parameters against autograd over the reference in float64."""
+    exact = converted(call, torch.float64)
+    for t in exact.tensors:
+        t.requires_grad_()
+    loss = torch.zeros((), dtype=torch.float64, device=call.x.device, requires_grad=True) * 1
+    for o, g in zip(reference.run(exact), grads, strict=True):
+        if g is not None:
+            loss = loss + (o * converted(g, torch.float64)).sum()
+    want = torch.autograd.grad(loss, exact.tensors, allow_unused=True, materialize_grads=True)
+    as64 = [converted(t, torch.float64) for t in (call, out, back)]
+    got = parameter_gradients(*as64)
+    return max(error(g, w) for g, w in zip(got, want, strict=True))
+
+
+def padding_is_zero(call: Call, tensors: list[Tensor]) -> bool:
+    """Are these [T, B, ...] tensors zero past the end of each row? An empty tensor was not kept."""
+    if call.lengths is None:
+        return True
+    past = torch.arange(call.x.size(0), device=call.x.device)[:, None] >= call.lengths
+    return all(bool((t[past] == 0).all()) for t in tensors if t.numel())

@@ -1,0 +1,123 @@
+"""The sequence ops on a GPU."""
+
+from __future__ import annotations
+
+import op_parity
+import pytest
+import torch
+from op_parity import CASES, Case
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU that torch can use", allow_module_level=True)
+_C = pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
+if _C.build_info()["cuda_archs"] is None:
+    pytest.skip("needs an extension built with its CUDA kernels", allow_module_level=True)
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+LARGE = [
+    *(Case(cell, 2, T=12, B=17, H=130, I=65, lengths=True, reset=True) for cell in ("lstm", "gru")),
+    Case("lstm", 2, T=12, B=17, H=130, R=70, I=65, lengths=True, reset=True),
+    Case("gru", 2, T=2, B=140_000, H=2, I=1),  # more rows than one grid covers
+]
+FULL = Case("lstm", 2, T=9, B=6, H=33, R=20, lengths=True, reset=True)
+each_dtype = pytest.mark.parametrize(
+    "dtype", TOLERANCE, ids=lambda t: str(t).removeprefix("torch.")
+)
+ops = torch.ops.rnnkernels
+
+
+def run(call):
+    """What both ops return for this call and fixed gradients."""
+    out = op_parity.forward(ops, call)
+    return [*out, *op_parity.backward(ops, call, out, op_parity.random_gradients(call, out))]
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@each_dtype
+@pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
+def test_matches_reference(case, dtype):
+    """Gradients of 16 bits are held against the same op in float64 on the same y, c and saved."""
+    call = op_parity.make(case, dtype, "cuda")
+    out = op_parity.forward(ops, call)
+    assert op_parity.forward_error(call, out) <= TOLERANCE[dtype]
+    grads = op_parity.random_gradients(call, out)
+    back = op_parity.backward(ops, call, out, grads)
+    assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], back[3]])
+    if dtype.itemsize > 2:
+        assert op_parity.backward_error(call, out, back, grads) <= TOLERANCE[dtype]
+    else:
+        exact = [op_parity.converted(t, torch.float64) for t in (call, out, grads)]
+        want = op_parity.backward(ops, *exact)
+        assert max(map(op_parity.error, back, want)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_without_saving(case):
+    call = op_parity.make(case, torch.float32, "cuda")
+    kept, out = op_parity.forward(ops, call), op_parity.forward(ops, call, save=False)
+    assert all(torch.equal(a, b) for a, b in zip(kept[:4], out[:4], strict=True))
+
+
+@each_dtype
+@pytest.mark.parametrize("case", [FULL, *LARGE], ids=str)
+def test_same_bits_each_time(case, dtype):
+    call = op_parity.make(case, dtype, "cuda")
+    assert all(torch.equal(a, b) for a, b in zip(run(call), run(call), strict=True))
+
+
+def test_current_stream():
+    """Inputs that the current stream brings late are waited for, without any synchronisation."""
+    call = op_parity.make(FULL, torch.float32, "cuda")
+    want = run(call)
+    late = call._replace(x=torch.zeros_like(call.x), h0=torch.zeros_like(call.h0))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(200_000_000)
+        late.x.copy_(call.x)
+        late.h0.copy_(call.h0)
+        got = run(late)
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_device_that_is_not_current():
+    on_first, on_second = (op_parity.make(FULL, torch.float32, f"cuda:{i}") for i in (0, 1))
+    with torch.cuda.device(0):
+        got = run(on_second)
+    assert all(t.device.index == 1 for t in got)
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, run(on_first), strict=True))
+
+
+@pytest.mark.parametrize("cell", op_parity.CELLS)
+def test_graph_capture(cell):
+    """A captured call follows its inputs; so it neither synchronises nor reads them on the host."""
+    case = Case(cell, 2, T=9, B=6, H=33, lengths=True, reset=True)
+    call = op_parity.make(case, torch.float32, "cuda")
+    out = op_parity.forward(ops, call)
+    grads = op_parity.random_gradients(call, out)
+
+    def both():
+        out = op_parity.forward(ops, call)
+        return [*out, *op_parity.backward(ops, call, out, grads)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # the libraries' first call may not be captured
+        both()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both()
+    call.x.mul_(-0.5)
+    call.lengths.sub_(1).clamp_(min=0)
+    call.reset.logical_not_()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, both(), strict=True))

@@ -1,0 +1,105 @@
+"""The loops and kernel bodies of the CUDA backend, compiled for the CPU and run there."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+import op_parity
+import pytest
+import torch
+from op_parity import CASES, Case
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def ops(tmp_path_factory):
+    pytest.importorskip("ninja")
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        pytest.skip("no Python headers to compile against")
+    cpp_extension.load(
+        "rnnkernels_cuda_on_host",
+        [str(ROOT / "tests/cuda_host/on_host.cpp"), str(ROOT / "csrc/common/arguments.cpp")],
+        extra_include_paths=[str(ROOT / "csrc")],
+        extra_cflags=["-std=c++20", "-O1", "-g0", "-ffp-contract=fast"],
+        build_directory=str(tmp_path_factory.mktemp("cuda_on_host")),
+        is_python_module=False,
+    )
+    return torch.ops.rnnkernels_cuda_on_host
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_reference(ops, case, dtype, tolerance):
+    call = op_parity.make(case, dtype)
+    out = op_parity.forward(ops, call)
+    assert op_parity.forward_error(call, out) <= tolerance
+    for given in ("all", "y", "h_n", "c_n", "c") if call.c0 is not None else ("all", "y", "h_n"):
+        grads = op_parity.random_gradients(call, out, given)
+        back = op_parity.backward(ops, call, out, grads)
+        assert op_parity.backward_error(call, out, back, grads) <= tolerance
+        assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], back[3]])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_storage_of_16_bits(ops, case, dtype, tolerance):
+    """Backward is held against itself in float64 on the same y, c and saved values."""
+    call = op_parity.make(case, dtype)
+    out = op_parity.forward(ops, call)
+    assert op_parity.forward_error(call, out) <= tolerance
+    grads = op_parity.random_gradients(call, out)
+    exact = [op_parity.converted(t, torch.float64) for t in (call, out, grads)]
+    got, want = op_parity.backward(ops, call, out, grads), op_parity.backward(ops, *exact)
+    assert max(map(op_parity.error, got, want)) <= tolerance
+
+
+def test_c_is_carried_in_float32(ops):
+    """Many small steps that would all be lost in a bfloat16 c near 1."""
+    case = Case("lstm", T=64, B=1, H=1, I=1, bias=False)
+    call = op_parity.make(case, torch.bfloat16)
+    for t in (call.x, *call.w_ih, *call.w_hh, call.h0):
+        t.zero_()
+    call.x.fill_(1)
+    call.w_ih[0][:, 0] = torch.tensor([-7.0, 12.0, 7.0, 0.0])  # c grows by sigmoid(-7) a step
+    call.c0.fill_(1)
+    c_n = op_parity.forward(ops, call)[2]
+    assert c_n.item() == pytest.approx(1 + 64 * torch.tensor(-7.0).sigmoid().item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_without_saving(ops, case):
+    """The same results, and nothing kept but what was asked for."""
+    call = op_parity.make(case, torch.float64)
+    kept = op_parity.forward(ops, call)
+    for all_c in (True, False) if call.c0 is not None else (False,):
+        out = op_parity.forward(ops, call._replace(all_c=all_c), save=False)
+        wanted = [*kept[:3], kept[3] if all_c else kept[3].new_empty(0)]
+        assert all(torch.equal(a, b) for a, b in zip(out[:4], wanted, strict=True))
+        assert out[4].shape == out[5].shape == (0,)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_cpu_backend(ops, case):
+    """Every output of both ops, also what only backward reads."""
+    pytest.importorskip("rnnkernels._C")
+    call = op_parity.make(case, torch.float64)
+    out, want = (op_parity.forward(o, call) for o in (ops, torch.ops.rnnkernels))
+    assert max(map(op_parity.error, out, want)) <= 1e-12
+    grads = op_parity.random_gradients(call, out)
+    back, want = (op_parity.backward(o, call, out, grads) for o in (ops, torch.ops.rnnkernels))
+    assert max(map(op_parity.error, back, want)) <= 1e-12
+
+
+def test_state_does_not_cross_a_cut(ops):
+    """A NaN in the state before a reset does not reach what follows it, nor its gradients."""
+    call = op_parity.make(Case("gru", T=4, B=1), torch.float64)
+    call = call._replace(reset=torch.tensor([[False], [False], [True], [False]]))
+    call.x[1] = torch.nan
+    out = op_parity.forward(ops, call)
+    assert out[0][1].isnan().all()
+    assert out[0][2:].isfinite().all()
+    back = op_parity.backward(ops, call, out, op_parity.random_gradients(call, out))
+    assert back[0][2:].isfinite().all()
