@@ -1,7 +1,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 ARGS ?=
-SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py
+SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py tests/test_bad_tensors.py
 
 VENV := .venv
 BIN := $(VENV)/bin
