@@ -117,9 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         for layer in args.layer or cases.LAYERS
         for shape in args.shape or cases.SUITE
     ]
-    rows = [
-        measure(layer, shape, dtype, args.repeats) for layer, shape in tqdm(todo, unit="case")
-    ]
+    rows = [measure(layer, shape, dtype, args.repeats) for layer, shape in tqdm(todo, unit="case")]
     print(table(rows))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

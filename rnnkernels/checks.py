@@ -131,9 +131,7 @@ def parameters(call: Call) -> None:
         ("weight_hr", call.w_hr, (R, H)),
     ):
         if tensors and len(tensors) != D:
-            raise ValueError(
-                f"{name}: expected {D} tensors, one per direction, got {len(tensors)}"
-            )
+            raise ValueError(f"{name}: expected {D} tensors, one per direction, got {len(tensors)}")
         for d, t in enumerate(tensors):
             if t.shape != shape or t.dtype != call.x.dtype or t.device != call.x.device:
                 _refuse_parameter(parameter_name(name, call.layer, d), t, shape, call.x)

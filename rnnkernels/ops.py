@@ -78,9 +78,7 @@ def run(call: Call) -> Result:
     return Result(y, h_n, c_n, c if call.all_c else None)
 
 
-def _same_device(
-    like: Tensor, layer: int = -1, **others: MaybeTensor | Sequence[Tensor]
-) -> None:
+def _same_device(like: Tensor, layer: int = -1, **others: MaybeTensor | Sequence[Tensor]) -> None:
     """A meta tensor among the arguments brings a call here, whatever the device of the others."""
     for name, value in others.items():
         for d, t in enumerate([value] if isinstance(value, Tensor) else value or ()):

@@ -23,7 +23,7 @@ class Case:
     B: int = 4
     H: int = 7
     R: int = 0  # 0: no projection
-    I: int = 3  # noqa: E741
+    I: int = 3
     bias: bool = True
     lengths: bool = False
     reset: bool = False
