@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -15,9 +14,16 @@ import torch
 from tqdm import tqdm
 
 import rnnkernels as rk
-from benchmarks import cases, timing
+from benchmarks import cases, report, timing
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+def shape(text: str) -> cases.Shape:
+    try:
+        return cases.Shape.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -32,7 +38,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shape",
         action="append",
-        type=cases.Shape.parse,
+        type=shape,
         metavar="T,B,I,H",
         help="time, batch, input and hidden size; default: the suite; repeatable",
     )
@@ -84,30 +90,6 @@ def measure(layer: str, shape: cases.Shape, dtype: torch.dtype, repeats: int) ->
     return row
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The record as a Markdown table, with the geometric mean of the ratios per layer."""
-    lines = [
-        "| layer | T,B,I,H | torch.nn fwd ms | ours | ratio | torch.nn fwd+bwd ms | ours | ratio |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for layer in dict.fromkeys(row["layer"] for row in rows):
-        of_layer = [row for row in rows if row["layer"] == layer]
-        for row in of_layer:
-            cells = [
-                f"{row[m]['torch_ms']:.2f} | {row[m]['ours_ms']:.2f} | {row[m]['ratio']:.2f}"
-                for m in ("inference", "training")
-            ]
-            lines.append(f"| {layer} | {row['shape']} | {' | '.join(cells)} |")
-        means = [
-            math.exp(sum(math.log(row[m]["ratio"]) for row in of_layer) / len(of_layer))
-            for m in ("inference", "training")
-        ]
-        lines.append(
-            f"| **{layer}** | geometric mean | | | **{means[0]:.2f}** | | | **{means[1]:.2f}** |"
-        )
-    return "\n".join(lines)
-
-
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     torch.set_num_threads(args.threads)
@@ -118,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         for shape in args.shape or cases.SUITE
     ]
     rows = [measure(layer, shape, dtype, args.repeats) for layer, shape in tqdm(todo, unit="case")]
-    print(table(rows))
+    print(report.times(rows))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         record = {**environment(args.threads), "dtype": args.dtype, "rows": rows}
