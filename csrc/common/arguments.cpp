@@ -1,5 +1,9 @@
 #include "common/arguments.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "common/cells.h"
 
 namespace rnn {
@@ -77,6 +81,22 @@ void floating(const Tensor& t, const char* name) {
   const auto type = t.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, name,
                    ": expected float32, float64, bfloat16 or float16, got ", type);
+}
+
+// Fresh memory. Large blocks on the CPU come from the kernel page by page, which costs more than what is computed on
+// some of them: huge pages are asked for.
+Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {
+  Tensor t = at::empty(shape, options);
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = 2 << 20;
+  if (t.is_cpu() && t.nbytes() >= 2 * kHugePage) {
+    const auto address = reinterpret_cast<uintptr_t>(t.data_ptr());
+    const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = (address + t.nbytes()) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing depends on its being heard
+  }
+#endif
+  return t;
 }
 
 Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
@@ -175,30 +195,27 @@ ForwardTensors prepare(const ForwardArguments& a, const Sizes& n) {
   ForwardTensors t;
   const auto options = a.x.options();
   const int64_t width = a.cell.G * n.H;
-  t.gx = at::empty({n.T, n.B, n.D, width}, options);
+  t.gx = fresh({n.T, n.B, n.D, width}, options);
   const Tensor x = a.x.reshape({n.T * n.B, n.I});
   const Tensor gx = t.gx.view({n.T * n.B, n.D * width});
   for (int64_t d = 0; d < n.D && gx.numel(); ++d) {
     Tensor out = gx.narrow(1, d * width, width);
-    if (a.b_ih.empty()) {
-      at::mm_out(out, x, a.w_ih[d].t());
-    } else {
-      at::addmm_out(out, a.b_ih[d], x, a.w_ih[d].t());
-    }
+    at::mm_out(out, x, a.w_ih[d].t());
   }
   t.w_hh = contiguous(a.w_hh);
+  t.b_ih = contiguous(a.b_ih);
   t.b_hh = contiguous(a.b_hh);
   t.w_hr = contiguous(a.w_hr);
   const bool c = a.cell.S > 1;
-  t.y = at::empty({n.T, n.B, n.D * n.R}, options);
-  t.h_n = at::empty({n.D, n.B, n.R}, options);
-  t.c_n = c ? at::empty({n.D, n.B, n.H}, options) : nothing(a.x);
-  t.c = c && (a.save || a.all_c) ? at::empty({n.T, n.B, n.D, n.H}, options) : nothing(a.x);
-  t.h_raw = a.save && !t.w_hr.empty() ? at::empty({n.T, n.B, n.D, n.H}, options) : nothing(a.x);
+  t.y = fresh({n.T, n.B, n.D * n.R}, options);
+  t.h_n = fresh({n.D, n.B, n.R}, options);
+  t.c_n = c ? fresh({n.D, n.B, n.H}, options) : nothing(a.x);
+  t.c = c && (a.save || a.all_c) ? fresh({n.T, n.B, n.D, n.H}, options) : nothing(a.x);
+  t.h_raw = a.save && !t.w_hr.empty() ? fresh({n.T, n.B, n.D, n.H}, options) : nothing(a.x);
   if (!a.save || a.cell.K == 0) {
     t.saved = nothing(a.x);
   } else {
-    t.saved = a.cell.K == a.cell.G ? t.gx : at::empty({n.T, n.B, n.D, a.cell.K * n.H}, options);
+    t.saved = a.cell.K == a.cell.G ? t.gx : fresh({n.T, n.B, n.D, a.cell.K * n.H}, options);
   }
   return t;
 }
@@ -208,10 +225,10 @@ BackwardTensors prepare(const BackwardArguments& a, const Sizes& n) {
   const auto options = a.y.options();
   t.w_hh = contiguous(a.w_hh);
   t.w_hr = contiguous(a.w_hr);
-  t.dgates = at::empty({n.T, n.B, n.D, (a.cell.G + a.cell.A) * n.H}, options);
-  t.dh0 = at::empty({n.D, n.B, n.R}, options);
-  t.dc0 = a.cell.S > 1 ? at::empty({n.D, n.B, n.H}, options) : nothing(a.y);
-  t.dproj = t.w_hr.empty() ? nothing(a.y) : at::empty({n.T, n.B, n.D, n.R}, options);
+  t.dgates = fresh({n.T, n.B, n.D, (a.cell.G + a.cell.A) * n.H}, options);
+  t.dh0 = fresh({n.D, n.B, n.R}, options);
+  t.dc0 = a.cell.S > 1 ? fresh({n.D, n.B, n.H}, options) : nothing(a.y);
+  t.dproj = t.w_hr.empty() ? nothing(a.y) : fresh({n.T, n.B, n.D, n.R}, options);
   return t;
 }
 

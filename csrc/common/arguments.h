@@ -56,7 +56,7 @@ Sizes check(BackwardArguments& a);
 
 struct ForwardTensors {
   Tensor gx;
-  std::vector<Tensor> w_hh, b_hh, w_hr;
+  std::vector<Tensor> w_hh, b_ih, b_hh, w_hr;
   Tensor y, h_n, c_n, c, h_raw, saved;  // empty where not kept
 
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> results() const { return {y, h_n, c_n, c, h_raw, saved}; }
@@ -93,6 +93,7 @@ Forward<IO> parameters(const ForwardArguments& a, const Sizes& n, const ForwardT
   p.gx = pointer<IO>(t.gx);
   for (int64_t d = 0; d < n.D; ++d) {
     p.w_hh[d] = pointer<IO>(t.w_hh[d]);
+    if (!t.b_ih.empty()) p.b_ih[d] = pointer<IO>(t.b_ih[d]);
     if (!t.b_hh.empty()) p.b_hh[d] = pointer<IO>(t.b_hh[d]);
     if (!t.w_hr.empty()) p.w_hr[d] = pointer<IO>(t.w_hr[d]);
   }

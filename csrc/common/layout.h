@@ -49,8 +49,9 @@ constexpr int kMaxDirections = 2;
 template <class IO>
 struct Forward {
   Sequence seq;
-  const IO* gx;                    // [T, B, D, G*H]
+  const IO* gx;                    // [T, B, D, G*H]: W_ih x
   const IO* w_hh[kMaxDirections];  // [G*H, R] each
+  const IO* b_ih[kMaxDirections];  // [G*H] each, or null; added here, not in a pass over gx of its own
   const IO* b_hh[kMaxDirections];  // [G*H] each, or null
   const IO* w_hr[kMaxDirections];  // [R, H] each, or null: no projection
   const IO* h0;                    // [D, B, R]

@@ -23,7 +23,7 @@ class ForwardLoop : LoopBase<IO> {
       Direction& dir = directions_[d];
       dir.hidden = {nullptr, q.R, q.H, Cell::G, kWidth};
       dir.hidden.data = arena_.take<T>(dir.hidden.size());
-      dir.bias = arena_.take<T>(Cell::G * padded(q.H));
+      for (T*& bias : dir.bias) bias = arena_.take<T>(Cell::G * padded(q.H));
       for (T*& h : dir.h) h = arena_.take<T>(q.B * padded(q.R));
       if (Cell::S > 1) dir.c = arena_.take<T>(q.B * padded(q.H));
       if (p.w_hr[d]) {
@@ -50,9 +50,10 @@ class ForwardLoop : LoopBase<IO> {
       }
       if (thread == 0) {
         for (int g = 0; g < Cell::G; ++g) {
-          T* bias = dir.bias + g * padded(q.H);
-          for (int64_t i = 0; i < q.H; i += kLanes)
-            store(bias + i, load_or_zero(p_.b_hh[d], g * q.H + i, left(q.H, i)));
+          for (int64_t i = 0; i < q.H; i += kLanes) {
+            store(dir.bias[0] + g * padded(q.H) + i, load_or_zero(p_.b_ih[d], g * q.H + i, left(q.H, i)));
+            store(dir.bias[1] + g * padded(q.H) + i, load_or_zero(p_.b_hh[d], g * q.H + i, left(q.H, i)));
+          }
         }
       }
       for (int64_t b = thread; b < q.B; b += threads) {
@@ -77,7 +78,7 @@ class ForwardLoop : LoopBase<IO> {
   struct Direction {
     Panels<T> hidden;      // W_hh
     Panels<T> projection;  // W_hr
-    T* bias = nullptr;     // [G, H]
+    T* bias[2] = {};       // [G, H] each: of the input and of the hidden part
     T* h[2] = {};          // [B, R] each: state entering even and odd steps
     T* c = nullptr;        // [B, H]
     T* raw = nullptr;      // [B, H]: h before the projection
@@ -127,8 +128,9 @@ class ForwardLoop : LoopBase<IO> {
       const int n = left(q.H, i);
       V gx[Cell::G], gh[Cell::G], prev[Cell::S], next[Cell::S], saved[Cell::K + 1];
       for (int g = 0; g < Cell::G; ++g) {
-        gx[g] = load(p_.gx + q.at(t, b, d, Cell::G * q.H) + g * q.H + i, n);
-        gh[g] = load(gh_tile + (g * kWidth + u) * kLanes) + load(dir.bias + g * padded(q.H) + i);
+        const int64_t unit = g * padded(q.H) + i;
+        gx[g] = load(p_.gx + q.at(t, b, d, Cell::G * q.H) + g * q.H + i, n) + load(dir.bias[0] + unit);
+        gh[g] = load(gh_tile + (g * kWidth + u) * kLanes) + load(dir.bias[1] + unit);
       }
       prev[0] = dir.raw ? V(T(0)) : load(h + b * padded(q.R) + i);
       if constexpr (Cell::S > 1) prev[1] = load(dir.c + b * padded(q.H) + i);

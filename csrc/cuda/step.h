@@ -53,11 +53,12 @@ struct ForwardCell {
     for (V& x : saved) x = V(0);
     if (place.active) {
       const bool cut = q.cut_before(d, b, s);
-      const IO* bias = d == 0 ? call.b_hh[0] : call.b_hh[1];
+      const IO* b_ih = d == 0 ? call.b_ih[0] : call.b_ih[1];
+      const IO* b_hh = d == 0 ? call.b_hh[0] : call.b_hh[1];
       V gx[Cell::G], hidden[Cell::G], prev[Cell::S];
       for (int g = 0; g < Cell::G; ++g) {
-        gx[g] = load(call.gx + q.at(place.t, b, d, Cell::G * q.H) + g * q.H + i);
-        hidden[g] = load_or_zero(bias, g * q.H + i);
+        gx[g] = load(call.gx + q.at(place.t, b, d, Cell::G * q.H) + g * q.H + i) + load_or_zero(b_ih, g * q.H + i);
+        hidden[g] = load_or_zero(b_hh, g * q.H + i);
         if (!cut) hidden[g] += load(gh + q.state_at(d, b, Cell::G * q.H) + g * q.H + i);
       }
       prev[0] = cut || raw ? V(0) : load(h + state);  // no cell with a projection asks for its own h
