@@ -15,7 +15,9 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnkernels
+from rnnkernels import functional
 from rnnkernels.cells import CELLS
+from rnnkernels.stack import LayerWeights
 
 T, B, INPUTS, H = 3, 2, 2, 3
 
@@ -56,12 +58,9 @@ EXCLUDED = [
 
 
 def make_layer(cell: str, **arguments: Any) -> rnnkernels.modules.RNNBase:
-    if cell.startswith("rnn"):
-        arguments["nonlinearity"] = cell.split("_")[1]
-    kind: Any = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}.get(cell, rnnkernels.RNN)
     torch.manual_seed(3)
-    layer: rnnkernels.modules.RNNBase = kind(
-        INPUTS, H, dtype=torch.float64, backend="cpu", **arguments
+    layer = rnnkernels.modules.RNNBase(
+        cell.upper(), INPUTS, H, dtype=torch.float64, backend="cpu", **arguments
     )
     with torch.no_grad():
         for p in layer.parameters():
@@ -162,20 +161,18 @@ def test_pair(cell: str, options: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("cell", NAMES)
 def test_single_cell(cell: str) -> None:
-    """The cells as modules, with states that need gradients."""
-    kinds: dict[str, Any] = {"lstm": rnnkernels.LSTMCell, "gru": rnnkernels.GRUCell}
-    extra = {} if cell in kinds else {"nonlinearity": cell.split("_")[1]}
-    module = kinds.get(cell, rnnkernels.RNNCell)(INPUTS, H, dtype=torch.float64, **extra)
-    names = [name for name, _ in module.named_parameters()]
-    S = CELLS[cell].S
+    """One step as a function of its weights, with states that need gradients."""
+    G, S = CELLS[cell].G, CELLS[cell].S
 
     def run(x: Tensor, *rest: Tensor) -> Any:
-        hx = rest[0] if S == 1 else rest[:S]
-        return functional_call(module, dict(zip(names, rest[S:], strict=True)), (x, hx))
+        hx: Any = rest[0] if S == 1 else rest[:S]
+        return functional.cell("Cell", cell, x, hx, LayerWeights(*rest[S:]))
 
-    states = [torch.randn(B, H, dtype=torch.float64, requires_grad=True) for _ in range(S)]
-    x = torch.randn(B, INPUTS, dtype=torch.float64, requires_grad=True)
-    inputs = [x, *states, *(p.detach().requires_grad_() for p in module.parameters())]
+    shapes = [*[(B, H)] * S, (G * H, INPUTS), (G * H, H), (G * H,), (G * H,)]
+    inputs = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in [(B, INPUTS), *shapes]
+    ]
     assert gradcheck(run, inputs)
     assert gradgradcheck(run, inputs, fast_mode=True)
 

@@ -42,14 +42,10 @@ def keep_threads() -> Iterator[None]:
 
 
 def make_layer(cell: str, backend: str = "cpu", **arguments: Any) -> rnnkernels.modules.RNNBase:
-    if cell.startswith("rnn"):
-        arguments["nonlinearity"] = cell.split("_")[1]
-    kind: Any = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}.get(cell, rnnkernels.RNN)
     torch.manual_seed(3)
-    layer: rnnkernels.modules.RNNBase = kind(
-        INPUTS, H, dtype=torch.float64, backend=backend, **arguments
+    return rnnkernels.modules.RNNBase(
+        cell.upper(), INPUTS, H, dtype=torch.float64, backend=backend, **arguments
     )
-    return layer
 
 
 class Run:
