@@ -45,7 +45,7 @@ class Explanation:
     def __str__(self) -> str:
         lines = []
         for c in self.choices:
-            where = ".".join(
+            where = ", ".join(
                 part for part in (c.module, f"layer {c.layer}" * (c.layer >= 0)) if part
             )
             chosen = c.backend or f"none: {c.asked_for!r} was asked for and refuses"

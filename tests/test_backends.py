@@ -227,7 +227,7 @@ def test_explain_fields() -> None:
 def test_explain_text() -> None:
     lines = str(explain(Model(), torch.zeros(5, 2, 3), lengths=[5, 2])).splitlines()
     head = "gru [T=5, B=2, I=3, D=2, H=4] float32 on cpu with lengths"
-    assert lines[0] == f"encoder.layer 0: {head} -> {DEFAULT}"
+    assert lines[0] == f"encoder, layer 0: {head} -> {DEFAULT}"
     assert "    not torch: torch.nn takes no lengths" in lines
     assert any(line.startswith("step: lstm [T=1") for line in lines)
     refused = explain(rnnkernels.GRU(3, 4, backend="cuda"), torch.zeros(5, 2, 3))
