@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
 from rnnkernels.cells import CELLS, Cell
+
+
+class Clip(NamedTuple):
+    """How backward bounds the gradients of the gates' pre-activations at every step.
+
+    The gradients g of ``gx`` and of ``gh``, ``[G*H]`` for each row, are bounded in the same way:
+
+    ========= ==================================================================================
+    kind      what becomes of g
+    ========= ==================================================================================
+    ``none``  ``g``
+    ``value`` ``max(-bound, min(bound, g))``, elementwise (Graves 2013, section 2.1)
+    ``norm``  ``g * min(1, bound / |dgx|)``, the norm over all gates of a row (Pascanu et al. 2013)
+    ``tanh``  ``bound * tanh(g / bound)``, elementwise: smooth, and the identity for small g
+    ========= ==================================================================================
+    """
+
+    kind: str = "none"
+    bound: float = 1.0
 
 
 class Call(NamedTuple):
@@ -25,6 +45,9 @@ class Call(NamedTuple):
     reset: Tensor | None  # [T, B] bool
     all_c: bool = False  # return every c
     layer: int = -1  # for the names of parameters in errors; -1: a single cell
+    window: int = 0  # no gradient crosses a boundary of windows of so many steps; 0: no windows
+    clip: Clip = Clip()
+    flow: Callable[[Tensor], None] | None = None  # takes |dL/dh_t| [T, B, D] when backward has run
 
     @property
     def cell(self) -> Cell:

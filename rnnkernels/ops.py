@@ -9,14 +9,14 @@ written here once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnkernels import checks, reference
-from rnnkernels.call import Call, Result
+from rnnkernels.call import Call, Clip, Result
 from rnnkernels.cells import CELLS
 
 try:
@@ -54,8 +54,23 @@ kernel_devices: frozenset[str] = frozenset(
 )
 
 
+#: What takes the norms of the call that runs now; an op takes nothing but tensors and numbers.
+_flow: Callable[[Tensor], None] | None = None
+
+
 def run(call: Call) -> Result:
     """Runs one layer through the op registered for the device of its input."""
+    global _flow
+    if call.flow is None:
+        return _run(call)
+    _flow = call.flow
+    try:
+        return _run(call)
+    finally:
+        _flow = None
+
+
+def _run(call: Call) -> Result:
     save = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
     y, h_n, c_n, c, _, _ = torch.ops.rnnkernels.sequence_forward(
         call.cell_name,
@@ -72,6 +87,8 @@ def run(call: Call) -> Result:
         save,
         call.all_c,
         call.layer,
+        call.window,
+        *call.clip,
     )
     if call.c0 is None:
         return Result(y, h_n, None, None)
@@ -104,6 +121,9 @@ def _fake_forward(
     save: bool,
     all_c: bool,
     layer: int,
+    window: int,
+    clip: str,
+    bound: float,
 ) -> tuple[Tensor, ...]:
     _same_device(x, hx=h0, cx=c0, lengths=lengths, reset=reset)
     weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
@@ -140,6 +160,10 @@ def _fake_backward(
     saved: Tensor,
     lengths: MaybeTensor,
     reset: MaybeTensor,
+    window: int,
+    clip: str,
+    bound: float,
+    flow: bool,
 ) -> tuple[Tensor, ...]:
     _same_device(y, dy=dy, dh_n=dh_n, dc_n=dc_n, dc=dc, w_hh=w_hh, w_hr=w_hr, h0=h0, c0=c0)
     _same_device(y, c=c, saved=saved, lengths=lengths, reset=reset)
@@ -151,11 +175,15 @@ def _fake_backward(
         y.new_empty((D, B, R)),
         y.new_empty((0,) if c0 is None else (D, B, H)),
         y.new_empty((T, B, D, R) if len(w_hr) > 0 else (0,)),
+        y.new_empty(
+            (T if flow else 0, B, D),
+            dtype=torch.float64 if y.dtype == torch.float64 else torch.float32,
+        ),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, save, all_c, layer = inputs
+    cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, save, *options = inputs
     y, _h_n, c_n, c, h_raw, saved = output
     ctx.mark_non_differentiable(h_raw, saved, *([c_n, c] if c0 is None else []))
     ctx.set_materialize_grads(False)
@@ -163,7 +191,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     if not save:
         return
     lists = [w_ih, w_hh, b_ih, b_hh, w_hr]
-    ctx.options = cell, all_c, layer
+    all_c, layer, window, clip, bound = options
+    ctx.options = all_c, layer, window, Clip(clip, bound), _flow
+    ctx.cell = cell
     ctx.counts = [len(tensors) for tensors in lists]
     flat = [t for tensors in lists for t in tensors]
     ctx.save_for_backward(x, h0, c0, lengths, reset, y, c, h_raw, saved, *flat)
@@ -189,14 +219,14 @@ def _backward(
         lists.append(flat[:count])
         flat = flat[count:]
     w_ih, w_hh, b_ih, b_hh, w_hr = lists
-    cell_name, all_c, layer = ctx.options
-    call = Call(cell_name, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, all_c, layer)
+    tensors = x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset
+    call = Call(ctx.cell, *tensors, *ctx.options)
     if torch.is_grad_enabled():  # the gradient itself will be differentiated
         grads = _differentiable_gradients(call, (dy, dh_n, dc_n, dc))
     else:
         grads = _gradients(ctx.needs_input_grad, call, (dy, dh_n, dc_n, dc), (y, c, h_raw, saved))
     dx, dw_ih, dw_hh, db_ih, db_hh, dw_hr, dh0, dc0 = grads
-    return (None, dx, dw_ih, dw_hh, db_ih, db_hh, dw_hr, dh0, dc0, *[None] * 5)
+    return (None, dx, dw_ih, dw_hh, db_ih, db_hh, dw_hr, dh0, dc0, *[None] * 8)
 
 
 def _gradients(
@@ -209,7 +239,7 @@ def _gradients(
     dy, dh_n, dc_n, dc = douts
     y, c, h_raw, saved = kept
     _, need_x, need_w_ih, need_w_hh, need_b_ih, need_b_hh, need_w_hr, *_ = needs
-    dgates, dh0, dc0, dproj = torch.ops.rnnkernels.sequence_backward(
+    dgates, dh0, dc0, dproj, flow = torch.ops.rnnkernels.sequence_backward(
         call.cell_name,
         dy,
         dh_n,
@@ -224,7 +254,12 @@ def _gradients(
         saved,
         call.lengths,
         call.reset,
+        call.window,
+        *call.clip,
+        call.flow is not None,
     )
+    if call.flow is not None:
+        call.flow(flow)
     cell, D = call.cell, len(call.w_hh)
     T, B, I = call.x.shape
     G_H = call.w_hh[0].size(0)

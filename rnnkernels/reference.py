@@ -5,11 +5,15 @@ Differentiable any number of times, on any device and in any floating dtype; slo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnkernels.call import Call, Result
+from rnnkernels.call import Call, Clip, Result
 
 
 def run(call: Call) -> Result:
@@ -17,10 +21,11 @@ def run(call: Call) -> Result:
 
     A row of length n takes part in steps 0 to n-1: past its end its output is zero and its state
     stands still; direction 1 starts at its own end. ``reset[t]`` zeroes the state that crosses
-    the boundary between t-1 and t, in both directions.
+    the boundary between t-1 and t, in both directions; a boundary of windows stops the gradient.
     """
     directions = range(len(call.w_hh))
-    parts = [run_direction(call, d) for d in directions]
+    flow = _Flow(call)
+    parts = [run_direction(call, d, partial(flow.record, d)) for d in directions]
     y = torch.cat([part[0] for part in parts], dim=2)
     h_n = torch.stack([part[1] for part in parts])
     if call.c0 is None:
@@ -29,8 +34,29 @@ def run(call: Call) -> Result:
     return Result(y, h_n, torch.stack([part[2] for part in parts]), c)
 
 
-def run_direction(call: Call, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs direction d: y [T, B, R], h_n [B, R], c_n [B, H] and c [T, B, H] (h's where no c is)."""
+class _Flow:
+    """Collects the norms that ``call.flow`` takes, as backward comes by."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.norms: Tensor | None = None  # [T, B, D]
+
+    def record(self, d: int, t: int, dh: Tensor) -> None:
+        if self.norms is None:
+            T, B, _ = self.call.x.shape
+            self.norms = dh.new_zeros(T, B, len(self.call.w_hh))
+            assert self.call.flow is not None
+            self.call.flow(self.norms)  # filled step by step from here on
+        self.norms[t, :, d] = torch.linalg.vector_norm(dh.detach(), dim=-1)
+
+
+def run_direction(
+    call: Call, d: int, record: Callable[[int, Tensor], None] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Runs direction d: y [T, B, R], h_n [B, R], c_n [B, H] and c [T, B, H] (h's where no c is).
+
+    ``record(t, dh)`` is handed the gradient of every h on backward, if ``call.flow`` asks for it.
+    """
     cell, T = call.cell, call.x.size(0)
     b_ih = call.b_ih[d] if call.b_ih else None
     b_hh = call.b_hh[d] if call.b_hh else None
@@ -40,6 +66,8 @@ def run_direction(call: Call, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     def step(gx: Tensor, prev: list[Tensor]) -> list[Tensor]:
         gh = F.linear(prev[0], call.w_hh[d], b_hh)  # [B, G*H]
+        if call.clip.kind != "none":
+            gx, gh = _Bound.apply(gx, gh, call.clip)
         values, _ = cell.forward(gx.chunk(cell.G, -1), gh.chunk(cell.G, -1), prev)
         next = list(values)
         if call.w_hr:
@@ -54,7 +82,14 @@ def run_direction(call: Call, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         active = None if call.lengths is None else (t < call.lengths)[:, None]  # [B, 1]
         cut = boundary(call, d, t)
         prev = state if cut is None else [s.masked_fill(cut, 0) for s in state]
+        if call.window and starts_window(call, d, t):
+            inside = None if call.lengths is None else (t + d < call.lengths)[:, None]
+            prev = [
+                s.detach() if inside is None else torch.where(inside, s.detach(), s) for s in prev
+            ]
         next = step(gx[t], prev)
+        if record is not None and call.flow is not None and next[0].requires_grad:
+            next[0].register_hook(partial(record, t))
         if active is None:
             state = next
             outputs[t] = next
@@ -66,6 +101,33 @@ def run_direction(call: Call, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return torch.stack([out[slot] for out in outputs])
 
     return stack(0), state[0], state[-1], stack(-1)
+
+
+def starts_window(call: Call, d: int, t: int) -> bool:
+    """Whether direction d enters another window with its step at t."""
+    first = t if d == 0 else t + 1  # of the later window
+    return first % call.window == 0 and 0 < first < call.x.size(0)
+
+
+class _Bound(torch.autograd.Function):
+    """gx and gh as they are, with gradients bounded as :class:`rnnkernels.call.Clip` says."""
+
+    @staticmethod
+    def forward(ctx: Any, gx: Tensor, gh: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
+        ctx.clip = clip
+        return gx.view_as(gx), gh.view_as(gh)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        kind, bound = ctx.clip
+        if kind == "value":
+            dgx, dgh = (g.clamp(-bound, bound) for g in grads)
+        elif kind == "tanh":
+            dgx, dgh = (bound * torch.tanh(g / bound) for g in grads)
+        else:
+            norm = torch.linalg.vector_norm(grads[0], dim=-1, keepdim=True)
+            dgx, dgh = (g * (bound / norm.clamp(min=bound)) for g in grads)
+        return dgx, dgh, None
 
 
 def boundary(call: Call, d: int, t: int) -> Tensor | None:

@@ -26,6 +26,12 @@ def refusal(call: Call) -> str | None:
         return "torch.nn takes no lengths"
     if call.reset is not None:
         return "torch.nn takes no reset"
+    if call.window:
+        return "torch.nn does not truncate gradients"
+    if call.clip.kind != "none":
+        return "torch.nn does not bound gradients inside the sequence"
+    if call.flow is not None:
+        return "torch.nn does not record the norms of its gradients"
     if call.all_c and call.c0 is not None:
         return "torch.nn does not return every c"
     if len(call.b_ih) != len(call.b_hh):

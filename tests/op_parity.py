@@ -97,18 +97,20 @@ def forward(ops: Any, call: Call, save: bool = True) -> list[Tensor]:
     return list(
         ops.sequence_forward(
             c.cell_name, c.x, c.w_ih, c.w_hh, c.b_ih, c.b_hh, c.w_hr, c.h0, c.c0,
-            c.lengths, c.reset, save, c.all_c, c.layer,
+            c.lengths, c.reset, save, c.all_c, c.layer, c.window, *c.clip,
         )
     )  # fmt: skip
 
 
-def backward(ops: Any, call: Call, out: list[Tensor], grads: list[Tensor | None]) -> list[Tensor]:
-    """dgates, dh0, dc0, dproj of what forward returned, for the gradients of y, h_n, c_n and c."""
+def backward(
+    ops: Any, call: Call, out: list[Tensor], grads: list[Tensor | None], flow: bool = False
+) -> list[Tensor]:
+    """dgates, dh0, dc0, dproj, flow of what forward returned, for the gradients of y, h_n, c_n and c."""
     y, _, _, c, _, saved = out
     return list(
         ops.sequence_backward(
             call.cell_name, *grads, call.w_hh, call.w_hr, call.h0, call.c0, y, c, saved,
-            call.lengths, call.reset,
+            call.lengths, call.reset, call.window, *call.clip, flow,
         )
     )  # fmt: skip
 
@@ -140,7 +142,7 @@ def entering(call: Call, y: Tensor, d: int) -> Tensor:
 
 def parameter_gradients(call: Call, out: list[Tensor], back: list[Tensor]) -> list[Tensor]:
     """Gradients of `call.tensors`, in that order, from the results of both ops."""
-    cell, (y, _, _, _, h_raw, _), (dgates, dh0, dc0, dproj) = call.cell, out, back
+    cell, (y, _, _, _, h_raw, _), (dgates, dh0, dc0, dproj, _) = call.cell, out, back
     GH, AH = (n * (dgates.size(3) // (cell.G + cell.A)) for n in (cell.G, cell.A))
     directions = range(len(call.w_hh))
     dgx = [dgates[:, :, d, :GH] for d in directions]

@@ -4,6 +4,9 @@
 #include <sys/mman.h>
 #endif
 
+#include <cmath>
+#include <utility>
+
 #include "common/cells.h"
 
 namespace rnn {
@@ -21,6 +24,18 @@ const CellInfo& find_cell(std::string_view name) {
     known += (known.empty() ? "" : ", ") + std::string(info.name);
   }
   TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", got '", name, "'");
+}
+
+Clip find_clip(std::string_view kind, double bound) {
+  constexpr std::pair<std::string_view, Clip::Kind> kinds[] = {
+      {"none", Clip::kNone}, {"value", Clip::kValue}, {"norm", Clip::kNorm}, {"tanh", Clip::kTanh}};
+  for (const auto& [name, number] : kinds) {
+    if (name != kind) continue;
+    TORCH_CHECK_VALUE(number == Clip::kNone || (bound > 0 && std::isfinite(bound)),
+                      "bound: expected a finite number above zero, got ", bound);
+    return {number, bound};
+  }
+  TORCH_CHECK_VALUE(false, "clip: expected one of none, value, norm, tanh, got '", kind, "'");
 }
 
 namespace {
@@ -186,6 +201,7 @@ Sizes check(BackwardArguments& a) {
   }
   if (a.cell.K) like.tensor(a.saved, "saved", {n.T, B, n.D, a.cell.K * n.H}, "time, batch, directions, saved * hidden");
   like.rows(a.lengths, a.reset, n.T, B);
+  TORCH_CHECK_VALUE(a.window >= 0, "window: expected a number of steps, or 0 for none, got ", a.window);
   for (Tensor* t : {&a.h0, &a.y, &a.c, &a.saved}) make_contiguous(*t);
   for (OptionalTensor* t : {&a.dy, &a.dh_n, &a.dc_n, &a.dc, &a.c0, &a.lengths, &a.reset}) make_contiguous(*t);
   return n;
@@ -229,6 +245,8 @@ BackwardTensors prepare(const BackwardArguments& a, const Sizes& n) {
   t.dh0 = fresh({n.D, n.B, n.R}, options);
   t.dc0 = a.cell.S > 1 ? fresh({n.D, n.B, n.H}, options) : nothing(a.y);
   t.dproj = t.w_hr.empty() ? nothing(a.y) : fresh({n.T, n.B, n.D, n.R}, options);
+  const auto wide = options.dtype(a.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  t.flow = at::empty({a.flow ? n.T : 0, n.B, n.D}, wide);
   return t;
 }
 

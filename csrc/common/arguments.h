@@ -44,7 +44,11 @@ struct BackwardArguments {
   OptionalTensor c0;
   Tensor y, c, saved;
   OptionalTensor lengths, reset;
+  int64_t window;  // 0: none
+  Clip clip;
+  bool flow;  // keep the norms of the gradients of all h
 };
+Clip find_clip(std::string_view kind, double bound);
 
 struct Sizes {
   int64_t T, B, I, D, H, R;
@@ -66,9 +70,9 @@ ForwardTensors prepare(const ForwardArguments& a, const Sizes& n);
 
 struct BackwardTensors {
   std::vector<Tensor> w_hh, w_hr;
-  Tensor dgates, dh0, dc0, dproj;  // empty where there is none
+  Tensor dgates, dh0, dc0, dproj, flow;  // empty where there is none
 
-  std::tuple<Tensor, Tensor, Tensor, Tensor> results() const { return {dgates, dh0, dc0, dproj}; }
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> results() const { return {dgates, dh0, dc0, dproj, flow}; }
 };
 BackwardTensors prepare(const BackwardArguments& a, const Sizes& n);
 
@@ -82,14 +86,14 @@ const IO* pointer(const OptionalTensor& t) {
 }
 
 template <class Arguments>
-Sequence sequence(const Arguments& a, const Sizes& n) {
-  return {n.T, n.B, n.D, n.H, n.R, pointer<int64_t>(a.lengths), pointer<bool>(a.reset)};
+Sequence sequence(const Arguments& a, const Sizes& n, int64_t window) {
+  return {n.T, n.B, n.D, n.H, n.R, pointer<int64_t>(a.lengths), pointer<bool>(a.reset), window};
 }
 
 template <class IO>
 Forward<IO> parameters(const ForwardArguments& a, const Sizes& n, const ForwardTensors& t) {
   Forward<IO> p{};
-  p.seq = sequence(a, n);
+  p.seq = sequence(a, n, 0);
   p.gx = pointer<IO>(t.gx);
   for (int64_t d = 0; d < n.D; ++d) {
     p.w_hh[d] = pointer<IO>(t.w_hh[d]);
@@ -111,7 +115,8 @@ Forward<IO> parameters(const ForwardArguments& a, const Sizes& n, const ForwardT
 template <class IO>
 Backward<IO> parameters(const BackwardArguments& a, const Sizes& n, const BackwardTensors& t) {
   Backward<IO> p{};
-  p.seq = sequence(a, n);
+  p.seq = sequence(a, n, a.window);
+  p.clip = a.clip;
   p.dy = pointer<IO>(a.dy);
   p.dh_n = pointer<IO>(a.dh_n);
   p.dc_n = pointer<IO>(a.dc_n);
@@ -129,6 +134,7 @@ Backward<IO> parameters(const BackwardArguments& a, const Sizes& n, const Backwa
   p.dproj = pointer<IO>(t.dproj);
   p.dh0 = pointer<IO>(t.dh0);
   p.dc0 = pointer<IO>(t.dc0);
+  p.flow = pointer<Arithmetic<IO>>(t.flow);
   return p;
 }
 

@@ -6,20 +6,31 @@
 //   gx     [T, B, D, G*H]      y      [T, B, D*R]        h0, h_n, dh0  [D, B, R]
 //   saved  [T, B, D, K*H]      c      [T, B, D, H]       c0, c_n, dc0  [D, B, H]
 //   dgates [T, B, D, (G+A)*H]  h_raw  [T, B, D, H]       dproj         [T, B, D, R]
+//   flow   [T, B, D]
 //
 // dgates holds the G gradients of gx, then the hidden gradients of the last A gates.
 #pragma once
 
 #include <cstdint>
 
+#include "clip.h"
 #include "macros.h"
+#include "storage.h"
 
 namespace rnn {
 
+// What a loop over time takes as one row: the steps [start, start + length) of row b of the batch.
+struct Row {
+  int64_t b, start, length;
+};
+
+// Forward runs the rows of the batch. Backward runs every window of every row as a row of its own, so that all windows
+// go through the loop at once and a step reaches into memory where the whole sequence lies.
 struct Sequence {
   int64_t T, B, D, H, R;
   const int64_t* lengths;  // [B] or null: every row is T long
   const bool* reset;       // [T, B] or null: state is zeroed before the step at [t, b]
+  int64_t window;          // 0, or the number of steps after which no gradient flows on (truncated BPTT)
 
   RNN_HD int64_t length(int64_t b) const {
     if (!lengths) return T;
@@ -27,20 +38,44 @@ struct Sequence {
     return n < 0 ? 0 : (n > T ? T : n);  // memory stays safe whatever a device-side tensor holds
   }
 
-  // Step s of direction d happens at this position in time. Direction 1 starts at the row's own end.
-  RNN_HD int64_t position(int64_t d, int64_t b, int64_t s) const { return d == 0 ? s : length(b) - 1 - s; }
+  RNN_HD bool truncated() const { return window > 0 && window < T; }
+  RNN_HD int64_t steps() const { return truncated() ? window : T; }
+  RNN_HD int64_t rows() const { return truncated() ? (T - 1) / window * B + B : B; }
 
-  // Is the state entering step s zeroed? A reset at t cuts the boundary between t-1 and t, in both directions.
-  RNN_HD bool cut_before(int64_t d, int64_t b, int64_t s) const {
+  // Row r: windows in order of time, each with all rows of the batch.
+  RNN_HD Row row(int64_t r) const {
+    if (!truncated()) return {r, 0, length(r)};
+    const int64_t b = r % B, start = r / B * window, left = length(b) - start;
+    return {b, start, left < 0 ? 0 : (left > window ? window : left)};
+  }
+
+  // Does this window hold the first, or the last, of the steps that direction d takes? One window of each row does,
+  // and of an empty row it is the one at 0.
+  RNN_HD bool first(int64_t d, const Row& row) const { return d == 0 ? row.start == 0 : holds_end(row); }
+  RNN_HD bool last(int64_t d, const Row& row) const { return d == 0 ? holds_end(row) : row.start == 0; }
+
+  // Step s of direction d happens at this position in time. Direction 1 starts at the row's own end.
+  RNN_HD int64_t position(int64_t d, const Row& row, int64_t s) const {
+    return row.start + (d == 0 ? s : row.length - 1 - s);
+  }
+
+  // Is the state entering step s < row.length zeroed? A reset at t cuts the boundary between t-1 and t, in both
+  // directions.
+  RNN_HD bool cut_before(int64_t d, const Row& row, int64_t s) const {
     if (!reset) return false;
-    if (d == 0) return reset[s * B + b];
-    return s > 0 && reset[(length(b) - s) * B + b];
+    const int64_t boundary = position(d, row, s) + (d == 0 ? 0 : 1);
+    return (d == 0 || boundary < length(row.b)) && reset[boundary * B + row.b];
   }
 
   // Offset of unit 0 of row b, direction d at position t in a [T, B, D, width] tensor.
   RNN_HD int64_t at(int64_t t, int64_t b, int64_t d, int64_t width) const { return ((t * B + b) * D + d) * width; }
   // The same in a [D, B, width] tensor.
   RNN_HD int64_t state_at(int64_t d, int64_t b, int64_t width) const { return (d * B + b) * width; }
+
+ private:
+  RNN_HD bool holds_end(const Row& row) const {
+    return row.start + row.length >= length(row.b) && (row.length > 0 || row.start == 0);
+  }
 };
 
 constexpr int kMaxDirections = 2;
@@ -68,6 +103,7 @@ struct Forward {
 template <class IO>
 struct Backward {
   Sequence seq;
+  Clip clip;
   const IO* dy;                    // [T, B, D*R] or null: zero
   const IO* dh_n;                  // [D, B, R] or null: zero
   const IO* dc_n;                  // [D, B, H] or null: zero
@@ -83,6 +119,7 @@ struct Backward {
   IO* dproj;                       // [T, B, D, R] or null: gradient of the projected h, for dW_hr
   IO* dh0;                         // [D, B, R]
   IO* dc0;                         // [D, B, H] or null
+  Arithmetic<IO>* flow;            // [T, B, D] or null: norm of the gradient of the h of each step, not kept
 };
 
 }  // namespace rnn

@@ -1,5 +1,6 @@
 // The backward loop over time. Step s takes the gate gradients of step s + 1 through W_hh, adds what else reaches the
-// state, and runs the cell: the same form as forward, product first and cell behind it.
+// state, and runs the cell: the same form as forward, product first and cell behind it. Windows of truncated BPTT are
+// rows like any other; rows run in blocks whose state fits the cache, however many there are.
 #pragma once
 
 #include "cpu/loop.h"
@@ -12,22 +13,31 @@ class BackwardLoop : LoopBase<IO> {
   using Base::kLanes, Base::left, Base::load_or_zero, Base::padded;
   using typename Base::T, typename Base::V;
   static constexpr int kWidth = kMaxVectors;
+  static constexpr int64_t kBlockRows = 64;  // per thread; enough to read the weights rarely
 
  public:
-  BackwardLoop(const Backward<IO>& p, void* workspace) : p_(p), arena_(workspace) {
+  BackwardLoop(const Backward<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
     const Sequence& q = p.seq;
+    const bool norm = p.clip.kind == Clip::kNorm;
+    row_count_ = q.rows();
+    slots_ = least(row_count_, kBlockRows * threads);
+    rows_ = arena_.take<Row>(row_count_);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       dir.hidden = {nullptr, Cell::G * q.H, q.R, 1, kWidth};
       dir.hidden.data = arena_.take<T>(dir.hidden.size());
-      for (T*& dgh : dir.dgh) dgh = arena_.take<T>(q.B * Cell::G * q.H);
-      dir.dh = arena_.take<T>(q.B * padded(q.R));
-      if (Cell::S > 1) dir.dc = arena_.take<T>(q.B * padded(q.H));
       if (p.w_hr[d]) {
         dir.projection = {nullptr, q.R, q.H, 1, kWidth};
         dir.projection.data = arena_.take<T>(dir.projection.size());
-        dir.dprojected = arena_.take<T>(q.B * padded(q.R));
+        dir.dprojected = arena_.take<T>(slots_ * padded(q.R));
       }
+      dir.dgh[0] = arena_.take<T>(slots_ * Cell::G * q.H);
+      dir.dgh[1] = q.steps() > 1 ? arena_.take<T>(slots_ * Cell::G * q.H) : dir.dgh[0];
+      dir.dh = arena_.take<T>(slots_ * padded(q.R));
+      if (Cell::S > 1) dir.dc = arena_.take<T>(slots_ * padded(q.H));
+      if (norm) dir.dgx = arena_.take<T>(slots_ * Cell::G * q.H);
+      if (norm) dir.gate_squares = arena_.take<double>(slots_ * tiles(d));
+      for (double*& squares : dir.h_squares) squares = p.flow ? arena_.take<double>(slots_ * tiles(d)) : nullptr;
     }
   }
 
@@ -36,150 +46,310 @@ class BackwardLoop : LoopBase<IO> {
   Plan plan(int threads) const { return Base::plan(p_.seq, directions_[0].hidden, Cell::G, threads); }
 
   void prepare(int thread, int threads) {
-    const Sequence& q = p_.seq;
-    for (int64_t d = 0; d < q.D; ++d) {
-      Direction& dir = directions_[d];
+    for (int64_t d = 0; d < p_.seq.D; ++d) {
+      const Direction& dir = directions_[d];
       for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) dir.hidden.pack(p_.w_hh[d], j);
-      if (dir.dprojected) {
-        for (int64_t j = thread; j < dir.projection.tiles(); j += threads) dir.projection.pack(p_.w_hr[d], j);
-      }
-      for (int64_t b = thread; b < q.B; b += threads) {
-        for (int64_t i = 0; i < Cell::G * q.H; ++i) dir.dgh[q.T & 1][b * Cell::G * q.H + i] = T(0);
-        for (int64_t i = 0; i < q.R; i += kLanes)
-          store(dir.dh + b * padded(q.R) + i, load_or_zero(p_.dh_n, q.state_at(d, b, q.R) + i, left(q.R, i)));
-        for (int64_t i = 0; Cell::S > 1 && i < q.H; i += kLanes)
-          store(dir.dc + b * padded(q.H) + i, load_or_zero(p_.dc_n, q.state_at(d, b, q.H) + i, left(q.H, i)));
-      }
+      for (int64_t j = thread; dir.dprojected && j < dir.projection.tiles(); j += threads)
+        dir.projection.pack(p_.w_hr[d], j);
     }
+    for (int64_t r = thread; r < row_count_; r += threads) rows_[r] = p_.seq.row(r);
   }
 
   void run(const Share& share, Barrier& barrier) {
-    for (int64_t d = share.first_direction; d < share.last_direction; ++d) run_direction(d, share, barrier);
+    const int64_t n = share.last_row - share.first_row;
+    if (n == 0) return;
+    const int64_t slot = share.first_row * slots_ / row_count_;  // of the workspace; so many are this group's:
+    const int64_t blocks = (n - 1) / (share.last_row * slots_ / row_count_ - slot) + 1;
+    for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
+      for (int64_t k = 0; k < blocks; ++k) {
+        const int64_t first = share.first_row + n * k / blocks, last = share.first_row + n * (k + 1) / blocks;
+        run_block(d, {first, last, slot - first}, share, barrier);
+      }
+    }
   }
 
  private:
   struct Direction {
-    Panels<T> hidden;         // W_hh
-    Panels<T> projection;     // W_hr
-    T* dgh[2] = {};           // [B, G*H] each: gradient of gh of the step after an odd and an even one
-    T* dh = nullptr;          // [B, R]: what reaches h of this step around W_hh
-    T* dc = nullptr;          // [B, H]
-    T* dprojected = nullptr;  // [B, R]: gradient of the projected h of this step
+    Panels<T> hidden;            // W_hh
+    Panels<T> projection;        // W_hr
+    T* dprojected = nullptr;     // [slots, R]: gradient of the projected h of this step
+    T* dgh[2] = {};              // [slots, G*H] each: gradient of gh of even and odd steps
+    T* dh = nullptr;             // [slots, R]: what reaches h of this step around W_hh
+    T* dc = nullptr;             // [slots, H]
+    T* dgx = nullptr;            // [slots, G*H]: gradient of gx before it is bounded by its norm
+    double* gate_squares = nullptr;  // [slots, tiles]: sums of squares of dgx
+    double* h_squares[2] = {};  // [slots, tiles] each: of the gradient of h of even and odd steps
   };
 
-  void run_direction(int64_t d, const Share& share, Barrier& barrier) {
+  // Rows first to last; row r keeps its state in slot r + slot.
+  struct Block {
+    int64_t first, last, slot;
+  };
+
+  // The units of a step in the order of its cell: behind W_hh, or W_hr where there is one.
+  const Panels<T>& cells(int64_t d) const {
+    return directions_[d].dprojected ? directions_[d].projection : directions_[d].hidden;
+  }
+  int64_t tiles(int64_t d) const {
+    return most((p_.seq.H + kWidth * kLanes - 1) / (kWidth * kLanes), directions_[d].hidden.tiles());
+  }
+
+  void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     const int64_t gates = Cell::G * q.H;
-    for (int64_t s = q.T - 1; s >= 0; --s) {
-      const T* dgh = dir.dgh[(s + 1) & 1];
-      T* dgh_next = dir.dgh[s & 1];
+    begin(d, k, share);
+    for (int64_t s = q.steps() - 1; s >= 0; --s) {
       // The product carries what comes from step s + 1: there is none where that step is not active.
-      Base::for_tiles(q, dir.hidden, dgh, gates, s + 1, share, [&](int64_t b, int64_t j, const T* dh) {
-        if (dir.dprojected) {
-          project(d, b, s, j, dh);
-        } else {
-          cell(d, b, s, j, dh, dgh_next);
-        }
-      });
+      Base::for_tiles(
+          dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, k.first, k.last, share,
+          [&](int64_t r) { return s + 1 < rows_[r].length; },
+          [&](int64_t r, int64_t j, const T* dh) {
+            if (dir.dprojected) {
+              project(d, r, r + k.slot, s, j, dh);
+            } else {
+              cell(d, r, r + k.slot, s, j, dh);
+            }
+          });
       barrier.wait(share.size);
-      if (!dir.dprojected) continue;
-      Base::for_tiles(q, dir.projection, dir.dprojected, padded(q.R), s, share,
-                      [&](int64_t b, int64_t j, const T* dh) { cell(d, b, s, j, dh, dgh_next); });
-      barrier.wait(share.size);
-    }
-    Base::for_tiles(q, dir.hidden, dir.dgh[0], gates, 0, share, [&](int64_t b, int64_t j, const T* dh) {
-      for (int u = 0; u < kWidth; ++u) {
-        const int64_t i = (j * kWidth + u) * kLanes;
-        if (i >= q.R) break;
-        store(p_.dh0 + q.state_at(d, b, q.R) + i, load(dh + u * kLanes) + load(dir.dh + b * padded(q.R) + i),
-              left(q.R, i));
+      if (dir.dprojected) {
+        Base::for_tiles(
+            dir.projection, dir.dprojected + (k.first + k.slot) * padded(q.R), padded(q.R), k.first, k.last, share,
+            [&](int64_t r) { return s < rows_[r].length; },
+            [&](int64_t r, int64_t j, const T* dh) { cell(d, r, r + k.slot, s, j, dh); });
+        barrier.wait(share.size);
       }
-    });
-    for (int64_t b = share.first_row + share.rank; Cell::S > 1 && b < share.last_row; b += share.size) {
-      for (int64_t i = 0; i < q.H; i += kLanes)
-        store(p_.dc0 + q.state_at(d, b, q.H) + i, load(dir.dc + b * padded(q.H) + i), left(q.H, i));
+      if (dir.dgx) {
+        bound_norm(d, k, s, share);
+        barrier.wait(share.size);
+      }
+      if (p_.flow) write_flow(d, k, s, share);
     }
+    finish(d, k, share);
+    barrier.wait(share.size);
   }
 
-  // The gradient of the projected units of tile j of row b. dh [vectors, lanes] came through W_hh.
-  void project(int64_t d, int64_t b, int64_t s, int64_t j, const T* dh_tile) {
+  // Calls f(r, i) for the units of this share's tiles, a vector at a time.
+  template <class F>
+  static void for_units(const Panels<T>& w, const Block& k, const Share& share, F&& f) {
+    const int64_t begin = share.begin(w.tiles()) * w.tile_units();
+    const int64_t end = least(share.end(w.tiles()) * w.tile_units(), w.units);
+    for (int64_t r = k.first; r < k.last; ++r)
+      for (int64_t i = begin; i < end; i += kLanes) f(r, i);
+  }
+
+  // What reaches the last state of each row from outside.
+  void begin(int64_t d, const Block& k, const Share& share) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const bool active = s < q.length(b);
-    const int64_t t = active ? q.position(d, b, s) : s;
+    for_units(dir.hidden, k, share, [&](int64_t r, int64_t i) {
+      const IO* from = q.last(d, rows_[r]) ? p_.dh_n : nullptr;
+      store(dir.dh + (r + k.slot) * padded(q.R) + i,
+            load_or_zero(from, q.state_at(d, rows_[r].b, q.R) + i, left(q.R, i)));
+    });
+    if (!dir.dc) return;
+    for_units(cells(d), k, share, [&](int64_t r, int64_t i) {
+      const IO* from = q.last(d, rows_[r]) ? p_.dc_n : nullptr;
+      store(dir.dc + (r + k.slot) * padded(q.H) + i,
+            load_or_zero(from, q.state_at(d, rows_[r].b, q.H) + i, left(q.H, i)));
+    });
+  }
+
+  // What reaches the initial state of each row.
+  void finish(int64_t d, const Block& k, const Share& share) {
+    const Sequence& q = p_.seq;
+    const Direction& dir = directions_[d];
+    Base::for_tiles(
+        dir.hidden, dir.dgh[0] + (k.first + k.slot) * Cell::G * q.H, Cell::G * q.H, k.first, k.last, share,
+        [&](int64_t r) { return rows_[r].length > 0 && q.first(d, rows_[r]); },
+        [&](int64_t r, int64_t j, const T* dh) {
+          for (int u = 0; u < kWidth && q.first(d, rows_[r]); ++u) {
+            const int64_t i = (j * kWidth + u) * kLanes;
+            if (i >= q.R) break;
+            const V around = load(dir.dh + (r + k.slot) * padded(q.R) + i);
+            store(p_.dh0 + q.state_at(d, rows_[r].b, q.R) + i, load(dh + u * kLanes) + around, left(q.R, i));
+          }
+        });
+    if (!dir.dc) return;
+    for_units(cells(d), k, share, [&](int64_t r, int64_t i) {
+      if (!q.first(d, rows_[r])) return;
+      const V dc = load(dir.dc + (r + k.slot) * padded(q.H) + i);
+      store(p_.dc0 + q.state_at(d, rows_[r].b, q.H) + i, dc, left(q.H, i));
+    });
+  }
+
+  // Where row r reads and writes at step s: past its end, the padding that it zeroes, unless that is outside.
+  struct Place {
+    bool active, outside;
+    int64_t t, b;
+  };
+  Place place(int64_t d, int64_t r, int64_t s) const {
+    const Row& row = rows_[r];
+    const bool active = s < row.length;
+    const int64_t t = active ? p_.seq.position(d, row, s) : row.start + s;
+    return {active, t >= p_.seq.T, t, row.b};
+  }
+
+  // The gradient of the projected units of tile j of a row. dh [vectors, lanes] came through W_hh.
+  void project(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
+    const Sequence& q = p_.seq;
+    const Direction& dir = directions_[d];
+    const Place at = place(d, r, s);
+    Squares squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
       if (i >= q.R) break;
       const int n = left(q.R, i);
       V dh(T(0));
-      if (active) {
-        T* around = dir.dh + b * padded(q.R) + i;
-        dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, q.at(t, b, d, q.R) + i, n);
+      if (at.active) {
+        T* around = dir.dh + slot * padded(q.R) + i;
+        dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, q.at(at.t, at.b, d, q.R) + i, n);
         store(around, V(T(0)));
+        if (p_.flow) squares.add(dh, n);
       }
-      store(dir.dprojected + b * padded(q.R) + i, dh);
-      store(p_.dproj + q.at(t, b, d, q.R) + i, dh, n);
+      store(dir.dprojected + slot * padded(q.R) + i, dh);
+      if (!at.outside) store(p_.dproj + q.at(at.t, at.b, d, q.R) + i, dh, n);
     }
+    if (p_.flow) dir.h_squares[s & 1][slot * tiles(d) + j] = squares.sum();
   }
 
-  // One step back of the units of tile j of row b. dh_tile [vectors, lanes] came through W_hh, or through W_hr.
-  void cell(int64_t d, int64_t b, int64_t s, int64_t j, const T* dh_tile, T* dgh_next) {
+  // One step back of the units of tile j of a row. dh_tile [vectors, lanes] came through W_hh, or through W_hr.
+  void cell(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const bool active = s < q.length(b);
-    const int64_t t = active ? q.position(d, b, s) : s;
+    const Place at = place(d, r, s);
+    const bool cut = at.active && q.cut_before(d, rows_[r], s);
+    Squares dh_squares, gate_squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
       if (i >= q.H) break;
       const int n = left(q.H, i);
-      T* carried = dgh_next + b * Cell::G * q.H + i;
-      IO* dgates = p_.dgates + q.at(t, b, d, (Cell::G + Cell::A) * q.H) + i;
-      if (!active) {
-        for (int g = 0; g < Cell::G; ++g) store(carried + g * q.H, V(T(0)), n);
-        for (int g = 0; g < Cell::G + Cell::A; ++g) store(dgates + g * q.H, V(T(0)), n);
+      V dgx[Cell::G], dgh[Cell::G];
+      for (V& x : dgx) x = V(T(0));
+      for (V& x : dgh) x = V(T(0));
+      if (at.active) {
+        V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dnext[Cell::S], dprev[Cell::S];
+        for (int k = 0; k < Cell::K; ++k)
+          saved[k] = load(p_.saved + q.at(at.t, at.b, d, Cell::K * q.H) + k * q.H + i, n);
+        dnext[0] = load(dh_tile + u * kLanes);
+        if (dir.dprojected) {  // h before the projection: no cell with a projection asks for its value
+          prev[0] = next[0] = V(T(0));
+        } else {
+          prev[0] = cut ? V(T(0)) : before(p_.h0, p_.y, d, r, s, at.t, i, n);
+          next[0] = load(p_.y + q.at(at.t, at.b, d, q.H) + i, n);
+          dnext[0] += load(dir.dh + slot * padded(q.H) + i) + load_or_zero(p_.dy, q.at(at.t, at.b, d, q.H) + i, n);
+          if (p_.flow) dh_squares.add(dnext[0], n);
+        }
+        if constexpr (Cell::S > 1) {
+          prev[1] = cut ? V(T(0)) : before(p_.c0, p_.c, d, r, s, at.t, i, n);
+          next[1] = load(p_.c + q.at(at.t, at.b, d, q.H) + i, n);
+          dnext[1] = load(dir.dc + slot * padded(q.H) + i) + load_or_zero(p_.dc, q.at(at.t, at.b, d, q.H) + i, n);
+        }
+
+        Cell::backward(saved, prev, next, dnext, dgx, dgh, dprev);
+
+        if (!dir.dprojected) store(dir.dh + slot * padded(q.H) + i, cut ? V(T(0)) : dprev[0]);
+        if constexpr (Cell::S > 1) store(dir.dc + slot * padded(q.H) + i, cut ? V(T(0)) : dprev[1]);
+      }
+      if (dir.dgx) {  // bounded once the norms are known
+        for (int g = 0; g < Cell::G; ++g) {
+          gate_squares.add(dgx[g], n);
+          store(dir.dgx + (slot * Cell::G + g) * q.H + i, dgx[g], n);
+          store(dir.dgh[s & 1] + (slot * Cell::G + g) * q.H + i, dgh[g], n);
+        }
         continue;
       }
-      const bool cut = q.cut_before(d, b, s);
-      V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dnext[Cell::S], dgx[Cell::G], dgh[Cell::G], dprev[Cell::S];
-      for (int k = 0; k < Cell::K; ++k) saved[k] = load(p_.saved + q.at(t, b, d, Cell::K * q.H) + k * q.H + i, n);
-      dnext[0] = load(dh_tile + u * kLanes);
-      if (dir.dprojected) {  // h before the projection: no cell with a projection asks for its value
-        prev[0] = next[0] = V(T(0));
-      } else {
-        prev[0] = before(p_.h0, p_.y, d, b, s, q.R, i, n, cut);
-        next[0] = load(p_.y + q.at(t, b, d, q.R) + i, n);
-        dnext[0] += load(dir.dh + b * padded(q.R) + i) + load_or_zero(p_.dy, q.at(t, b, d, q.R) + i, n);
+      if (p_.clip.kind != Clip::kNone) {
+        for (V& x : dgx) x = p_.clip.template elementwise<T>(x);
+        for (V& x : dgh) x = p_.clip.template elementwise<T>(x);
       }
-      if constexpr (Cell::S > 1) {
-        prev[1] = before(p_.c0, p_.c, d, b, s, q.H, i, n, cut);
-        next[1] = load(p_.c + q.at(t, b, d, q.H) + i, n);
-        dnext[1] = load(dir.dc + b * padded(q.H) + i) + load_or_zero(p_.dc, q.at(t, b, d, q.H) + i, n);
+      write(d, slot, s, i, n, at, cut, dgx, dgh);
+    }
+    if (p_.flow && !dir.dprojected) dir.h_squares[s & 1][slot * tiles(d) + j] = dh_squares.sum();
+    if (dir.dgx) dir.gate_squares[slot * tiles(d) + j] = gate_squares.sum();
+  }
+
+  // Hands on the gate gradients of a vector of units: to the result, and to the step before unless that is cut off.
+  void write(int64_t d, int64_t slot, int64_t s, int64_t i, int n, const Place& at, bool cut, const V* dgx,
+             const V* dgh) const {
+    const Sequence& q = p_.seq;
+    T* carried = directions_[d].dgh[s & 1] + slot * Cell::G * q.H + i;
+    for (int g = 0; g < Cell::G; ++g) store(carried + g * q.H, cut ? V(T(0)) : dgh[g], n);
+    if (at.outside) return;
+    IO* dgates = p_.dgates + q.at(at.t, at.b, d, (Cell::G + Cell::A) * q.H) + i;
+    for (int g = 0; g < Cell::G; ++g) store(dgates + g * q.H, dgx[g], n);
+    for (int a = 0; a < Cell::A; ++a) store(dgates + (Cell::G + a) * q.H, dgh[Cell::G - Cell::A + a], n);
+  }
+
+  // The state that entered step s at t, where it is no cut: from all states [T, B, D, H], or from the initial ones.
+  V before(const IO* initial, const IO* all, int64_t d, int64_t r, int64_t s, int64_t t, int64_t i, int n) const {
+    const Sequence& q = p_.seq;
+    const Row& row = rows_[r];
+    if (s == 0 && q.first(d, row)) return load(initial + q.state_at(d, row.b, q.H) + i, n);
+    return load(all + q.at(d == 0 ? t - 1 : t + 1, row.b, d, q.H) + i, n);
+  }
+
+  // Bounds the gate gradients of a step by their norms, which the cells of all tiles have left behind.
+  void bound_norm(int64_t d, const Block& k, int64_t s, const Share& share) const {
+    const Sequence& q = p_.seq;
+    const Direction& dir = directions_[d];
+    T factor(1);
+    int64_t row = -1;
+    Place at{};
+    bool cut = false;
+    for_units(cells(d), k, share, [&](int64_t r, int64_t i) {
+      const int64_t slot = r + k.slot;
+      if (r != row) {
+        row = r;
+        at = place(d, r, s);
+        cut = at.active && q.cut_before(d, rows_[r], s);
+        factor = T(p_.clip.factor(total(dir.gate_squares + slot * tiles(d), cells(d).tiles())));
       }
-
-      Cell::backward(saved, prev, next, dnext, dgx, dgh, dprev);
-
+      V dgx[Cell::G], dgh[Cell::G];
+      const int n = left(q.H, i);
       for (int g = 0; g < Cell::G; ++g) {
-        store(dgates + g * q.H, dgx[g], n);
-        store(carried + g * q.H, cut ? V(T(0)) : dgh[g], n);
+        dgx[g] = load(dir.dgx + (slot * Cell::G + g) * q.H + i, n) * V(factor);
+        dgh[g] = load(dir.dgh[s & 1] + (slot * Cell::G + g) * q.H + i, n) * V(factor);
       }
-      for (int a = 0; a < Cell::A; ++a) store(dgates + (Cell::G + a) * q.H, dgh[Cell::G - Cell::A + a], n);
-      if (!dir.dprojected) store(dir.dh + b * padded(q.R) + i, cut ? V(T(0)) : dprev[0]);
-      if constexpr (Cell::S > 1) store(dir.dc + b * padded(q.H) + i, cut ? V(T(0)) : dprev[1]);
+      write(d, slot, s, i, n, at, cut, dgx, dgh);
+    });
+  }
+
+  void write_flow(int64_t d, const Block& k, int64_t s, const Share& share) const {
+    const Sequence& q = p_.seq;
+    const Direction& dir = directions_[d];
+    for (int64_t r = k.first + share.rank; r < k.last; r += share.size) {
+      const Place at = place(d, r, s);
+      if (at.outside) continue;
+      const double squares = total(dir.h_squares[s & 1] + (r + k.slot) * tiles(d), dir.hidden.tiles());
+      p_.flow[q.at(at.t, at.b, d, 1)] = at.active ? T(std::sqrt(squares)) : T(0);
     }
   }
 
-  // The state that entered step s: from all states [T, B, D, width], or from the initial ones.
-  V before(const IO* initial, const IO* all, int64_t d, int64_t b, int64_t s, int64_t width, int64_t i, int n,
-           bool cut) const {
-    const Sequence& q = p_.seq;
-    if (cut) return V(T(0));
-    if (s == 0) return load(initial + q.state_at(d, b, width) + i, n);
-    return load(all + q.at(q.position(d, b, s - 1), b, d, width) + i, n);
+  static double total(const double* squares, int64_t n) {
+    double sum = 0;
+    for (int64_t j = 0; j < n; ++j) sum += squares[j];
+    return sum;
   }
+
+  // A sum of squares that neither overflows nor vanishes in float32.
+  class Squares {
+   public:
+    void add(V x, int n) {
+      alignas(64) T part[kLanes];
+      store(part, x);
+      for (int l = 0; l < n; ++l) lanes_[l] += double(part[l]) * double(part[l]);
+    }
+    double sum() const { return total(lanes_, kLanes); }
+
+   private:
+    double lanes_[kLanes] = {};
+  };
 
   const Backward<IO>& p_;
   Arena arena_;
+  int64_t row_count_, slots_;
+  Row* rows_;
   Direction directions_[kMaxDirections];
 };
 

@@ -17,8 +17,9 @@ class ForwardLoop : LoopBase<IO> {
   static_assert(Cell::G * kWidth <= kMaxVectors, "a cell of more gates needs a wider product");
 
  public:
-  ForwardLoop(const Forward<IO>& p, void* workspace) : p_(p), arena_(workspace) {
+  ForwardLoop(const Forward<IO>& p, void* workspace, int) : p_(p), arena_(workspace) {
     const Sequence& q = p.seq;
+    rows_ = arena_.take<Row>(q.B);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       dir.hidden = {nullptr, q.R, q.H, Cell::G, kWidth};
@@ -41,6 +42,7 @@ class ForwardLoop : LoopBase<IO> {
   // What has to be ready before any thread starts its loop; thread of threads does a part of it.
   void prepare(int thread, int threads) {
     const Sequence& q = p_.seq;
+    for (int64_t b = thread; b < q.B; b += threads) rows_[b] = q.row(b);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) dir.hidden.pack_transposed(p_.w_hh[d], j);
@@ -57,7 +59,7 @@ class ForwardLoop : LoopBase<IO> {
         }
       }
       for (int64_t b = thread; b < q.B; b += threads) {
-        const bool zero = q.length(b) > 0 && q.cut_before(d, b, 0);
+        const bool zero = rows_[b].length > 0 && q.cut_before(d, rows_[b], 0);
         for (int64_t i = 0; i < q.R; i += kLanes) {
           const V h = zero ? V(T(0)) : load(p_.h0 + q.state_at(d, b, q.R) + i, left(q.R, i));
           store(dir.h[0] + b * padded(q.R) + i, h);
@@ -90,16 +92,18 @@ class ForwardLoop : LoopBase<IO> {
     for (int64_t s = 0; s < q.T; ++s) {
       const T* h = dir.h[s & 1];
       T* h_next = dir.h[(s + 1) & 1];
-      Base::for_tiles(q, dir.hidden, h, padded(q.R), s, share, [&](int64_t b, int64_t j, const T* gh) {
-        if (s < q.length(b)) {
-          cell(d, b, s, j, gh, h, h_next);
-        } else {
-          pad(d, b, s, j, h, h_next);
-        }
-      });
+      const auto active = [&](int64_t b) { return s < rows_[b].length; };
+      Base::for_tiles(dir.hidden, h + share.first_row * padded(q.R), padded(q.R), share.first_row, share.last_row, share, active,
+                      [&](int64_t b, int64_t j, const T* gh) {
+                        if (active(b)) {
+                          cell(d, b, s, j, gh, h, h_next);
+                        } else {
+                          pad(d, b, s, j, h, h_next);
+                        }
+                      });
       barrier.wait(share.size);
       if (!dir.raw) continue;
-      Base::for_tiles(q, dir.projection, dir.raw, padded(q.H), s, share,
+      Base::for_tiles(dir.projection, dir.raw + share.first_row * padded(q.H), padded(q.H), share.first_row, share.last_row, share, active,
                       [&](int64_t b, int64_t j, const T* out) { project(d, b, s, j, out, h, h_next); });
       barrier.wait(share.size);
     }
@@ -113,14 +117,14 @@ class ForwardLoop : LoopBase<IO> {
   }
 
   bool cut_after(int64_t d, int64_t b, int64_t s) const {
-    return s + 1 < p_.seq.length(b) && p_.seq.cut_before(d, b, s + 1);
+    return s + 1 < rows_[b].length && p_.seq.cut_before(d, rows_[b], s + 1);
   }
 
   // One step of the units of tile j of an active row. gh [G, kWidth, lanes].
   void cell(int64_t d, int64_t b, int64_t s, int64_t j, const T* gh_tile, const T* h, T* h_next) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t t = q.position(d, b, s);
+    const int64_t t = q.position(d, rows_[b], s);
     const bool cut = cut_after(d, b, s);
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
@@ -176,8 +180,8 @@ class ForwardLoop : LoopBase<IO> {
   // The projected units of tile j of row b. out [vectors, lanes].
   void project(int64_t d, int64_t b, int64_t s, int64_t j, const T* out, const T* h, T* h_next) {
     const Sequence& q = p_.seq;
-    const bool active = s < q.length(b);
-    const int64_t t = active ? q.position(d, b, s) : s;
+    const bool active = s < rows_[b].length;
+    const int64_t t = active ? q.position(d, rows_[b], s) : s;
     const bool cut = cut_after(d, b, s);
     for (int u = 0; u < kMaxVectors; ++u) {
       const int64_t i = (j * kMaxVectors + u) * kLanes;
@@ -191,6 +195,7 @@ class ForwardLoop : LoopBase<IO> {
 
   const Forward<IO>& p_;
   Arena arena_;
+  Row* rows_;
   Direction directions_[kMaxDirections];
 };
 

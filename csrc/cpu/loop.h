@@ -18,31 +18,31 @@ struct LoopBase {
   static int left(int64_t n, int64_t i) { return n - i < kLanes ? int(n - i) : kLanes; }
   static V load_or_zero(const IO* p, int64_t offset, int n) { return p ? load(p + offset, n) : V(T(0)); }
 
-  // Multiplies the rows of this share by its tiles of w and hands each row of each product to f(b, tile, row). Where
-  // no row of a register tile is active at step s, there is no product, and the row handed over is zero.
-  template <class F>
-  static void for_tiles(const Sequence& q, const Panels<T>& w, const T* a, int64_t stride, int64_t s,
-                        const Share& share, F&& f) {
+  // Multiplies rows first to last, which lie at a, by this share's tiles of w and hands each row of each product to
+  // f(row, tile, product). Where no row of a register tile is active(row), there is no product, and zeros are handed on.
+  template <class Active, class F>
+  static void for_tiles(const Panels<T>& w, const T* a, int64_t stride, int64_t first, int64_t last,
+                        const Share& share, Active&& active, F&& f) {
     alignas(64) T out[kMaxRows * kMaxVectors * kLanes];
-    const int64_t rows = tile_rows(share.last_row - share.first_row, w.gates * w.vectors);
+    const int64_t rows = tile_rows(last - first, w.gates * w.vectors);
     for (int64_t j = share.begin(w.tiles()); j < share.end(w.tiles()); ++j) {
-      for (int64_t b0 = share.first_row; b0 < share.last_row; b0 += rows) {
-        const int64_t b1 = least(b0 + rows, share.last_row);
+      for (int64_t r0 = first; r0 < last; r0 += rows) {
+        const int64_t r1 = least(r0 + rows, last);
         bool any = false;
-        for (int64_t b = b0; b < b1; ++b) any |= s < q.length(b);
+        for (int64_t r = r0; r < r1; ++r) any |= active(r);
         if (any) {
-          multiply(w, j, a + b0 * stride, stride, int(b1 - b0), out);
+          multiply(w, j, a + (r0 - first) * stride, stride, int(r1 - r0), out);
         } else {
           for (T& x : out) x = T(0);
         }
-        for (int64_t b = b0; b < b1; ++b) f(b, j, out + (b - b0) * w.width());
+        for (int64_t r = r0; r < r1; ++r) f(r, j, out + (r - r0) * w.width());
       }
     }
   }
 
   static Plan plan(const Sequence& q, const Panels<T>& w, int gates, int threads) {
-    const int64_t work = q.B * q.R * q.H * gates;
-    return Plan::make(threads, q.T, q.D, q.B, w.tiles(), w.size() * int64_t(sizeof(T)), work);
+    const int64_t rows = q.rows(), work = rows * q.R * q.H * gates;
+    return Plan::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(T)), work);
   }
 };
 
