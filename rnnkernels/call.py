@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from rnnkernels.cells import CELLS, Cell
@@ -29,6 +30,9 @@ class Clip(NamedTuple):
     bound: float = 1.0
 
 
+NO_CLIP = Clip()
+
+
 class Call(NamedTuple):
     """One layer over one sequence, both directions at once. Lists hold one tensor per direction."""
 
@@ -46,7 +50,7 @@ class Call(NamedTuple):
     all_c: bool = False  # return every c
     layer: int = -1  # for the names of parameters in errors; -1: a single cell
     window: int = 0  # no gradient crosses a boundary of windows of so many steps; 0: no windows
-    clip: Clip = Clip()
+    clip: Clip = NO_CLIP
     flow: Callable[[Tensor], None] | None = None  # takes |dL/dh_t| [T, B, D] when backward has run
 
     @property
@@ -66,6 +70,11 @@ class Call(NamedTuple):
             self.h0,
             *([] if self.c0 is None else [self.c0]),
         ]
+
+
+def needs_gradient(tensors: Iterable[Tensor]) -> bool:
+    """Whether a backward through these can come."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 class Result(NamedTuple):

@@ -9,6 +9,9 @@ from rnnkernels import backends, checks, functional
 from rnnkernels.cells import CELLS
 from rnnkernels.stack import LayerWeights, State
 
+#: What the cells have and torch's have not.
+ADDED_TO_CELLS = ("bias_mode", "backend")
+
 
 class RNNCellBase(nn.RNNCellBase):
     """What the cells share: torch's base for parameters, initial numbers and surface."""

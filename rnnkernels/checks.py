@@ -5,6 +5,7 @@ The compiled ops check every tensor once more at every call; these checks speak 
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 import warnings
@@ -15,11 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels.call import Call
+from rnnkernels.call import NO_CLIP, Call, Clip
 
 MERGE_MODES = ("concat", "sum", "mean", "mul")
 BIAS_MODES = ("double", "single")
 NONLINEARITIES = ("tanh", "relu", "sigmoid")
+CLIP_KINDS = ("value", "norm", "tanh")
+
+Truncate = int | tuple[int, int] | None
+GradClip = float | tuple[str, float] | None
 
 
 def size(name: str, value: Any, *, minimum: int = 1) -> int:
@@ -82,6 +87,55 @@ def proj_size(value: Any, hidden_size: int) -> int:
     if number >= hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
     return number
+
+
+def truncate(value: Any, bidirectional: bool) -> Truncate:
+    """Where truncated BPTT stops: None, a window k, or a pair (k1, k2)."""
+    if value is None:
+        return None
+    if not isinstance(value, (tuple, list)):
+        return _steps("truncate", value)
+    if len(value) != 2:
+        raise ValueError(f"truncate: expected k or a pair (k1, k2), got {len(value)} values")
+    k1, k2 = _steps("k1 of truncate", value[0]), _steps("k2 of truncate", value[1])
+    if k2 < k1:
+        raise ValueError(
+            "truncate: expected (k1, k2) with k2 >= k1, since the losses of k1 steps flow back "
+            f"over the last k2 steps, got ({k1}, {k2})"
+        )
+    if bidirectional:
+        raise ValueError(
+            "truncate: a pair (k1, k2) is not defined for bidirectional layers, whose reverse "
+            "direction has no last steps to flow back over; pass one number k"
+        )
+    return k1, k2
+
+
+def _steps(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name}: expected a number of steps, got {type(value).__name__}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1 step, got {number}")
+    return min(number, 2**62)
+
+
+def grad_clip(value: Any) -> Clip:
+    """A bound b, the same as ``('value', b)``, or a pair of a kind and a bound; None for none."""
+    if value is None:
+        return NO_CLIP
+    pair = isinstance(value, (tuple, list)) and len(value) == 2
+    kind, bound = value if pair else ("value", value)
+    if not isinstance(kind, str) or isinstance(bound, bool) or not isinstance(bound, numbers.Real):
+        raise TypeError(
+            "grad_clip: expected a number, or a pair such as ('norm', 1.0), "
+            f"got {value if isinstance(value, (tuple, list)) else type(value).__name__}"
+        )
+    choice("grad_clip", kind, CLIP_KINDS)
+    number = float(bound)
+    if not 0 < number < math.inf:  # a NaN is refused as well
+        raise ValueError(f"grad_clip: expected a finite bound above zero, got {number}")
+    return Clip(kind, number)
 
 
 def parameter_dtype(dtype: torch.dtype | None) -> None:

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from rnnkernels import cell_modules, modules
-from rnnkernels.cell_modules import RNNCellBase
-from rnnkernels.modules import RNNBase
+from rnnkernels.cell_modules import ADDED_TO_CELLS, RNNCellBase
+from rnnkernels.modules import ADDED, RNNBase
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.RNN: modules.RNN,
@@ -20,9 +20,6 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.GRUCell: cell_modules.GRUCell,
 }
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
-
-# What torch's modules do not have, and the value at which ours do the same.
-_ADDED = {"bias_mode": "double", "merge_mode": "concat", "backend": None}
 
 
 def from_torch(module: nn.Module) -> nn.Module:
@@ -44,8 +41,8 @@ def from_torch(module: nn.Module) -> nn.Module:
         known = ", ".join(f"torch.nn.{cls.__name__}" for cls in OURS)
         raise TypeError(f"module: expected one of {known}, got {_name(module)}")
     new = _rebuilt(module, OURS[type(module)])
-    for name, value in _ADDED.items():
-        if name != "merge_mode" or isinstance(new, RNNBase):
+    for name, value in ADDED.items():
+        if name in ADDED_TO_CELLS or isinstance(new, RNNBase):
             setattr(new, name, value)
     if isinstance(new, RNNCellBase):
         gated = {"LSTMCell": "lstm", "GRUCell": "gru"}
@@ -63,13 +60,13 @@ def to_torch(module: nn.Module) -> nn.Module:
     if type(module) not in THEIRS:
         known = ", ".join(f"rnnkernels.{cls.__name__}" for cls in THEIRS)
         raise TypeError(f"module: expected one of {known}, got {_name(module)}")
-    for name, plain in (*_ADDED.items(), ("nonlinearity", None)):
+    for name, plain in (*ADDED.items(), ("nonlinearity", None)):
         value = getattr(module, name, plain)
         if name == "backend" or value == plain or value in ("tanh", "relu"):
             continue
         raise ValueError(f"module: torch.nn has no {name}={value!r}; it cannot be converted")
     new = _rebuilt(module, THEIRS[type(module)])
-    for name in (*_ADDED, "cell"):
+    for name in (*ADDED, "cell"):
         new.__dict__.pop(name, None)
     if isinstance(new, nn.RNNBase):
         new._init_flat_weights()

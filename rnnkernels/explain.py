@@ -118,6 +118,8 @@ def _describe(call: Call) -> str:
     if call.w_hr:
         sizes += f", R={call.h0.size(2)}"
     options = [name for name in ("lengths", "reset") if getattr(call, name) is not None]
+    options += [f"truncate={call.window}"] * (call.window > 0)
+    options += [f"grad_clip=('{call.clip.kind}', {call.clip.bound:g})"] * (call.clip.kind != "none")
     with_options = f" with {' and '.join(options)}" if options else ""
     dtype = str(call.x.dtype).removeprefix("torch.")
     return f"{call.cell_name} [{sizes}] {dtype} on {call.x.device.type}{with_options}"

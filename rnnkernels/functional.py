@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnkernels import backends, checks
 from rnnkernels.call import Call
 from rnnkernels.cells import CELLS
+from rnnkernels.checks import GradClip, Truncate
 from rnnkernels.stack import LayerWeights, Spec, State, cast, forward
 
 Weights = Sequence[Sequence[Tensor]]
@@ -60,8 +61,8 @@ def lstm(
         hx: ``(h_0 [L*D, B, R], c_0 [L*D, B, H])``, or None for zeros.
         weights: see the top of this module. Sizes are read from them.
         options: ``bidirectional``, ``batch_first``, ``dropout``, ``training``, ``merge_mode``,
-            ``backend``, ``lengths``, ``reset`` and ``return_all_states``, as in
-            :class:`rnnkernels.LSTM`.
+            ``backend``, ``lengths``, ``reset``, ``return_all_states``, ``truncate`` and
+            ``grad_clip``, as in :class:`rnnkernels.LSTM`.
 
     Returns:
         ``(output, (h_n, c_n))``, and :class:`rnnkernels.AllStates` third if asked for.
@@ -94,6 +95,8 @@ def _layers(
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     return_all_states: bool = False,
+    truncate: Truncate = None,
+    grad_clip: GradClip = None,
 ) -> Any:
     D = 2 if checks.flag("bidirectional", bidirectional) else 1
     if not weights or len(weights) % D:
@@ -118,6 +121,8 @@ def _layers(
         training=checks.flag("training", training),
         merge_mode=checks.choice("merge_mode", merge_mode, checks.MERGE_MODES),
         backend=backend,
+        truncate=checks.truncate(truncate, bidirectional),
+        grad_clip=checks.grad_clip(grad_clip),
     )
     return forward(
         spec,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -11,7 +12,17 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels import backends, checks
 from rnnkernels.cells import CELLS
+from rnnkernels.checks import GradClip, Truncate
 from rnnkernels.stack import Spec, State, forward
+
+#: What the layers have and torch's have not, with the value at which they do the same.
+ADDED = {
+    "bias_mode": "double",
+    "merge_mode": "concat",
+    "backend": None,
+    "truncate": None,
+    "grad_clip": None,
+}
 
 
 class RNNBase(nn.RNNBase):
@@ -24,6 +35,8 @@ class RNNBase(nn.RNNBase):
     bias_mode: str
     merge_mode: str
     backend: str | None
+    truncate: Truncate = None
+    grad_clip: GradClip = None
 
     def __init__(
         self,
@@ -42,6 +55,8 @@ class RNNBase(nn.RNNBase):
         bias_mode: str = "double",
         merge_mode: str = "concat",
         backend: str | None = None,
+        truncate: Truncate = None,
+        grad_clip: GradClip = None,
     ) -> None:
         nn.Module.__init__(self)
         checks.parameter_dtype(dtype)
@@ -58,6 +73,9 @@ class RNNBase(nn.RNNBase):
         self.merge_mode = checks.choice("merge_mode", merge_mode, checks.MERGE_MODES)
         backends.check_name(backend)
         self.backend = backend
+        self.truncate = checks.truncate(truncate, bidirectional)
+        checks.grad_clip(grad_clip)
+        self.grad_clip = grad_clip
 
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
@@ -107,8 +125,12 @@ class RNNBase(nn.RNNBase):
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
         return_all_states: bool = False,
+        truncate: Truncate | EllipsisType = ...,
+        grad_clip: GradClip | EllipsisType = ...,
     ) -> Any:
         """Runs the layers; see :class:`LSTM` for arguments, shapes and errors."""
+        truncate = self.truncate if truncate is ... else truncate
+        grad_clip = self.grad_clip if grad_clip is ... else grad_clip
         spec = Spec(
             self._kind,
             self.cell,
@@ -122,6 +144,8 @@ class RNNBase(nn.RNNBase):
             self.training,
             self.merge_mode,
             self.backend,
+            checks.truncate(truncate, self.bidirectional),
+            checks.grad_clip(grad_clip),
         )
         return forward(
             spec,
@@ -139,7 +163,7 @@ class RNNBase(nn.RNNBase):
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr()]
-        for name, default in (("bias_mode", "double"), ("merge_mode", "concat"), ("backend", None)):
+        for name, default in ADDED.items():
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)!r}")
         return ", ".join(parts)
@@ -252,9 +276,20 @@ class LSTM(RNNBase):
         merge_mode: how both directions become one output: ``'concat'``, ``'sum'``, ``'mean'`` or
             ``'mul'``.
         backend: see :func:`rnnkernels.use_backend`; None for the automatic choice.
+        truncate: truncated BPTT. With ``k``, no gradient flows from one window of k steps
+            ``[0, k), [k, 2k), ...`` into the window before, as if the state had been detached
+            there; all windows run through backward at once. With ``(k1, k2)``, k2 >= k1, the
+            losses of each block of k1 steps flow back over the last k2 steps that end with the
+            block (BPTT(h; h') of Williams and Peng 1990), not for bidirectional layers. None for
+            full BPTT. Results are the same bits in any case.
+        grad_clip: a bound b on the gradients g of the gates' pre-activations at every step of
+            backward (Graves 2013, section 2.1): ``b`` or ``('value', b)`` for
+            ``max(-b, min(b, g))``, ``('norm', b)`` for ``g * min(1, b / |g|)`` over all gates of a
+            row, ``('tanh', b)`` for ``b * tanh(g / b)``. None for no bound.
 
     Call:
-        ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False)``
+        ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,
+        truncate=..., grad_clip=...)``
 
         * ``input``: ``[T, B, I]``, ``[B, T, I]`` with batch_first, ``[T, I]``, or a
           PackedSequence. T and B may be 0.
@@ -268,6 +303,7 @@ class LSTM(RNNBase):
           consumed, and no gradient passes there. In the reverse direction the cut falls on the
           same boundary.
         * ``return_all_states``: whether to return :class:`rnnkernels.AllStates` third.
+        * ``truncate``, ``grad_clip``: for this call, in place of the constructor's.
 
     Returns:
         ``(output, (h_n, c_n))``: output ``[T, B, D*R]`` (``[T, B, R]`` if merged, in the form of

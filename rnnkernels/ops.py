@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels import checks, reference
-from rnnkernels.call import Call, Clip, Result
+from rnnkernels.call import Call, Clip, Result, needs_gradient
 from rnnkernels.cells import CELLS
 
 try:
@@ -71,7 +71,7 @@ def run(call: Call) -> Result:
 
 
 def _run(call: Call) -> Result:
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
+    save = needs_gradient(call.tensors)
     y, h_n, c_n, c, _, _ = torch.ops.rnnkernels.sequence_forward(
         call.cell_name,
         call.x,
@@ -176,7 +176,7 @@ def _fake_backward(
         y.new_empty((0,) if c0 is None else (D, B, H)),
         y.new_empty((T, B, D, R) if len(w_hr) > 0 else (0,)),
         y.new_empty(
-            (T if flow else 0, B, D),
+            (T, B, D) if flow else (0,),
             dtype=torch.float64 if y.dtype == torch.float64 else torch.float32,
         ),
     )

@@ -67,7 +67,7 @@ def run_direction(
     def step(gx: Tensor, prev: list[Tensor]) -> list[Tensor]:
         gh = F.linear(prev[0], call.w_hh[d], b_hh)  # [B, G*H]
         if call.clip.kind != "none":
-            gx, gh = _Bound.apply(gx, gh, call.clip)
+            gx, gh = _Bound.apply(gx, gh, call.clip)  # type: ignore[no-untyped-call]
         values, _ = cell.forward(gx.chunk(cell.G, -1), gh.chunk(cell.G, -1), prev)
         next = list(values)
         if call.w_hr:
@@ -89,7 +89,7 @@ def run_direction(
             ]
         next = step(gx[t], prev)
         if record is not None and call.flow is not None and next[0].requires_grad:
-            next[0].register_hook(partial(record, t))
+            next[0].register_hook(partial(record, t))  # type: ignore[no-untyped-call]
         if active is None:
             state = next
             outputs[t] = next

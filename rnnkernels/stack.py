@@ -4,8 +4,9 @@ unbatched input, packed and padded sequences, checks of what the user passed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +14,11 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from rnnkernels import backends, checks
-from rnnkernels.call import Call, Result
+from rnnkernels import backends, checks, truncation
+from rnnkernels.call import NO_CLIP, Call, Clip, Result, needs_gradient
 from rnnkernels.cells import CELLS
+from rnnkernels.checks import Truncate
+from rnnkernels.truncation import Outputs
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -49,6 +52,8 @@ class Spec:
     training: bool = False
     merge_mode: str = "concat"
     backend: str | None = None
+    truncate: Truncate = None
+    grad_clip: Clip = NO_CLIP
 
     @property
     def D(self) -> int:
@@ -231,13 +236,9 @@ def _stack(
     lengths: Any,
     reset: Tensor | None,
     return_all_states: bool,
-) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
-    """All layers over a time-major batch.
-
-    x is [T, B, I], hx [L*D, B, R] and [L*D, B, H], reset [T, B]. Returns y, the final states and,
-    per slot, every state of every layer [T, B, D, size].
-    """
-    D, R, H = spec.D, spec.R, spec.hidden_size
+) -> Outputs:
+    """All layers over a batch: x [T, B, I], hx [L*D, B, R] and [L*D, B, H], reset [T, B]."""
+    R, H = spec.R, spec.hidden_size
     autocast = checks.autocast(x.device)
     checks.input_like_weight(x, weights[0][0], autocast)
     if x.size(-1) != spec.input_size:
@@ -247,7 +248,7 @@ def _stack(
         )
     T, B = x.size(0), x.size(1)
     if hx is None:
-        rows = spec.num_layers * D, B
+        rows = spec.num_layers * spec.D, B
         hx = [x.new_zeros(*rows, R), *([x.new_zeros(*rows, H)] if spec.has_c else [])]
     else:
         _check_states(spec, hx, x)
@@ -260,6 +261,28 @@ def _stack(
         x, hx = cast(x, dtype), [cast(s, dtype) for s in hx]
         weights = [[cast(w, dtype) for w in group] for group in weights]
 
+    run = partial(_layers, spec, weights)
+    drop = partial(F.dropout, p=spec.dropout, training=spec.training) if spec.dropout else None
+    tensors = (x, *hx, *(w for group in weights for w in group))
+    if isinstance(spec.truncate, tuple) and needs_gradient(tensors):
+        return truncation.overlapping(
+            run, x, hx, lengths, reset, return_all_states, spec.truncate, drop
+        )
+    return run(x, hx, lengths, reset, return_all_states, lambda _, y: drop(y) if drop else y)
+
+
+def _layers(
+    spec: Spec,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    hx: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    return_all_states: bool,
+    dropout: Callable[[int, Tensor], Tensor],
+) -> Outputs:
+    """The layers one after another, with ``dropout(layer, y)`` between them."""
+    D = spec.D
     finals: list[list[Tensor]] = [[], []]
     everything: list[list[Tensor]] = [[], []]
     for layer in range(spec.num_layers):
@@ -281,20 +304,22 @@ def _stack(
             reset,
             all_c=return_all_states,
             layer=layer,
+            window=spec.truncate if isinstance(spec.truncate, int) else 0,
+            clip=spec.grad_clip,
         )
         result: Result = backends.run(call, spec.backend)
         finals[0].append(result.h_n)
         if result.c_n is not None:
             finals[1].append(result.c_n)
         if return_all_states:
-            everything[0].append(result.y.view(T, B, D, R))
+            everything[0].append(result.y.view(*result.y.shape[:2], D, spec.R))
             if result.c is not None:
                 everything[1].append(result.c)
         x = _merge(result.y, spec)
-        if spec.dropout > 0 and layer + 1 < spec.num_layers:
-            x = F.dropout(x, spec.dropout, spec.training)
+        if layer + 1 < spec.num_layers:
+            x = dropout(layer, x)
     states = [torch.cat(parts) for parts in finals if parts]
-    return x, states, everything
+    return Outputs(x, states, everything)
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -105,7 +105,7 @@ def forward(ops: Any, call: Call, save: bool = True) -> list[Tensor]:
 def backward(
     ops: Any, call: Call, out: list[Tensor], grads: list[Tensor | None], flow: bool = False
 ) -> list[Tensor]:
-    """dgates, dh0, dc0, dproj, flow of what forward returned, for the gradients of y, h_n, c_n and c."""
+    """dgates, dh0, dc0, dproj, flow of what forward returned, for gradients of y, h_n, c_n, c."""
     y, _, _, c, _, saved = out
     return list(
         ops.sequence_backward(

@@ -6,11 +6,20 @@ import math
 
 import pytest
 import torch
-from cases import CLOSE, NAMES, assert_equals_reference, backward_arguments, make_call, random_like
+from cases import (
+    CLOSE,
+    NAMES,
+    assert_equals_reference,
+    backward_arguments,
+    forward_arguments,
+    make_call,
+    random_like,
+)
 from torch import Tensor
 
 import rnnkernels
 from rnnkernels import _C
+from rnnkernels.call import Call
 from rnnkernels.cells import CELLS, Cell
 
 forward = torch.ops.rnnkernels.sequence_forward
@@ -63,8 +72,8 @@ def one_step(cell: Cell, gx: Tensor, gh: Tensor, h0: Tensor, c0: Tensor | None) 
     eye = torch.eye(rows, dtype=gx.dtype)
     w_hh = gx.new_zeros(rows, H)
     c0 = None if c0 is None else c0[None]
-    arguments = [gx[None], [eye], [w_hh], [], [gh], [], h0[None], c0, None, None, True, True, -1]
-    return list(forward(cell.name, *arguments))
+    call = Call(cell.name, gx[None], [eye], [w_hh], [], [gh], [], h0[None], c0, None, None, True)
+    return list(forward(*forward_arguments(call)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,9 +154,8 @@ def one_step_of_row(
     x, w_ih, w_hh = gx.new_zeros(1, 1, 1), gx.new_zeros(rows, 1), gx.new_zeros(rows, H)
     c0 = None if c0 is None else c0.view(1, 1, H)
     states = h0.view(1, 1, H), c0
-    _, h, c, *_ = forward(
-        cell.name, x, [w_ih], [w_hh], [gx], [gh], [], *states, None, None, False, False, -1
-    )
+    call = Call(cell.name, x, [w_ih], [w_hh], [gx], [gh], [], *states, None, None)
+    _, h, c, *_ = forward(*forward_arguments(call, save=False))
     return h[0, 0], c[0, 0] if cell.S > 1 else c
 
 
@@ -159,9 +167,9 @@ def test_nan_stays_in_its_row(name: str, T: int) -> None:
         call = make_call(name, T=T, B=7, H=19, D=2, grad=False)
         if getattr(call, where) is None:
             continue
-        clean = forward(*call[:-2], True, True, -1)
+        clean = forward(*forward_arguments(call))
         getattr(call, where)[:, 3] = math.nan
-        dirty = forward(*call[:-2], True, True, -1)
+        dirty = forward(*forward_arguments(call))
         douts: list[Tensor | None] = list(random_like(clean[:4]))
         if call.c0 is None:
             douts[2:] = [None, None]

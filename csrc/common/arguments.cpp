@@ -246,7 +246,7 @@ BackwardTensors prepare(const BackwardArguments& a, const Sizes& n) {
   t.dc0 = a.cell.S > 1 ? fresh({n.D, n.B, n.H}, options) : nothing(a.y);
   t.dproj = t.w_hr.empty() ? nothing(a.y) : fresh({n.T, n.B, n.D, n.R}, options);
   const auto wide = options.dtype(a.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  t.flow = at::empty({a.flow ? n.T : 0, n.B, n.D}, wide);
+  t.flow = a.flow ? at::empty({n.T, n.B, n.D}, wide) : at::empty({0}, wide);
   return t;
 }
 

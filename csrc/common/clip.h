@@ -1,6 +1,6 @@
-// How the gradients of the gates' pre-activations are bounded at every step of backward, so that none can explode on its
-// way through time (Graves 2013, section 2.1; Pascanu et al. 2013 for norms). The gradients of gx and of gh, which are equal
-// but for the last A gates, are bounded in the same way.
+// How the gradients of the gates' pre-activations are bounded at every step of backward, so that none can explode on
+// its way through time (Graves 2013, section 2.1; Pascanu et al. 2013 for norms). The gradients of gx and of gh, which
+// are equal but for the last A gates, are bounded in the same way.
 #pragma once
 
 #include <cmath>

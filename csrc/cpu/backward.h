@@ -13,7 +13,7 @@ class BackwardLoop : LoopBase<IO> {
   using Base::kLanes, Base::left, Base::load_or_zero, Base::padded;
   using typename Base::T, typename Base::V;
   static constexpr int kWidth = kMaxVectors;
-  static constexpr int64_t kBlockRows = 64;  // per thread; enough to read the weights rarely
+  static constexpr int64_t kBlockRows = 48;  // per thread; enough to read the weights rarely
 
  public:
   BackwardLoop(const Backward<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
@@ -70,15 +70,15 @@ class BackwardLoop : LoopBase<IO> {
 
  private:
   struct Direction {
-    Panels<T> hidden;            // W_hh
-    Panels<T> projection;        // W_hr
-    T* dprojected = nullptr;     // [slots, R]: gradient of the projected h of this step
-    T* dgh[2] = {};              // [slots, G*H] each: gradient of gh of even and odd steps
-    T* dh = nullptr;             // [slots, R]: what reaches h of this step around W_hh
-    T* dc = nullptr;             // [slots, H]
-    T* dgx = nullptr;            // [slots, G*H]: gradient of gx before it is bounded by its norm
+    Panels<T> hidden;                // W_hh
+    Panels<T> projection;            // W_hr
+    T* dprojected = nullptr;         // [slots, R]: gradient of the projected h of this step
+    T* dgh[2] = {};                  // [slots, G*H] each: gradient of gh of even and odd steps
+    T* dh = nullptr;                 // [slots, R]: what reaches h of this step around W_hh
+    T* dc = nullptr;                 // [slots, H]
+    T* dgx = nullptr;                // [slots, G*H]: gradient of gx before it is bounded by its norm
     double* gate_squares = nullptr;  // [slots, tiles]: sums of squares of dgx
-    double* h_squares[2] = {};  // [slots, tiles] each: of the gradient of h of even and odd steps
+    double* h_squares[2] = {};       // [slots, tiles] each: of the gradient of h of even and odd steps
   };
 
   // Rows first to last; row r keeps its state in slot r + slot.

@@ -93,8 +93,8 @@ class ForwardLoop : LoopBase<IO> {
       const T* h = dir.h[s & 1];
       T* h_next = dir.h[(s + 1) & 1];
       const auto active = [&](int64_t b) { return s < rows_[b].length; };
-      Base::for_tiles(dir.hidden, h + share.first_row * padded(q.R), padded(q.R), share.first_row, share.last_row, share, active,
-                      [&](int64_t b, int64_t j, const T* gh) {
+      Base::for_tiles(dir.hidden, h + share.first_row * padded(q.R), padded(q.R), share.first_row, share.last_row,
+                      share, active, [&](int64_t b, int64_t j, const T* gh) {
                         if (active(b)) {
                           cell(d, b, s, j, gh, h, h_next);
                         } else {
@@ -103,7 +103,8 @@ class ForwardLoop : LoopBase<IO> {
                       });
       barrier.wait(share.size);
       if (!dir.raw) continue;
-      Base::for_tiles(dir.projection, dir.raw + share.first_row * padded(q.H), padded(q.H), share.first_row, share.last_row, share, active,
+      Base::for_tiles(dir.projection, dir.raw + share.first_row * padded(q.H), padded(q.H), share.first_row,
+                      share.last_row, share, active,
                       [&](int64_t b, int64_t j, const T* out) { project(d, b, s, j, out, h, h_next); });
       barrier.wait(share.size);
     }

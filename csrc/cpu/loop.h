@@ -19,10 +19,11 @@ struct LoopBase {
   static V load_or_zero(const IO* p, int64_t offset, int n) { return p ? load(p + offset, n) : V(T(0)); }
 
   // Multiplies rows first to last, which lie at a, by this share's tiles of w and hands each row of each product to
-  // f(row, tile, product). Where no row of a register tile is active(row), there is no product, and zeros are handed on.
+  // f(row, tile, product). Where no row of a register tile is active(row), there is no product, and zeros are handed
+  // on.
   template <class Active, class F>
-  static void for_tiles(const Panels<T>& w, const T* a, int64_t stride, int64_t first, int64_t last,
-                        const Share& share, Active&& active, F&& f) {
+  static void for_tiles(const Panels<T>& w, const T* a, int64_t stride, int64_t first, int64_t last, const Share& share,
+                        Active&& active, F&& f) {
     alignas(64) T out[kMaxRows * kMaxVectors * kLanes];
     const int64_t rows = tile_rows(last - first, w.gates * w.vectors);
     for (int64_t j = share.begin(w.tiles()); j < share.end(w.tiles()); ++j) {
