@@ -66,6 +66,12 @@ class Pair:
     x: torch.Tensor  # [T, B, I]
     dy: torch.Tensor  # [T, B, H]
 
+    @torch.no_grad()
+    def redraw(self) -> None:
+        """Fills x and dy with new random numbers."""
+        self.x.normal_()
+        self.dy.normal_()
+
 
 def build(layer: str, shape: Shape, dtype: torch.dtype, seed: int = 0) -> Pair:
     """A pair of equal layers with random weights and input."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report RECORD``: a record of ``benchmarks.run`` as Markdown."""
+"""``python -m benchmarks.report RECORD``: a record as Markdown."""
 
 from __future__ import annotations
 
@@ -51,6 +51,34 @@ def ratios(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def truncated(rows: list[Row]) -> str:
+    """A record of ``benchmarks.truncated``: times, speeds and memory, a row per case."""
+    lines = [
+        "| layer | T,B,I,H | k | torch.nn loop ms | ours ms | ratio | ratio at the peak "
+        "| ours, full BPTT ms | GFLOP/s loop / ours / peak | share of the peak loop / ours "
+        "| peak memory MiB loop / ours / full |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        ways = [row[way] for way in ("loop", "ours", "full")]
+        times = [f"{way['ms']:.1f} ± {50 * way['spread']:.0f} %" for way in ways]
+        speeds = [way["gflop_per_s"] for way in (*ways[:2], row["peak"])]
+        cells = [
+            row["layer"],
+            row["shape"],
+            row["window"],
+            *times[:2],
+            f"**{row['ratio']:.2f}**",
+            f"{row['ratio_at_peak']:.2f}",
+            times[2],
+            " / ".join(f"{speed:.0f}" for speed in speeds),
+            pair(way["share_of_peak"] for way in ways[:2]),
+            " / ".join(f"{way['peak_memory_mib']:.0f}" for way in ways),
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def pair(values: Iterable[float]) -> str:
     return " / ".join(f"{value:.2f}" for value in values)
 
@@ -71,14 +99,17 @@ def mean(rows: list[Row], layer: str, mode: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("record", type=Path, help="a JSON file that benchmarks.run --out wrote")
+    parser.add_argument("record", type=Path, help="a JSON file that a benchmark's --out wrote")
     parser.add_argument("--times", action="store_true", help="times too, a row per case")
     args = parser.parse_args(argv)
     try:
         rows = json.loads(args.record.read_text())["rows"]
     except (OSError, ValueError, KeyError) as error:
-        parser.error(f"record: expected a file of benchmarks.run --out, got {args.record}: {error}")
-    print(times(rows) if args.times else ratios(rows))
+        parser.error(f"record: expected a file that --out wrote, got {args.record}: {error}")
+    if rows and "window" in rows[0]:
+        print(truncated(rows))
+    else:
+        print(times(rows) if args.times else ratios(rows))
     return 0
 
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-import rnnkernels as rk
-from benchmarks import cases, report, timing
+from benchmarks import cases, record, report, timing
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
@@ -43,41 +38,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="time, batch, input and hidden size; default: the suite; repeatable",
     )
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--threads", type=int, default=2, help="default: 2")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each; default: 7")
-    parser.add_argument("--out", type=Path, help="write the record as JSON to this file")
-    args = parser.parse_args(argv)
-    for name in ("threads", "repeats"):
-        least = 2 if name == "repeats" else 1
-        if getattr(args, name) < least:
-            parser.error(f"--{name}: expected at least {least}, got {getattr(args, name)}")
-    return args
-
-
-def environment(threads: int) -> dict[str, Any]:
-    """What the figures depend on."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]),
-        "commit": commit or "unknown",
-        "processor": processor(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "rnnkernels": rk.__version__,
-        "build": rk.build_info(),
-    }
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    record.add_options(parser)
+    return parser.parse_args(argv)
 
 
 def measure(layer: str, shape: cases.Shape, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
@@ -102,9 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = [measure(layer, shape, dtype, args.repeats) for layer, shape in tqdm(todo, unit="case")]
     print(report.times(rows))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        record = {**environment(args.threads), "dtype": args.dtype, "rows": rows}
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        found = record.environment("benchmarks.run", args.threads)
+        record.write(args.out, {**found, "dtype": args.dtype, "rows": rows})
     return 0
 
 

@@ -32,6 +32,7 @@ class Options(argparse.Namespace):
     steps: int
     batch_size: int
     seq_len: int
+    truncate: int | None
     lr: float
     seed: int
     eval_every: int
@@ -41,7 +42,17 @@ class Options(argparse.Namespace):
     no_compare: bool
 
 
-FIXED = ("cell", "layers", "hidden", "embedding", "dropout", "batch_size", "seq_len", "lr")
+FIXED = (
+    "cell",
+    "layers",
+    "hidden",
+    "embedding",
+    "dropout",
+    "batch_size",
+    "seq_len",
+    "truncate",
+    "lr",
+)
 """The options that a resumed run must share with the run it continues."""
 
 
@@ -110,6 +121,14 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
         "--seq-len", type=size, default=64, metavar="T", help="characters per stream and step"
     )
     training.add_argument(
+        "--truncate",
+        type=size,
+        metavar="K",
+        help="let gradients flow back inside windows of K characters only, so that one step can "
+        "learn from a long --seq-len (default: through all of it)",
+        default=argparse.SUPPRESS,
+    )
+    training.add_argument(
         "--lr", type=_number(1e-8, 1), default=4e-3, metavar="RATE", help="learning rate of AdamW"
     )
     training.add_argument(
@@ -140,7 +159,7 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
         help="skip the timing against torch.nn",
     )
 
-    options = Options(data=None, resume=None, backend=None, no_compare=False)
+    options = Options(data=None, resume=None, backend=None, truncate=None, no_compare=False)
     parser.parse_args(argv, namespace=options)
     if options.dropout > 0 and options.layers == 1:
         raise UsageError(

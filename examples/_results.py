@@ -66,10 +66,9 @@ def read_checkpoint(path: Path, options: Options, text: str) -> dict[str, Any]:
     for name in FIXED:
         ours = getattr(options, name)
         if theirs.get(name) != ours:
-            flag = "--" + name.replace("_", "-")
             raise UsageError(
-                f"argument --resume: {str(path)!r} was made with {flag} {theirs.get(name)}, but "
-                f"this run has {flag} {ours}; make them equal, or leave --resume out"
+                f"argument --resume: {str(path)!r} was made with {_given(name, theirs.get(name))}, "
+                f"but this run has {_given(name, ours)}; make them equal, or leave --resume out"
             )
     if their_text != text:
         raise UsageError(
@@ -77,3 +76,9 @@ def read_checkpoint(path: Path, options: Options, text: str) -> dict[str, Any]:
             "name the same, unchanged text, or leave --resume out"
         )
     return dict(checkpoint)
+
+
+def _given(name: str, value: object) -> str:
+    """Say how an option is given on the command line."""
+    flag = "--" + name.replace("_", "-")
+    return f"no {flag}" if value is None else f"{flag} {value}"

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rnnkernels.streaming import batchify
+
 MAX_CHARACTERS = 4_000_000
 """Reading stops here, so that start-up stays quick however large the folder is."""
 
@@ -175,10 +177,9 @@ class Streams:
                 f"the {name} has {len(tokens)} characters, but --batch-size {batch_size} with "
                 f"--seq-len {seq_len} takes at least {needed}; give more text, or lower these"
             )
-        length = len(tokens) // batch_size
-        self._streams = tokens[: length * batch_size].view(batch_size, length).t().contiguous()
+        self._streams = batchify(tokens, batch_size)
         self._seq_len = seq_len
-        self.chunks = (length - 1) // seq_len
+        self.chunks = (len(self._streams) - 1) // seq_len
 
     def chunk(self, index: int) -> tuple[Tensor, Tensor]:
         """Return inputs ``[T, B]`` and targets ``[T, B]``, the inputs one character later."""

@@ -5,17 +5,18 @@
     python examples/char_lm.py --resume             # continue where the last run stopped
 
 The model is Embedding -> LSTM (or GRU, or RNN) -> Linear. Its recurrent layer is built from
-``LAYERS`` below; the model it is compared with differs in nothing but ``TORCH_LAYERS``.
+``LAYERS`` below; the model it is compared with differs in nothing but ``TORCH_LAYERS`` (and, with
+``--truncate``, in the loop over windows that torch.nn needs for it).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from tqdm import tqdm
 
 import rnnkernels as rk
 from _cli import FIXED, CtrlC, Options, UsageError, parse_options
+from _compare import TIMED_STEPS, InWindows, in_turns
 from _results import read_checkpoint, save_curve, save_metrics, write_atomically
 from _text import Corpus, Streams, TextError, Vocabulary, read_corpus
+from rnnkernels import streaming
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {"lstm": rk.LSTM, "gru": rk.GRU, "rnn": rk.RNN}
 TORCH_LAYERS: dict[str, Callable[..., nn.Module]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -37,8 +40,6 @@ State = Tensor | tuple[Tensor, Tensor]
 """What a recurrent layer carries: h ``[layers, B, H]``, or (h, c) of that shape for an LSTM."""
 
 MAX_GRADIENT_NORM = 1.0
-WARM_UP_STEPS = 3
-TIMED_STEPS = 15
 
 
 class CharLM(nn.Module):
@@ -76,15 +77,7 @@ def training_step(
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     optimizer.step()
-    return loss.detach(), map_state(h_n, Tensor.detach)
-
-
-def map_state(state: State, function: Callable[[Tensor], Tensor]) -> State:
-    """Apply ``function`` to the one or two tensors of ``state``."""
-    if isinstance(state, Tensor):
-        return function(state)
-    h, c = state
-    return function(h), function(c)
+    return loss.detach(), streaming.detach(h_n)
 
 
 @torch.no_grad()
@@ -129,9 +122,10 @@ def build_model(options: Options, vocabulary_size: int, library: str = "rnnkerne
     if library == "torch.nn":
         rnn = TORCH_LAYERS[options.cell](options.embedding, options.hidden, **sizes)
     else:
+        window = {"truncate": options.truncate} if options.truncate else {}
         try:
             rnn = LAYERS[options.cell](
-                options.embedding, options.hidden, **sizes, backend=options.backend
+                options.embedding, options.hidden, **sizes, **window, backend=options.backend
             )
         except (ValueError, RuntimeError) as error:
             if options.backend is None:
@@ -215,7 +209,8 @@ class Trainer:
         self.step = checkpoint["step"]
         self.history = checkpoint["history"]
         if self.step > 0:
-            self.hx = map_state(checkpoint["hx"], lambda tensor: tensor.to(device))
+            hx = checkpoint["hx"]
+            self.hx = hx.to(device) if isinstance(hx, Tensor) else tuple(t.to(device) for t in hx)
             self.running_loss = checkpoint["running_loss"].to(device)
         torch.set_rng_state(checkpoint["rng"])
         if device.type == "cuda" and checkpoint["cuda_rng"] is not None:
@@ -255,25 +250,19 @@ def compare(trainer: Trainer) -> dict[str, float]:
     options = Options(**{**vars(trainer.options), "dropout": 0.0})
     size = len(trainer.vocabulary)
     inputs, targets = trainer.train_streams.chunk(0)
-    models = {
-        library: build_model(options, size, library) for library in ("rnnkernels", "torch.nn")
-    }
     losses: dict[str, Tensor] = {}
-    for name, model in models.items():
+    steps: list[Callable[[], object]] = []
+    for library in ("rnnkernels", "torch.nn"):
+        model = build_model(options, size, library)
         model.load_state_dict(trainer.model.state_dict())
-        losses[name] = loss_of(model(inputs)[0], targets).detach()
+        if library == "torch.nn" and options.truncate:
+            model.rnn = InWindows(model.rnn, options.truncate)
+        losses[library] = loss_of(model(inputs)[0], targets).detach()
+        optimizer = build_optimizer(model, options)
+        steps.append(partial(training_step, model, optimizer, inputs, targets, None))
     torch.testing.assert_close(losses["rnnkernels"], losses["torch.nn"], rtol=1e-4, atol=1e-5)
 
-    optimizers = {name: build_optimizer(model, options) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(WARM_UP_STEPS + TIMED_STEPS):
-        for name, model in models.items():
-            synchronize(options.device)
-            start = time.perf_counter()
-            training_step(model, optimizers[name], inputs, targets, None)
-            synchronize(options.device)
-            seconds[name].append(time.perf_counter() - start)
-    ours, theirs = (1e3 * statistics.median(times[WARM_UP_STEPS:]) for times in seconds.values())
+    ours, theirs = in_turns(steps, options.device)
     return {
         "rnnkernels_ms": ours,
         "torch_nn_ms": theirs,
@@ -281,12 +270,6 @@ def compare(trainer: Trainer) -> dict[str, float]:
         "rnnkernels_loss": losses["rnnkernels"].item(),
         "torch_nn_loss": losses["torch.nn"].item(),
     }
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done all that was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def read_streams(options: Options) -> tuple[Corpus, Vocabulary, Streams, Streams]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,9 @@ from torch.utils import deterministic
 
 # Deterministic mode asks for this on a GPU, before the first use of one.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# benchmarks/ is not installed; last, so that the package under test stays the one installed.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # Only the poison is wanted of deterministic mode: an op that is not deterministic may run.
 _MAY_WARN = "ignore:.*does not have a deterministic implementation:UserWarning"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import signal
@@ -15,8 +16,15 @@ from typing import Any
 import pytest
 import torch
 
+from rnnkernels import LSTM, backends, streaming
+
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
+
+needs_truncate = pytest.mark.skipif(
+    "truncate" not in inspect.signature(LSTM.forward).parameters,
+    reason="layers take no truncate yet",
+)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -74,6 +82,7 @@ def test_help() -> None:
         (["--data", "no/such/folder"], ["--data", "no/such/folder", "does not exist"]),
         (["--batch-size", "1000"], ["--data", "--batch-size 1000", "give more text"]),
         (["--steps", "0"], ["--steps", "at least 1", "'0'"]),
+        (["--truncate", "0"], ["--truncate", "at least 1", "'0'"]),
         (["--lr", "nan"], ["--lr", "'nan'"]),
         (["--device", "abacus"], ["--device", "'abacus'"]),
         (["--dropout", "0.5", "--layers", "1"], ["--dropout", "--layers 2"]),
@@ -173,6 +182,62 @@ def test_a_checkpoint_of_another_model_or_text_is_refused(
     (tmp_path / "out" / "checkpoint.pt").write_bytes(b"not a checkpoint")
     assert char_lm.main([*arguments, "--resume"]) == 2
     assert "cannot be read as one" in capsys.readouterr().err
+
+
+def test_a_checkpoint_from_before_truncate_is_one_without(
+    char_lm: Any, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--data", str(text), "--out", str(out), *TINY, "--no-compare"]
+    assert char_lm.main([*arguments, "--steps=2"]) == 0
+    old = load(out / "checkpoint.pt")
+    del old["options"]["truncate"]
+    torch.save(old, out / "checkpoint.pt")
+    assert char_lm.main([*arguments, "--resume", "--steps=3"]) == 0
+
+    options = char_lm.parse_options([*arguments, "--truncate=8"], "")
+    with pytest.raises(char_lm.UsageError, match=r"with no --truncate, but .* has --truncate 8;"):
+        char_lm.read_checkpoint(out / "checkpoint.pt", options, old["text"])
+
+
+@needs_truncate
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_training_with_truncated_gradients(
+    char_lm: Any, text: Path, tmp_path: Path, cell: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--data", str(text), "--out", str(out), *TINY, f"--cell={cell}", "--truncate=5"]
+    assert char_lm.main([*arguments, "--steps=30"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["last_bpc"] < metrics["first_bpc"] - 1
+    assert metrics["options"]["truncate"] == 5
+    times = metrics["step_time"]
+    assert times["rnnkernels_loss"] == pytest.approx(times["torch_nn_loss"], rel=1e-4)
+    assert char_lm.main([*arguments[:-1], "--resume", "--steps=31"]) == 2
+    assert char_lm.main([*arguments, "--resume", "--steps=31"]) == 0
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_torch_in_windows_has_the_gradients_of_truncation(char_lm: Any, cell: str) -> None:
+    """Windows of 5 in 16 steps, from a state, where the layer is told so by its call."""
+    theirs = char_lm.TORCH_LAYERS[cell](3, 4, num_layers=2, dtype=torch.float64)
+    ours = char_lm.LAYERS[cell](3, 4, num_layers=2, dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(16, 2, 3, dtype=torch.float64)
+    _, hx = theirs(x)
+    hx = streaming.detach(hx)
+    dy = torch.randn(16, 2, 4, dtype=torch.float64)
+
+    y, h_n = char_lm.InWindows(theirs, 5)(x, hx)
+    y.backward(dy)
+    with backends.observe(
+        lambda call, name: backends.select(call, name).run(call._replace(window=5))
+    ):
+        our_y, our_h_n = ours(x, hx)
+    our_y.backward(dy)
+    torch.testing.assert_close((our_y, our_h_n), (y, h_n), rtol=1e-12, atol=1e-13)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-13)
 
 
 def test_a_write_that_fails_keeps_the_old_file(char_lm: Any, tmp_path: Path) -> None:
