@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-import rnnkernels
-
 pytest.importorskip("tqdm")
 
 from benchmarks import cases, report, run, timing, truncated
 
 SHAPE = cases.Shape(10, 2, 3, 4)
-
-needs_truncate = pytest.mark.skipif(
-    "truncate" not in inspect.signature(rnnkernels.LSTM.forward).parameters,
-    reason="layers take no truncate yet",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +34,6 @@ def test_run_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "| geometric mean |" in capsys.readouterr().out
 
 
-@needs_truncate
 def test_truncated_writes_what_it_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

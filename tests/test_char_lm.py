@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import os
 import signal
@@ -16,15 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from rnnkernels import LSTM, backends, streaming
+from rnnkernels import streaming
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
-
-needs_truncate = pytest.mark.skipif(
-    "truncate" not in inspect.signature(LSTM.forward).parameters,
-    reason="layers take no truncate yet",
-)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -200,7 +194,6 @@ def test_a_checkpoint_from_before_truncate_is_one_without(
         char_lm.read_checkpoint(out / "checkpoint.pt", options, old["text"])
 
 
-@needs_truncate
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_training_with_truncated_gradients(
     char_lm: Any, text: Path, tmp_path: Path, cell: str
@@ -230,10 +223,7 @@ def test_torch_in_windows_has_the_gradients_of_truncation(char_lm: Any, cell: st
 
     y, h_n = char_lm.InWindows(theirs, 5)(x, hx)
     y.backward(dy)
-    with backends.observe(
-        lambda call, name: backends.select(call, name).run(call._replace(window=5))
-    ):
-        our_y, our_h_n = ours(x, hx)
+    our_y, our_h_n = ours(x, hx, truncate=5)
     our_y.backward(dy)
     torch.testing.assert_close((our_y, our_h_n), (y, h_n), rtol=1e-12, atol=1e-13)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):

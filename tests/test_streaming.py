@@ -12,7 +12,7 @@ from helpers import compare, draw, tensors
 from torch import Tensor, nn
 
 import rnnkernels as rk
-from rnnkernels import AllStates, backends, streaming
+from rnnkernels import AllStates, streaming
 
 F64 = torch.float64
 T, B, I, H = 11, 3, 4, 5
@@ -25,14 +25,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def truncated(layer: nn.Module, x: Tensor, hx: Any, k: int) -> Any:
-    """``layer(x, hx, truncate=k)``, by way of what the argument sets."""
-    with backends.observe(
-        lambda call, name: backends.select(call, name).run(call._replace(window=k))
-    ):
-        return layer(x, hx)
 
 
 def make(layer: type[nn.Module], *batch: int, **options: Any) -> tuple[nn.Module, Tensor, Any]:
@@ -75,7 +67,7 @@ def by_chunks(size: int, batch_first: bool = False) -> Callable[..., tuple[Tenso
 
 def at_once(size: int) -> Callable[..., tuple[Tensor, Any]]:
     def run(module: nn.Module, x: Tensor, hx: Any) -> tuple[Tensor, Any]:
-        y, last = truncated(module, x, hx, size)
+        y, last = module(x, hx, truncate=size)
         y.backward(draw(*y.shape, seed=9, dtype=F64))
         return y, last
 
