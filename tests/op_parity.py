@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnkernels import reference
-from rnnkernels.call import Call
+from rnnkernels.call import Call, Clip
 from rnnkernels.cells import CELLS
 
 
@@ -27,12 +27,20 @@ class Case:
     bias: bool = True
     lengths: bool = False
     reset: bool = False
+    window: int = 0
+    clip: Clip = field(default_factory=Clip)
+    flow: bool = False
 
     def __str__(self) -> str:
-        options = [name for name in ("bias", "lengths", "reset") if getattr(self, name)]
+        options = [name for name in ("bias", "lengths", "reset", "flow") if getattr(self, name)]
+        options += [f"window{self.window}"] * (self.window > 0)
+        options += [f"{self.clip.kind}{self.clip.bound}"] * (self.clip.kind != "none")
         return "-".join([self.cell, f"D{self.D}T{self.T}B{self.B}H{self.H}R{self.R}", *options])
 
 
+CLIPS = [Clip("value", 0.1), Clip("norm", 0.3), Clip("tanh", 0.1)]
+WINDOWS = (1, 2, 3, 5, 9)  # of T = 5
+ALL: dict[str, Any] = {"lengths": True, "reset": True, "flow": True}
 CASES = [
     *(Case(cell, D) for cell in CELLS for D in (1, 2)),
     *(Case(cell, D, lengths=True, reset=True) for cell in CELLS for D in (1, 2)),
@@ -46,6 +54,12 @@ CASES = [
     *(Case(cell, 2, B=0, lengths=True, reset=True) for cell in ("lstm", "gru")),
     *(Case("lstm", 2, T=T, B=B, R=3) for T, B in ((0, 3), (3, 0))),
     *(Case(cell, 1, T=1, B=1, H=1, I=1) for cell in CELLS),
+    *(Case(cell, 2, window=k, **ALL) for cell in CELLS for k in WINDOWS),
+    *(Case(cell, 2, clip=clip, **ALL) for cell in CELLS for clip in CLIPS),
+    *(Case("lstm", 2, R=3, window=k, clip=clip, **ALL) for k, clip in enumerate(CLIPS, 1)),
+    *(Case("gru", 1, T=6, window=k, clip=clip) for k, clip in enumerate(CLIPS, 1)),
+    *(Case("lstm", 2, T=6, R=3, window=k, flow=True) for k in WINDOWS),
+    *(Case("gru", 2, T=T, B=B, window=1, clip=CLIPS[1], **ALL) for T, B in ((0, 3), (3, 0))),
 ]
 
 
@@ -77,6 +91,9 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
         lengths.to(device) if case.lengths else None,
         reset.to(device) if case.reset else None,
         all_c=cell.S > 1,
+        window=case.window,
+        clip=case.clip,
+        flow=(lambda norms: None) if case.flow else None,
     )
 
 
@@ -102,15 +119,13 @@ def forward(ops: Any, call: Call, save: bool = True) -> list[Tensor]:
     )  # fmt: skip
 
 
-def backward(
-    ops: Any, call: Call, out: list[Tensor], grads: list[Tensor | None], flow: bool = False
-) -> list[Tensor]:
-    """dgates, dh0, dc0, dproj, flow of what forward returned, for gradients of y, h_n, c_n, c."""
+def backward(ops: Any, call: Call, out: list[Tensor], grads: list[Tensor | None]) -> list[Tensor]:
+    """dgates, dh0, dc0, dproj, flow of what forward returned, for those of y, h_n, c_n and c."""
     y, _, _, c, _, saved = out
     return list(
         ops.sequence_backward(
             call.cell_name, *grads, call.w_hh, call.w_hr, call.h0, call.c0, y, c, saved,
-            call.lengths, call.reset, call.window, *call.clip, flow,
+            call.lengths, call.reset, call.window, *call.clip, call.flow is not None,
         )
     )  # fmt: skip
 
@@ -182,8 +197,11 @@ def forward_error(call: Call, out: list[Tensor]) -> float:
 def backward_error(
     call: Call, out: list[Tensor], back: list[Tensor], grads: list[Tensor | None]
 ) -> float:
-    """Of all gradients of inputs and parameters against autograd over the reference in float64."""
+    """Of all gradients, and the norms of those of h, against the reference in float64."""
+    norms: list[Tensor] = []
     exact = converted(call, torch.float64)
+    if call.flow is not None:
+        exact = exact._replace(flow=norms.append)
     for t in exact.tensors:
         t.requires_grad_()
     loss = torch.zeros((), dtype=torch.float64, device=call.x.device, requires_grad=True) * 1
@@ -193,7 +211,9 @@ def backward_error(
     want = torch.autograd.grad(loss, exact.tensors, allow_unused=True, materialize_grads=True)
     as64 = [converted(t, torch.float64) for t in (call, out, back)]
     got = parameter_gradients(*as64)
-    return max(error(g, w) for g, w in zip(got, want, strict=True))
+    flow = norms[0] if norms else torch.zeros_like(back[4])  # no h was reached
+    pairs = zip([*got, back[4]], [*want, flow], strict=True)
+    return max(error(g, w) for g, w in pairs)
 
 
 def padding_is_zero(call: Call, tensors: list[Tensor]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import op_parity
 import pytest
 import torch
-from op_parity import CASES, Case
+from op_parity import ALL, CASES, CLIPS, Case
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU that torch can use", allow_module_level=True)
@@ -18,6 +18,9 @@ LARGE = [
     *(Case(cell, 2, T=12, B=17, H=130, I=65, lengths=True, reset=True) for cell in ("lstm", "gru")),
     Case("lstm", 2, T=12, B=17, H=130, R=70, I=65, lengths=True, reset=True),
     Case("gru", 2, T=2, B=140_000, H=2, I=1),  # more rows than one grid covers
+    Case("gru", 2, T=3, B=47_000, H=2, I=1, window=1, flow=True),  # once more, of windows
+    *(Case("lstm", 2, T=12, B=17, H=130, R=70, I=65, window=5, clip=clip, **ALL) for clip in CLIPS),
+    *(Case("gru", 2, T=12, B=17, H=130, I=65, window=5, clip=clip, **ALL) for clip in CLIPS),
 ]
 FULL = Case("lstm", 2, T=9, B=6, H=33, R=20, lengths=True, reset=True)
 each_dtype = pytest.mark.parametrize(
@@ -49,7 +52,7 @@ def test_matches_reference(case, dtype):
     assert op_parity.forward_error(call, out) <= TOLERANCE[dtype]
     grads = op_parity.random_gradients(call, out)
     back = op_parity.backward(ops, call, out, grads)
-    assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], back[3]])
+    assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], *back[3:]])
     if dtype.itemsize > 2:
         assert op_parity.backward_error(call, out, back, grads) <= TOLERANCE[dtype]
     else:
@@ -96,10 +99,11 @@ def test_device_that_is_not_current():
     assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, run(on_first), strict=True))
 
 
+@pytest.mark.parametrize("options", [{}, {"window": 4, "clip": CLIPS[1], "flow": True}], ids=str)
 @pytest.mark.parametrize("cell", op_parity.CELLS)
-def test_graph_capture(cell):
+def test_graph_capture(cell, options):
     """A captured call follows its inputs; so it neither synchronises nor reads them on the host."""
-    case = Case(cell, 2, T=9, B=6, H=33, lengths=True, reset=True)
+    case = Case(cell, 2, T=9, B=6, H=33, lengths=True, reset=True, **options)
     call = op_parity.make(case, torch.float32, "cuda")
     out = op_parity.forward(ops, call)
     grads = op_parity.random_gradients(call, out)

@@ -11,6 +11,8 @@ import torch
 from op_parity import CASES, Case
 from torch.utils import cpp_extension
 
+from rnnkernels.call import Clip
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -30,6 +32,15 @@ def ops(tmp_path_factory):
     return torch.ops.rnnkernels_cuda_on_host
 
 
+@pytest.fixture(autouse=True)
+def nan_in_fresh_memory():
+    """What is read before it was written shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_reference(ops, case, dtype, tolerance):
@@ -40,7 +51,7 @@ def test_matches_reference(ops, case, dtype, tolerance):
         grads = op_parity.random_gradients(call, out, given)
         back = op_parity.backward(ops, call, out, grads)
         assert op_parity.backward_error(call, out, back, grads) <= tolerance
-        assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], back[3]])
+        assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], *back[3:]])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
@@ -91,6 +102,37 @@ def test_matches_cpu_backend(ops, case):
     grads = op_parity.random_gradients(call, out)
     back, want = (op_parity.backward(o, call, out, grads) for o in (ops, torch.ops.rnnkernels))
     assert max(map(op_parity.error, back, want)) <= 1e-12
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_norms_of_any_size(ops, scale):
+    """Squares of these gradients are no numbers of float32; gradients grow as the loss does."""
+    bound = 0.3
+    case = Case("gru", 2, window=2, clip=Clip("norm", bound), **op_parity.ALL)
+    call = op_parity.make(case, torch.float32)
+    out = op_parity.forward(ops, call)
+    grads = op_parity.random_gradients(call, out)
+    want = op_parity.backward(ops, call, out, grads)
+    grads = [g if g is None else g * scale for g in grads]
+    got = op_parity.backward(ops, call._replace(clip=Clip("norm", bound * scale)), out, grads)
+    assert max(op_parity.error(g / scale, w) for g, w in zip(got, want, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("clip", [Clip(), *op_parity.CLIPS], ids=lambda c: c.kind)
+@pytest.mark.parametrize("window", [0, 2])
+def test_nan_stays_in_its_row(ops, window, clip):
+    case = Case("lstm", 2, T=6, R=3, window=window, clip=clip, **op_parity.ALL)
+    call = op_parity.make(case, torch.float64)._replace(reset=None)
+    out = op_parity.forward(ops, call)
+    grads = op_parity.random_gradients(call, out)
+    want = op_parity.backward(ops, call, out, grads)
+    assert call.lengths[2] == 6
+    grads[0][3, 2] = torch.nan
+    got = op_parity.backward(ops, call, out, grads)
+    others = torch.tensor([0, 1, 3])
+    assert all(torch.equal(g[:, others], w[:, others]) for g, w in zip(got, want, strict=True))
+    of_row = got[0][:, 2].isnan().flatten(1).any(1)
+    assert of_row.tolist() == [not window, not window, True, True, not window, not window]
 
 
 def test_state_does_not_cross_a_cut(ops):

@@ -1,9 +1,9 @@
 // What one thread does in one step of the stepwise algorithm: one unit of one row of one direction. The matrix products
 // come before, each for all directions and rows at once; what follows a product is here.
 //
-// A step is a struct of pointers with unit<Cell>(d, b, i), which a launcher calls for every direction d, row b and unit
-// i < width(). Units are independent of each other, and a unit reads before it writes, so a state is updated in place
-// and `saved` may be gx itself. Nothing here needs a GPU: the same text runs on a CPU, where it is tested.
+// A step is a struct of pointers with unit<Cell>(slot, i), which a launcher calls for every slot and unit i < width().
+// Units are independent of each other, and a unit reads before it writes, so a state is updated in place and `saved`
+// may be gx itself. Nothing here needs a GPU: the same text runs on a CPU, where it is tested.
 #pragma once
 
 #include "common/cells.h"
@@ -12,19 +12,31 @@
 
 namespace rnn::cuda {
 
-// Does step s of row b of direction d take place, with the state that the step before left? Where not, what a product
-// made of that state, or of the gradient that came back to it, counts for nothing: it is never read.
-RNN_HD bool linked(const Sequence& q, int64_t d, int64_t b, int64_t s) {
-  return s < q.length(b) && !q.cut_before(d, b, s);
+// A row of the loop in one direction: the n-th of the D * rows() in a [D, rows, ...] tensor.
+struct Slot {
+  int64_t n, d;
+  Row row;
+
+  RNN_HD Slot(const Sequence& q, int64_t n) : n(n), d(n < q.rows() ? 0 : 1), row(q.row(n - d * q.rows())) {}
+};
+
+// Does step s take place, with the state that the step before left? Where not, what a product made of that state, or of
+// the gradient that came back to it, counts for nothing: it is never read.
+RNN_HD bool linked(const Sequence& q, const Slot& slot, int64_t s) {
+  return s < slot.row.length && !q.cut_before(slot.d, slot.row, s);
 }
 
-// Where row b reads and writes at step s: past its end at position s, which is zeroed.
+// Where a row reads and writes at step s, the n-th place in a [T, B, D, ...] tensor: past the row's end, the padding
+// that it zeroes, unless that is outside.
 struct Place {
-  bool active;
-  int64_t t;
+  bool active, outside;
+  int64_t n;
 
-  RNN_HD Place(const Sequence& q, int64_t d, int64_t b, int64_t s)
-      : active(s < q.length(b)), t(active ? q.position(d, b, s) : s) {}
+  RNN_HD Place(const Sequence& q, const Slot& slot, int64_t s) : active(s < slot.row.length) {
+    const int64_t t = active ? q.position(slot.d, slot.row, s) : slot.row.start + s;
+    outside = t >= q.T;
+    n = q.at(t, slot.row.b, slot.d, 1);
+  }
 };
 
 // The gates of step s, after gh = W_hh h.
@@ -44,22 +56,22 @@ struct ForwardCell {
   RNN_HD int64_t width() const { return call.seq.H; }
 
   template <class Cell>
-  RNN_HD void unit(int64_t d, int64_t b, int64_t i) const {
+  RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place(q, d, b, s);
-    const int64_t state = q.state_at(d, b, q.H) + i;
+    const Place place(q, slot, s);
+    const int64_t state = slot.n * q.H + i;
     V next[Cell::S], saved[Cell::K + 1];
     for (V& x : next) x = V(0);
     for (V& x : saved) x = V(0);
     if (place.active) {
-      const bool cut = q.cut_before(d, b, s);
-      const IO* b_ih = d == 0 ? call.b_ih[0] : call.b_ih[1];
-      const IO* b_hh = d == 0 ? call.b_hh[0] : call.b_hh[1];
+      const bool cut = q.cut_before(slot.d, slot.row, s);
+      const IO* b_ih = slot.d == 0 ? call.b_ih[0] : call.b_ih[1];
+      const IO* b_hh = slot.d == 0 ? call.b_hh[0] : call.b_hh[1];
       V gx[Cell::G], hidden[Cell::G], prev[Cell::S];
       for (int g = 0; g < Cell::G; ++g) {
-        gx[g] = load(call.gx + q.at(place.t, b, d, Cell::G * q.H) + g * q.H + i) + load_or_zero(b_ih, g * q.H + i);
+        gx[g] = load(call.gx + place.n * Cell::G * q.H + g * q.H + i) + load_or_zero(b_ih, g * q.H + i);
         hidden[g] = load_or_zero(b_hh, g * q.H + i);
-        if (!cut) hidden[g] += load(gh + q.state_at(d, b, Cell::G * q.H) + g * q.H + i);
+        if (!cut) hidden[g] += load(gh + slot.n * Cell::G * q.H + g * q.H + i);
       }
       prev[0] = cut || raw ? V(0) : load(h + state);  // no cell with a projection asks for its own h
       if constexpr (Cell::S > 1) prev[1] = cut ? V(0) : load(c + state);
@@ -70,9 +82,9 @@ struct ForwardCell {
       if constexpr (Cell::S > 1) store(c + state, next[1]);
     }
     if (call.saved) {
-      for (int k = 0; k < Cell::K; ++k) store(call.saved + q.at(place.t, b, d, Cell::K * q.H) + k * q.H + i, saved[k]);
+      for (int k = 0; k < Cell::K; ++k) store(call.saved + place.n * Cell::K * q.H + k * q.H + i, saved[k]);
     }
-    const int64_t at = q.at(place.t, b, d, q.H) + i;
+    const int64_t at = place.n * q.H + i;
     if (!raw) store(call.y + at, next[0]);
     if (call.h_raw) store(call.h_raw + at, next[0]);
     if constexpr (Cell::S > 1) {
@@ -96,17 +108,51 @@ struct ForwardProject {
   RNN_HD int64_t width() const { return call.seq.R; }
 
   template <class>
-  RNN_HD void unit(int64_t d, int64_t b, int64_t i) const {
+  RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place(q, d, b, s);
-    const int64_t state = q.state_at(d, b, q.R) + i;
+    const Place place(q, slot, s);
+    const int64_t state = slot.n * q.R + i;
     const V value = place.active ? load(projected + state) : V(0);
-    store(call.y + q.at(place.t, b, d, q.R) + i, value);
+    store(call.y + place.n * q.R + i, value);
     if (place.active) store(h + state, value);
   }
 };
 
-// The gradient of the projected h of step s, after dh_through = dgh W_hh of the gates of step s + 1.
+// What the backward loop carries from launch to launch, [D, rows, ...]; null where there is none.
+template <class IO>
+struct Carried {
+  Arithmetic<IO>* dh;  // [R]: what reaches h around W_hh
+  Arithmetic<IO>* dc;  // [H]
+  IO* dgh;             // [G*H]
+  IO* dh_through;      // [R]: dgh W_hh of the gates of step s + 1
+  IO* dprojected;      // [R]; no projection, R = H, where this and draw are null
+  IO* draw;            // [H]: dprojected W_hr of step s
+  double* unbounded;   // [(G+A)*H]: dgates before it is bounded by its norm
+  double* norms;       // []: of the G gradients of gx in it
+  double* all_dh;      // [T, B, D, R]: the whole gradient of every h, if asked for
+};
+
+// What reaches the last state of every row from outside.
+template <class IO>
+struct BackwardBegin {
+  static constexpr bool kOfCell = false;
+
+  Sequence seq;
+  int64_t size;        // R or H
+  const IO* from;      // [D, B, size] or null: zero
+  Arithmetic<IO>* to;  // [D, rows, size]
+
+  RNN_HD const Sequence& sequence() const { return seq; }
+  RNN_HD int64_t width() const { return size; }
+
+  template <class>
+  RNN_HD void unit(const Slot& slot, int64_t i) const {
+    const IO* outside = seq.last(slot.d, slot.row) ? from : nullptr;
+    store(to + slot.n * size + i, load_or_zero(outside, seq.state_at(slot.d, slot.row.b, size) + i));
+  }
+};
+
+// The gradient of the projected h of step s, after dh_through.
 template <class IO>
 struct BackwardProject {
   using V = Scalar<Arithmetic<IO>>;
@@ -114,31 +160,42 @@ struct BackwardProject {
 
   Backward<IO> call;
   int64_t s;
-  const IO* dh_through;  // [D, B, R]
-  Arithmetic<IO>* dh;    // [D, B, R]: what reaches h around W_hh
-  IO* dprojected;        // [D, B, R]
+  Carried<IO> carried;
 
   RNN_HD const Sequence& sequence() const { return call.seq; }
   RNN_HD int64_t width() const { return call.seq.R; }
 
   template <class>
-  RNN_HD void unit(int64_t d, int64_t b, int64_t i) const {
+  RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place(q, d, b, s);
-    const int64_t state = q.state_at(d, b, q.R) + i, at = q.at(place.t, b, d, q.R) + i;
+    const Place place(q, slot, s);
+    if (place.outside) return;
+    const int64_t state = slot.n * q.R + i, at = place.n * q.R + i;
     V value(0);
     if (place.active) {
-      value = load(dh + state) + load_or_zero(call.dy, at);
-      if (linked(q, d, b, s + 1)) value += load(dh_through + state);
-      store(dh + state, V(0));
-      store(dprojected + state, value);
+      value = load(carried.dh + state) + load_or_zero(call.dy, at);
+      if (linked(q, slot, s + 1)) value += load(carried.dh_through + state);
+      store(carried.dh + state, V(0));
+      store(carried.dprojected + state, value);
+      if (carried.all_dh) carried.all_dh[at] = value.v;
     }
     store(call.dproj + at, value);
   }
 };
 
-// The gradients of the gates of step s, after dh_through = dgh W_hh of the gates of step s + 1; or, where h is
-// projected, after draw = dprojected W_hr of step s.
+// Hands on the gate gradients of one unit and step, in the order of dgates: to the result, and to the next product.
+template <class Cell, class IO>
+RNN_HD void hand_on(const Backward<IO>& call, const Slot& slot, const Place& place, int64_t i,
+                    const Scalar<Arithmetic<IO>>* dgates, IO* dgh) {
+  const Sequence& q = call.seq;
+  IO* result = call.dgates + place.n * (Cell::G + Cell::A) * q.H + i;
+  for (int g = 0; g < Cell::G + Cell::A; ++g) store(result + g * q.H, dgates[g]);
+  if (!place.active) return;
+  dgh += slot.n * Cell::G * q.H + i;
+  for (int g = 0; g < Cell::G; ++g) store(dgh + g * q.H, dgates[g < Cell::G - Cell::A ? g : g + Cell::A]);
+}
+
+// The gradients of the gates of step s, after dh_through; or, where h is projected, after draw.
 template <class IO>
 struct BackwardCell {
   using V = Scalar<Arithmetic<IO>>;
@@ -146,82 +203,117 @@ struct BackwardCell {
 
   Backward<IO> call;
   int64_t s;
-  const IO* dh_through;  // [D, B, R]
-  const IO* draw;        // [D, B, H] or null: no projection, R = H
-  Arithmetic<IO>* dh;    // [D, B, R]: what reaches h around W_hh
-  Arithmetic<IO>* dc;    // [D, B, H] or null
-  IO* dgh;               // [D, B, G*H]
+  Carried<IO> carried;
 
   RNN_HD const Sequence& sequence() const { return call.seq; }
   RNN_HD int64_t width() const { return call.seq.H; }
 
   template <class Cell>
-  RNN_HD void unit(int64_t d, int64_t b, int64_t i) const {
+  RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place(q, d, b, s);
-    V dgx[Cell::G], dhidden[Cell::G];
-    for (V& x : dgx) x = V(0);
-    for (V& x : dhidden) x = V(0);
-    if (place.active) gates<Cell>(d, b, i, place.t, dgx, dhidden);
-    IO* dgates = call.dgates + q.at(place.t, b, d, (Cell::G + Cell::A) * q.H) + i;
-    for (int g = 0; g < Cell::G; ++g) store(dgates + g * q.H, dgx[g]);
-    for (int a = 0; a < Cell::A; ++a) store(dgates + (Cell::G + a) * q.H, dhidden[Cell::G - Cell::A + a]);
+    const Place place(q, slot, s);
+    if (place.outside) return;
+    V dgates[Cell::G + Cell::A];
+    for (V& x : dgates) x = V(0);
+    if (place.active) gates<Cell>(slot, place, i, dgates);
+    if (carried.unbounded) {
+      double* kept = carried.unbounded + slot.n * (Cell::G + Cell::A) * q.H + i;
+      for (int g = 0; g < Cell::G + Cell::A; ++g) kept[g * q.H] = dgates[g].v;
+      return;
+    }
+    if (call.clip.kind != Clip::kNone) {
+      for (V& x : dgates) x = call.clip.template elementwise<Arithmetic<IO>>(x);
+    }
+    hand_on<Cell>(call, slot, place, i, dgates, carried.dgh);
   }
 
  private:
   template <class Cell>
-  RNN_HD void gates(int64_t d, int64_t b, int64_t i, int64_t t, V* dgx, V* dhidden) const {
+  RNN_HD void gates(const Slot& slot, const Place& place, int64_t i, V* dgates) const {
     const Sequence& q = call.seq;
-    const int64_t state = q.state_at(d, b, q.H) + i, at = q.at(t, b, d, q.H) + i;
-    const bool cut = q.cut_before(d, b, s);
-    V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dnext[Cell::S], dprev[Cell::S];
-    for (int k = 0; k < Cell::K; ++k) saved[k] = load(call.saved + q.at(t, b, d, Cell::K * q.H) + k * q.H + i);
-    if (draw) {  // h before the projection: no cell with a projection asks for its value
+    const int64_t state = slot.n * q.H + i, at = place.n * q.H + i;
+    const bool cut = q.cut_before(slot.d, slot.row, s);
+    V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dnext[Cell::S], dprev[Cell::S], dhidden[Cell::G];
+    for (int k = 0; k < Cell::K; ++k) saved[k] = load(call.saved + place.n * Cell::K * q.H + k * q.H + i);
+    if (carried.draw) {  // h before the projection: no cell with a projection asks for its value
       prev[0] = next[0] = V(0);
-      dnext[0] = load(draw + state);
+      dnext[0] = load(carried.draw + state);
     } else {
-      prev[0] = cut ? V(0) : before(call.h0, call.y, d, b, i);
+      prev[0] = cut ? V(0) : before(call.h0, call.y, slot, place, i);
       next[0] = load(call.y + at);
-      dnext[0] = load(dh + state) + load_or_zero(call.dy, at);
-      if (linked(q, d, b, s + 1)) dnext[0] += load(dh_through + state);
+      dnext[0] = load(carried.dh + state) + load_or_zero(call.dy, at);
+      if (linked(q, slot, s + 1)) dnext[0] += load(carried.dh_through + state);
+      if (carried.all_dh) carried.all_dh[at] = dnext[0].v;
     }
     if constexpr (Cell::S > 1) {
-      prev[1] = cut ? V(0) : before(call.c0, call.c, d, b, i);
+      prev[1] = cut ? V(0) : before(call.c0, call.c, slot, place, i);
       next[1] = load(call.c + at);
-      dnext[1] = load(dc + state) + load_or_zero(call.dc, at);
+      dnext[1] = load(carried.dc + state) + load_or_zero(call.dc, at);
     }
 
-    Cell::backward(saved, prev, next, dnext, dgx, dhidden, dprev);
+    Cell::backward(saved, prev, next, dnext, dgates, dhidden, dprev);
 
-    for (int g = 0; g < Cell::G; ++g) store(dgh + q.state_at(d, b, Cell::G * q.H) + g * q.H + i, dhidden[g]);
-    if (!draw) store(dh + state, cut ? V(0) : dprev[0]);
-    if constexpr (Cell::S > 1) store(dc + state, cut ? V(0) : dprev[1]);
+    for (int a = 0; a < Cell::A; ++a) dgates[Cell::G + a] = dhidden[Cell::G - Cell::A + a];
+    if (!carried.draw) store(carried.dh + state, cut ? V(0) : dprev[0]);
+    if constexpr (Cell::S > 1) store(carried.dc + state, cut ? V(0) : dprev[1]);
   }
 
   // The state that entered step s, where it is no cut: from all states [T, B, D, H], or from the initial ones.
-  RNN_HD V before(const IO* initial, const IO* all, int64_t d, int64_t b, int64_t i) const {
+  RNN_HD V before(const IO* initial, const IO* all, const Slot& slot, const Place& place, int64_t i) const {
     const Sequence& q = call.seq;
-    return s == 0 ? load(initial + q.state_at(d, b, q.H) + i)
-                  : load(all + q.at(q.position(d, b, s - 1), b, d, q.H) + i);
+    if (s == 0 && q.first(slot.d, slot.row)) return load(initial + q.state_at(slot.d, slot.row.b, q.H) + i);
+    return load(all + (place.n + (slot.d == 0 ? -q.B * q.D : q.B * q.D)) * q.H + i);
   }
 };
 
-// The gradient of h0, after dh_through = dgh W_hh of the gates of step 0.
+// The gradients of the gates of step s bounded by their norms.
+template <class IO>
+struct BackwardBound {
+  using V = Scalar<Arithmetic<IO>>;
+  static constexpr bool kOfCell = true;
+
+  Backward<IO> call;
+  int64_t s;
+  Carried<IO> carried;
+
+  RNN_HD const Sequence& sequence() const { return call.seq; }
+  RNN_HD int64_t width() const { return call.seq.H; }
+
+  template <class Cell>
+  RNN_HD void unit(const Slot& slot, int64_t i) const {
+    const Sequence& q = call.seq;
+    const Place place(q, slot, s);
+    if (place.outside) return;
+    const double norm = carried.norms[slot.n], factor = call.clip.factor(norm * norm);
+    const double* kept = carried.unbounded + slot.n * (Cell::G + Cell::A) * q.H + i;
+    V dgates[Cell::G + Cell::A];
+    for (int g = 0; g < Cell::G + Cell::A; ++g) dgates[g] = V(Arithmetic<IO>(kept[g * q.H] * factor));
+    hand_on<Cell>(call, slot, place, i, dgates, carried.dgh);
+  }
+};
+
+// The gradient of an initial state, from the windows that start there; of h after dh_through, of the gates of step 0.
 template <class IO>
 struct BackwardFinish {
+  using V = Scalar<Arithmetic<IO>>;
   static constexpr bool kOfCell = false;
 
   Sequence seq;
-  const IO* dh_through;  // [D, B, R]
-  Arithmetic<IO>* dh;    // [D, B, R]
+  int64_t size;                // R or H
+  const IO* through;           // [D, rows, size] or null
+  const Arithmetic<IO>* from;  // [D, rows, size]
+  IO* to;                      // [D, B, size]
 
   RNN_HD const Sequence& sequence() const { return seq; }
-  RNN_HD int64_t width() const { return seq.R; }
+  RNN_HD int64_t width() const { return size; }
 
   template <class>
-  RNN_HD void unit(int64_t d, int64_t b, int64_t i) const {
-    const int64_t state = seq.state_at(d, b, seq.R) + i;
-    if (linked(seq, d, b, 0)) store(dh + state, load(dh + state) + load(dh_through + state));
+  RNN_HD void unit(const Slot& slot, int64_t i) const {
+    if (!seq.first(slot.d, slot.row)) return;
+    const int64_t state = slot.n * size + i;
+    V value = load(from + state);
+    if (through && linked(seq, slot, 0)) value += load(through + state);
+    store(to + seq.state_at(slot.d, slot.row.b, size) + i, value);
   }
 };
 

@@ -1,11 +1,13 @@
 // The stepwise loops over time: per step one product through torch for all directions and rows, then one launch of what
 // follows it. The launcher is a parameter, so that the same loops run on a CPU, where they are tested.
 //
-// A launcher is called with a step of step.h and runs it for every unit, after all that was asked for before.
+// A launcher is called with a step of step.h and runs it for every unit, after all that was asked for before. What a
+// product takes starts as zeros: libraries multiply what lies behind a row by zero, and it must be no NaN.
 #pragma once
 
+#include <ATen/OpMathType.h>
+
 #include "common/ops.h"
-#include "common/storage.h"
 #include "cuda/step.h"
 
 namespace rnn::cuda {
@@ -32,31 +34,6 @@ inline Tensor stacked(const std::vector<Tensor>& weights) {
   return weights.size() == 1 ? weights[0].unsqueeze(0) : at::stack(weights);
 }
 
-// A state or gradient that the loop carries in the arithmetic type, for the whole sequence: `value` is the result
-// itself where that has this type, else memory of its own.
-template <class IO>
-struct Carried {
-  Tensor value;
-
-  Carried(const Tensor& result, const OptionalTensor& first)
-      : value(result.scalar_type() == kType ? result : at::empty_like(result, result.options().dtype(kType))) {
-    if (first) {
-      value.copy_(*first);
-    } else {
-      value.zero_();
-    }
-  }
-
-  Arithmetic<IO>* data() const { return pointer<Arithmetic<IO>>(value); }
-
-  void write(Tensor result) const {
-    if (!result.is_same(value)) result.copy_(value);
-  }
-
- private:
-  static constexpr at::ScalarType kType = c10::CppTypeToScalarType<Arithmetic<IO>>::value;
-};
-
 template <class Launcher>
 ForwardResults run_forward(ForwardArguments& a, const Launcher& launch) {
   const Sizes n = check(a);
@@ -68,23 +45,25 @@ ForwardResults run_forward(ForwardArguments& a, const Launcher& launch) {
   Tensor w_hr, raw, out;
   if (projected) {
     w_hr = stacked(t.w_hr).transpose(1, 2);  // [D, H, R]
-    raw = at::empty({n.D, n.B, n.H}, a.x.options());
+    raw = at::zeros({n.D, n.B, n.H}, a.x.options());
     out = at::empty_like(a.h0);  // [D, B, R]
   }
   t.h_n.copy_(a.h0);  // carries h
+  if (a.c0) t.c_n.copy_(*a.c0);
+  const Tensor c = t.c_n.to(at::toOpMathType(t.c_n.scalar_type()));  // carries c; c_n itself where that has this type
   dispatch_dtype(a.x.scalar_type(), [&]<class IO> {
     const Forward<IO> call = parameters<IO>(a, n, t);
-    const Carried<IO> c(t.c_n, a.c0);
     IO* h = pointer<IO>(t.h_n);
     for (int64_t s = 0; s < steps; ++s) {
       at::bmm_out(gh, t.h_n, w_hh);
-      launch(ForwardCell<IO>{call, s, pointer<IO>(gh), h, c.data(), projected ? pointer<IO>(raw) : nullptr});
+      launch(ForwardCell<IO>{call, s, pointer<IO>(gh), h, pointer<Arithmetic<IO>>(c),
+                             projected ? pointer<IO>(raw) : nullptr});
       if (!projected) continue;
       at::bmm_out(out, raw, w_hr);
       launch(ForwardProject<IO>{call, s, pointer<IO>(out), h});
     }
-    c.write(t.c_n);
   });
+  t.c_n.copy_(c);
   return t.results();
 }
 
@@ -92,37 +71,46 @@ template <class Launcher>
 BackwardResults run_backward(BackwardArguments& a, const Launcher& launch) {
   const Sizes n = check(a);
   const BackwardTensors t = prepare(a, n);
-  const int64_t steps = n.B ? n.T : 0;
-  const bool projected = !t.w_hr.empty();
+  const Sequence q = sequence(a, n, a.window);
+  const int64_t rows = q.rows(), steps = n.B ? q.steps() : 0;
+  const bool has_c = a.cell.S > 1, projected = !t.w_hr.empty(), norm = a.clip.kind == Clip::kNorm;
+  const auto carried = [&](int64_t width, at::ScalarType type) {
+    return at::empty({n.D, rows, width}, a.y.options().dtype(type));
+  };
+  const at::ScalarType io = a.y.scalar_type(), arithmetic = t.flow.scalar_type();
   const Tensor w_hh = stacked(t.w_hh);  // [D, G*H, R]
-  const Tensor dgh = at::empty({n.D, n.B, a.cell.G * n.H}, a.y.options());
-  Tensor dh_through = at::empty_like(a.h0);  // [D, B, R]
-  Tensor w_hr, draw, dprojected;
-  if (projected) {
-    w_hr = stacked(t.w_hr);  // [D, R, H]
-    draw = at::empty({n.D, n.B, n.H}, a.y.options());
-    dprojected = at::empty_like(a.h0);  // [D, B, R]
-  }
-  dispatch_dtype(a.y.scalar_type(), [&]<class IO> {
+  const Tensor dh = carried(n.R, arithmetic), dc = carried(has_c ? n.H : 0, arithmetic);
+  const Tensor dgh = carried(a.cell.G * n.H, io).zero_(), dprojected = carried(projected ? n.R : 0, io).zero_();
+  Tensor dh_through = carried(n.R, io), draw = carried(projected ? n.H : 0, io);
+  const Tensor w_hr = projected ? stacked(t.w_hr) : Tensor();  // [D, R, H]
+  const Tensor unbounded = carried(norm ? (a.cell.G + a.cell.A) * n.H : 0, at::kDouble);
+  const Tensor dgx = unbounded.narrow(2, 0, norm ? a.cell.G * n.H : 0);
+  Tensor norms = at::empty({n.D, norm ? rows : 0}, unbounded.options());
+  const Tensor all_dh = at::zeros({a.flow ? n.T : 0, n.B, n.D, n.R}, unbounded.options());
+  dispatch_dtype(io, [&]<class IO> {
+    using Wide = Arithmetic<IO>;
     const Backward<IO> call = parameters<IO>(a, n, t);
-    const Carried<IO> dh(t.dh0, a.dh_n), dc(t.dc0, a.dc_n);
-    const IO* through = pointer<IO>(dh_through);
+    const Carried<IO> c{pointer<Wide>(dh),          pointer<Wide>(dc),       pointer<IO>(dgh),
+                        pointer<IO>(dh_through),    pointer<IO>(dprojected), pointer<IO>(draw),
+                        pointer<double>(unbounded), pointer<double>(norms),  pointer<double>(all_dh)};
+    launch(BackwardBegin<IO>{q, n.R, call.dh_n, c.dh});
+    if (has_c) launch(BackwardBegin<IO>{q, n.H, call.dc_n, c.dc});
     for (int64_t s = steps - 1; s >= 0; --s) {
       if (s + 1 < steps) at::bmm_out(dh_through, dgh, w_hh);
       if (projected) {
-        launch(BackwardProject<IO>{call, s, through, dh.data(), pointer<IO>(dprojected)});
+        launch(BackwardProject<IO>{call, s, c});
         at::bmm_out(draw, dprojected, w_hr);
       }
-      launch(BackwardCell<IO>{call, s, through, projected ? pointer<IO>(draw) : nullptr, dh.data(), dc.data(),
-                              pointer<IO>(dgh)});
+      launch(BackwardCell<IO>{call, s, c});
+      if (!norm) continue;
+      at::linalg_vector_norm_out(norms, dgx, 2, {2});
+      launch(BackwardBound<IO>{call, s, c});
     }
-    if (steps > 0) {
-      at::bmm_out(dh_through, dgh, w_hh);
-      launch(BackwardFinish<IO>{call.seq, through, dh.data()});
-    }
-    dh.write(t.dh0);
-    dc.write(t.dc0);
+    if (steps > 0) at::bmm_out(dh_through, dgh, w_hh);
+    launch(BackwardFinish<IO>{q, n.R, c.dh_through, c.dh, call.dh0});
+    if (has_c) launch(BackwardFinish<IO>{q, n.H, nullptr, c.dc, call.dc0});
   });
+  if (a.flow) t.flow.copy_(at::linalg_vector_norm(all_dh, 2, {3}));
   return t.results();
 }
 

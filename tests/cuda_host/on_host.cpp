@@ -26,9 +26,8 @@ struct Launcher {
     const Sequence& q = step.sequence();
     dispatch_step<Step>(cell, [&](auto of) {
       // Last unit first: no unit may count on another of its launch.
-      for (int64_t d = q.D - 1; d >= 0; --d)
-        for (int64_t b = q.B - 1; b >= 0; --b)
-          for (int64_t i = step.width() - 1; i >= 0; --i) step.template unit<decltype(of)>(d, b, i);
+      for (int64_t n = q.D * q.rows() - 1; n >= 0; --n)
+        for (int64_t i = step.width() - 1; i >= 0; --i) step.template unit<decltype(of)>(Slot(q, n), i);
     });
   }
 };
