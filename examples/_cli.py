@@ -1,4 +1,4 @@
-"""The command line of the character language model, and what Ctrl-C does to it."""
+"""Command lines, that of the character language model above all, and what Ctrl-C does to it."""
 
 from __future__ import annotations
 
@@ -58,10 +58,8 @@ FIXED = (
 
 def parse_options(argv: Sequence[str] | None, description: str) -> Options:
     """Parse and check the command line; raise :class:`UsageError` where it makes no sense."""
-    parser = _Parser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    size, count = _whole(1), _whole(0)
+    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    size, count = whole(1), whole(0)
 
     files = parser.add_argument_group("text and files")
     files.add_argument(
@@ -98,7 +96,7 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
         "--embedding", type=size, default=64, metavar="N", help="size of a character's embedding"
     )
     model.add_argument(
-        "--dropout", type=_number(0, 0.95), default=0.0, metavar="P", help="dropout between layers"
+        "--dropout", type=number(0, 0.95), default=0.0, metavar="P", help="dropout between layers"
     )
     model.add_argument(
         "--backend",
@@ -129,7 +127,7 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
         default=argparse.SUPPRESS,
     )
     training.add_argument(
-        "--lr", type=_number(1e-8, 1), default=4e-3, metavar="RATE", help="learning rate of AdamW"
+        "--lr", type=number(1e-8, 1), default=4e-3, metavar="RATE", help="learning rate of AdamW"
     )
     training.add_argument(
         "--seed", type=count, default=0, metavar="N", help="seed of the weights and of the sample"
@@ -147,7 +145,7 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
     )
     results.add_argument(
         "--temperature",
-        type=_number(0, 10),
+        type=number(0, 10),
         default=0.8,
         metavar="X",
         help="of the sample: 0 always takes the likeliest character, 1 draws as the model predicts",
@@ -173,14 +171,14 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
     return options
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that raises :class:`UsageError` instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; --help lists all arguments")
 
 
-def _whole(minimum: int) -> Callable[[str], int]:
+def whole(minimum: int) -> Callable[[str], int]:
     """Make an argument type: whole numbers from ``minimum`` on."""
 
     def convert(text: str) -> int:
@@ -193,7 +191,7 @@ def _whole(minimum: int) -> Callable[[str], int]:
     return convert
 
 
-def _number(minimum: float, maximum: float) -> Callable[[str], float]:
+def number(minimum: float, maximum: float) -> Callable[[str], float]:
     """Make an argument type: numbers from ``minimum`` to ``maximum``."""
 
     def convert(text: str) -> float:

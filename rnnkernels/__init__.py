@@ -1,6 +1,6 @@
 """Fused RNN, LSTM and GRU layers for PyTorch: drop-in for torch.nn, on hand-written kernels."""
 
-from rnnkernels import functional, streaming
+from rnnkernels import diagnostics, functional, streaming
 from rnnkernels.backends import use_backend
 from rnnkernels.cell_modules import GRUCell, LSTMCell, RNNCell
 from rnnkernels.convert import convert, from_torch, revert, to_torch
@@ -21,6 +21,7 @@ __all__ = [
     "RNNCell",
     "build_info",
     "convert",
+    "diagnostics",
     "explain",
     "from_torch",
     "functional",

@@ -133,23 +133,30 @@ def select(call: Call, name: str | None = None) -> Backend:
     return backend
 
 
-#: Stands in for :func:`run` while :func:`rnnkernels.explain` looks on.
-_observer: Callable[[Call, str | None], Result] | None = None
+Run = Callable[[Call, str | None], Result]
+
+#: Stands in for :func:`run` while somebody looks on.
+_observer: Run | None = None
 
 
 @contextmanager
-def observe(observer: Callable[[Call, str | None], Result]) -> Iterator[None]:
-    """Hands every call inside the block to ``observer(call, name)`` instead of running it."""
+def observe(observer: Run) -> Iterator[Run]:
+    """Hands every call inside the block to ``observer(call, name)`` instead of running it.
+
+    Yields what would run the calls without this observer: another around it, or the backends.
+    """
     global _observer
     before, _observer = _observer, observer
     try:
-        yield
+        yield _run if before is None else before
     finally:
         _observer = before
 
 
 def run(call: Call, name: str | None = None) -> Result:
     """Runs the call on the backend that :func:`select` gives."""
-    if _observer is not None:
-        return _observer(call, name)
+    return _run(call, name) if _observer is None else _observer(call, name)
+
+
+def _run(call: Call, name: str | None) -> Result:
     return select(call, name).run(call)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from rnnkernels import backends
+from rnnkernels import backends, watch
 from rnnkernels.call import Call, Result
-from rnnkernels.cell_modules import RNNCellBase
-from rnnkernels.modules import RNNBase
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = []
         for c in self.choices:
-            where = ", ".join(
-                part for part in (c.module, f"layer {c.layer}" * (c.layer >= 0)) if part
-            )
             chosen = c.backend or f"none: {c.asked_for!r} was asked for and refuses"
-            lines.append(f"{where or 'cell'}: {c.call} -> {chosen}")
+            lines.append(f"{watch.label(c.module, c.layer)}: {c.call} -> {chosen}")
             lines += [f"    not {name}: {reason}" for name, reason in c.refusals.items()]
         return "\n".join(lines) or "no layer of rnnkernels was run"
 
@@ -71,7 +65,6 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
             not cuda: this build has no kernels for cuda tensors
     """
     found = Explanation()
-    running: list[str] = []
 
     def observer(call: Call, name: str | None) -> Result:
         asked_for = backends.asked_for(name)
@@ -93,22 +86,14 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         )
         return backends.BACKENDS[chosen or "reference"].run(call)
 
-    hooks = []
-    for name, part in module.named_modules():
-        if isinstance(part, (RNNBase, RNNCellBase)):
-            hooks.append(part.register_forward_pre_hook(_enter(running, name)))
-            hooks.append(part.register_forward_hook(lambda *_: running.pop() and None))
-    try:
-        with torch.no_grad(), torch.random.fork_rng(), backends.observe(observer):
-            module(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(),
+        watch.running(module) as running,
+        backends.observe(observer),
+    ):
+        module(*args, **kwargs)
     return found
-
-
-def _enter(running: list[str], name: str) -> Callable[..., None]:
-    return lambda *_: running.append(name)
 
 
 def _describe(call: Call) -> str:

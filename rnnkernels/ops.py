@@ -335,6 +335,7 @@ def _differentiable_gradients(
     def aliases(tensors: list[Tensor]) -> list[Tensor]:
         return [alias(t) for t in tensors]
 
+    flow, norms = call.flow, list[Tensor]()
     call = call._replace(
         x=alias(call.x),
         w_ih=aliases(call.w_ih),
@@ -345,6 +346,7 @@ def _differentiable_gradients(
         h0=alias(call.h0),
         c0=None if call.c0 is None else alias(call.c0),
         all_c=True,
+        flow=None if flow is None else norms.append,
     )
     inputs = call.tensors
     pairs = [
@@ -360,6 +362,8 @@ def _differentiable_gradients(
         create_graph=True,
         allow_unused=True,
     )
+    if flow is not None and norms:
+        flow(norms[0])  # a backward through this graph hands over more, which are no dL/dh_t
     grads = {id(t): grad for t, grad in zip(wanted, found, strict=True)}
 
     def of(tensors: list[Tensor]) -> list[MaybeTensor]:

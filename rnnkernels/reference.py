@@ -40,9 +40,12 @@ class _Flow:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.norms: Tensor | None = None  # [T, B, D]
+        self.backward = -1
 
     def record(self, d: int, t: int, dh: Tensor) -> None:
-        if self.norms is None:
+        backward = torch._C._current_graph_task_id()
+        if self.norms is None or self.backward != backward:
+            self.backward = backward
             T, B, _ = self.call.x.shape
             self.norms = dh.new_zeros(T, B, len(self.call.w_hh))
             assert self.call.flow is not None

@@ -1,0 +1,114 @@
+"""``python -m benchmarks.flow``: what it costs to record gradients through time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks import cases, timing
+from benchmarks.run import environment, shape
+from rnnkernels.diagnostics import gradient_flow
+
+SUITE = tuple(cases.Shape.parse(text) for text in ("128,32,256,256", "1024,8,256,256"))
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.flow",
+        description="Times a training step (forward and backward) with and without gradient_flow "
+        "on the CPU: results compared first, runs interleaved, medians reported.",
+    )
+    parser.add_argument(
+        "--layer", action="append", choices=sorted(cases.LAYERS), help="default: all; repeatable"
+    )
+    parser.add_argument(
+        "--shape",
+        action="append",
+        type=shape,
+        metavar="T,B,I,H",
+        help="time, batch, input and hidden size; default: "
+        f"{' and '.join(map(str, SUITE))}; repeatable",
+    )
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    parser.add_argument("--repeats", type=int, default=41, help="runs of each; default: 41")
+    parser.add_argument("--out", type=Path, help="write the record as JSON to this file")
+    args = parser.parse_args(argv)
+    for name, least in (("threads", 1), ("repeats", 2)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name}: expected at least {least}, got {getattr(args, name)}")
+    return args
+
+
+def recorded(module: nn.Module, pair: cases.Pair) -> list[torch.Tensor]:
+    """A training step inside the block."""
+    with gradient_flow(module) as flow:
+        grads = timing.forward_backward(module, pair)
+    assert len(flow.records) == 1
+    return grads
+
+
+def measure(layer: str, shape: cases.Shape, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    """Both ways in turns; the cost is the median of the ratios of neighbours, less 1.
+
+    Raises:
+        AssertionError: recording changes a gradient.
+    """
+    pair = cases.build(layer, shape, dtype)
+    ways = {"plain": timing.forward_backward, "recorded": recorded}
+    plain, seen = (way(pair.ours, pair) for way in ways.values())
+    if not all(map(torch.equal, plain, seen)):
+        raise AssertionError("recording changed a gradient")
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats):
+        for name in sorted(ways, reverse=turn % 2 == 1):  # neither is always first
+            start = time.perf_counter()
+            ways[name](pair.ours, pair)
+            times[name].append((time.perf_counter() - start) * 1e3)
+    row: dict[str, Any] = {"layer": layer, "shape": str(shape)}
+    for name, taken in times.items():
+        row[f"{name}_ms"], row[f"{name}_spread"] = timing.summary(taken)
+    ratios = [b / a for a, b in zip(times["plain"], times["recorded"], strict=True)]
+    row["cost"] = statistics.median(ratios) - 1
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| layer | T,B,I,H | plain ms | recorded ms | cost |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['layer']} | {row['shape']} | {row['plain_ms']:.2f} | "
+            f"{row['recorded_ms']:.2f} | {row['cost']:+.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    todo = [(layer, shape) for layer in args.layer or cases.LAYERS for shape in args.shape or SUITE]
+    rows = [measure(layer, shape, dtype, args.repeats) for layer, shape in tqdm(todo, unit="case")]
+    print(table(rows))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        record = {**environment(args.threads), "dtype": args.dtype, "rows": rows}
+        record["command"] = " ".join(["python -m benchmarks.flow", *sys.argv[1:]])
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
