@@ -52,17 +52,17 @@ struct Panels {
   }
 };
 
-// out [M, N*lanes] = a [M, K] * panel [K, N*lanes]. One accumulator per output and one order of additions, whatever M:
-// a row's result does not depend on its batch.
+// out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues. One accumulator per output and one order
+// of additions, whatever M and however K is split: a row's result does not depend on its batch.
 template <class T, int M, int N>
-void product(const T* a, int64_t row_stride, const T* panel, int64_t K, T* out) {
+void product(const T* a, int64_t row_stride, const T* panel, int64_t K, bool continues, T* out) {
   using V = Vec<T>;
   constexpr int kLanes = V::kLanes;
   V sum[M][N];
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 32
-    for (int n = 0; n < N; ++n) sum[m][n] = V(T(0));
+    for (int n = 0; n < N; ++n) sum[m][n] = continues ? load(out + (m * N + n) * kLanes) : V(T(0));
   for (int64_t k = 0; k < K; ++k) {
     V w[N];
 #pragma GCC unroll 32
@@ -87,7 +87,7 @@ constexpr int kMaxVectors = 4;
 constexpr int kMaxRows = 8;
 
 template <class T>
-using Product = void (*)(const T*, int64_t, const T*, int64_t, T*);
+using Product = void (*)(const T*, int64_t, const T*, int64_t, bool, T*);
 
 template <class T, int N>
 Product<T> product_of(int rows) {
@@ -103,15 +103,16 @@ inline int64_t tile_rows(int64_t rows, int vectors) {
   return tiles ? (rows + tiles - 1) / tiles : 1;
 }
 
-// out [rows, panels.width()] = a [rows, K] * one panel.
+// Adds terms k0 to k1 of out [rows, panels.width()] = a [rows, K] * one panel; the first term overwrites.
 template <class T>
-void multiply(const Panels<T>& panels, int64_t tile, const T* a, int64_t row_stride, int rows, T* out) {
+void multiply(const Panels<T>& panels, int64_t tile, int64_t k0, int64_t k1, const T* a, int64_t row_stride, int rows,
+              T* out) {
   const int vectors = panels.gates * panels.vectors;
   const Product<T> f = vectors == 1   ? product_of<T, 1>(rows)
                        : vectors == 2 ? product_of<T, 2>(rows)
                        : vectors == 3 ? product_of<T, 3>(rows)
                                       : product_of<T, 4>(rows);
-  f(a, row_stride, panels.panel(tile), panels.K, out);
+  f(a + k0, row_stride, panels.panel(tile) + k0 * panels.width(), k1 - k0, k0 > 0, out);
 }
 
 }  // namespace rnn::cpu::RNN_ISA
