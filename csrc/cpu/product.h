@@ -52,8 +52,8 @@ struct Panels {
   }
 };
 
-// out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues. One accumulator per output and one order
-// of additions, whatever M and however K is split: a row's result does not depend on its batch.
+// out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues. One accumulator per output and one
+// order of additions, whatever M and however K is split: a row's result does not depend on its batch.
 template <class T, int M, int N>
 void product(const T* a, int64_t row_stride, const T* panel, int64_t K, bool continues, T* out) {
   using V = Vec<T>;
