@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks import cases, timing
-from benchmarks.run import environment, shape
+from benchmarks import cases, record, timing
+from benchmarks.run import shape
 from rnnkernels.diagnostics import gradient_flow
 
 SUITE = tuple(cases.Shape.parse(text) for text in ("128,32,256,256", "1024,8,256,256"))
@@ -39,14 +37,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         f"{' and '.join(map(str, SUITE))}; repeatable",
     )
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--threads", type=int, default=2, help="default: 2")
-    parser.add_argument("--repeats", type=int, default=41, help="runs of each; default: 41")
-    parser.add_argument("--out", type=Path, help="write the record as JSON to this file")
-    args = parser.parse_args(argv)
-    for name, least in (("threads", 1), ("repeats", 2)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name}: expected at least {least}, got {getattr(args, name)}")
-    return args
+    record.add_options(parser, repeats=41)
+    return parser.parse_args(argv)
 
 
 def recorded(module: nn.Module, pair: cases.Pair) -> list[torch.Tensor]:
@@ -103,10 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = [measure(layer, shape, dtype, args.repeats) for layer, shape in tqdm(todo, unit="case")]
     print(table(rows))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        record = {**environment(args.threads), "dtype": args.dtype, "rows": rows}
-        record["command"] = " ".join(["python -m benchmarks.flow", *sys.argv[1:]])
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        found = record.environment("benchmarks.flow", args.threads)
+        record.write(args.out, {**found, "dtype": args.dtype, "rows": rows})
     return 0
 
 

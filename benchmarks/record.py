@@ -16,11 +16,15 @@ import torch
 import rnnkernels as rk
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, repeats: int = 7) -> None:
     """The options that every benchmark has."""
     parser.add_argument("--threads", type=at_least(1), default=2, metavar="N", help="default: 2")
     parser.add_argument(
-        "--repeats", type=at_least(2), default=7, metavar="N", help="runs of each; default: 7"
+        "--repeats",
+        type=at_least(2),
+        default=repeats,
+        metavar="N",
+        help=f"runs of each; default: {repeats}",
     )
     parser.add_argument("--out", type=Path, help="write the record as JSON to this file")
 
