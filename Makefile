@@ -1,7 +1,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 ARGS ?=
-SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py tests/test_bad_tensors.py
+SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py tests/test_bad_tensors.py tests/test_grad_clip.py \
+  tests/test_truncation.py tests/test_truncation_options.py
 
 VENV := .venv
 BIN := $(VENV)/bin
