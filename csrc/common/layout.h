@@ -24,6 +24,13 @@ struct Row {
   int64_t b, start, length;
 };
 
+// Where a row reads and writes at a step: place n of a [T, B, D, ...] tensor. Past the row's end it is the padding that
+// the row zeroes, unless that is outside of the tensor.
+struct Place {
+  bool active, outside;
+  int64_t n;
+};
+
 // Forward runs the rows of the batch. Backward runs every window of every row as a row of its own, so that all windows
 // go through the loop at once and a step reaches into memory where the whole sequence lies.
 struct Sequence {
@@ -58,6 +65,14 @@ struct Sequence {
   RNN_HD int64_t position(int64_t d, const Row& row, int64_t s) const {
     return row.start + (d == 0 ? s : row.length - 1 - s);
   }
+
+  RNN_HD Place place(int64_t d, const Row& row, int64_t s) const {
+    const bool active = s < row.length;
+    const int64_t t = active ? position(d, row, s) : row.start + s;
+    return {active, t >= T, at(t, row.b, d, 1)};
+  }
+  // The place of the step before, in the order of direction d, where both have the same row.
+  RNN_HD int64_t before(int64_t d, const Place& place) const { return place.n + (d == 0 ? -B * D : B * D); }
 
   // Is the state entering step s < row.length zeroed? A reset at t cuts the boundary between t-1 and t, in both
   // directions.

@@ -178,23 +178,11 @@ class BackwardLoop : LoopBase<IO> {
     });
   }
 
-  // Where row r reads and writes at step s: past its end, the padding that it zeroes, unless that is outside.
-  struct Place {
-    bool active, outside;
-    int64_t t, b;
-  };
-  Place place(int64_t d, int64_t r, int64_t s) const {
-    const Row& row = rows_[r];
-    const bool active = s < row.length;
-    const int64_t t = active ? p_.seq.position(d, row, s) : row.start + s;
-    return {active, t >= p_.seq.T, t, row.b};
-  }
-
   // The gradient of the projected units of tile j of a row. dh [vectors, lanes] came through W_hh.
   void project(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const Place at = place(d, r, s);
+    const Place at = p_.seq.place(d, rows_[r], s);
     Squares squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
@@ -203,12 +191,12 @@ class BackwardLoop : LoopBase<IO> {
       V dh(T(0));
       if (at.active) {
         T* around = dir.dh + slot * padded(q.R) + i;
-        dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, q.at(at.t, at.b, d, q.R) + i, n);
+        dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, at.n * q.R + i, n);
         store(around, V(T(0)));
         if (p_.flow) squares.add(dh, n);
       }
       store(dir.dprojected + slot * padded(q.R) + i, dh);
-      if (!at.outside) store(p_.dproj + q.at(at.t, at.b, d, q.R) + i, dh, n);
+      if (!at.outside) store(p_.dproj + at.n * q.R + i, dh, n);
     }
     if (p_.flow) dir.h_squares[s & 1][slot * tiles(d) + j] = squares.sum();
   }
@@ -217,7 +205,7 @@ class BackwardLoop : LoopBase<IO> {
   void cell(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const Place at = place(d, r, s);
+    const Place at = p_.seq.place(d, rows_[r], s);
     const bool cut = at.active && q.cut_before(d, rows_[r], s);
     Squares dh_squares, gate_squares;
     for (int u = 0; u < kWidth; ++u) {
@@ -229,21 +217,20 @@ class BackwardLoop : LoopBase<IO> {
       for (V& x : dgh) x = V(T(0));
       if (at.active) {
         V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dnext[Cell::S], dprev[Cell::S];
-        for (int k = 0; k < Cell::K; ++k)
-          saved[k] = load(p_.saved + q.at(at.t, at.b, d, Cell::K * q.H) + k * q.H + i, n);
+        for (int k = 0; k < Cell::K; ++k) saved[k] = load(p_.saved + at.n * Cell::K * q.H + k * q.H + i, n);
         dnext[0] = load(dh_tile + u * kLanes);
         if (dir.dprojected) {  // h before the projection: no cell with a projection asks for its value
           prev[0] = next[0] = V(T(0));
         } else {
-          prev[0] = cut ? V(T(0)) : before(p_.h0, p_.y, d, r, s, at.t, i, n);
-          next[0] = load(p_.y + q.at(at.t, at.b, d, q.H) + i, n);
-          dnext[0] += load(dir.dh + slot * padded(q.H) + i) + load_or_zero(p_.dy, q.at(at.t, at.b, d, q.H) + i, n);
+          prev[0] = cut ? V(T(0)) : before(p_.h0, p_.y, d, r, s, at, i, n);
+          next[0] = load(p_.y + at.n * q.H + i, n);
+          dnext[0] += load(dir.dh + slot * padded(q.H) + i) + load_or_zero(p_.dy, at.n * q.H + i, n);
           if (p_.flow) dh_squares.add(dnext[0], n);
         }
         if constexpr (Cell::S > 1) {
-          prev[1] = cut ? V(T(0)) : before(p_.c0, p_.c, d, r, s, at.t, i, n);
-          next[1] = load(p_.c + q.at(at.t, at.b, d, q.H) + i, n);
-          dnext[1] = load(dir.dc + slot * padded(q.H) + i) + load_or_zero(p_.dc, q.at(at.t, at.b, d, q.H) + i, n);
+          prev[1] = cut ? V(T(0)) : before(p_.c0, p_.c, d, r, s, at, i, n);
+          next[1] = load(p_.c + at.n * q.H + i, n);
+          dnext[1] = load(dir.dc + slot * padded(q.H) + i) + load_or_zero(p_.dc, at.n * q.H + i, n);
         }
 
         Cell::backward(saved, prev, next, dnext, dgx, dgh, dprev);
@@ -276,17 +263,17 @@ class BackwardLoop : LoopBase<IO> {
     T* carried = directions_[d].dgh[s & 1] + slot * Cell::G * q.H + i;
     for (int g = 0; g < Cell::G; ++g) store(carried + g * q.H, cut ? V(T(0)) : dgh[g], n);
     if (at.outside) return;
-    IO* dgates = p_.dgates + q.at(at.t, at.b, d, (Cell::G + Cell::A) * q.H) + i;
+    IO* dgates = p_.dgates + at.n * (Cell::G + Cell::A) * q.H + i;
     for (int g = 0; g < Cell::G; ++g) store(dgates + g * q.H, dgx[g], n);
     for (int a = 0; a < Cell::A; ++a) store(dgates + (Cell::G + a) * q.H, dgh[Cell::G - Cell::A + a], n);
   }
 
-  // The state that entered step s at t, where it is no cut: from all states [T, B, D, H], or from the initial ones.
-  V before(const IO* initial, const IO* all, int64_t d, int64_t r, int64_t s, int64_t t, int64_t i, int n) const {
+  // The state that entered step s, where it is no cut: from all states [T, B, D, H], or from the initial ones.
+  V before(const IO* initial, const IO* all, int64_t d, int64_t r, int64_t s, const Place& at, int64_t i, int n) const {
     const Sequence& q = p_.seq;
     const Row& row = rows_[r];
     if (s == 0 && q.first(d, row)) return load(initial + q.state_at(d, row.b, q.H) + i, n);
-    return load(all + q.at(d == 0 ? t - 1 : t + 1, row.b, d, q.H) + i, n);
+    return load(all + q.before(d, at) * q.H + i, n);
   }
 
   // Bounds the gate gradients of a step by their norms, which the cells of all tiles have left behind.
@@ -301,7 +288,7 @@ class BackwardLoop : LoopBase<IO> {
       const int64_t slot = r + k.slot;
       if (r != row) {
         row = r;
-        at = place(d, r, s);
+        at = p_.seq.place(d, rows_[r], s);
         cut = at.active && q.cut_before(d, rows_[r], s);
         factor = T(p_.clip.factor(total(dir.gate_squares + slot * tiles(d), cells(d).tiles())));
       }
@@ -316,13 +303,12 @@ class BackwardLoop : LoopBase<IO> {
   }
 
   void write_flow(int64_t d, const Block& k, int64_t s, const Share& share) const {
-    const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     for (int64_t r = k.first + share.rank; r < k.last; r += share.size) {
-      const Place at = place(d, r, s);
+      const Place at = p_.seq.place(d, rows_[r], s);
       if (at.outside) continue;
       const double squares = total(dir.h_squares[s & 1] + (r + k.slot) * tiles(d), dir.hidden.tiles());
-      p_.flow[q.at(at.t, at.b, d, 1)] = at.active ? T(std::sqrt(squares)) : T(0);
+      p_.flow[at.n] = at.active ? T(std::sqrt(squares)) : T(0);
     }
   }
 

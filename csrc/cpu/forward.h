@@ -125,7 +125,7 @@ class ForwardLoop : LoopBase<IO> {
   void cell(int64_t d, int64_t b, int64_t s, int64_t j, const T* gh_tile, const T* h, T* h_next) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t t = q.position(d, rows_[b], s);
+    const int64_t at = q.place(d, rows_[b], s).n;
     const bool cut = cut_after(d, b, s);
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
@@ -134,7 +134,7 @@ class ForwardLoop : LoopBase<IO> {
       V gx[Cell::G], gh[Cell::G], prev[Cell::S], next[Cell::S], saved[Cell::K + 1];
       for (int g = 0; g < Cell::G; ++g) {
         const int64_t unit = g * padded(q.H) + i;
-        gx[g] = load(p_.gx + q.at(t, b, d, Cell::G * q.H) + g * q.H + i, n) + load(dir.bias[0] + unit);
+        gx[g] = load(p_.gx + at * Cell::G * q.H + g * q.H + i, n) + load(dir.bias[0] + unit);
         gh[g] = load(gh_tile + (g * kWidth + u) * kLanes) + load(dir.bias[1] + unit);
       }
       prev[0] = dir.raw ? V(T(0)) : load(h + b * padded(q.R) + i);
@@ -143,17 +143,17 @@ class ForwardLoop : LoopBase<IO> {
       Cell::forward(gx, gh, prev, next, saved);
 
       if (p_.saved) {
-        for (int k = 0; k < Cell::K; ++k) store(p_.saved + q.at(t, b, d, Cell::K * q.H) + k * q.H + i, saved[k], n);
+        for (int k = 0; k < Cell::K; ++k) store(p_.saved + at * Cell::K * q.H + k * q.H + i, saved[k], n);
       }
       if constexpr (Cell::S > 1) {
-        if (p_.c) store(p_.c + q.at(t, b, d, q.H) + i, next[1], n);
+        if (p_.c) store(p_.c + at * q.H + i, next[1], n);
         store(dir.c + b * padded(q.H) + i, cut ? V(T(0)) : next[1]);
       }
       if (dir.raw) {
         store(dir.raw + b * padded(q.H) + i, next[0]);
-        if (p_.h_raw) store(p_.h_raw + q.at(t, b, d, q.H) + i, next[0], n);
+        if (p_.h_raw) store(p_.h_raw + at * q.H + i, next[0], n);
       } else {
-        store(p_.y + q.at(t, b, d, q.R) + i, next[0], n);
+        store(p_.y + at * q.R + i, next[0], n);
         store(h_next + b * padded(q.R) + i, cut ? V(T(0)) : next[0]);
       }
     }
@@ -162,17 +162,17 @@ class ForwardLoop : LoopBase<IO> {
   // A row past its end: its state stands still, and its outputs at position s are zero.
   void pad(int64_t d, int64_t b, int64_t s, int64_t j, const T* h, T* h_next) {
     const Sequence& q = p_.seq;
+    const int64_t at = q.place(d, rows_[b], s).n;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
       if (i >= q.H) break;
       const int n = left(q.H, i);
-      for (int k = 0; p_.saved && k < Cell::K; ++k)
-        store(p_.saved + q.at(s, b, d, Cell::K * q.H) + k * q.H + i, V(T(0)), n);
-      if (p_.c) store(p_.c + q.at(s, b, d, q.H) + i, V(T(0)), n);
+      for (int k = 0; p_.saved && k < Cell::K; ++k) store(p_.saved + at * Cell::K * q.H + k * q.H + i, V(T(0)), n);
+      if (p_.c) store(p_.c + at * q.H + i, V(T(0)), n);
       if (directions_[d].raw) {
-        if (p_.h_raw) store(p_.h_raw + q.at(s, b, d, q.H) + i, V(T(0)), n);
+        if (p_.h_raw) store(p_.h_raw + at * q.H + i, V(T(0)), n);
       } else {
-        store(p_.y + q.at(s, b, d, q.R) + i, V(T(0)), n);
+        store(p_.y + at * q.R + i, V(T(0)), n);
         store(h_next + b * padded(q.R) + i, load(h + b * padded(q.R) + i));
       }
     }
@@ -181,15 +181,14 @@ class ForwardLoop : LoopBase<IO> {
   // The projected units of tile j of row b. out [vectors, lanes].
   void project(int64_t d, int64_t b, int64_t s, int64_t j, const T* out, const T* h, T* h_next) {
     const Sequence& q = p_.seq;
-    const bool active = s < rows_[b].length;
-    const int64_t t = active ? q.position(d, rows_[b], s) : s;
+    const Place at = q.place(d, rows_[b], s);
     const bool cut = cut_after(d, b, s);
     for (int u = 0; u < kMaxVectors; ++u) {
       const int64_t i = (j * kMaxVectors + u) * kLanes;
       if (i >= q.R) break;
-      const V value = active ? load(out + u * kLanes) : V(T(0));
-      store(p_.y + q.at(t, b, d, q.R) + i, value, left(q.R, i));
-      const V kept = active ? value : load(h + b * padded(q.R) + i);
+      const V value = at.active ? load(out + u * kLanes) : V(T(0));
+      store(p_.y + at.n * q.R + i, value, left(q.R, i));
+      const V kept = at.active ? value : load(h + b * padded(q.R) + i);
       store(h_next + b * padded(q.R) + i, cut ? V(T(0)) : kept);
     }
   }

@@ -26,19 +26,6 @@ RNN_HD bool linked(const Sequence& q, const Slot& slot, int64_t s) {
   return s < slot.row.length && !q.cut_before(slot.d, slot.row, s);
 }
 
-// Where a row reads and writes at step s, the n-th place in a [T, B, D, ...] tensor: past the row's end, the padding
-// that it zeroes, unless that is outside.
-struct Place {
-  bool active, outside;
-  int64_t n;
-
-  RNN_HD Place(const Sequence& q, const Slot& slot, int64_t s) : active(s < slot.row.length) {
-    const int64_t t = active ? q.position(slot.d, slot.row, s) : slot.row.start + s;
-    outside = t >= q.T;
-    n = q.at(t, slot.row.b, slot.d, 1);
-  }
-};
-
 // The gates of step s, after gh = W_hh h.
 template <class IO>
 struct ForwardCell {
@@ -58,7 +45,7 @@ struct ForwardCell {
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place(q, slot, s);
+    const Place place = q.place(slot.d, slot.row, s);
     const int64_t state = slot.n * q.H + i;
     V next[Cell::S], saved[Cell::K + 1];
     for (V& x : next) x = V(0);
@@ -110,7 +97,7 @@ struct ForwardProject {
   template <class>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place(q, slot, s);
+    const Place place = q.place(slot.d, slot.row, s);
     const int64_t state = slot.n * q.R + i;
     const V value = place.active ? load(projected + state) : V(0);
     store(call.y + place.n * q.R + i, value);
@@ -168,7 +155,7 @@ struct BackwardProject {
   template <class>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place(q, slot, s);
+    const Place place = q.place(slot.d, slot.row, s);
     if (place.outside) return;
     const int64_t state = slot.n * q.R + i, at = place.n * q.R + i;
     V value(0);
@@ -211,7 +198,7 @@ struct BackwardCell {
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place(q, slot, s);
+    const Place place = q.place(slot.d, slot.row, s);
     if (place.outside) return;
     V dgates[Cell::G + Cell::A];
     for (V& x : dgates) x = V(0);
@@ -262,7 +249,7 @@ struct BackwardCell {
   RNN_HD V before(const IO* initial, const IO* all, const Slot& slot, const Place& place, int64_t i) const {
     const Sequence& q = call.seq;
     if (s == 0 && q.first(slot.d, slot.row)) return load(initial + q.state_at(slot.d, slot.row.b, q.H) + i);
-    return load(all + (place.n + (slot.d == 0 ? -q.B * q.D : q.B * q.D)) * q.H + i);
+    return load(all + q.before(slot.d, place) * q.H + i);
   }
 };
 
@@ -282,7 +269,7 @@ struct BackwardBound {
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place(q, slot, s);
+    const Place place = q.place(slot.d, slot.row, s);
     if (place.outside) return;
     const double norm = carried.norms[slot.n], factor = call.clip.factor(norm * norm);
     const double* kept = carried.unbounded + slot.n * (Cell::G + Cell::A) * q.H + i;
