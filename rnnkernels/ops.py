@@ -8,6 +8,7 @@ written here once.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,20 +55,24 @@ kernel_devices: frozenset[str] = frozenset(
 )
 
 
-#: What takes the norms of the call that runs now; an op takes nothing but tensors and numbers.
-_flow: Callable[[Tensor], None] | None = None
+class _Running(threading.local):
+    """What an op cannot take, since it is no tensor, number or string: who records this call."""
+
+    flow: Callable[[Tensor], None] | None = None
+
+
+_running = _Running()
 
 
 def run(call: Call) -> Result:
     """Runs one layer through the op registered for the device of its input."""
-    global _flow
     if call.flow is None:
         return _run(call)
-    _flow = call.flow
+    _running.flow = call.flow
     try:
         return _run(call)
     finally:
-        _flow = None
+        _running.flow = None
 
 
 def _run(call: Call) -> Result:
@@ -192,7 +197,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         return
     lists = [w_ih, w_hh, b_ih, b_hh, w_hr]
     all_c, layer, window, clip, bound = options
-    ctx.options = all_c, layer, window, Clip(clip, bound), _flow
+    ctx.options = all_c, layer, window, Clip(clip, bound), _running.flow
     ctx.cell = cell
     ctx.counts = [len(tensors) for tensors in lists]
     flat = [t for tensors in lists for t in tensors]
