@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,3 +84,31 @@ def build(layer: str, shape: Shape, dtype: torch.dtype, seed: int = 0) -> Pair:
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(shape.T, shape.B, shape.I, dtype=dtype, requires_grad=True)
     return Pair(theirs, ours, x, torch.randn(shape.T, shape.B, shape.H, dtype=dtype))
+
+
+def add_options(parser: argparse.ArgumentParser, suite: Sequence[Shape]) -> None:
+    """Options that select layers, shapes and a dtype; :func:`selected` reads them."""
+    parser.add_argument(
+        "--layer", action="append", choices=sorted(LAYERS), help="default: all; repeatable"
+    )
+    parser.add_argument(
+        "--shape",
+        action="append",
+        type=_shape,
+        metavar="T,B,I,H",
+        help="time, batch, input and hidden size; repeatable; "
+        f"default: {' '.join(map(str, suite))}",
+    )
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+
+
+def selected(args: argparse.Namespace, suite: Sequence[Shape]) -> list[tuple[str, Shape]]:
+    """Every layer at every shape that the options ask for."""
+    return [(layer, shape) for layer in args.layer or LAYERS for shape in args.shape or suite]
+
+
+def _shape(text: str) -> Shape:
+    try:
+        return Shape.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -13,7 +13,6 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks import cases, record, timing
-from benchmarks.run import shape
 from rnnkernels.diagnostics import gradient_flow
 
 SUITE = tuple(cases.Shape.parse(text) for text in ("128,32,256,256", "1024,8,256,256"))
@@ -25,18 +24,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Times a training step (forward and backward) with and without gradient_flow "
         "on the CPU: results compared first, runs interleaved, medians reported.",
     )
-    parser.add_argument(
-        "--layer", action="append", choices=sorted(cases.LAYERS), help="default: all; repeatable"
-    )
-    parser.add_argument(
-        "--shape",
-        action="append",
-        type=shape,
-        metavar="T,B,I,H",
-        help="time, batch, input and hidden size; default: "
-        f"{' and '.join(map(str, SUITE))}; repeatable",
-    )
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    cases.add_options(parser, SUITE)
     record.add_options(parser, repeats=41)
     return parser.parse_args(argv)
 
@@ -91,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
-    todo = [(layer, shape) for layer in args.layer or cases.LAYERS for shape in args.shape or SUITE]
+    todo = cases.selected(args, SUITE)
     rows = [measure(layer, shape, dtype, args.repeats) for layer, shape in tqdm(todo, unit="case")]
     print(table(rows))
     if args.out:

@@ -14,30 +14,13 @@ from benchmarks import cases, record, report, timing
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
-def shape(text: str) -> cases.Shape:
-    try:
-        return cases.Shape.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run",
         description="Times our layers against torch.nn's on the CPU: the same weights and input, "
         "results compared first, runs interleaved, medians reported.",
     )
-    parser.add_argument(
-        "--layer", action="append", choices=sorted(cases.LAYERS), help="default: all; repeatable"
-    )
-    parser.add_argument(
-        "--shape",
-        action="append",
-        type=shape,
-        metavar="T,B,I,H",
-        help="time, batch, input and hidden size; default: the suite; repeatable",
-    )
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    cases.add_options(parser, cases.SUITE)
     record.add_options(parser)
     return parser.parse_args(argv)
 
@@ -56,11 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
-    todo = [
-        (layer, shape)
-        for layer in args.layer or cases.LAYERS
-        for shape in args.shape or cases.SUITE
-    ]
+    todo = cases.selected(args, cases.SUITE)
     rows = [measure(layer, shape, dtype, args.repeats) for layer, shape in tqdm(todo, unit="case")]
     print(report.times(rows))
     if args.out:
