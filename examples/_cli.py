@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -169,6 +170,18 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
     if options.resume is not None and options.resume.is_dir():
         options.resume = options.resume / "checkpoint.pt"
     return options
+
+
+def exit_code(program: str, run: Callable[[], int]) -> int:
+    """Run a program and return its exit code: its own, 2 for a wrong use, 130 for Ctrl-C."""
+    try:
+        return run()
+    except UsageError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 class Parser(argparse.ArgumentParser):

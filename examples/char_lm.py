@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import rnnkernels as rk
-from _cli import FIXED, CtrlC, Options, UsageError, parse_options
+from _cli import FIXED, CtrlC, Options, UsageError, exit_code, parse_options
 from _compare import TIMED_STEPS, InWindows, in_turns
 from _results import read_checkpoint, save_curve, save_metrics, write_atomically
 from _text import Corpus, Streams, TextError, Vocabulary, read_corpus
@@ -363,14 +363,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    try:
-        return run(parse_options(argv, "Train a character-level language model with rnnkernels."))
-    except UsageError as error:
-        print(f"char_lm.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+    description = "Train a character-level language model with rnnkernels."
+    return exit_code("char_lm.py", lambda: run(parse_options(argv, description)))
 
 
 if __name__ == "__main__":

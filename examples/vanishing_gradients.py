@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import rnnkernels as rk
-from _cli import Parser, UsageError, number, whole
+from _cli import Parser, UsageError, exit_code, number, whole
 from _results import write_atomically
 from rnnkernels.diagnostics import GradientFlow, gradient_flow
 
@@ -214,14 +214,7 @@ def run(options: Options) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    try:
-        return run(parse_options(argv))
-    except UsageError as error:
-        print(f"vanishing_gradients.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+    return exit_code("vanishing_gradients.py", lambda: run(parse_options(argv)))
 
 
 if __name__ == "__main__":
