@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import require_backend
 from torch.utils import deterministic
+
+import rnnkernels
 
 # Deterministic mode asks for this on a GPU, before the first use of one.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -42,3 +45,11 @@ def _reproducible() -> Iterator[None]:
     memory.fill_uninitialized_memory = fill
     torch.set_deterministic_debug_mode(mode)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test on each backend that has a CPU."""
+    require_backend(request.param)
+    with rnnkernels.use_backend(request.param):
+        yield request.param

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from cases import NAMES, make_call
-from helpers import draw, pull, require_backend, tensors
+from flow_layers import F64, LENGTHS, B, H, I, T, build
+from helpers import draw, pull, tensors
 from torch import Tensor, nn
 
 import rnnkernels
@@ -16,25 +16,6 @@ from rnnkernels import backends
 from rnnkernels.cells import CELLS
 from rnnkernels.diagnostics import gradient_flow
 from rnnkernels.stack import LayerWeights
-
-F64 = torch.float64
-BACKENDS = ["reference", "cpu"]
-T, B, I, H = 7, 4, 3, 5
-LENGTHS = [7, 2, 0, 5]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    require_backend(request.param)
-    with rnnkernels.use_backend(request.param):
-        yield request.param
-
-
-def build(cell: str, layers: int = 1, **options: Any) -> nn.Module:
-    torch.manual_seed(0)
-    if cell.startswith("rnn"):
-        options["nonlinearity"] = cell.removeprefix("rnn_")
-    return getattr(rnnkernels, cell.split("_")[0].upper())(I, H, layers, dtype=F64, **options)
 
 
 def train(model: nn.Module, x: Tensor, **options: Any) -> None:
