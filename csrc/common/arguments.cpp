@@ -207,17 +207,23 @@ Sizes check(BackwardArguments& a) {
   return n;
 }
 
-ForwardTensors prepare(const ForwardArguments& a, const Sizes& n) {
-  ForwardTensors t;
-  const auto options = a.x.options();
+static Tensor project_input(const ForwardArguments& a, const Sizes& n) {
   const int64_t width = a.cell.G * n.H;
-  t.gx = fresh({n.T, n.B, n.D, width}, options);
+  Tensor gx = fresh({n.T, n.B, n.D, width}, a.x.options());
   const Tensor x = a.x.reshape({n.T * n.B, n.I});
-  const Tensor gx = t.gx.view({n.T * n.B, n.D * width});
   for (int64_t d = 0; d < n.D && gx.numel(); ++d) {
-    Tensor out = gx.narrow(1, d * width, width);
+    Tensor out = gx.view({n.T * n.B, n.D * width}).narrow(1, d * width, width);
     at::mm_out(out, x, a.w_ih[d].t());
   }
+  return gx;
+}
+
+ForwardTensors prepare(const ForwardArguments& a, const Sizes& n, Input input) {
+  ForwardTensors t;
+  const auto options = a.x.options();
+  if (input == Input::kProjected) t.gx = project_input(a, n);
+  t.x = a.x.numel() == 0 || a.x.stride(2) == 1 ? a.x : a.x.contiguous();
+  t.w_ih = contiguous(a.w_ih);
   t.w_hh = contiguous(a.w_hh);
   t.b_ih = contiguous(a.b_ih);
   t.b_hh = contiguous(a.b_hh);
@@ -231,7 +237,8 @@ ForwardTensors prepare(const ForwardArguments& a, const Sizes& n) {
   if (!a.save || a.cell.K == 0) {
     t.saved = nothing(a.x);
   } else {
-    t.saved = a.cell.K == a.cell.G ? t.gx : fresh({n.T, n.B, n.D, a.cell.K * n.H}, options);
+    const bool shared = t.gx.defined() && a.cell.K == a.cell.G;
+    t.saved = shared ? t.gx : fresh({n.T, n.B, n.D, a.cell.K * n.H}, options);
   }
   return t;
 }

@@ -59,14 +59,17 @@ Sizes check(ForwardArguments& a);
 Sizes check(BackwardArguments& a);
 
 struct ForwardTensors {
-  Tensor gx;
-  std::vector<Tensor> w_hh, b_ih, b_hh, w_hr;
+  Tensor gx;  // W_ih x of all steps, where the backend asks for it
+  Tensor x;   // features next to each other
+  std::vector<Tensor> w_ih, w_hh, b_ih, b_hh, w_hr;
   Tensor y, h_n, c_n, c, h_raw, saved;  // empty where not kept
 
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> results() const { return {y, h_n, c_n, c, h_raw, saved}; }
 };
-// Projects the input and allocates the outputs. saved takes the memory of gx where their sizes agree.
-ForwardTensors prepare(const ForwardArguments& a, const Sizes& n);
+// Allocates the outputs. A backend whose loop does not project the input asks for gx; saved then takes its memory where
+// their sizes agree.
+enum class Input { kRaw, kProjected };
+ForwardTensors prepare(const ForwardArguments& a, const Sizes& n, Input input);
 
 struct BackwardTensors {
   std::vector<Tensor> w_hh, w_hr;
@@ -94,8 +97,13 @@ template <class IO>
 Forward<IO> parameters(const ForwardArguments& a, const Sizes& n, const ForwardTensors& t) {
   Forward<IO> p{};
   p.seq = sequence(a, n, 0);
-  p.gx = pointer<IO>(t.gx);
+  p.I = n.I;
+  p.x_time = t.x.stride(0);
+  p.x_batch = t.x.stride(1);
+  p.x = pointer<IO>(t.x);
+  p.gx = t.gx.defined() ? pointer<IO>(t.gx) : nullptr;
   for (int64_t d = 0; d < n.D; ++d) {
+    p.w_ih[d] = pointer<IO>(t.w_ih[d]);
     p.w_hh[d] = pointer<IO>(t.w_hh[d]);
     if (!t.b_ih.empty()) p.b_ih[d] = pointer<IO>(t.b_ih[d]);
     if (!t.b_hh.empty()) p.b_hh[d] = pointer<IO>(t.b_hh[d]);

@@ -99,7 +99,11 @@ constexpr int kMaxDirections = 2;
 template <class IO>
 struct Forward {
   Sequence seq;
-  const IO* gx;                    // [T, B, D, G*H]: W_ih x
+  int64_t I;                       // input features
+  int64_t x_time, x_batch;         // strides of x
+  const IO* x;                     // [T, B, I]
+  const IO* w_ih[kMaxDirections];  // [G*H, I] each
+  const IO* gx;                    // [T, B, D, G*H]: W_ih x; null where the loop projects the input
   const IO* w_hh[kMaxDirections];  // [G*H, R] each
   const IO* b_ih[kMaxDirections];  // [G*H] each, or null; added here, not in a pass over gx of its own
   const IO* b_hh[kMaxDirections];  // [G*H] each, or null

@@ -14,6 +14,7 @@ class BackwardLoop : LoopBase<IO> {
   using typename Base::T, typename Base::V;
   static constexpr int kWidth = kMaxVectors;
   static constexpr int64_t kBlockRows = 48;  // per thread; enough to read the weights rarely
+  static constexpr int64_t kMostRows = 96;   // of a block, whatever the number of threads
 
  public:
   BackwardLoop(const Backward<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
@@ -22,6 +23,7 @@ class BackwardLoop : LoopBase<IO> {
     row_count_ = q.rows();
     slots_ = least(row_count_, kBlockRows * threads);
     rows_ = arena_.take<Row>(row_count_);
+    products_ = arena_.take<T>(threads * kMostRows * kWidth * kLanes);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       dir.hidden = {nullptr, Cell::G * q.H, q.R, 1, kWidth};
@@ -55,11 +57,11 @@ class BackwardLoop : LoopBase<IO> {
     for (int64_t r = thread; r < row_count_; r += threads) rows_[r] = p_.seq.row(r);
   }
 
-  void run(const Share& share, Barrier& barrier) {
+  void run(const Plan&, const Share& share, Barrier& barrier) {
     const int64_t n = share.last_row - share.first_row;
     if (n == 0) return;
     const int64_t slot = share.first_row * slots_ / row_count_;  // of the workspace; so many are this group's:
-    const int64_t blocks = (n - 1) / (share.last_row * slots_ / row_count_ - slot) + 1;
+    const int64_t blocks = (n - 1) / least(kMostRows, share.last_row * slots_ / row_count_ - slot) + 1;
     for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
       for (int64_t k = 0; k < blocks; ++k) {
         const int64_t first = share.first_row + n * k / blocks, last = share.first_row + n * (k + 1) / blocks;
@@ -97,26 +99,27 @@ class BackwardLoop : LoopBase<IO> {
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t gates = Cell::G * q.H;
+    const int64_t gates = Cell::G * q.H, rows = k.last - k.first;
+    T* product = products_ + share.thread * kMostRows * kWidth * kLanes;
     begin(d, k, share);
     for (int64_t s = q.steps() - 1; s >= 0; --s) {
       // The product carries what comes from step s + 1: there is none where that step is not active.
       Base::for_tiles(
-          dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, k.first, k.last, share,
-          [&](int64_t r) { return s + 1 < rows_[r].length; },
+          dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, rows, share, product,
+          [&](int64_t r) { return s + 1 < rows_[k.first + r].length; },
           [&](int64_t r, int64_t j, const T* dh) {
             if (dir.dprojected) {
-              project(d, r, r + k.slot, s, j, dh);
+              project(d, k.first + r, k.first + r + k.slot, s, j, dh);
             } else {
-              cell(d, r, r + k.slot, s, j, dh);
+              cell(d, k.first + r, k.first + r + k.slot, s, j, dh);
             }
           });
       barrier.wait(share.size);
       if (dir.dprojected) {
         Base::for_tiles(
-            dir.projection, dir.dprojected + (k.first + k.slot) * padded(q.R), padded(q.R), k.first, k.last, share,
-            [&](int64_t r) { return s < rows_[r].length; },
-            [&](int64_t r, int64_t j, const T* dh) { cell(d, r, r + k.slot, s, j, dh); });
+            dir.projection, dir.dprojected + (k.first + k.slot) * padded(q.R), padded(q.R), rows, share, product,
+            [&](int64_t r) { return s < rows_[k.first + r].length; },
+            [&](int64_t r, int64_t j, const T* dh) { cell(d, k.first + r, k.first + r + k.slot, s, j, dh); });
         barrier.wait(share.size);
       }
       if (dir.dgx) {
@@ -125,7 +128,7 @@ class BackwardLoop : LoopBase<IO> {
       }
       if (p_.flow) write_flow(d, k, s, share);
     }
-    finish(d, k, share);
+    finish(d, k, share, product);
     barrier.wait(share.size);
   }
 
@@ -156,13 +159,14 @@ class BackwardLoop : LoopBase<IO> {
   }
 
   // What reaches the initial state of each row.
-  void finish(int64_t d, const Block& k, const Share& share) {
+  void finish(int64_t d, const Block& k, const Share& share, T* product) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     Base::for_tiles(
-        dir.hidden, dir.dgh[0] + (k.first + k.slot) * Cell::G * q.H, Cell::G * q.H, k.first, k.last, share,
-        [&](int64_t r) { return rows_[r].length > 0 && q.first(d, rows_[r]); },
-        [&](int64_t r, int64_t j, const T* dh) {
+        dir.hidden, dir.dgh[0] + (k.first + k.slot) * Cell::G * q.H, Cell::G * q.H, k.last - k.first, share, product,
+        [&](int64_t r) { return rows_[k.first + r].length > 0 && q.first(d, rows_[k.first + r]); },
+        [&](int64_t n, int64_t j, const T* dh) {
+          const int64_t r = k.first + n;
           for (int u = 0; u < kWidth && q.first(d, rows_[r]); ++u) {
             const int64_t i = (j * kWidth + u) * kLanes;
             if (i >= q.R) break;
@@ -336,6 +340,7 @@ class BackwardLoop : LoopBase<IO> {
   Arena arena_;
   int64_t row_count_, slots_;
   Row* rows_;
+  T* products_;  // [threads, kMostRows, panel]: of one tile
   Direction directions_[kMaxDirections];
 };
 

@@ -1,4 +1,6 @@
-// The forward loop over time: product, then the cell while the tile is hot.
+// The forward loop over time: product, then the cell while the tile is hot. A chunk of steps ahead, each thread
+// projects the input for its own rows and units, so that the loop finds it in the thread's own cache; all of it is
+// never in memory.
 #pragma once
 
 #include "cpu/loop.h"
@@ -14,14 +16,19 @@ class ForwardLoop : LoopBase<IO> {
   using Base::kLanes, Base::left, Base::load_or_zero, Base::padded;
   using typename Base::T, typename Base::V;
   static constexpr int kWidth = vectors_per_gate(Cell::G);
+  static constexpr int kPanel = Cell::G * kWidth * kLanes;
   static_assert(Cell::G * kWidth <= kMaxVectors, "a cell of more gates needs a wider product");
+  static constexpr int64_t kBlockRows = 128;         // at most so many go through all steps together
+  static constexpr int64_t kChunkBytes = 384 << 10;  // of projected input, and of input, that a thread keeps
 
  public:
-  ForwardLoop(const Forward<IO>& p, void* workspace, int) : p_(p), arena_(workspace) {
+  ForwardLoop(const Forward<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
     const Sequence& q = p.seq;
     rows_ = arena_.take<Row>(q.B);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
+      dir.input = {nullptr, p.I, q.H, Cell::G, kWidth};
+      dir.input.data = arena_.take<T>(dir.input.size());
       dir.hidden = {nullptr, q.R, q.H, Cell::G, kWidth};
       dir.hidden.data = arena_.take<T>(dir.hidden.size());
       for (T*& bias : dir.bias) bias = arena_.take<T>(Cell::G * padded(q.H));
@@ -33,6 +40,9 @@ class ForwardLoop : LoopBase<IO> {
         dir.raw = arena_.take<T>(q.B * padded(q.H));
       }
     }
+    int64_t desks = 0;  // of however many threads there will be
+    for (int n = 1; n <= threads; ++n) desks = most(desks, plan(n).used() * desk(plan(n), nullptr).bytes);
+    desks_ = arena_.take<char>(desks);
   }
 
   int64_t workspace_bytes() const { return arena_.used(); }
@@ -45,19 +55,13 @@ class ForwardLoop : LoopBase<IO> {
     for (int64_t b = thread; b < q.B; b += threads) rows_[b] = q.row(b);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
-      for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) dir.hidden.pack_transposed(p_.w_hh[d], j);
-      if (dir.raw) {
-        for (int64_t j = thread; j < dir.projection.tiles(); j += threads)
-          dir.projection.pack_transposed(p_.w_hr[d], j);
+      for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) {
+        dir.input.pack_transposed(p_.w_ih[d], j);
+        dir.hidden.pack_transposed(p_.w_hh[d], j);
       }
-      if (thread == 0) {
-        for (int g = 0; g < Cell::G; ++g) {
-          for (int64_t i = 0; i < q.H; i += kLanes) {
-            store(dir.bias[0] + g * padded(q.H) + i, load_or_zero(p_.b_ih[d], g * q.H + i, left(q.H, i)));
-            store(dir.bias[1] + g * padded(q.H) + i, load_or_zero(p_.b_hh[d], g * q.H + i, left(q.H, i)));
-          }
-        }
-      }
+      for (int64_t j = thread; dir.raw && j < dir.projection.tiles(); j += threads)
+        dir.projection.pack_transposed(p_.w_hr[d], j);
+      if (thread == 0) prepare_bias(d);
       for (int64_t b = thread; b < q.B; b += threads) {
         const bool zero = rows_[b].length > 0 && q.cut_before(d, rows_[b], 0);
         for (int64_t i = 0; i < q.R; i += kLanes) {
@@ -72,44 +76,108 @@ class ForwardLoop : LoopBase<IO> {
     }
   }
 
-  void run(const Share& share, Barrier& barrier) {
-    for (int64_t d = share.first_direction; d < share.last_direction; ++d) run_direction(d, share, barrier);
+  void run(const Plan& plan, const Share& share, Barrier& barrier) {
+    const Desk mine = desk(plan, desks_ + share.thread * desk(plan, nullptr).bytes);
+    const int64_t n = share.last_row - share.first_row, blocks = (n + kBlockRows - 1) / kBlockRows;
+    for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
+      for (int64_t k = 0; k < blocks; ++k)
+        run_block(d, share.first_row + n * k / blocks, share.first_row + n * (k + 1) / blocks, share, mine, barrier);
+    }
   }
 
  private:
   struct Direction {
+    Panels<T> input;       // W_ih
     Panels<T> hidden;      // W_hh
     Panels<T> projection;  // W_hr
-    T* bias[2] = {};       // [G, H] each: of the input and of the hidden part
+    T* bias[2] = {};       // [G, H] each: of gx, and of gh where the two are kept apart
     T* h[2] = {};          // [B, R] each: state entering even and odd steps
     T* c = nullptr;        // [B, H]
     T* raw = nullptr;      // [B, H]: h before the projection
   };
 
-  void run_direction(int64_t d, const Share& share, Barrier& barrier) {
+  // What a row does at a step.
+  struct Now {
+    int64_t n;  // its place
+    bool active;
+    bool cut;  // its state is zeroed before the next step
+  };
+
+  // What one thread keeps for itself.
+  struct Desk {
+    int64_t steps;  // of a chunk
+    Now* now;       // [rows]
+    T* x;           // [steps, rows, I]
+    T* gx;          // [tiles, steps, rows, kPanel]
+    T* product;     // [rows, panel]: of one tile
+    int64_t bytes;
+  };
+  Desk desk(const Plan& plan, void* base) const {
+    const Sequence& q = p_.seq;
+    const int64_t rows = least(kBlockRows, (q.B + plan.row_parts - 1) / plan.row_parts);
+    const int64_t tiles = (directions_[0].hidden.tiles() + plan.unit_parts - 1) / plan.unit_parts;
+    const int64_t row = most(1, rows * most(tiles * kPanel, padded(p_.I)));
+    Arena arena(base);
+    Desk mine{};
+    mine.steps = most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
+    mine.now = arena.take<Now>(rows);
+    mine.x = arena.take<T>(mine.steps * rows * padded(p_.I));
+    mine.gx = arena.take<T>(tiles * mine.steps * rows * kPanel);
+    mine.product = arena.take<T>(rows * kMaxVectors * kLanes);
+    mine.bytes = arena.used();
+    return mine;
+  }
+
+  void prepare_bias(int64_t d) {
+    const Sequence& q = p_.seq;
+    for (int g = 0; g < Cell::G; ++g) {
+      for (int64_t i = 0; i < q.H; i += kLanes) {
+        const V input = load_or_zero(p_.b_ih[d], g * q.H + i, left(q.H, i));
+        const V hidden = load_or_zero(p_.b_hh[d], g * q.H + i, left(q.H, i));
+        T* bias = directions_[d].bias[0] + g * padded(q.H) + i;
+        store(bias, apart(g) ? input : input + hidden);
+        if (apart(g)) store(directions_[d].bias[1] + g * padded(q.H) + i, hidden);
+      }
+    }
+  }
+  static constexpr bool apart(int gate) { return gate >= Cell::G - Cell::A; }
+
+  // Rows first to last through all steps of direction d.
+  void run_block(int64_t d, int64_t first, int64_t last, const Share& share, const Desk& mine, Barrier& barrier) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
+    const int64_t rows = last - first, tile = mine.steps * rows * kPanel;
+    const auto active = [&](int64_t r) { return mine.now[r].active; };
     for (int64_t s = 0; s < q.T; ++s) {
-      const T* h = dir.h[s & 1];
-      T* h_next = dir.h[(s + 1) & 1];
-      const auto active = [&](int64_t b) { return s < rows_[b].length; };
-      Base::for_tiles(dir.hidden, h + share.first_row * padded(q.R), padded(q.R), share.first_row, share.last_row,
-                      share, active, [&](int64_t b, int64_t j, const T* gh) {
-                        if (active(b)) {
-                          cell(d, b, s, j, gh, h, h_next);
-                        } else {
-                          pad(d, b, s, j, h, h_next);
+      const int64_t ahead = s % mine.steps;
+      if (ahead == 0) project_input(d, first, last, s, least(s + mine.steps, q.T), share, mine);
+      for (int64_t r = 0; r < rows; ++r) mine.now[r] = look(d, first + r, s);
+      const T* h = dir.h[s & 1] + first * padded(q.R);
+      T* h_next = dir.h[(s + 1) & 1] + first * padded(q.R);
+      const T* gx = mine.gx + ahead * rows * kPanel - share.begin(dir.hidden.tiles()) * tile;
+      Base::for_tiles(dir.hidden, h, padded(q.R), rows, share, mine.product, active,
+                      [&](int64_t r, int64_t j, const T* gh) {
+                        const State state{h + r * padded(q.R), h_next + r * padded(q.R), first + r};
+                        for (int u = 0; u < kWidth; ++u) {
+                          const int64_t i = (j * kWidth + u) * kLanes;
+                          const T* input = gx + j * tile + r * kPanel + u * kLanes;
+                          if (i + kLanes <= q.H) {
+                            cell<true>(dir, mine.now[r], state, i, input, gh + u * kLanes);
+                          } else if (i < q.H) {
+                            cell<false>(dir, mine.now[r], state, i, input, gh + u * kLanes);
+                          }
                         }
                       });
       barrier.wait(share.size);
       if (!dir.raw) continue;
-      Base::for_tiles(dir.projection, dir.raw + share.first_row * padded(q.H), padded(q.H), share.first_row,
-                      share.last_row, share, active,
-                      [&](int64_t b, int64_t j, const T* out) { project(d, b, s, j, out, h, h_next); });
+      Base::for_tiles(dir.projection, dir.raw + first * padded(q.H), padded(q.H), rows, share, mine.product, active,
+                      [&](int64_t r, int64_t j, const T* out) {
+                        project(mine.now[r], {h + r * padded(q.R), h_next + r * padded(q.R), first + r}, j, out);
+                      });
       barrier.wait(share.size);
     }
     const T* h = dir.h[q.T & 1];
-    for (int64_t b = share.first_row + share.rank; b < share.last_row; b += share.size) {
+    for (int64_t b = first + share.rank; b < last; b += share.size) {
       for (int64_t i = 0; i < q.R; i += kLanes)
         store(p_.h_n + q.state_at(d, b, q.R) + i, load(h + b * padded(q.R) + i), left(q.R, i));
       for (int64_t i = 0; Cell::S > 1 && i < q.H; i += kLanes)
@@ -117,79 +185,89 @@ class ForwardLoop : LoopBase<IO> {
     }
   }
 
-  bool cut_after(int64_t d, int64_t b, int64_t s) const {
-    return s + 1 < rows_[b].length && p_.seq.cut_before(d, rows_[b], s + 1);
+  Now look(int64_t d, int64_t b, int64_t s) const {
+    const Place at = p_.seq.place(d, rows_[b], s);
+    return {at.n, at.active, s + 1 < rows_[b].length && p_.seq.cut_before(d, rows_[b], s + 1)};
   }
 
-  // One step of the units of tile j of an active row. gh [G, kWidth, lanes].
-  void cell(int64_t d, int64_t b, int64_t s, int64_t j, const T* gh_tile, const T* h, T* h_next) {
+  // W_ih x of steps s0 to s1, for rows first to last and this share's units.
+  void project_input(int64_t d, int64_t first, int64_t last, int64_t s0, int64_t s1, const Share& share,
+                     const Desk& mine) const {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t at = q.place(d, rows_[b], s).n;
-    const bool cut = cut_after(d, b, s);
-    for (int u = 0; u < kWidth; ++u) {
-      const int64_t i = (j * kWidth + u) * kLanes;
-      if (i >= q.H) break;
-      const int n = left(q.H, i);
-      V gx[Cell::G], gh[Cell::G], prev[Cell::S], next[Cell::S], saved[Cell::K + 1];
+    const int64_t rows = last - first, stride = padded(p_.I);
+    T* to = mine.x;
+    for (int64_t s = s0; s < s1; ++s) {
+      for (int64_t b = first; b < last; ++b, to += stride) {
+        if (s >= rows_[b].length) continue;
+        const IO* x = p_.x + q.position(d, rows_[b], s) * p_.x_time + b * p_.x_batch;
+        for (int64_t i = 0; i < p_.I; i += kLanes) store(to + i, load(x + i, left(p_.I, i)));
+      }
+    }
+    const auto active = [&](int64_t m) { return !q.lengths || s0 + m / rows < rows_[first + m % rows].length; };
+    const int64_t begin = share.begin(dir.input.tiles()), end = share.end(dir.input.tiles());
+    for (int64_t j = begin; j < end; ++j)
+      multiply(dir.input, j, mine.x, stride, (s1 - s0) * rows, mine.gx + (j - begin) * mine.steps * rows * kPanel,
+               active);
+  }
+
+  // Where a row's state stands.
+  struct State {
+    const T* h;
+    T* h_next;
+    int64_t b;
+  };
+
+  // One step of kLanes units of a row from unit i on, of which H - i exist where not all do. A row past its end stands
+  // still, and its outputs are zero. gx, gh: [G, kWidth, lanes].
+  template <bool all>
+  void cell(const Direction& dir, const Now& now, const State& state, int64_t i, const T* gx_tile, const T* gh_tile) {
+    const Sequence& q = p_.seq;
+    const int n = all ? kLanes : int(q.H - i);
+    T* c = Cell::S > 1 ? dir.c + state.b * padded(q.H) + i : nullptr;
+    V next[Cell::S], saved[Cell::K + 1];
+    if (now.active) {
+      V gx[Cell::G], gh[Cell::G], prev[Cell::S];
       for (int g = 0; g < Cell::G; ++g) {
-        const int64_t unit = g * padded(q.H) + i;
-        gx[g] = load(p_.gx + at * Cell::G * q.H + g * q.H + i, n) + load(dir.bias[0] + unit);
-        gh[g] = load(gh_tile + (g * kWidth + u) * kLanes) + load(dir.bias[1] + unit);
+        gx[g] = load(gx_tile + g * kWidth * kLanes) + load(dir.bias[0] + g * padded(q.H) + i);
+        gh[g] = load(gh_tile + g * kWidth * kLanes);
+        if (apart(g)) gh[g] += load(dir.bias[1] + g * padded(q.H) + i);
       }
-      prev[0] = dir.raw ? V(T(0)) : load(h + b * padded(q.R) + i);
-      if constexpr (Cell::S > 1) prev[1] = load(dir.c + b * padded(q.H) + i);
-
+      prev[0] = dir.raw ? V(T(0)) : load(state.h + i);
+      if constexpr (Cell::S > 1) prev[1] = load(c);
       Cell::forward(gx, gh, prev, next, saved);
-
-      if (p_.saved) {
-        for (int k = 0; k < Cell::K; ++k) store(p_.saved + at * Cell::K * q.H + k * q.H + i, saved[k], n);
-      }
-      if constexpr (Cell::S > 1) {
-        if (p_.c) store(p_.c + at * q.H + i, next[1], n);
-        store(dir.c + b * padded(q.H) + i, cut ? V(T(0)) : next[1]);
-      }
+      if constexpr (Cell::S > 1) store(c, now.cut ? V(T(0)) : next[1]);
       if (dir.raw) {
-        store(dir.raw + b * padded(q.H) + i, next[0]);
-        if (p_.h_raw) store(p_.h_raw + at * q.H + i, next[0], n);
+        store(dir.raw + state.b * padded(q.H) + i, next[0]);
       } else {
-        store(p_.y + at * q.R + i, next[0], n);
-        store(h_next + b * padded(q.R) + i, cut ? V(T(0)) : next[0]);
+        store(state.h_next + i, now.cut ? V(T(0)) : next[0]);
       }
+    } else {
+      for (V& x : saved) x = V(T(0));
+      for (V& x : next) x = V(T(0));
+      if (!dir.raw) store(state.h_next + i, load(state.h + i));
+    }
+    for (int k = 0; p_.saved && k < Cell::K; ++k) store(p_.saved + (now.n * Cell::K + k) * q.H + i, saved[k], n);
+    if constexpr (Cell::S > 1) {
+      if (p_.c) store(p_.c + now.n * q.H + i, next[1], n);
+    }
+    if (!dir.raw) {
+      store(p_.y + now.n * q.R + i, next[0], n);
+    } else if (p_.h_raw) {
+      store(p_.h_raw + now.n * q.H + i, next[0], n);
     }
   }
 
-  // A row past its end: its state stands still, and its outputs at position s are zero.
-  void pad(int64_t d, int64_t b, int64_t s, int64_t j, const T* h, T* h_next) {
+  // The projected units of tile j of a row. out [vectors, lanes].
+  void project(const Now& now, const State& state, int64_t j, const T* out) {
     const Sequence& q = p_.seq;
-    const int64_t at = q.place(d, rows_[b], s).n;
-    for (int u = 0; u < kWidth; ++u) {
-      const int64_t i = (j * kWidth + u) * kLanes;
-      if (i >= q.H) break;
-      const int n = left(q.H, i);
-      for (int k = 0; p_.saved && k < Cell::K; ++k) store(p_.saved + at * Cell::K * q.H + k * q.H + i, V(T(0)), n);
-      if (p_.c) store(p_.c + at * q.H + i, V(T(0)), n);
-      if (directions_[d].raw) {
-        if (p_.h_raw) store(p_.h_raw + at * q.H + i, V(T(0)), n);
-      } else {
-        store(p_.y + at * q.R + i, V(T(0)), n);
-        store(h_next + b * padded(q.R) + i, load(h + b * padded(q.R) + i));
-      }
-    }
-  }
-
-  // The projected units of tile j of row b. out [vectors, lanes].
-  void project(int64_t d, int64_t b, int64_t s, int64_t j, const T* out, const T* h, T* h_next) {
-    const Sequence& q = p_.seq;
-    const Place at = q.place(d, rows_[b], s);
-    const bool cut = cut_after(d, b, s);
     for (int u = 0; u < kMaxVectors; ++u) {
       const int64_t i = (j * kMaxVectors + u) * kLanes;
       if (i >= q.R) break;
-      const V value = at.active ? load(out + u * kLanes) : V(T(0));
-      store(p_.y + at.n * q.R + i, value, left(q.R, i));
-      const V kept = at.active ? value : load(h + b * padded(q.R) + i);
-      store(h_next + b * padded(q.R) + i, cut ? V(T(0)) : kept);
+      const V value = now.active ? load(out + u * kLanes) : V(T(0));
+      store(p_.y + now.n * q.R + i, value, left(q.R, i));
+      const V kept = now.active ? value : load(state.h + i);
+      store(state.h_next + i, now.cut ? V(T(0)) : kept);
     }
   }
 
@@ -197,6 +275,7 @@ class ForwardLoop : LoopBase<IO> {
   Arena arena_;
   Row* rows_;
   Direction directions_[kMaxDirections];
+  char* desks_;
 };
 
 }  // namespace rnn::cpu::RNN_ISA

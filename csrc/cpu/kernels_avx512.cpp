@@ -1,5 +1,6 @@
 // Kernels for x86-64 processors with AVX-512 (F, BW, VL, DQ).
 #if defined(__x86_64__)
+#include <immintrin.h>
 #include <omp.h>
 #include <sched.h>
 

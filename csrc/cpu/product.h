@@ -24,15 +24,16 @@ struct Panels {
   // Packs one tile of w [gates*units, K]: the product is row * w^T.
   template <class IO>
   void pack_transposed(const IO* w, int64_t tile) const {
-    for (int64_t k0 = 0; k0 < K; k0 += kLanes) {  // one vector of each row of w per pass stays in L1
+    for (int64_t k0 = 0; k0 < K; k0 += kLanes) {
       const int n = K - k0 < kLanes ? int(K - k0) : kLanes;
       T* out = panel(tile) + k0 * width();
-      for (int column = 0; column < width(); ++column) {
-        const int gate = column / kLanes / vectors;
+      for (int column = 0; column < width(); column += kLanes) {
         const int64_t unit = tile * tile_units() + column % (vectors * kLanes);
-        T row[kLanes] = {};
-        if (unit < units) store(row, load(w + (gate * units + unit) * K + k0, n));
-        for (int k = 0; k < n; ++k) out[k * width() + column] = row[k];
+        const IO* rows = w + (column / kLanes / vectors * units + unit) * K + k0;
+        Vec<T> block[kLanes];
+        for (int i = 0; i < kLanes; ++i) block[i] = unit + i < units ? load(rows + i * K, n) : Vec<T>(T(0));
+        transpose(block);
+        for (int k = 0; k < n; ++k) store(out + k * width() + column, block[k]);
       }
     }
   }
@@ -55,7 +56,7 @@ struct Panels {
 // out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues. One accumulator per output and one
 // order of additions, whatever M and however K is split: a row's result does not depend on its batch.
 template <class T, int M, int N>
-void product(const T* a, int64_t row_stride, const T* panel, int64_t K, bool continues, T* out) {
+void product(const T* a, int64_t row_stride, const T* panel, int64_t K, bool continues, T* out, const T* ahead) {
   using V = Vec<T>;
   constexpr int kLanes = V::kLanes;
   V sum[M][N];
@@ -67,6 +68,7 @@ void product(const T* a, int64_t row_stride, const T* panel, int64_t K, bool con
     V w[N];
 #pragma GCC unroll 32
     for (int n = 0; n < N; ++n) w[n] = load(panel + (k * N + n) * kLanes);
+    __builtin_prefetch(ahead + k * kLanes, 0, 2);
 #pragma GCC unroll 32
     for (int m = 0; m < M; ++m) {
       const V x(a[m * row_stride + k]);
@@ -87,7 +89,7 @@ constexpr int kMaxVectors = 4;
 constexpr int kMaxRows = 8;
 
 template <class T>
-using Product = void (*)(const T*, int64_t, const T*, int64_t, bool, T*);
+using Product = void (*)(const T*, int64_t, const T*, int64_t, bool, T*, const T*);
 
 template <class T, int N>
 Product<T> product_of(int rows) {
@@ -103,16 +105,37 @@ inline int64_t tile_rows(int64_t rows, int vectors) {
   return tiles ? (rows + tiles - 1) / tiles : 1;
 }
 
-// Adds terms k0 to k1 of out [rows, panels.width()] = a [rows, K] * one panel; the first term overwrites.
-template <class T>
-void multiply(const Panels<T>& panels, int64_t tile, int64_t k0, int64_t k1, const T* a, int64_t row_stride, int rows,
-              T* out) {
-  const int vectors = panels.gates * panels.vectors;
-  const Product<T> f = vectors == 1   ? product_of<T, 1>(rows)
-                       : vectors == 2 ? product_of<T, 2>(rows)
-                       : vectors == 3 ? product_of<T, 3>(rows)
-                                      : product_of<T, 4>(rows);
-  f(a + k0, row_stride, panels.panel(tile) + k0 * panels.width(), k1 - k0, k0 > 0, out);
+constexpr int64_t kPanelBytes = 32 << 10;  // of a panel that stay in L1 while one tile of rows after another uses it
+
+// out [rows, w.width()] = a [rows, K] * one panel, a few rows at a time. Where none of those is active(row), there is
+// no product, and they are zero.
+template <class T, class Active>
+void multiply(const Panels<T>& w, int64_t tile, const T* a, int64_t row_stride, int64_t rows, T* out, Active&& active) {
+  const int vectors = w.gates * w.vectors, width = w.width();
+  constexpr int kLanes = Vec<T>::kLanes;
+  const int64_t each = tile_rows(rows, vectors);
+  const int64_t part = rows > each && w.K > 0 ? kPanelBytes / (width * int64_t(sizeof(T))) : w.K;
+  int64_t k = 0;
+  do {
+    const int64_t K = w.K - k < part ? w.K - k : part;
+    for (int64_t r = 0; r < rows; r += each) {
+      const int n = int(rows - r < each ? rows - r : each);
+      bool any = false;
+      for (int i = 0; i < n && !any; ++i) any = active(r + i);
+      if (any) {
+        const Product<T> f = vectors == 1   ? product_of<T, 1>(n)
+                             : vectors == 2 ? product_of<T, 2>(n)
+                             : vectors == 3 ? product_of<T, 3>(n)
+                                            : product_of<T, 4>(n);
+        const int64_t t = r / each;
+        f(a + r * row_stride + k, row_stride, w.panel(tile) + k * width, K, k > 0, out + r * width,
+          w.panel(tile) + (t < vectors ? (k + K) * width + t * K * kLanes : k * width));
+      } else if (k == 0) {
+        for (int64_t i = 0; i < n * width; ++i) out[r * width + i] = T(0);
+      }
+    }
+    k += K;
+  } while (k < w.K);
 }
 
 }  // namespace rnn::cpu::RNN_ISA

@@ -61,7 +61,7 @@ void with_launch(int cell, Run&& run) {
 ForwardResults forward(ForwardArguments& a) {
   const Sizes n = check(a);
   check_values(a.lengths, n.T);
-  const ForwardTensors t = prepare(a, n);
+  const ForwardTensors t = prepare(a, n, Input::kRaw);
   with_launch(a.cell.number, [&](const Launch& launch) {
     dispatch_dtype(a.x.scalar_type(),
                    [&]<class IO>(const Entry<IO>& entry) { entry.forward(launch, parameters<IO>(a, n, t)); });

@@ -45,6 +45,7 @@ struct Share {
   int64_t first_direction, last_direction;
   int64_t first_row, last_row;
   int group, rank, size;  // size threads in the group
+  int thread;
 
   // This thread's part of n things that the group shares.
   int64_t begin(int64_t n) const { return n * rank / size; }
@@ -95,6 +96,7 @@ struct Plan {
     s.group = thread / unit_parts;
     s.rank = unit;
     s.size = unit_parts;
+    s.thread = thread;
     return s;
   }
 };

@@ -3,9 +3,9 @@
 // Included once per instruction set, inside a namespace of its own (isa.h).
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "common/macros.h"
 #include "common/storage.h"
@@ -63,48 +63,33 @@ RNN_HD Vec<T> where_positive(Vec<T> condition, Vec<T> a, Vec<T> b) {
   return Vec<T>(condition.v > Vec<T>(0).v ? a.v : b.v);
 }
 
-// e^x to within 2 units in the last place, saturating outside [-87, 88]. Argument reduction after Cody and Waite
-// 1980; coefficients of expf in the Cephes library (S. Moshier).
-RNN_HD Vec<float> exp(Vec<float> x) {
-  using V = Vec<float>;
-  x.v = x.v < V(-87.0f).v ? V(-87.0f).v : x.v;
-  x.v = x.v > V(88.0f).v ? V(88.0f).v : x.v;
-  const V shift(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer that stands in the low bits
-  const V shifted = x * V(1.44269504088896341f) + shift;
-  const V n = shifted - shift;
-  const V r = x - n * V(0.693359375f) - n * V(-2.12194440e-4f);
-  V p = V(1.9875691500e-4f) * r + V(1.3981999507e-3f);
-  p = p * r + V(8.3334519073e-3f);
-  p = p * r + V(4.1665795894e-2f);
-  p = p * r + V(1.6666665459e-1f);
-  p = p * r + V(5.0000001201e-1f);
-  p = p * (r * r) + r + V(1);
-  return p * V::from_bits((shifted.bits() << 23) + (127 << 23));
+// Rows to columns. Merging the first with the second half of all vectors, lane by lane, turns the bits of a value's
+// place by one; after as many times as a lane has bits, rows and lanes have changed places.
+template <class V, size_t... l>
+RNN_HD void merge_halves(const V* from, V* to, std::index_sequence<l...>) {
+  constexpr int n = V::kLanes;
+#pragma GCC unroll 8
+  for (int i = 0; i < n / 2; ++i) {
+    const auto a = from[i].v, b = from[i + n / 2].v;
+    to[2 * i] = V(__builtin_shufflevector(a, b, int(l / 2 + (l % 2) * n)...));
+    to[2 * i + 1] = V(__builtin_shufflevector(a, b, int(l / 2 + n / 2 + (l % 2) * n)...));
+  }
 }
-
-RNN_HD Vec<float> sigmoid(Vec<float> x) { return Vec<float>(1) / (Vec<float>(1) + exp(-x)); }
-
-// tanh to within 4 units in the last place: the polynomial of tanhf in Cephes below 0.625, by e^2x above.
-RNN_HD Vec<float> tanh(Vec<float> x) {
-  using V = Vec<float>;
-  const V large = V(1) - V(2) / (exp(x + x) + V(1));
-  const V s = x * x;
-  V p = V(-5.70498872745e-3f) * s + V(2.06390887954e-2f);
-  p = p * s + V(-5.37397155531e-2f);
-  p = p * s + V(1.33314422036e-1f);
-  p = p * s + V(-3.33332819422e-1f);
-  const V small = p * s * x + x;
-  return where_positive(V(0.625f * 0.625f) - s, small, large);
-}
-
-// float64 serves gradient checks more than speed: the C library's functions, lane by lane.
-RNN_HD Vec<double> sigmoid(Vec<double> x) {
-  for (int i = 0; i < Vec<double>::kLanes; ++i) x.v[i] = 1.0 / (1.0 + std::exp(-x.v[i]));
-  return x;
-}
-RNN_HD Vec<double> tanh(Vec<double> x) {
-  for (int i = 0; i < Vec<double>::kLanes; ++i) x.v[i] = std::tanh(x.v[i]);
-  return x;
+template <class V>
+RNN_HD void transpose(V (&rows)[V::kLanes]) {
+  V other[V::kLanes];
+  V *from = rows, *to = other;
+#pragma GCC unroll 4
+  for (int n = V::kLanes; n > 1; n /= 2) {
+    merge_halves(from, to, std::make_index_sequence<V::kLanes>());
+    V* done = to;
+    to = from;
+    from = done;
+  }
+  if (from != rows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kLanes; ++i) rows[i] = other[i];
+  }
 }
 
 // Loads and stores of n <= kLanes values, converting between storage and arithmetic type.

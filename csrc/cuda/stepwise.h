@@ -37,7 +37,7 @@ inline Tensor stacked(const std::vector<Tensor>& weights) {
 template <class Launcher>
 ForwardResults run_forward(ForwardArguments& a, const Launcher& launch) {
   const Sizes n = check(a);
-  ForwardTensors t = prepare(a, n);
+  ForwardTensors t = prepare(a, n, Input::kProjected);
   const int64_t steps = n.B ? n.T : 0;
   const bool projected = !t.w_hr.empty();
   const Tensor w_hh = stacked(t.w_hh).transpose(1, 2);  // [D, R, G*H]
