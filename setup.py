@@ -149,7 +149,8 @@ def extension() -> CppExtension:
     link_args = ["-fopenmp"]
     include_dirs = [os.path.abspath("csrc")]
     macros: list[tuple[str, str | None]] = []
-    files = [*sources("ops.cpp"), *sources("common/*.cpp"), *sources("cpu/*.cpp")]
+    folders = ("", "autograd/", "common/", "cpu/")
+    files = [path for folder in folders for path in sources(f"{folder}*.cpp")]
     if SANITIZE:
         # -g1 is enough for a report to name lines; with -g the kernels take minutes longer.
         instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"]

@@ -1,13 +1,18 @@
 // The schemas of all ops, and the Python module rnnkernels._C that carries them.
 #include "common/ops.h"
 
-#include <pybind11/pybind11.h>
+#include <pybind11/functional.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include "autograd/node.h"
 #include "common/cells.h"
 #include "cpu/kernels.h"
 
-TORCH_LIBRARY(rnnkernels, library) { rnn::define_sequence_ops(library); }
+TORCH_LIBRARY(rnnkernels, library) {
+  rnn::define_sequence_ops(library);
+  rnn::define_differentiable_op(library);
+}
 
 namespace py = pybind11;
 
@@ -47,4 +52,8 @@ PYBIND11_MODULE(_C, module) {
         return table;
       },
       "The cells as C++ knows them: name, gates and the sizes of the cell contract.");
+
+  module.def("set_flow_sink", &rnn::set_flow_sink, py::arg("sink").none(true),
+             "Has `sink` called with |dL/dh_t| [T, B, D] by every backward of this thread's next sequence_forward that "
+             "makes a graph. None takes it back.");
 }

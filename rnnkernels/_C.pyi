@@ -1,9 +1,16 @@
 """The compiled part; importing it registers ``torch.ops.rnnkernels.*``."""
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 def build_info() -> dict[str, Any]:
     """How this module was built, and the instruction set that its CPU kernels use here."""
 
 def cell_table() -> list[dict[str, Any]]:
     """The cells as C++ knows them: name, gates and the sizes of the cell contract."""
+
+def set_flow_sink(sink: Callable[[Tensor], None] | None) -> None:
+    """Has ``sink`` called with |dL/dh_t| [T, B, D] by every backward of this thread's next
+    ``sequence_forward`` that makes a graph. None takes it back."""

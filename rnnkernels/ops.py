@@ -1,16 +1,15 @@
-"""The custom ops as PyTorch sees them: fake kernels and the autograd formula, above every backend.
+"""The custom ops as Python sees them: how one is called, fake kernels, and double backward.
 
 ``torch.ops.rnnkernels.sequence_forward`` projects the input and runs the loop over time;
-``sequence_backward`` runs the loop backwards and returns the gradients of the gates. Everything
-that is one large product or sum over those (``dx``, ``dW_ih``, ``dW_hh``, ``dW_hr``, biases) is
-written here once.
+``sequence_backward`` runs the loop backwards and returns the gradients of the gates. The autograd
+formula between them is C++ (``csrc/autograd``).
 """
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -35,7 +34,6 @@ else:
     missing = None
 
 MaybeTensor = Tensor | None
-_NONE: MaybeTensor = None
 
 
 def build_info() -> dict[str, Any]:
@@ -55,24 +53,15 @@ kernel_devices: frozenset[str] = frozenset(
 )
 
 
-class _Running(threading.local):
-    """What an op cannot take, since it is no tensor, number or string: who records this call."""
-
-    flow: Callable[[Tensor], None] | None = None
-
-
-_running = _Running()
-
-
 def run(call: Call) -> Result:
     """Runs one layer through the op registered for the device of its input."""
     if call.flow is None:
         return _run(call)
-    _running.flow = call.flow
+    _C.set_flow_sink(call.flow)
     try:
         return _run(call)
     finally:
-        _running.flow = None
+        _C.set_flow_sink(None)
 
 
 def _run(call: Call) -> Result:
@@ -187,201 +176,75 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, save, *options = inputs
-    y, _h_n, c_n, c, h_raw, saved = output
-    ctx.mark_non_differentiable(h_raw, saved, *([c_n, c] if c0 is None else []))
-    ctx.set_materialize_grads(False)
-    ctx.save = save
-    if not save:
-        return
-    lists = [w_ih, w_hh, b_ih, b_hh, w_hr]
-    all_c, layer, window, clip, bound = options
-    ctx.options = all_c, layer, window, Clip(clip, bound), _running.flow
-    ctx.cell = cell
-    ctx.counts = [len(tensors) for tensors in lists]
-    flat = [t for tensors in lists for t in tensors]
-    ctx.save_for_backward(x, h0, c0, lengths, reset, y, c, h_raw, saved, *flat)
+def _fake_backward_over_saved(*arguments: Any) -> tuple[Tensor, ...]:
+    return _fake_backward(*arguments)[1:]
 
 
-def _backward(
-    ctx: Any,
+def _differentiable_gradients(
+    cell: str,
     dy: MaybeTensor,
     dh_n: MaybeTensor,
     dc_n: MaybeTensor,
     dc: MaybeTensor,
-    _dh_raw: MaybeTensor,
-    _dsaved: MaybeTensor,
-) -> tuple[Any, ...]:
-    if not ctx.save:
-        raise RuntimeError(
-            "sequence_forward: expected save=True where a gradient is asked for, got save=False. "
-            "Pass save=True, or call it under torch.no_grad()."
-        )
-    x, h0, c0, lengths, reset, y, c, h_raw, saved, *flat = ctx.saved_tensors
-    lists: list[list[Tensor]] = []
-    for count in ctx.counts:
-        lists.append(flat[:count])
-        flat = flat[count:]
-    w_ih, w_hh, b_ih, b_hh, w_hr = lists
-    tensors = x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset
-    call = Call(ctx.cell, *tensors, *ctx.options)
-    if torch.is_grad_enabled():  # the gradient itself will be differentiated
-        grads = _differentiable_gradients(call, (dy, dh_n, dc_n, dc))
-    else:
-        grads = _gradients(ctx.needs_input_grad, call, (dy, dh_n, dc_n, dc), (y, c, h_raw, saved))
-    dx, dw_ih, dw_hh, db_ih, db_hh, dw_hr, dh0, dc0 = grads
-    return (None, dx, dw_ih, dw_hh, db_ih, db_hh, dw_hr, dh0, dc0, *[None] * 8)
-
-
-def _gradients(
-    needs: Sequence[Any],
-    call: Call,
-    douts: tuple[MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor],
-    kept: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> tuple[Any, ...]:
-    """The gradients of all inputs: the backward loop, then one product or sum each."""
-    dy, dh_n, dc_n, dc = douts
-    y, c, h_raw, saved = kept
-    _, need_x, need_w_ih, need_w_hh, need_b_ih, need_b_hh, need_w_hr, *_ = needs
-    dgates, dh0, dc0, dproj, flow = torch.ops.rnnkernels.sequence_backward(
-        call.cell_name,
-        dy,
-        dh_n,
-        dc_n,
-        dc,
-        call.w_hh,
-        call.w_hr,
-        call.h0,
-        call.c0,
-        y,
-        c,
-        saved,
-        call.lengths,
-        call.reset,
-        call.window,
-        *call.clip,
-        call.flow is not None,
-    )
-    if call.flow is not None:
-        call.flow(flow)
-    cell, D = call.cell, len(call.w_hh)
-    T, B, I = call.x.shape
-    G_H = call.w_hh[0].size(0)
-    apart = cell.A * (G_H // cell.G)  # columns of the gates whose hidden gradient is kept apart
-    x = call.x.reshape(T * B, I)
-    dx: MaybeTensor = None
-    lists = (call.w_ih, call.w_hh, call.b_ih, call.b_hh, call.w_hr)
-    dw_ih, dw_hh, db_ih, db_hh, dw_hr = ([_NONE] * len(tensors) for tensors in lists)
-
-    for d in range(D):
-        dgx = dgates[:, :, d, :G_H].reshape(T * B, G_H)
-        dgh = [dgates[:, :, d]]
-        if apart:
-            dgh = [dgates[:, :, d, : G_H - apart], dgates[:, :, d, G_H:]]
-        if need_x:
-            dx = dgx @ call.w_ih[d] if dx is None else torch.addmm(dx, dgx, call.w_ih[d])
-        if need_w_ih[d]:
-            dw_ih[d] = dgx.t() @ x
-        if call.b_ih and need_b_ih[d]:
-            db_ih[d] = dgx.sum(0)
-        if call.b_hh and need_b_hh[d]:
-            same = None if apart else db_ih[d]
-            sums = [part.sum((0, 1)) for part in dgh] if same is None else [same]
-            db_hh[d] = torch.cat(sums)  # memory of its own: callers may change gradients in place
-        if need_w_hh[d]:
-            dw_hh[d] = torch.cat([_hidden_product(part, y, call, d) for part in dgh])
-        if call.w_hr and need_w_hr[d]:
-            R, H = call.w_hr[d].shape
-            dw_hr[d] = dproj[:, :, d].reshape(T * B, R).t() @ h_raw[:, :, d].reshape(T * B, H)
-    if dx is not None:
-        dx = dx.view(T, B, I)
-    return dx, dw_ih, dw_hh, db_ih, db_hh, dw_hr, dh0, dc0 if call.c0 is not None else None
-
-
-def _hidden_product(dgh: Tensor, y: Tensor, call: Call, d: int) -> Tensor:
-    """Sum over steps and rows of ``dgh^T h``, with the h that entered each step: [N, R].
-
-    ``dgh`` is [T, B, N]. The h of all steps but a row's first stands in ``y``, so nothing is
-    copied unless there are resets; the first step takes ``h0``.
-    """
-    T, B, N = dgh.shape
-    R = call.h0.size(2)
-    if T == 0:
-        return dgh.new_zeros((N, R))
-    h = y[:, :, d * R : (d + 1) * R]
-    h0 = call.h0[d]
-    if d == 0:
-        first, later, h = dgh[0], dgh[1:], h[:-1]
-        if call.reset is not None:
-            h0 = h0.masked_fill(call.reset[0][:, None], 0)
-    else:
-        first, later, h = dgh[-1], dgh[:-1], h[1:]
-        if call.lengths is not None:
-            last = (call.lengths - 1).clamp(min=0)[None, :, None].expand(1, B, N)
-            first = dgh.gather(0, last)[0]
-    if call.lengths is not None:
-        h0 = h0.masked_fill((call.lengths == 0)[:, None], 0)
-    if call.reset is not None:
-        h = h.masked_fill(call.reset[1:, :, None], 0)  # [T-1, B, R]
-    steps = (T - 1) * B
-    return torch.addmm(first.t() @ h0, later.reshape(steps, N).t(), h.reshape(steps, R))
-
-
-def _differentiable_gradients(
-    call: Call, douts: tuple[MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor]
-) -> tuple[Any, ...]:
-    """The same gradients as functions of all inputs, through the reference, for double backward."""
-
-    def alias(t: Tensor) -> Tensor:
-        # A node of its own: no path from one input to another counts.
-        return t.view_as(t)
-
-    def aliases(tensors: list[Tensor]) -> list[Tensor]:
-        return [alias(t) for t in tensors]
-
-    flow, norms = call.flow, list[Tensor]()
-    call = call._replace(
-        x=alias(call.x),
-        w_ih=aliases(call.w_ih),
-        w_hh=aliases(call.w_hh),
-        b_ih=aliases(call.b_ih),
-        b_hh=aliases(call.b_hh),
-        w_hr=aliases(call.w_hr),
-        h0=alias(call.h0),
-        c0=None if call.c0 is None else alias(call.c0),
+    x: Tensor,
+    w_ih: list[Tensor],
+    w_hh: list[Tensor],
+    b_ih: list[Tensor],
+    b_hh: list[Tensor],
+    w_hr: list[Tensor],
+    h0: Tensor,
+    c0: MaybeTensor,
+    lengths: MaybeTensor,
+    reset: MaybeTensor,
+    window: int,
+    clip: str,
+    bound: float,
+    wanted: list[int],
+    flow: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """The gradients of a layer as functions of all inputs, through the reference."""
+    inputs: list[Any] = [x, h0, c0, *w_ih, *w_hh, *b_ih, *b_hh, *w_hr]
+    for i, t in enumerate(inputs):
+        if i in wanted and not t.requires_grad:  # torch.func asks outside of its transform
+            inputs[i] = t.detach().requires_grad_()
+        elif t is not None:  # a node of its own: no path from one input to another counts
+            inputs[i] = t.view_as(t)
+    x, h0, c0, *rest = inputs
+    weights = iter(rest)
+    norms: list[Tensor] = []
+    call = Call(
+        cell,
+        x,
+        *(list(islice(weights, len(group))) for group in (w_ih, w_hh, b_ih, b_hh, w_hr)),
+        h0,
+        c0,
+        lengths,
+        reset,
         all_c=True,
-        flow=None if flow is None else norms.append,
+        window=window,
+        clip=Clip(clip, bound),
+        flow=norms.append if flow else None,
     )
-    inputs = call.tensors
     pairs = [
         (out, dout)
-        for out, dout in zip(reference.run(call), douts, strict=True)
+        for out, dout in zip(reference.run(call), (dy, dh_n, dc_n, dc), strict=True)
         if out is not None and dout is not None and out.requires_grad
     ]
-    wanted = [t for t in inputs if t.requires_grad]
     found = torch.autograd.grad(
         [out for out, _ in pairs],
-        wanted,
+        [inputs[i] for i in wanted],
         [dout for _, dout in pairs],
         create_graph=True,
-        allow_unused=True,
+        materialize_grads=True,
     )
-    if flow is not None and norms:
-        flow(norms[0])  # a backward through this graph hands over more, which are no dL/dh_t
-    grads = {id(t): grad for t, grad in zip(wanted, found, strict=True)}
-
-    def of(tensors: list[Tensor]) -> list[MaybeTensor]:
-        return [grads.get(id(t)) for t in tensors]
-
-    (dx,), (dh0,) = of([call.x]), of([call.h0])
-    lists = [of(w) for w in (call.w_ih, call.w_hh, call.b_ih, call.b_hh, call.w_hr)]
-    return dx, *lists, dh0, None if call.c0 is None else grads.get(id(call.c0))
+    # A backward through this graph hands over more norms, which are none of dL/dh_t.
+    return list(found), norms[0] if norms else x.new_zeros(*x.shape[:2], len(w_hh))
 
 
 if _C is not None:
     torch.library.register_fake("rnnkernels::sequence_forward", _fake_forward)
     torch.library.register_fake("rnnkernels::sequence_backward", _fake_backward)
-    torch.library.register_autograd(
-        "rnnkernels::sequence_forward", _backward, setup_context=_setup_context
+    torch.library.register_fake("rnnkernels::sequence_backward_", _fake_backward_over_saved)
+    torch.library.impl("rnnkernels::sequence_gradients", "CompositeImplicitAutograd")(
+        _differentiable_gradients
     )

@@ -104,6 +104,17 @@ def test_matches_cpu_backend(ops, case):
     assert max(map(op_parity.error, back, want)) <= 1e-12
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.cell in op_parity.OVER_SAVED], ids=str)
+def test_gates_written_over_saved_values(ops, case):
+    """The same bits as in memory of their own."""
+    call = op_parity.make(case, torch.float32)
+    out = op_parity.forward(ops, call)
+    grads = op_parity.random_gradients(call, out)
+    want = op_parity.backward(ops, call, out, grads)
+    got = op_parity.backward_over_saved(ops, call, out, grads)
+    assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
 def test_norms_of_any_size(ops, scale):
     """Squares of these gradients are no numbers of float32; gradients grow as the loss does."""

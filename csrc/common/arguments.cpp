@@ -18,11 +18,10 @@ const CellInfo& find_cell(std::string_view name) {
         [&](auto cell) { t.push_back({int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A}); });
     return t;
   }();
-  std::string known;
-  for (const CellInfo& info : table) {
+  for (const CellInfo& info : table)
     if (info.name == name) return info;
-    known += (known.empty() ? "" : ", ") + std::string(info.name);
-  }
+  std::string known;
+  for (const CellInfo& info : table) known += (known.empty() ? "" : ", ") + std::string(info.name);
   TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", got '", name, "'");
 }
 
@@ -200,6 +199,11 @@ Sizes check(BackwardArguments& a) {
     like.tensor(a.c, "c", {n.T, B, n.D, n.H}, "time, batch, directions, hidden");
   }
   if (a.cell.K) like.tensor(a.saved, "saved", {n.T, B, n.D, a.cell.K * n.H}, "time, batch, directions, saved * hidden");
+  if (a.over_saved) {
+    TORCH_CHECK_VALUE(a.cell.K > 0 && a.cell.K == a.cell.G + a.cell.A, "saved: a cell '", a.cell.name,
+                      "' saves values of another size than the gradients of its gates. Call sequence_backward.");
+    TORCH_CHECK(a.saved.is_contiguous(), "saved: expected contiguous memory to write over. Call sequence_backward.");
+  }
   like.rows(a.lengths, a.reset, n.T, B);
   TORCH_CHECK_VALUE(a.window >= 0, "window: expected a number of steps, or 0 for none, got ", a.window);
   for (Tensor* t : {&a.h0, &a.y, &a.c, &a.saved}) make_contiguous(*t);
@@ -248,7 +252,7 @@ BackwardTensors prepare(const BackwardArguments& a, const Sizes& n) {
   const auto options = a.y.options();
   t.w_hh = contiguous(a.w_hh);
   t.w_hr = contiguous(a.w_hr);
-  t.dgates = fresh({n.T, n.B, n.D, (a.cell.G + a.cell.A) * n.H}, options);
+  t.dgates = a.over_saved ? a.saved : fresh({n.T, n.B, n.D, (a.cell.G + a.cell.A) * n.H}, options);
   t.dh0 = fresh({n.D, n.B, n.R}, options);
   t.dc0 = a.cell.S > 1 ? fresh({n.D, n.B, n.H}, options) : nothing(a.y);
   t.dproj = t.w_hr.empty() ? nothing(a.y) : fresh({n.T, n.B, n.D, n.R}, options);

@@ -46,7 +46,8 @@ struct BackwardArguments {
   OptionalTensor lengths, reset;
   int64_t window;  // 0: none
   Clip clip;
-  bool flow;  // keep the norms of the gradients of all h
+  bool flow;        // keep the norms of the gradients of all h
+  bool over_saved;  // write dgates over saved
 };
 Clip find_clip(std::string_view kind, double bound);
 

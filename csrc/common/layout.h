@@ -134,7 +134,7 @@ struct Backward {
   const IO* y;                     // [T, B, D*R]
   const IO* c;                     // [T, B, D, H] or null
   const IO* saved;                 // [T, B, D, K*H] or null
-  IO* dgates;                      // [T, B, D, (G+A)*H]
+  IO* dgates;                      // [T, B, D, (G+A)*H]; may be saved itself where K == G + A
   IO* dproj;                       // [T, B, D, R] or null: gradient of the projected h, for dW_hr
   IO* dh0;                         // [D, B, R]
   IO* dc0;                         // [D, B, H] or null

@@ -1,6 +1,7 @@
-// The two ops: their schemas, and how a backend implements and registers them.
+// The ops: their schemas, how a backend implements and registers them, and how C++ calls them.
 #pragma once
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "common/arguments.h"
@@ -9,11 +10,12 @@ namespace rnn {
 
 using ForwardResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardOverSavedResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Shapes: layout.h. Lists hold one tensor per direction; biases and w_hr are empty lists where there are none.
 // `save` keeps what backward needs, `all_c` keeps all c, `flow` the norm of the gradient of every h; an output that is
 // not kept is an empty tensor. `window` (0: none), `clip` and `bound` (layout.h, clip.h) say how backward goes; forward
-// takes them for its backward alone.
+// takes them for its backward alone. `sequence_backward_` writes dgates over `saved`, where a cell's K is G + A.
 inline void define_sequence_ops(torch::Library& library) {
   library.def(
       "sequence_forward(str cell, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, "
@@ -25,6 +27,74 @@ inline void define_sequence_ops(torch::Library& library) {
       "Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor saved, Tensor? lengths, Tensor? reset, int window, "
       "str clip, float bound, bool flow) -> (Tensor dgates, Tensor dh0, Tensor dc0, Tensor dproj, "
       "Tensor flow)");
+  library.def(
+      "sequence_backward_(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, "
+      "Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor(a!) saved, Tensor? lengths, Tensor? reset, "
+      "int window, str clip, float bound, bool flow) -> (Tensor dh0, Tensor dc0, Tensor dproj, Tensor flow)");
+}
+
+// The gradients of sequence_forward's inputs as differentiable functions of these and of the gradients of its results,
+// written in Python: those at the positions `wanted` of x, h0, c0 and all weights; and, with `flow`, what
+// sequence_backward calls so.
+inline void define_differentiable_op(torch::Library& library) {
+  library.def(
+      "sequence_gradients(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor x, Tensor[] w_ih, "
+      "Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor? lengths, "
+      "Tensor? reset, int window, str clip, float bound, int[] wanted, bool flow) -> (Tensor[] gradients, Tensor "
+      "flow)");
+}
+
+using ForwardSchema = ForwardResults(c10::string_view, const Tensor&, TensorList, TensorList, TensorList, TensorList,
+                                     TensorList, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                     const OptionalTensor&, bool, bool, int64_t, int64_t, c10::string_view, double);
+template <class Results>
+using BackwardSchema = Results(c10::string_view, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                               const OptionalTensor&, TensorList, TensorList, const Tensor&, const OptionalTensor&,
+                               const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                               const OptionalTensor&, int64_t, c10::string_view, double, bool);
+using GradientsSchema = std::tuple<std::vector<Tensor>, Tensor>(
+    c10::string_view, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    const Tensor&, TensorList, TensorList, TensorList, TensorList, TensorList, const Tensor&, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, int64_t, c10::string_view, double, at::IntArrayRef, bool);
+
+template <class Schema>
+c10::TypedOperatorHandle<Schema> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
+}
+inline const auto& forward_op() {
+  static const auto op = find_op<ForwardSchema>("rnnkernels::sequence_forward");
+  return op;
+}
+inline const auto& backward_op() {
+  static const auto op = find_op<BackwardSchema<BackwardResults>>("rnnkernels::sequence_backward");
+  return op;
+}
+inline const auto& backward_over_saved_op() {
+  static const auto op = find_op<BackwardSchema<BackwardOverSavedResults>>("rnnkernels::sequence_backward_");
+  return op;
+}
+inline const auto& gradients_op() {
+  static const auto op = find_op<GradientsSchema>("rnnkernels::sequence_gradients");
+  return op;
+}
+
+template <class Results, BackwardResults (*backward)(BackwardArguments&)>
+Results run_backward(c10::string_view cell, const OptionalTensor& dy, const OptionalTensor& dh_n,
+                     const OptionalTensor& dc_n, const OptionalTensor& dc, TensorList w_hh, TensorList w_hr,
+                     const Tensor& h0, const OptionalTensor& c0, const Tensor& y, const Tensor& c, const Tensor& saved,
+                     const OptionalTensor& lengths, const OptionalTensor& reset, int64_t window, c10::string_view clip,
+                     double bound, bool flow) {
+  constexpr bool over_saved = std::is_same_v<Results, BackwardOverSavedResults>;
+  BackwardArguments a{
+      find_cell(cell),        dy,   dh_n,      dc_n, dc, w_hh, w_hr, h0, c0, y, c, saved, lengths, reset, window,
+      find_clip(clip, bound), flow, over_saved};
+  BackwardResults results = backward(a);
+  if constexpr (over_saved) {
+    auto [dgates, dh0, dc0, dproj, norms] = std::move(results);
+    return {dh0, dc0, dproj, norms};
+  } else {
+    return results;
+  }
 }
 
 // Registers a backend's forward(ForwardArguments&) and backward(BackwardArguments&) in its TORCH_LIBRARY_IMPL block.
@@ -38,17 +108,8 @@ void register_sequence_ops(torch::Library& library) {
     ForwardArguments a{find_cell(cell), x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, save, all_c, layer};
     return forward(a);
   });
-  library.impl(
-      "sequence_backward",
-      [](c10::string_view cell, const OptionalTensor& dy, const OptionalTensor& dh_n, const OptionalTensor& dc_n,
-         const OptionalTensor& dc, TensorList w_hh, TensorList w_hr, const Tensor& h0, const OptionalTensor& c0,
-         const Tensor& y, const Tensor& c, const Tensor& saved, const OptionalTensor& lengths,
-         const OptionalTensor& reset, int64_t window, c10::string_view clip, double bound, bool flow) {
-        BackwardArguments a{
-            find_cell(cell),        dy,  dh_n, dc_n, dc, w_hh, w_hr, h0, c0, y, c, saved, lengths, reset, window,
-            find_clip(clip, bound), flow};
-        return backward(a);
-      });
+  library.impl("sequence_backward", run_backward<BackwardResults, backward>);
+  library.impl("sequence_backward_", run_backward<BackwardOverSavedResults, backward>);
 }
 
 }  // namespace rnn
