@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include "autograd/cell_step.h"
 #include "autograd/node.h"
 #include "common/cells.h"
 #include "cpu/kernels.h"
@@ -56,4 +57,11 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_flow_sink", &rnn::set_flow_sink, py::arg("sink").none(true),
              "Has `sink` called with |dL/dh_t| [T, B, D] by every backward of this thread's next sequence_forward that "
              "makes a graph. None takes it back.");
+
+  static PyMethodDef cell_step{"cell_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cell_step)),
+                               METH_FASTCALL,
+                               "cell_step(cell, parameters, input_size, hidden_size, input, hx)\n\nThe next state of a "
+                               "cell with these parameters (a "
+                               "module's dictionary of them), or None where anything is unusual."};
+  module.add_object("cell_step", py::reinterpret_steal<py::object>(PyCFunction_New(&cell_step, nullptr)));
 }

@@ -1,6 +1,6 @@
 """The compiled part; importing it registers ``torch.ops.rnnkernels.*``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,16 @@ def build_info() -> dict[str, Any]:
 
 def cell_table() -> list[dict[str, Any]]:
     """The cells as C++ knows them: name, gates and the sizes of the cell contract."""
+
+def cell_step(
+    cell: str,
+    parameters: Mapping[str, Tensor | None],
+    input_size: int,
+    hidden_size: int,
+    input: Any,
+    hx: Any,
+) -> Any:
+    """The next state of a cell with these parameters, or None where anything is unusual."""
 
 def set_flow_sink(sink: Callable[[Tensor], None] | None) -> None:
     """Has ``sink`` called with |dL/dh_t| [T, B, D] by every backward of this thread's next

@@ -110,6 +110,19 @@ def asked_for(name: str | None) -> str:
     return next((wish for wish in wishes if wish is not None), "auto")
 
 
+def undisturbed(name: str | None) -> bool:
+    """Whether kernels may run without a :class:`Call`: nobody compiles, asks for a backend or
+    looks on."""
+    return (
+        not torch.compiler.is_compiling()
+        and name is None
+        and _chosen is None
+        and _environment is None
+        and _observer is None
+        and ops.missing is None
+    )
+
+
 def select(call: Call, name: str | None = None) -> Backend:
     """The backend that runs this call.
 

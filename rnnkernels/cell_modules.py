@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnnkernels import backends, checks, functional
+from rnnkernels import backends, checks, functional, ops
 from rnnkernels.cells import CELLS
 from rnnkernels.stack import LayerWeights, State
 
@@ -48,6 +48,12 @@ class RNNCellBase(nn.RNNCellBase):
         self.backend = backend
 
     def _step(self, input: Tensor, hx: State | None) -> State:
+        if backends.undisturbed(self.backend):
+            state: State | None = ops.cell_step(
+                self.cell, self._parameters, self.input_size, self.hidden_size, input, hx
+            )
+            if state is not None:
+                return state
         weights = LayerWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         kind = type(self).__name__
         sizes = self.input_size, self.hidden_size

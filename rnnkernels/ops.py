@@ -42,6 +42,10 @@ def build_info() -> dict[str, Any]:
     return {} if _C is None else dict(_C.build_info())
 
 
+if _C is not None:
+    #: The short way of a cell: the state after one step, or None where anything is unusual.
+    cell_step = _C.cell_step
+
 #: Types of device that the compiled part brings kernels for.
 kernel_devices: frozenset[str] = frozenset(
     device
@@ -210,12 +214,17 @@ def _differentiable_gradients(
         elif t is not None:  # a node of its own: no path from one input to another counts
             inputs[i] = t.view_as(t)
     x, h0, c0, *rest = inputs
-    weights = iter(rest)
+    weights, groups = iter(rest), (w_ih, w_hh, b_ih, b_hh, w_hr)
+    w_ih, w_hh, b_ih, b_hh, w_hr = (list(islice(weights, len(group))) for group in groups)
     norms: list[Tensor] = []
     call = Call(
         cell,
         x,
-        *(list(islice(weights, len(group))) for group in (w_ih, w_hh, b_ih, b_hh, w_hr)),
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        w_hr,
         h0,
         c0,
         lengths,
