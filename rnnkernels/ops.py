@@ -162,6 +162,7 @@ def _fake_backward(
     clip: str,
     bound: float,
     flow: bool,
+    initial: bool = True,
 ) -> tuple[Tensor, ...]:
     _same_device(y, dy=dy, dh_n=dh_n, dc_n=dc_n, dc=dc, w_hh=w_hh, w_hr=w_hr, h0=h0, c0=c0)
     _same_device(y, c=c, saved=saved, lengths=lengths, reset=reset)
@@ -170,8 +171,8 @@ def _fake_backward(
     contract = CELLS[cell]
     return (
         y.new_empty((T, B, D, (contract.G + contract.A) * H)),
-        y.new_empty((D, B, R)),
-        y.new_empty((0,) if c0 is None else (D, B, H)),
+        y.new_empty((D, B, R) if initial else (0,)),
+        y.new_empty((D, B, H) if initial and c0 is not None else (0,)),
         y.new_empty((T, B, D, R) if len(w_hr) > 0 else (0,)),
         y.new_empty(
             (T, B, D) if flow else (0,),

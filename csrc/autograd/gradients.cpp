@@ -26,19 +26,12 @@ namespace {
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
-// Steps of a [T*B, N] matrix, or columns of one; the matrix itself where that is known to be all of it.
-Tensor steps(const Tensor& t, const SymInt& first, const SymInt& rows) { return t.narrow_symint(0, first, rows); }
-Tensor columns(const Tensor& t, const SymInt& first, const SymInt& width, bool whole) {
-  return whole ? t : t.narrow_symint(1, first, width);
-}
-
 // Columns of the gradients of the gates [T*B, N], and the rows of the weights that they belong to.
 struct Part {
-  Tensor dgh;
-  SymInt first, width;
+  SymInt column, row, width;
 };
 
-// The products of one layer over the gradients of its gates.
+// The products and sums of one layer over the gradients of its gates.
 class Products {
  public:
   Products(const Settings& settings, const Inputs& in, const OptionalTensor& lengths, const OptionalTensor& reset,
@@ -47,31 +40,26 @@ class Products {
         lengths_(lengths),
         reset_(reset),
         kept_(kept),
+        dproj_(dproj),
         D_(in.weights(kWHh).size()),
+        apart_(find_cell(settings.cell).A > 0),
         T_(in.x().sym_size(0)),
         B_(in.x().sym_size(1)),
         R_(in.h0().sym_size(2)),
-        rows_(in.weights(kWHh)[0].sym_size(0)),
-        dproj_(dproj) {
+        rows_(in.weights(kWHh)[0].sym_size(0)) {
     const CellInfo& cell = find_cell(settings.cell);
-    apart_ = cell.A ? rows_ / cell.G * cell.A : SymInt(0);
-    has_apart_ = cell.A > 0;
-    dgates_ = dgates.view_symint({T_ * B_, D_ * (rows_ + apart_)});
-    x_ = in.x().reshape_symint({T_ * B_, in.x().sym_size(2)});
+    const SymInt width = rows_ / cell.G * cell.A;  // of the gates whose hidden part is kept apart
+    columns_ = rows_ + width;
+    hidden_ = {{0, 0, rows_ - width}};
+    if (apart_) hidden_.push_back({rows_, rows_ - width, width});
+    dgates_ = dgates.view_symint({T_ * B_, D_ * columns_});
   }
 
-  void add(int64_t d, const std::vector<bool>& wanted, std::vector<Tensor>& grads) const {
+  void add(int64_t d, const std::vector<bool>& wanted, std::vector<Tensor>& grads) {
     const auto want = [&](Weight kind) {
       return in_.weights(kind).size() > 0 && wanted[in_.index(kind, d)] ? &grads[in_.index(kind, d)] : nullptr;
     };
-    const SymInt start = d * (rows_ + apart_);
-    const Tensor dgx = columns(dgates_, start, rows_, D_ == 1 && !has_apart_);  // [T*B, G*H]
-    std::vector<Part> parts{{dgx, 0, rows_}};
-    if (has_apart_) {
-      const SymInt same = rows_ - apart_;
-      parts = {{columns(dgates_, start, same, false), 0, same},
-               {columns(dgates_, start + rows_, apart_, false), same, apart_}};
-    }
+    const Tensor dgx = columns(d, {0, 0, rows_});
     if (wanted[Inputs::kX]) {
       Tensor& dx = grads[Inputs::kX];
       const Tensor& w_ih = in_.weights(kWIh)[d];
@@ -81,14 +69,17 @@ class Products {
         dx = at::mm(dgx, w_ih);
       }
     }
-    if (Tensor* dw_ih = want(kWIh)) *dw_ih = at::mm(dgx.t(), x_);
-    Tensor* const db_ih = want(kBIh);
-    if (db_ih) *db_ih = dgx.sum(0);
-    if (Tensor* db_hh = want(kBHh)) *db_hh = hidden_bias(parts, db_ih);
+    if (Tensor* dw_ih = want(kWIh)) *dw_ih = at::mm(dgx.t(), in_.x().reshape_symint({T_ * B_, in_.x().sym_size(2)}));
     if (Tensor* dw_hh = want(kWHh)) {
-      *dw_hh = at::empty_symint({rows_, R_}, dgates_.options());
-      for (const Part& part : parts) hidden_product(d, part.dgh, dw_hh->narrow_symint(0, part.first, part.width));
+      if (apart_) *dw_hh = at::empty_symint({rows_, R_}, dgates_.options());
+      for (const Part& part : hidden_) {
+        Tensor rows = apart_ ? dw_hh->narrow_symint(0, part.row, part.width) : Tensor();
+        hidden_product(d, columns(d, part), rows);
+        if (!apart_) *dw_hh = rows;
+      }
     }
+    if (Tensor* db_ih = want(kBIh)) *db_ih = bias(d, {{0, 0, rows_}});
+    if (Tensor* db_hh = want(kBHh)) *db_hh = bias(d, hidden_);
     if (Tensor* dw_hr = want(kWHr)) {
       const auto flat = [&](const Tensor& t) { return t.select(2, d).reshape_symint({T_ * B_, t.sym_size(3)}); };
       *dw_hr = at::mm(flat(dproj_).t(), flat(kept_.h_raw));
@@ -96,49 +87,66 @@ class Products {
   }
 
  private:
-  // Memory of its own even where db_ih holds the same numbers: callers may change gradients in place.
-  Tensor hidden_bias(const std::vector<Part>& parts, const Tensor* db_ih) const {
-    if (!has_apart_) return db_ih ? db_ih->clone() : parts[0].dgh.sum(0);
-    const Tensor same = db_ih ? db_ih->narrow_symint(0, 0, parts[0].width) : parts[0].dgh.sum(0);
-    return at::cat({same, parts[1].dgh.sum(0)});
+  // Columns of direction d [T*B, N].
+  Tensor columns(int64_t d, const Part& part) const {
+    const bool all = D_ == 1 && !apart_;
+    return all ? dgates_ : dgates_.narrow_symint(1, d * columns_ + part.column, part.width);
+  }
+
+  // The sums over all columns are taken once, and copied: every bias has a gradient of its own, which callers may
+  // change.
+  Tensor bias(int64_t d, const std::vector<Part>& parts) {
+    const bool one_row = T_.maybe_as_int() == 1 && B_.maybe_as_int() == 1;
+    if (!sums_.defined()) sums_ = one_row ? dgates_.select(0, 0) : dgates_.sum(0);
+    std::vector<Tensor> of;
+    for (const Part& part : parts) of.push_back(sums_.narrow_symint(0, d * columns_ + part.column, part.width));
+    return of.size() == 1 ? of[0].clone() : at::cat(of);
   }
 
   // out [N, R] = the sum over steps and rows of dgh^T h, with the h that entered each step; dgh [T*B, N]. The h of all
   // steps but a row's first stands in y, so nothing is copied unless there are resets; the first step takes h0.
-  void hidden_product(int64_t d, const Tensor& dgh, Tensor out) const {
-    if (T_.maybe_as_int() == 0) {
-      out.zero_();
+  // An undefined out is allocated.
+  void hidden_product(int64_t d, const Tensor& dgh, Tensor& out) const {
+    const SymInt later = (T_ - 1) * B_, N = dgh.sym_size(1);
+    const auto steps = [](const Tensor& t, const SymInt& from, const SymInt& n) { return t.narrow_symint(0, from, n); };
+    const std::optional<int64_t> known = T_.maybe_as_int();
+    if (known == 0) {
+      out = out.defined() ? out.zero_() : at::zeros_symint({N, R_}, dgh.options());
       return;
     }
-    const SymInt later = (T_ - 1) * B_;
-    Tensor first = steps(dgh, d == 0 ? 0 : later, B_), h0 = in_.h0().select(0, d);
+    Tensor first = known == 1 ? dgh : steps(dgh, d == 0 ? 0 : later, B_), h0 = in_.h0().select(0, d);
     if (d == 0 && reset_) h0 = h0.masked_fill(reset_->select(0, 0).unsqueeze(1), 0);
     if (d == 1 && lengths_) {
       const Tensor last = (*lengths_ - 1).clamp_min(0).view_symint({1, B_, 1});
-      first =
-          dgh.view_symint({T_, B_, dgh.sym_size(1)}).gather(0, last.expand_symint({1, B_, dgh.sym_size(1)})).squeeze(0);
+      first = dgh.view_symint({T_, B_, N}).gather(0, last.expand_symint({1, B_, N})).squeeze(0);
     }
     if (lengths_) h0 = h0.masked_fill((*lengths_ == 0).unsqueeze(1), 0);
-    at::mm_out(out, first.t(), h0);
-    if (T_.maybe_as_int() == 1) return;
+    if (out.defined()) {
+      at::mm_out(out, first.t(), h0);
+    } else {
+      out = at::mm(first.t(), h0);
+    }
+    if (known == 1) return;
 
-    Tensor h = columns(kept_.y.view_symint({T_ * B_, D_ * R_}), d * R_, R_, D_ == 1);
+    Tensor h = kept_.y.view_symint({T_ * B_, D_ * R_});
+    if (D_ > 1) h = h.narrow_symint(1, d * R_, R_);
     h = steps(h, d == 0 ? SymInt(0) : B_, later);
-    if (reset_) h = h.masked_fill(reset_->narrow_symint(0, 1, T_ - 1).reshape_symint({later, 1}), 0);
+    if (reset_) h = h.masked_fill(steps(*reset_, 1, T_ - 1).reshape_symint({later, 1}), 0);
     out.addmm_(steps(dgh, d == 0 ? B_ : SymInt(0), later).t(), h);
   }
 
   const Inputs& in_;
   const OptionalTensor &lengths_, &reset_;
   const Kept& kept_;
-  const int64_t D_;
-  const SymInt T_, B_, R_;
-  const SymInt rows_;  // of the weights: G*H
-  SymInt apart_;       // of them, in the last A gates
-  bool has_apart_;
-  Tensor dgates_;        // [T*B, D*(G+A)*H]
   const Tensor& dproj_;  // [T, B, D, R]
-  Tensor x_;             // [T*B, I]
+  const int64_t D_;
+  const bool apart_;  // the cell keeps hidden gradients apart
+  const SymInt T_, B_, R_;
+  const SymInt rows_;         // of the weights: G*H
+  SymInt columns_;            // of one direction: (G+A)*H
+  std::vector<Part> hidden_;  // the gradient of gh
+  Tensor dgates_;             // [T*B, D*(G+A)*H]
+  Tensor sums_;               // [D*(G+A)*H] once a bias has asked for them
 };
 
 }  // namespace
@@ -151,7 +159,7 @@ Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTe
   const auto run = [&](const auto& op) {
     return op.call(settings.cell, optional(out[0]), optional(out[1]), optional(out[2]), optional(out[3]),
                    in.weights(kWHh), in.weights(kWHr), in.h0(), in.c0(), kept.y, kept.c, kept.saved, lengths, reset,
-                   settings.window, settings.clip, settings.bound, flow);
+                   settings.window, settings.clip, settings.bound, flow, wanted[Inputs::kH0] || wanted[Inputs::kC0]);
   };
   if (overwrite) {
     dgates = kept.saved;
@@ -159,12 +167,12 @@ Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTe
   } else {
     std::tie(dgates, dh0, dc0, dproj, result.flow) = run(backward_op());
   }
-  const Products products(settings, in, lengths, reset, kept, dgates, dproj);
+  Products products(settings, in, lengths, reset, kept, dgates, dproj);
   for (size_t d = 0; d < in.weights(kWHh).size(); ++d) products.add(int64_t(d), wanted, result.all);
   Tensor& dx = result.all[Inputs::kX];
   if (dx.defined()) dx = dx.view_symint(in.x().sym_sizes());
-  result.all[Inputs::kH0] = dh0;
-  if (in.c0()) result.all[Inputs::kC0] = dc0;
+  if (wanted[Inputs::kH0]) result.all[Inputs::kH0] = dh0;
+  if (wanted[Inputs::kC0]) result.all[Inputs::kC0] = dc0;
   return result;
 }
 

@@ -253,8 +253,8 @@ BackwardTensors prepare(const BackwardArguments& a, const Sizes& n) {
   t.w_hh = contiguous(a.w_hh);
   t.w_hr = contiguous(a.w_hr);
   t.dgates = a.over_saved ? a.saved : fresh({n.T, n.B, n.D, (a.cell.G + a.cell.A) * n.H}, options);
-  t.dh0 = fresh({n.D, n.B, n.R}, options);
-  t.dc0 = a.cell.S > 1 ? fresh({n.D, n.B, n.H}, options) : nothing(a.y);
+  t.dh0 = a.initial ? fresh({n.D, n.B, n.R}, options) : nothing(a.y);
+  t.dc0 = a.initial && a.cell.S > 1 ? fresh({n.D, n.B, n.H}, options) : nothing(a.y);
   t.dproj = t.w_hr.empty() ? nothing(a.y) : fresh({n.T, n.B, n.D, n.R}, options);
   const auto wide = options.dtype(a.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   t.flow = a.flow ? at::empty({n.T, n.B, n.D}, wide) : at::empty({0}, wide);

@@ -47,6 +47,7 @@ struct BackwardArguments {
   int64_t window;  // 0: none
   Clip clip;
   bool flow;        // keep the norms of the gradients of all h
+  bool initial;     // compute the gradients of h0 and c0
   bool over_saved;  // write dgates over saved
 };
 Clip find_clip(std::string_view kind, double bound);

@@ -136,7 +136,7 @@ struct Backward {
   const IO* saved;                 // [T, B, D, K*H] or null
   IO* dgates;                      // [T, B, D, (G+A)*H]; may be saved itself where K == G + A
   IO* dproj;                       // [T, B, D, R] or null: gradient of the projected h, for dW_hr
-  IO* dh0;                         // [D, B, R]
+  IO* dh0;                         // [D, B, R] or null: not asked for
   IO* dc0;                         // [D, B, H] or null
   Arithmetic<IO>* flow;            // [T, B, D] or null: norm of the gradient of the h of each step, not kept
 };

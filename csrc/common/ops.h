@@ -13,9 +13,10 @@ using BackwardResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardOverSavedResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Shapes: layout.h. Lists hold one tensor per direction; biases and w_hr are empty lists where there are none.
-// `save` keeps what backward needs, `all_c` keeps all c, `flow` the norm of the gradient of every h; an output that is
-// not kept is an empty tensor. `window` (0: none), `clip` and `bound` (layout.h, clip.h) say how backward goes; forward
-// takes them for its backward alone. `sequence_backward_` writes dgates over `saved`, where a cell's K is G + A.
+// `save` keeps what backward needs, `all_c` keeps all c, `flow` the norm of the gradient of every h, `initial` the
+// gradients of h0 and c0; an output that is not kept is an empty tensor. `window` (0: none), `clip` and `bound`
+// (layout.h, clip.h) say how backward goes; forward takes them for its backward alone. `sequence_backward_` writes
+// dgates over `saved`, where a cell's K is G + A.
 inline void define_sequence_ops(torch::Library& library) {
   library.def(
       "sequence_forward(str cell, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, "
@@ -25,12 +26,13 @@ inline void define_sequence_ops(torch::Library& library) {
   library.def(
       "sequence_backward(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, Tensor[] w_hr, "
       "Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor saved, Tensor? lengths, Tensor? reset, int window, "
-      "str clip, float bound, bool flow) -> (Tensor dgates, Tensor dh0, Tensor dc0, Tensor dproj, "
+      "str clip, float bound, bool flow, bool initial=True) -> (Tensor dgates, Tensor dh0, Tensor dc0, Tensor dproj, "
       "Tensor flow)");
   library.def(
       "sequence_backward_(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, "
       "Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor(a!) saved, Tensor? lengths, Tensor? reset, "
-      "int window, str clip, float bound, bool flow) -> (Tensor dh0, Tensor dc0, Tensor dproj, Tensor flow)");
+      "int window, str clip, float bound, bool flow, bool initial=True) -> (Tensor dh0, Tensor dc0, Tensor dproj, "
+      "Tensor flow)");
 }
 
 // The gradients of sequence_forward's inputs as differentiable functions of these and of the gradients of its results,
@@ -51,7 +53,7 @@ template <class Results>
 using BackwardSchema = Results(c10::string_view, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                                const OptionalTensor&, TensorList, TensorList, const Tensor&, const OptionalTensor&,
                                const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                               const OptionalTensor&, int64_t, c10::string_view, double, bool);
+                               const OptionalTensor&, int64_t, c10::string_view, double, bool, bool);
 using GradientsSchema = std::tuple<std::vector<Tensor>, Tensor>(
     c10::string_view, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const Tensor&, TensorList, TensorList, TensorList, TensorList, TensorList, const Tensor&, const OptionalTensor&,
@@ -83,11 +85,11 @@ Results run_backward(c10::string_view cell, const OptionalTensor& dy, const Opti
                      const OptionalTensor& dc_n, const OptionalTensor& dc, TensorList w_hh, TensorList w_hr,
                      const Tensor& h0, const OptionalTensor& c0, const Tensor& y, const Tensor& c, const Tensor& saved,
                      const OptionalTensor& lengths, const OptionalTensor& reset, int64_t window, c10::string_view clip,
-                     double bound, bool flow) {
+                     double bound, bool flow, bool initial) {
   constexpr bool over_saved = std::is_same_v<Results, BackwardOverSavedResults>;
   BackwardArguments a{
-      find_cell(cell),        dy,   dh_n,      dc_n, dc, w_hh, w_hr, h0, c0, y, c, saved, lengths, reset, window,
-      find_clip(clip, bound), flow, over_saved};
+      find_cell(cell),        dy,   dh_n,    dc_n,      dc, w_hh, w_hr, h0, c0, y, c, saved, lengths, reset, window,
+      find_clip(clip, bound), flow, initial, over_saved};
   BackwardResults results = backward(a);
   if constexpr (over_saved) {
     auto [dgates, dh0, dc0, dproj, norms] = std::move(results);

@@ -162,6 +162,7 @@ class BackwardLoop : LoopBase<IO> {
   void finish(int64_t d, const Block& k, const Share& share, T* product) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
+    if (!p_.dh0) return;
     Base::for_tiles(
         dir.hidden, dir.dgh[0] + (k.first + k.slot) * Cell::G * q.H, Cell::G * q.H, k.last - k.first, share, product,
         [&](int64_t r) { return rows_[k.first + r].length > 0 && q.first(d, rows_[k.first + r]); },
@@ -174,7 +175,7 @@ class BackwardLoop : LoopBase<IO> {
             store(p_.dh0 + q.state_at(d, rows_[r].b, q.R) + i, load(dh + u * kLanes) + around, left(q.R, i));
           }
         });
-    if (!dir.dc) return;
+    if (!p_.dc0) return;
     for_units(cells(d), k, share, [&](int64_t r, int64_t i) {
       if (!q.first(d, rows_[r])) return;
       const V dc = load(dir.dc + (r + k.slot) * padded(q.H) + i);

@@ -20,7 +20,17 @@ template <class IO>
 struct Entry {
   void (*forward)(const Launch&, const Forward<IO>&);
   void (*backward)(const Launch&, const Backward<IO>&);
+  // A single step of one direction, T == 1, without lengths, resets, projection and bounds; units first to last. Given
+  // gh [B, G*H], W_hh h, it takes W_ih x from gx; else it computes both products, of a batch of one row.
+  void (*forward_step)(int cell, const Forward<IO>&, const IO* gh, int64_t first, int64_t last);
+  // Leaves the gradients of gh behind, [B, G*H], and in dh0 what goes around W_hh.
+  void (*backward_step)(int cell, const Backward<IO>&, Arithmetic<IO>* dgh, int64_t first, int64_t last);
+  // out [R] += a [K] * w [K, R], columns first to last.
+  void (*add_product)(const Arithmetic<IO>* a, const IO* w, int64_t K, int64_t R, int64_t first, int64_t last, IO* out);
 };
+
+// Units and columns are shared out in multiples of this, which whole vectors divide.
+constexpr int64_t kStepUnits = 16;
 
 struct Kernels {
   const char* name;

@@ -3,6 +3,7 @@
 
 #include "common/ops.h"
 #include "cpu/kernels.h"
+#include "cpu/single.h"
 
 namespace rnn::cpu {
 namespace {
@@ -60,6 +61,11 @@ void with_launch(int cell, Run&& run) {
 
 ForwardResults forward(ForwardArguments& a) {
   const Sizes n = check(a);
+  if (is_single_step(a, n)) {
+    ForwardResults results;
+    dispatch_dtype(a.x.scalar_type(), [&](const auto& entry) { results = forward_single(a, n, entry); });
+    return results;
+  }
   check_values(a.lengths, n.T);
   const ForwardTensors t = prepare(a, n, Input::kRaw);
   with_launch(a.cell.number, [&](const Launch& launch) {
@@ -71,6 +77,11 @@ ForwardResults forward(ForwardArguments& a) {
 
 BackwardResults backward(BackwardArguments& a) {
   const Sizes n = check(a);
+  if (is_single_step(a, n)) {
+    BackwardResults results;
+    dispatch_dtype(a.y.scalar_type(), [&](const auto& entry) { results = backward_single(a, n, entry); });
+    return results;
+  }
   check_values(a.lengths, n.T);
   const BackwardTensors t = prepare(a, n);
   with_launch(a.cell.number, [&](const Launch& launch) {

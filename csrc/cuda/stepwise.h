@@ -106,6 +106,7 @@ BackwardResults run_backward(BackwardArguments& a, const Launcher& launch) {
       at::linalg_vector_norm_out(norms, dgx, 2, {2});
       launch(BackwardBound<IO>{call, s, c});
     }
+    if (!a.initial) return;
     if (steps > 0) at::bmm_out(dh_through, dgh, w_hh);
     launch(BackwardFinish<IO>{q, n.R, c.dh_through, c.dh, call.dh0});
     if (has_c) launch(BackwardFinish<IO>{q, n.H, nullptr, c.dc, call.dc0});
