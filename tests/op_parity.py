@@ -123,7 +123,7 @@ def forward(ops: Any, call: Call, save: bool = True) -> list[Tensor]:
 
 def backward(ops: Any, call: Call, out: list[Tensor], grads: list[Tensor | None]) -> list[Tensor]:
     """dgates, dh0, dc0, dproj, flow of what forward returned, for those of y, h_n, c_n and c."""
-    return list(ops.sequence_backward(*_backward_arguments(call, out, grads)))
+    return list(ops.sequence_backward(*backward_arguments(call, out, grads)))
 
 
 def backward_over_saved(
@@ -131,10 +131,11 @@ def backward_over_saved(
 ) -> list[Tensor]:
     """The same by the op that writes dgates over what forward saved, here a copy of that."""
     saved = out[5].clone()
-    return [saved, *ops.sequence_backward_(*_backward_arguments(call, [*out[:5], saved], grads))]
+    return [saved, *ops.sequence_backward_(*backward_arguments(call, [*out[:5], saved], grads))]
 
 
-def _backward_arguments(call: Call, out: list[Tensor], grads: list[Tensor | None]) -> list[Any]:
+def backward_arguments(call: Call, out: list[Tensor], grads: list[Tensor | None]) -> list[Any]:
+    """The arguments of `sequence_backward`."""
     y, _, _, c, _, saved = out
     return [
         call.cell_name, *grads, call.w_hh, call.w_hr, call.h0, call.c0, y, c, saved,

@@ -115,6 +115,17 @@ def test_gates_written_over_saved_values(ops, case):
     assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_of_initial_states_that_nobody_wants(ops, case):
+    call = op_parity.make(case, torch.float64)
+    out = op_parity.forward(ops, call)
+    arguments = op_parity.backward_arguments(call, out, op_parity.random_gradients(call, out))
+    want = ops.sequence_backward(*arguments)
+    got = ops.sequence_backward(*arguments, False)
+    assert got[1].shape == got[2].shape == (0,)
+    assert all(torch.equal(got[i], want[i]) for i in (0, 3, 4))
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
 def test_norms_of_any_size(ops, scale):
     """Squares of these gradients are no numbers of float32; gradients grow as the loss does."""
