@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #define RNN_ISA baseline
 #define RNN_ISA_NAME "default"
