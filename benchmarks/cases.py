@@ -1,21 +1,20 @@
-"""The cases: which layers at which sizes."""
+"""What is measured: layers and cells, their sizes, and the work that they do."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
-import rnnkernels as rk
+from rnnkernels.cells import CELLS
 
-LAYERS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
-    "RNN": (nn.RNN, rk.RNN),
-    "LSTM": (nn.LSTM, rk.LSTM),
-    "GRU": (nn.GRU, rk.GRU),
-}
+LAYERS = ("RNN", "LSTM", "GRU")
+SINGLE_STEPS = ("RNNCell", "LSTMCell", "GRUCell")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+#: What is done: no_grad; gradients recorded, forward only; forward and backward; what that takes.
+MODES = ("inference", "forward", "training", "memory")
 
 
 @dataclass(frozen=True)
@@ -34,81 +33,100 @@ class Shape:
         Raises:
             ValueError: not four integers above zero.
         """
-        parts = text.split(",")
-        if len(parts) != 4 or not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) != 4 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
             raise ValueError(f"expected four sizes above zero as T,B,I,H, got {text!r}")
-        return cls(*(int(p) for p in parts))
+        return cls(*map(int, parts))
 
     def __str__(self) -> str:
         return f"{self.T},{self.B},{self.I},{self.H}"
 
 
+def shapes(*texts: str) -> tuple[Shape, ...]:
+    return tuple(map(Shape.parse, texts))
+
+
 #: From single streams to wide batches; small states to states that leave the cache.
-SUITE = tuple(
-    Shape.parse(text)
-    for text in (
-        "64,1,128,128",
-        "256,8,128,256",
-        "128,32,256,256",
-        "128,64,128,512",
-        "50,128,512,512",
-        "1000,2,64,64",
-        "35,20,650,650",
-        "512,16,40,192",
-    )
+SUITE = shapes(
+    "64,1,128,128",
+    "256,8,128,256",
+    "128,32,256,256",
+    "128,64,128,512",
+    "50,128,512,512",
+    "1000,2,64,64",
+    "35,20,650,650",
+    "512,16,40,192",
 )
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The same layer twice, with the same weights: torch.nn's and ours, and input for both."""
+class Case:
+    """One layer at one shape.
 
-    theirs: nn.Module
-    ours: nn.Module
-    x: torch.Tensor  # [T, B, I]
-    dy: torch.Tensor  # [T, B, H]
+    ``threads``: 0 for those of the run. ``window``: of truncated BPTT. ``variant``: tells apart
+    what a suite does in several ways with the same layer.
+    """
 
-    @torch.no_grad()
-    def redraw(self) -> None:
-        """Fills x and dy with new random numbers."""
-        self.x.normal_()
-        self.dy.normal_()
+    cell: str
+    shape: Shape
+    directions: int = 1
+    layers: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 0
+    window: int = 0
+    variant: str = ""
+
+    @property
+    def single_step(self) -> bool:
+        """Whether this is an ``nn.LSTMCell`` or the like."""
+        return self.cell in SINGLE_STEPS
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def gates(self) -> int:
+        name = self.cell.removesuffix("Cell").lower()
+        return CELLS["rnn_tanh" if name == "rnn" else name].G
+
+    def gflop(self, mode: str) -> float:
+        """All products, in 1e9 floating-point operations.
+
+        Forward takes x through W_ih and h through W_hh; backward has two products for each: dx and
+        dW_ih, the gates' gradients through W_hh and dW_hh. The one through W_hh that a sequence,
+        or a window, spares at its first step is counted all the same.
+        """
+        T, B, I, H = self.shape.T, self.shape.B, self.shape.I, self.shape.H
+        D = self.directions
+        inputs = D * (I + (self.layers - 1) * D * H)
+        columns = inputs + D * self.layers * H
+        times = 3 if mode in ("training", "memory") else 1
+        return 2 * times * T * B * self.gates * H * columns / 1e9
+
+    def fields(self) -> dict[str, Any]:
+        """For the record; what is left out has its default."""
+        found: dict[str, Any] = {"cell": self.cell, "shape": str(self.shape), "dtype": self.dtype}
+        for name in ("directions", "layers", "threads", "window", "variant"):
+            if getattr(self, name) != getattr(Case, name):
+                found[name] = getattr(self, name)
+        return found
+
+    def __str__(self) -> str:
+        return label({**self.fields(), "threads": 0})
 
 
-def build(layer: str, shape: Shape, dtype: torch.dtype, seed: int = 0) -> Pair:
-    """A pair of equal layers with random weights and input."""
-    torch.manual_seed(seed)
-    their_class, our_class = LAYERS[layer]
-    theirs = their_class(shape.I, shape.H, dtype=dtype)
-    ours = our_class(shape.I, shape.H, dtype=dtype)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(shape.T, shape.B, shape.I, dtype=dtype, requires_grad=True)
-    return Pair(theirs, ours, x, torch.randn(shape.T, shape.B, shape.H, dtype=dtype))
-
-
-def add_options(parser: argparse.ArgumentParser, suite: Sequence[Shape]) -> None:
-    """Options that select layers, shapes and a dtype; :func:`selected` reads them."""
-    parser.add_argument(
-        "--layer", action="append", choices=sorted(LAYERS), help="default: all; repeatable"
-    )
-    parser.add_argument(
-        "--shape",
-        action="append",
-        type=_shape,
-        metavar="T,B,I,H",
-        help="time, batch, input and hidden size; repeatable; "
-        f"default: {' '.join(map(str, suite))}",
-    )
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-
-
-def selected(args: argparse.Namespace, suite: Sequence[Shape]) -> list[tuple[str, Shape]]:
-    """Every layer at every shape that the options ask for."""
-    return [(layer, shape) for layer in args.layer or LAYERS for shape in args.shape or suite]
-
-
-def _shape(text: str) -> Shape:
-    try:
-        return Shape.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def label(fields: dict[str, Any]) -> str:
+    """The name of a case in a table or a progress bar, from :meth:`Case.fields`."""
+    parts = [fields["cell"], fields["shape"]]
+    if fields.get("directions", 1) == 2:
+        parts.append("bidirectional")
+    if fields.get("layers", 1) > 1:
+        parts.append(f"{fields['layers']} layers")
+    if fields.get("window"):
+        parts.append(f"k={fields['window']}")
+    if fields.get("threads"):
+        parts.append(f"{fields['threads']} threads")
+    return " ".join(parts)

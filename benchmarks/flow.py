@@ -1,92 +1,60 @@
-"""``python -m benchmarks.flow``: what it costs to record gradients through time."""
+"""What it costs to record gradients through time with ``rnnkernels.diagnostics.gradient_flow``."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
-import time
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from benchmarks import cases, record, timing
+from benchmarks import contest, providers
+from benchmarks.cases import LAYERS, Case, shapes
+from benchmarks.contest import Contest, Row, Setup, Way
+from benchmarks.correctness import WrongResult
+from benchmarks.problem import Inputs, Runner, ready
 from rnnkernels.diagnostics import gradient_flow
 
-SUITE = tuple(cases.Shape.parse(text) for text in ("128,32,256,256", "1024,8,256,256"))
+CASES = tuple(
+    Case(cell, shape) for cell in LAYERS for shape in shapes("128,32,256,256", "1024,8,256,256")
+)
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.flow",
-        description="Times a training step (forward and backward) with and without gradient_flow "
-        "on the CPU: results compared first, runs interleaved, medians reported.",
-    )
-    cases.add_options(parser, SUITE)
-    record.add_options(parser, repeats=41)
-    return parser.parse_args(argv)
-
-
-def recorded(module: nn.Module, pair: cases.Pair) -> list[torch.Tensor]:
+class Recorded(Runner):
     """A training step inside the block."""
-    with gradient_flow(module) as flow:
-        grads = timing.forward_backward(module, pair)
-    assert len(flow.records) == 1
-    return grads
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module, module.parameters())
+        self.module = module
+
+    def gradients(self, inputs: Inputs) -> Sequence[Tensor]:
+        with gradient_flow(self.module) as flow:
+            found = super().gradients(inputs)
+        assert len(flow.records) == 1
+        return found
 
 
-def measure(layer: str, shape: cases.Shape, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
-    """Both ways in turns; the cost is the median of the ratios of neighbours, less 1.
+def compete(case: Case, mode: str, setup: Setup) -> Contest:
+    """A training step with and without the record; gradients must stay the same to the bit."""
+    problem = ready(case)
+    module = providers.our_module(problem, setup.backends[0])
+    plain, recorded = Runner(module, module.parameters()), Recorded(module)
+    found = contest.of_runners(problem, mode, {"plain": plain, "recorded": recorded})
 
-    Raises:
-        AssertionError: recording changes a gradient.
-    """
-    pair = cases.build(layer, shape, dtype)
-    ways = {"plain": timing.forward_backward, "recorded": recorded}
-    plain, seen = (way(pair.ours, pair) for way in ways.values())
-    if not all(map(torch.equal, plain, seen)):
-        raise AssertionError("recording changed a gradient")
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats):
-        for name in sorted(ways, reverse=turn % 2 == 1):  # neither is always first
-            start = time.perf_counter()
-            ways[name](pair.ours, pair)
-            times[name].append((time.perf_counter() - start) * 1e3)
-    row: dict[str, Any] = {"layer": layer, "shape": str(shape)}
-    for name, taken in times.items():
-        row[f"{name}_ms"], row[f"{name}_spread"] = timing.summary(taken)
-    ratios = [b / a for a, b in zip(times["plain"], times["recorded"], strict=True)]
-    row["cost"] = statistics.median(ratios) - 1
-    return row
+    def same_bits() -> float:
+        a, b = (runner.results(problem.checked, grad=True) for runner in (plain, recorded))
+        for name in a:
+            if not torch.equal(a[name], b[name]):
+                raise WrongResult(f"{name} changes where gradient_flow records it")
+        return 0.0
+
+    found.ways["recorded"] = Way(found.ways["recorded"].run, same_bits)
+    return found
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| layer | T,B,I,H | plain ms | recorded ms | cost |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['layer']} | {row['shape']} | {row['plain_ms']:.2f} | "
-            f"{row['recorded_ms']:.2f} | {row['cost']:+.1%} |"
-        )
-    return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
-    torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
-    todo = cases.selected(args, SUITE)
-    rows = [measure(layer, shape, dtype, args.repeats) for layer, shape in tqdm(todo, unit="case")]
-    print(table(rows))
-    if args.out:
-        found = record.environment("benchmarks.flow", args.threads)
-        record.write(args.out, {**found, "dtype": args.dtype, "rows": rows})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def finish(case: Case, mode: str, row: Row) -> None:
+    """The cost is the median of the ratios of neighbours, less 1: it is far below the spread."""
+    if mode == "training" and len(row["results"]) == 2:
+        plain, recorded = (row["results"][name]["samples_ms"] for name in ("plain", "recorded"))
+        ratios = [b / a for a, b in zip(plain, recorded, strict=True)]
+        row["cost"] = statistics.median(ratios) - 1

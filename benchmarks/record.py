@@ -1,56 +1,35 @@
-"""What every benchmark asks for and writes down: options, surroundings, the record as JSON."""
+"""The record of a run: its surroundings and rows, as JSON."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import rnnkernels as rk
+from benchmarks.device import Device
+
+Record = dict[str, Any]
+
+#: Of the files: what it means to read one written by another version.
+FORMAT = 2
 
 
-def add_options(parser: argparse.ArgumentParser, repeats: int = 7) -> None:
-    """The options that every benchmark has."""
-    parser.add_argument("--threads", type=at_least(1), default=2, metavar="N", help="default: 2")
-    parser.add_argument(
-        "--repeats",
-        type=at_least(2),
-        default=repeats,
-        metavar="N",
-        help=f"runs of each; default: {repeats}",
-    )
-    parser.add_argument("--out", type=Path, help="write the record as JSON to this file")
-
-
-def at_least(minimum: int) -> Callable[[str], int]:
-    """The type of an argument: whole numbers from ``minimum`` on."""
-
-    def convert(text: str) -> int:
-        if text.isascii() and text.isdigit() and int(text) >= minimum:
-            return int(text)
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number of at least {minimum}, got {text!r}"
-        )
-
-    return convert
-
-
-def environment(program: str, threads: int) -> dict[str, Any]:
+def environment(device: str, found: Device, threads: int) -> Record:
     """What the figures depend on."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
-        "command": " ".join([f"python -m {program}", *sys.argv[1:]]),
-        "commit": commit or "unknown",
-        "processor": processor(),
+        "format": FORMAT,
+        "command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]),
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "device": device,
+        **found.describe(),
         "threads": threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -59,15 +38,59 @@ def environment(program: str, threads: int) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _commit() -> str:
+    """With ``-dirty`` where files differ from it; empty outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty"]
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return ""
+    found: str = done.stdout
+    return found.strip()
 
 
-def write(path: Path, record: dict[str, Any]) -> None:
+def file_name(record: Record) -> str:
+    """``cpu-avx512-2threads.json``: for records whose place is a folder."""
+    if record["device"] == "cuda":
+        return record["gpu"].lower().replace(" ", "-") + ".json"
+    capability = record["build"].get("cpu_capability", "reference")
+    return f"cpu-{capability}-{record['threads']}threads.json"
+
+
+def write(path: Path, record: Record) -> Path:
+    """Writes it, a line per row, to a file or into a folder; gives the file."""
+    if path.suffix != ".json":
+        path = path / file_name(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    head = json.dumps({**record, "rows": []}, indent=1).removesuffix("[]\n}")
+    rows = ",\n  ".join(json.dumps(row) for row in record["rows"])
+    path.write_text(f"{head}[\n  {rows}\n ]\n}}\n")
+    return path
+
+
+def read(path: Path) -> Record:
+    """A record of :data:`FORMAT`.
+
+    Raises:
+        ValueError: it is none, or cannot be read.
+    """
+    try:
+        record = json.loads(path.read_text())
+        found = record["format"], record["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected a record that --out wrote: {error!r}") from error
+    if found[0] != FORMAT:
+        raise ValueError(f"{path}: expected a record of format {FORMAT}, got {found[0]!r}")
+    result: Record = record
+    return result
+
+
+def described(record: Record) -> str:
+    """One line for the reader of a table or a plot."""
+    where = record.get("gpu") or record["processor"]
+    capability = record.get("build", {}).get("cpu_capability")
+    if capability and record["device"] == "cpu":
+        where += f" ({capability})"
+    dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in record["rows"]))
+    return f"{where}, {record['threads']} threads, torch {record['torch']}, {dtypes}"

@@ -3,113 +3,345 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-MODES = ("inference", "training")
-Row = dict[str, Any]
+from benchmarks import providers, record
+from benchmarks.cases import label
+from benchmarks.contest import Row
+from benchmarks.record import Record
+
+Rows = list[Row]
 
 
-def times(rows: list[Row]) -> str:
-    """Every case with its times in milliseconds and the ratio torch.nn / ours."""
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def title(row: Row) -> str:
+    """The case of a row without its cell: what rows of several cells share."""
+    return label(row).removeprefix(row["cell"] + " ")
+
+
+def ways(rows: Rows) -> list[str]:
+    """All that took part in some row, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row["results"]))
+
+
+def ours(row: Row) -> str | None:
+    """The first of our ways that was measured."""
+    return next((name for name in row["results"] if name.startswith(providers.OURS)), None)
+
+
+def ratio(row: Row, measure: str = "ms") -> float | None:
+    """torch.nn's figure divided by ours: how many times faster, or smaller, ours is."""
+    results, name = row["results"], ours(row)
+    if name is None or providers.BASELINE not in results:
+        return None
+    mine = results[name][measure]
+    return float(results[providers.BASELINE][measure] / mine) if mine else None
+
+
+def mean(ratios: Iterable[float | None]) -> float | None:
+    """The geometric mean of those that there are."""
+    logs = [math.log(r) for r in ratios if r is not None]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def milliseconds(row: Row, name: str) -> str:
+    """Median and half the distance between the quartiles."""
+    if name not in row["results"]:
+        return "wrong" if name in row["wrong"] else "refused" if name in row["refused"] else "–"
+    found = row["results"][name]
+    digits = 3 if found["ms"] < 1 else 2 if found["ms"] < 100 else 0
+    return f"{found['ms']:.{digits}f} ± {50 * found['spread']:.0f} %"
+
+
+def in_modes(rows: Rows, *modes: str) -> Rows:
+    return [row for row in rows if row["mode"] in modes]
+
+
+def cells(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(row["cell"] for row in rows))
+
+
+def ratios(rows: Rows) -> str:
+    """torch.nn / ours, a column per cell, in it a figure for each mode; and where ours loses."""
+    rows = in_modes(rows, "inference", "forward", "training")
+    modes, names = list(dict.fromkeys(row["mode"] for row in rows)), cells(rows)
+    found = {(title(row), row["cell"], row["mode"]): ratio(row) for row in rows}
+    if not any(found.values()):
+        return times(rows)
+
+    def line(first: str, value: Callable[[str, str], float | None]) -> list[str]:
+        return [first, *(" / ".join(number(value(c, m)) for m in modes) for c in names)]
+
     lines = [
-        "| layer | T,B,I,H | torch.nn fwd ms | ours | ratio | torch.nn fwd+bwd ms | ours | ratio |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        line(case, lambda cell, mode, case=case: found.get((case, cell, mode)))  # type: ignore[misc]
+        for case in dict.fromkeys(map(title, rows))
     ]
-    for layer in layers(rows):
-        for row in of_layer(rows, layer):
-            cells = [
-                f"{row[mode]['torch_ms']:.2f} | {row[mode]['ours_ms']:.2f} | "
-                f"{row[mode]['ratio']:.2f}"
-                for mode in MODES
-            ]
-            lines.append(f"| {layer} | {row['shape']} | {' | '.join(cells)} |")
-        means = [f"**{mean(rows, layer, mode):.2f}**" for mode in MODES]
-        lines.append(f"| **{layer}** | geometric mean | | | {means[0]} | | | {means[1]} |")
-    return "\n".join(lines)
+    worst = [min((r for k, r in found.items() if k[1:] == (c, m) and r), default=None)
+             for c in names for m in modes]  # fmt: skip
+    lows = iter(worst)
+    lines.append(
+        line("geometric mean", lambda c, m: mean(r for k, r in found.items() if k[1:] == (c, m)))
+    )
+    lines.append(line("worst", lambda c, m: next(lows)))
+    kinds = " / ".join(modes)
+    text = table(["T,B,I,H", *(f"{name}: {kinds}" for name in names)], lines)
+    losing = [f"{cell} {mode} at {case}" for (case, cell, mode), r in found.items() if r and r < 1]
+    return f"{text}\n\nSlower than torch.nn: {'; '.join(losing) or 'none'}."
 
 
-def ratios(rows: list[Row]) -> str:
-    """The ratios torch.nn / ours alone, a column per layer: inference, then training."""
-    names = layers(rows)
-    lines = [
-        "| T,B,I,H | " + " | ".join(names) + " |",
-        "| --- |" + " --- |" * len(names),
-    ]
-    for shape in dict.fromkeys(row["shape"] for row in rows):
-        cells = []
-        for layer in names:
-            found = [row for row in of_layer(rows, layer) if row["shape"] == shape]
-            cells.append(pair(found[0][mode]["ratio"] for mode in MODES) if found else "")
-        lines.append(f"| {shape} | " + " | ".join(cells) + " |")
-    means = [pair(mean(rows, layer, mode) for mode in MODES) for layer in names]
-    lines.append("| geometric mean | " + " | ".join(means) + " |")
-    return "\n".join(lines)
-
-
-def truncated(rows: list[Row]) -> str:
-    """A record of ``benchmarks.truncated``: times, speeds and memory, a row per case."""
-    lines = [
-        "| layer | T,B,I,H | k | torch.nn loop ms | ours ms | ratio | ratio at the peak "
-        "| ours, full BPTT ms | GFLOP/s loop / ours / peak | share of the peak loop / ours "
-        "| peak memory MiB loop / ours / full |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def times(rows: Rows) -> str:
+    """Every case in every mode: times of all, the ratio, and the share of the product's rate."""
+    rows = in_modes(rows, "inference", "forward", "training")
+    names, floors = ways(rows), any("floors" in row for row in rows)
+    head = ["case", "mode", *(f"{name} ms" for name in names), "torch.nn / ours"]
+    if floors:
+        head += [f"share of gemm: {name}" for name in names]
+    lines = []
     for row in rows:
-        ways = [row[way] for way in ("loop", "ours", "full")]
-        times = [f"{way['ms']:.1f} ± {50 * way['spread']:.0f} %" for way in ways]
-        speeds = [way["gflop_per_s"] for way in (*ways[:2], row["peak"])]
-        cells = [
-            row["layer"],
-            row["shape"],
-            row["window"],
-            *times[:2],
-            f"**{row['ratio']:.2f}**",
-            f"{row['ratio_at_peak']:.2f}",
-            times[2],
-            " / ".join(f"{speed:.0f}" for speed in speeds),
-            pair(way["share_of_peak"] for way in ways[:2]),
-            " / ".join(f"{way['peak_memory_mib']:.0f}" for way in ways),
+        line = [label(row), row["mode"], *(milliseconds(row, name) for name in names)]
+        line.append(number(ratio(row)))
+        if floors:
+            line += [number(share(row, name)) for name in names]
+        lines.append(line)
+    return table(head, lines)
+
+
+def share(row: Row, name: str) -> float | None:
+    """Of the rate of a large matrix product that a way reaches."""
+    if name not in row["results"] or "gemm" not in row.get("floors", {}):
+        return None
+    return float(row["gflop"] / row["results"][name]["ms"] * 1e3 / row["floors"]["gemm"]["rate"])
+
+
+def peak(rows: Rows) -> str:
+    names = ways(rows)
+    speeds = " / ".join(names)
+    lines = []
+    for row in rows:
+        rates = [
+            row["gflop"] / row["results"][n]["ms"] * 1e3 if n in row["results"] else None
+            for n in names
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append(
+            [
+                label(row),
+                row["mode"],
+                " / ".join(number(rate, 0) for rate in rates),
+                number(row["floors"]["gemm"]["rate"], 0),
+                " / ".join(number(share(row, name)) for name in names),
+            ]
+        )
+    return table(["case", "mode", f"GFLOP/s: {speeds}", "gemm", f"share of gemm: {speeds}"], lines)
 
 
-def pair(values: Iterable[float]) -> str:
-    return " / ".join(f"{value:.2f}" for value in values)
+def memory(rows: Rows) -> str:
+    """Peak memory of a training step, as torch's allocator counts and as the system sees it."""
+    rows = in_modes(rows, "memory")
+    names = ways(rows)
+    head = ["case", *(f"{name} MiB (resident)" for name in names)]
+    compared = any(ratio(row, "peak_mib") for row in rows)
+    lines = []
+    for row in rows:
+        line = [label(row)]
+        for name in names:
+            found = row["results"].get(name)
+            line.append(f"{found['peak_mib']:.1f} ({found['resident_mib']:.0f})" if found else "–")
+        if compared:
+            times_less = ratio(row, "peak_mib")
+            line.append(number(times_less and 1 / times_less))
+        lines.append(line)
+    return table([*head, "ours / torch.nn"] if compared else head, lines)
 
 
-def layers(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row["layer"] for row in rows))
+def micro(rows: Rows) -> str:
+    """Cells: microseconds."""
+    names = ways(rows)
+    lines = []
+    for row in rows:
+        found = [row["results"].get(name) for name in names]
+        us = [f"{1e3 * f['ms']:.1f} ± {50 * f['spread']:.0f} %" if f else "–" for f in found]
+        B, H = row["shape"].split(",")[1], row["shape"].split(",")[3]
+        lines.append([row["cell"], f"{B},{H}", row["mode"], *us, number(ratio(row))])
+    return table(
+        ["cell", "B,H", "mode", *(f"{name} µs" for name in names), "torch.nn / ours"], lines
+    )
 
 
-def of_layer(rows: list[Row], layer: str) -> list[Row]:
-    return [row for row in rows if row["layer"] == layer]
+def relative(rows: Rows) -> str:
+    """Each way's time, and in brackets how many times the first one's it is."""
+    names = ways(rows)
+    lines = []
+    for row in rows:
+        results = row["results"]
+        first = results[names[0]]["ms"] if names[0] in results else None
+        line = [label(row), row["mode"]]
+        for name in names:
+            times = f" ({results[name]['ms'] / first:.2f}×)" if first and name in results else ""
+            line.append(milliseconds(row, name) + (times if name != names[0] else ""))
+        lines.append(line)
+    return table(["case", "mode", *(f"{name} ms" for name in names)], lines)
 
 
-def mean(rows: list[Row], layer: str, mode: str) -> float:
-    """Geometric mean of the ratios of one layer."""
-    logs = [math.log(row[mode]["ratio"]) for row in of_layer(rows, layer)]
-    return math.exp(sum(logs) / len(logs))
+def sequences(rows: Rows) -> str:
+    parts = [[row for row in rows if row.get("variant") == v] for v in ("cost", "episodes")]
+    return "\n\n".join(relative(part) for part in parts if part)
+
+
+def concurrent(rows: Rows) -> str:
+    """Calls per second: settings in columns."""
+    names = list(dict.fromkeys(name.partition(", ")[2] for name in ways(rows)))
+    lines = []
+    for row in rows:
+        results = row["results"]
+        for provider in dict.fromkeys(name.partition(", ")[0] for name in results):
+            found = [results.get(f"{provider}, {name}") for name in names]
+            rates = [f"{1e3 / f['ms']:.0f} ± {50 * f['spread']:.0f} %" if f else "–" for f in found]
+            lines.append([label(row), provider, *rates])
+    return table(["case", "calls/s of", *names], lines)
+
+
+def truncated(rows: Rows) -> str:
+    """Times and speeds; ``ratio at gemm`` is what it would be at the rate of a large product."""
+    names = ways(rows)
+    speeds = " / ".join(names[:2])
+    lines = []
+    for row in in_modes(rows, "training"):
+        loop, one = (row["results"].get(name) for name in names[:2])
+        at_peak = share(row, names[0])
+        lines.append(
+            [
+                label(row),
+                *(milliseconds(row, name) for name in names),
+                number(loop["ms"] / one["ms"] if loop and one else None),
+                number(1 / at_peak if at_peak else None),
+                " / ".join(number(share(row, name)) for name in names[:2]),
+            ]
+        )
+    head = [
+        "case",
+        *(f"{n} ms" for n in names),
+        "ratio",
+        "ratio at gemm",
+        f"share of gemm: {speeds}",
+    ]
+    return table(head, lines)
+
+
+def flow(rows: Rows) -> str:
+    lines = [
+        [
+            label(row),
+            milliseconds(row, "plain"),
+            milliseconds(row, "recorded"),
+            f"{row['cost']:+.1%}",
+        ]
+        for row in rows
+        if "cost" in row
+    ]
+    return table(["case", "plain ms", "recorded ms", "cost"], lines)
+
+
+def breakdown(rows: Rows) -> str:
+    lines = []
+    for row in rows:
+        if "parts" not in row:
+            continue
+        total = row["results"]["total"]["ms"]
+        case = f"{label(row)} {row['mode']}"
+        for part in row["parts"]:
+            floor = f"{part['floor_ms']:.3f} ({part['bound']})" if part["bound"] else "–"
+            lines.append(
+                [case, part["name"], f"{part['ms']:.3f}", f"{part['ms'] / total:.0%}", floor]
+            )
+        left = row["unexplained_ms"]
+        lines.append([case, "unexplained", f"{left:.3f}", f"{left / total:.0%}", ""])
+        lines.append([case, "**total**", f"**{total:.3f}**", "", ""])
+    return table(["case", "part", "ms", "share", "floor ms"], lines)
+
+
+#: By name: the suite that a table is about, the modes that it needs one of, and how it is made.
+VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
+    "suite": ("suite", ("inference", "forward", "training"), ratios),
+    "suite-times": ("suite", ("inference", "forward", "training"), times),
+    "memory": ("suite", ("memory",), memory),
+    "off-suite": ("off-suite", ("inference", "forward", "training"), ratios),
+    "cells": ("cells", ("inference", "forward", "training"), micro),
+    "sequences": ("sequences", ("inference", "forward", "training"), sequences),
+    "concurrent": ("concurrent", ("inference",), concurrent),
+    "peak": ("peak", ("inference", "forward", "training"), peak),
+    "scaling": ("scaling", ("inference", "forward", "training"), times),
+    "breakdown": ("breakdown", ("inference", "training"), breakdown),
+    "truncated": ("truncated", ("training",), truncated),
+    "truncated-memory": ("truncated", ("memory",), memory),
+    "flow": ("flow", ("training",), flow),
+}
+
+
+def view(name: str, found: Record) -> str | None:
+    """One of :data:`VIEWS`; None where the record has no rows for it."""
+    suite, modes, make = VIEWS[name]
+    rows = [row for row in found["rows"] if row["suite"] == suite and row["mode"] in modes]
+    return make(rows) if rows else None
+
+
+def remarks(rows: Rows) -> list[str]:
+    """What is to be said beyond the figures; who refuses several cases for one reason, once."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        case = f"{row['suite']}: {label(row)} {row['mode']}"
+        for name, reason in row["refused"].items():
+            said.setdefault(f"{name} refuses: {reason}", []).append(case)
+        for name, reason in row["wrong"].items():
+            said.setdefault(f"{name} is WRONG, and was not timed: {reason}", []).append(case)
+        if "warning" in row:
+            said.setdefault(row["warning"], []).append(case)
+    return [
+        f"{line} ({found[0]}{f', and {len(found) - 1} more' if found[1:] else ''})"
+        for line, found in said.items()
+    ]
+
+
+def markdown(found: Record, only: Sequence[str] = ()) -> str:
+    """All tables that a record has rows for, and the remarks on its rows."""
+    parts = [f"{record.described(found)}; rnnkernels {found['commit'] or found['rnnkernels']}"]
+    for name in only or VIEWS:
+        text = view(name, found)
+        if text is not None:
+            parts.append(f"## {name}\n\n{text}")
+    said = [f"* {line}" for line in remarks(found["rows"])]
+    if said:
+        parts.append("\n".join(["## remarks", "", *said]))
+    return "\n\n".join(parts)
+
+
+def arguments(argv: list[str] | None) -> tuple[Record, Any]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("record", type=Path, help="a JSON file that --out wrote")
+    parser.add_argument(
+        "--view", action="append", choices=list(VIEWS), help="repeatable; default: all there are"
+    )
+    args = parser.parse_args(argv)
+    try:
+        return record.read(args.record), args
+    except ValueError as error:
+        parser.error(f"record: {error}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("record", type=Path, help="a JSON file that a benchmark's --out wrote")
-    parser.add_argument("--times", action="store_true", help="times too, a row per case")
-    args = parser.parse_args(argv)
-    try:
-        rows = json.loads(args.record.read_text())["rows"]
-    except (OSError, ValueError, KeyError) as error:
-        parser.error(f"record: expected a file that --out wrote, got {args.record}: {error}")
-    if rows and "window" in rows[0]:
-        print(truncated(rows))
-    else:
-        print(times(rows) if args.times else ratios(rows))
+    found, args = arguments(argv)
+    print(markdown(found, args.view or ()))
     return 0
 
 

@@ -1,92 +1,79 @@
-"""Times several ways to do the same, fairly: in turns, medians, checked against each other."""
+"""Times several ways to do the same, fairly: warmed up, in turns, as medians with their spread."""
 
 from __future__ import annotations
 
+import math
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
 
-from benchmarks.cases import Pair
+from benchmarks.device import Device
 
+#: Takes one sample: milliseconds per call.
+Sampler = Callable[[], float]
 
-@dataclass(frozen=True)
-class Comparison:
-    """Medians in milliseconds, and the spread of each (between the quartiles, relative)."""
-
-    torch_ms: float
-    ours_ms: float
-    torch_spread: float
-    ours_spread: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster ours is."""
-        return self.torch_ms / self.ours_ms
+#: A sample runs for at least so long, in as many calls as that takes.
+SAMPLE_MS = 5.0
+MOST_CALLS = 1000
 
 
-def forward(module: nn.Module, pair: Pair) -> torch.Tensor:
-    with torch.no_grad():
-        y: torch.Tensor = module(pair.x)[0]
-    return y
+def sampler(run: Callable[[], object], device: Device) -> Sampler:
+    """Warms ``run`` up and finds how many calls make a sample.
 
-
-def forward_backward(module: nn.Module, pair: Pair, **options: Any) -> list[torch.Tensor]:
-    """One pass with fresh gradients of the input and of every parameter, which it returns."""
-    y = module(pair.x, **options)[0]
-    return list(torch.autograd.grad(y, [pair.x, *module.parameters()], pair.dy))
-
-
-def check(pair: Pair, tolerance: float) -> None:
-    """Holds outputs and gradients of both against each other; see :func:`agree`."""
-    theirs = [forward(pair.theirs, pair), *forward_backward(pair.theirs, pair)]
-    ours = [forward(pair.ours, pair), *forward_backward(pair.ours, pair)]
-    agree(ours, theirs, tolerance)
-
-
-def agree(ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance: float) -> None:
-    """Holds tensors against each other.
-
-    Raises:
-        AssertionError: some differ by more than ``tolerance``, relative to the largest value.
+    Where these are several, a call before them is not timed: it finds the caches as the way
+    before it has left them.
     """
-    for a, b in zip(ours, theirs, strict=True):
-        error = ((a - b).abs().max() / b.abs().max()).item()
-        if not error <= tolerance:
-            raise AssertionError(f"results differ by {error:.2e}, more than {tolerance:.0e}")
+    run()
+    calls = min(MOST_CALLS, math.ceil(SAMPLE_MS / device.time(run, 1)))
 
+    def sample() -> float:
+        if calls > 1:
+            run()
+        return device.time(run, calls)
 
-def compare(run: Callable[[nn.Module, Pair], object], pair: Pair, repeats: int) -> Comparison:
-    """Times ``run`` on both, taking turns."""
-    runs = [partial(run, module, pair) for module in (pair.theirs, pair.ours)]
-    (theirs, their_spread), (ours, our_spread) = in_turns(runs, repeats)
-    return Comparison(theirs, ours, their_spread, our_spread)
+    return sample
 
 
 def in_turns(
-    runs: Sequence[Callable[[], object]], repeats: int, prepare: Callable[[], object] | None = None
-) -> list[tuple[float, float]]:
-    """Times ``runs`` in turns after one run of each; the :func:`summary` of each in milliseconds.
+    samplers: Mapping[str, Sampler], repeats: int, redraw: Callable[[], object]
+) -> dict[str, list[float]]:
+    """A sample of each in every round: A B C, B C A, C A B, ... so that none is always first.
 
-    ``prepare`` comes before each, untimed.
+    ``redraw`` comes before each round, untimed.
     """
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats + 1):
-        for run, taken in zip(runs, times, strict=True):
-            if prepare is not None:
-                prepare()
-            start = time.perf_counter()
-            run()
-            taken.append((time.perf_counter() - start) * 1e3)
-    return [summary(taken[1:]) for taken in times]
+    names = list(samplers)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(repeats):
+        first = turn % len(names)
+        redraw()
+        for name in names[first:] + names[:first]:
+            times[name].append(samplers[name]())
+    return times
 
 
-def summary(times: list[float]) -> tuple[float, float]:
-    """Median, and the distance between the quartiles relative to it."""
+def summary(times: list[float]) -> dict[str, float]:
+    """Median in milliseconds, and the distance between the quartiles relative to it."""
     low, median, high = statistics.quantiles(times, n=4)
-    return median, (high - low) / median
+    return {"ms": median, "spread": (high - low) / median}
+
+
+def floors(
+    names: tuple[str, ...], device: Device, name: str, dtype: torch.dtype
+) -> dict[str, Sampler]:
+    """Samplers of what the machine itself does: ``gemm`` and ``copy``; see :func:`rate`."""
+    found: dict[str, Sampler] = {}
+    if "gemm" in names:
+        a, b = torch.randn(2, device.gemm_size, device.gemm_size, device=name).to(dtype)
+        found["gemm"] = sampler(lambda: torch.mm(a, b), device)
+    if "copy" in names:
+        source = torch.randn(device.copy_bytes // 4, device=name)
+        target = torch.empty_like(source)
+        found["copy"] = sampler(lambda: target.copy_(source), device)
+    return found
+
+
+def rate(name: str, device: Device, ms: float) -> float:
+    """GFLOP/s of ``gemm``; GB/s of ``copy``, every byte read and written counted as two."""
+    work = 2 * device.gemm_size**3 if name == "gemm" else 2 * device.copy_bytes
+    return work / ms / 1e6
