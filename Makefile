@@ -1,6 +1,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 ARGS ?=
+RECORD ?= benchmarks/results/cpu.json
 SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py tests/test_bad_tensors.py tests/test_grad_clip.py \
   tests/test_truncation.py tests/test_truncation_options.py
 
@@ -14,12 +15,13 @@ SETTINGS := $(TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERN
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test sanitize lint format types clean FORCE
+.PHONY: help demo test bench sanitize lint format types clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  ARGS=...      passed on to the demo or to pytest"
+	@echo "  ARGS=...      passed on to the demo, to pytest or to the benchmarks"
+	@echo "  RECORD=...    where the benchmarks write (now $(RECORD))"
 	@echo "  TORCH=...     the torch to install (now $(TORCH))"
 	@echo "  PYTHON=...    the Python to start from (now $(PYTHON))"
 
@@ -28,6 +30,12 @@ demo: $(VENV)/.built ## Train the small character model of examples/
 
 test: $(VENV)/.built ## Build the package in .venv and run the tests
 	$(BIN)/pytest -q $(ARGS)
+
+SUITES := suite off-suite cells sequences concurrent peak scaling breakdown
+bench: $(VENV)/.built ## Measure everything on the CPU; renew tables and pictures of README and docs/
+	$(BIN)/python -m benchmarks.run $(SUITES:%=--suite %) --out $(RECORD) $(ARGS)
+	$(BIN)/python -m benchmarks.plots $(RECORD) --out docs
+	$(BIN)/python -m benchmarks.readme $(RECORD)
 
 lint: $(VENV)/.dev ## Check style and format of Python and C++
 	$(BIN)/ruff check .

@@ -128,5 +128,5 @@ def label(fields: dict[str, Any]) -> str:
     if fields.get("window"):
         parts.append(f"k={fields['window']}")
     if fields.get("threads"):
-        parts.append(f"{fields['threads']} threads")
+        parts.append(f"{fields['threads']} thread{'s' if fields['threads'] > 1 else ''}")
     return " ".join(parts)

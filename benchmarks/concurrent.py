@@ -16,7 +16,7 @@ from benchmarks.contest import Contest, Setup, Way
 from benchmarks.problem import Inputs, Problem, Runner, flat, ready
 
 CALLERS = 4
-SECONDS = 0.15  # that a sample takes, at least
+SECONDS = 0.1  # that a sample takes, at least
 
 #: Callers, and what each sets by torch.set_num_threads; 0: nothing, so that the run's number holds.
 SETTINGS = ((CALLERS, 0), (CALLERS, 1), (CALLERS, 2), (1, 1), (1, 2))

@@ -46,27 +46,15 @@ def _commit() -> str:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError:  # no git
         return ""
-    found: str = done.stdout
-    return found.strip()
+    return done.stdout.strip()
 
 
-def file_name(record: Record) -> str:
-    """``cpu-avx512-2threads.json``: for records whose place is a folder."""
-    if record["device"] == "cuda":
-        return record["gpu"].lower().replace(" ", "-") + ".json"
-    capability = record["build"].get("cpu_capability", "reference")
-    return f"cpu-{capability}-{record['threads']}threads.json"
-
-
-def write(path: Path, record: Record) -> Path:
-    """Writes it, a line per row, to a file or into a folder; gives the file."""
-    if path.suffix != ".json":
-        path = path / file_name(record)
+def write(path: Path, record: Record) -> None:
+    """Writes it, a line per row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({**record, "rows": []}, indent=1).removesuffix("[]\n}")
     rows = ",\n  ".join(json.dumps(row) for row in record["rows"])
     path.write_text(f"{head}[\n  {rows}\n ]\n}}\n")
-    return path
 
 
 def read(path: Path) -> Record:

@@ -97,8 +97,12 @@ def ratios(rows: Rows) -> str:
     lines.append(line("worst", lambda c, m: next(lows)))
     kinds = " / ".join(modes)
     text = table(["T,B,I,H", *(f"{name}: {kinds}" for name in names)], lines)
-    losing = [f"{cell} {mode} at {case}" for (case, cell, mode), r in found.items() if r and r < 1]
-    return f"{text}\n\nSlower than torch.nn: {'; '.join(losing) or 'none'}."
+    losing = [(f"{cell} {mode}", case) for (case, cell, mode), r in found.items() if r and r < 1]
+    listed = [
+        f"{what} at {' '.join(case for other, case in losing if other == what)}"
+        for what in dict.fromkeys(what for what, _ in losing)
+    ]
+    return f"{text}\n\nSlower than torch.nn: {'; '.join(listed) or 'none'}."
 
 
 def times(rows: Rows) -> str:
@@ -157,7 +161,11 @@ def memory(rows: Rows) -> str:
         line = [label(row)]
         for name in names:
             found = row["results"].get(name)
-            line.append(f"{found['peak_mib']:.1f} ({found['resident_mib']:.0f})" if found else "–")
+            line.append(
+                f"{number(found.get('peak_mib'), 1)} ({found['resident_mib']:.0f})"
+                if found
+                else "–"
+            )
         if compared:
             times_less = ratio(row, "peak_mib")
             line.append(number(times_less and 1 / times_less))

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {suite.name:<12}{suite.about}" for suite in SUITES.values())
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.run",
-        description="Compares our layers with others: the same weights and input for all, results "
+        description="Compares our layers with others: the same weights and input for all, results\n"
         "checked against torch.nn in float64 first, runs in turns, medians reported.",
         epilog=f"suites:\n{listed}\n\n"
         "exit status: 0, or 1 if a result was wrong, or 2 for wrong arguments",
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="PATH",
-        help="write the record here: a .json file, or a folder, where its name tells the machine",
+        help="write the record as JSON to this file",
     )
     return made
 
@@ -114,6 +114,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
                 f"argument --compare/--backend: suite {name} compares its own ways on one "
                 f"backend; others only for {able}"
             )
+        if args.device not in suite.devices:
+            made.error(f"argument --device: suite {name} runs on {suite.devices[0]} alone")
         if args.window and not suite.window:
             made.error(f"argument --window: only for suite truncated, got suite {name}")
         try:
@@ -218,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     found["rows"] = measure(args)
     print(report.markdown(found))
     if args.out:
-        print(f"\nrecord: {record.write(args.out, found)}")
+        record.write(args.out, found)
     return 1 if any(row["wrong"] for row in found["rows"]) else 0
 
 

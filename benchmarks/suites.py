@@ -48,6 +48,7 @@ class Suite:
     repeats: int = 7
     stacks: bool = False
     window: int = 0
+    devices: tuple[str, ...] = tuple(device.DEVICES)
 
     @property
     def providers(self) -> bool:
@@ -194,6 +195,7 @@ SUITES: dict[str, Suite] = {
             ("inference",),
             ("inference",),
             concurrent.compete,
+            devices=("cpu",),  # a clock of the host
         ),
         Suite(
             "peak",
