@@ -52,6 +52,7 @@ class Cpu:
         return 1  # a layer below has just written the input: it is in the cache in earnest, too
 
     def peak_allocated(self, run: Run) -> int:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it would write through a progress bar
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
             kept = run()
         del kept

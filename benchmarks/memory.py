@@ -2,7 +2,8 @@
 
 ``peak_mib``: the most that torch's allocator had given out at once, to the byte, from the memory
 events of ``torch.profiler`` (on a GPU, from the allocator's own statistics). It is exact and the
-same in every run, but does not see what libraries allocate past torch.
+same in every run, but does not see what libraries allocate past torch, nor whether what was asked
+for is ever touched.
 
 ``resident_mib``: by how much the resident memory of the process grew at most, as the system
 counts it: every page in use, whoever asked for it, and with it the steps and the habits of the

@@ -81,4 +81,5 @@ def described(record: Record) -> str:
     if capability and record["device"] == "cpu":
         where += f" ({capability})"
     dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in record["rows"]))
-    return f"{where}, {record['threads']} threads, torch {record['torch']}, {dtypes}"
+    threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
+    return f"{where}, {threads}, torch {record['torch']}, {dtypes}"

@@ -167,8 +167,8 @@ def memory(rows: Rows) -> str:
                 else "–"
             )
         if compared:
-            times_less = ratio(row, "peak_mib")
-            line.append(number(times_less and 1 / times_less))
+            less = [ratio(row, measure) for measure in ("peak_mib", "resident_mib")]
+            line.append("{} ({})".format(*(number(r and 1 / r) for r in less)))
         lines.append(line)
     return table([*head, "ours / torch.nn"] if compared else head, lines)
 

@@ -15,7 +15,7 @@ from benchmarks.cases import LAYERS, Case, shapes
 from benchmarks.contest import Contest, Setup
 from benchmarks.problem import Results, Runner, ready
 
-COSTS = shapes("128,16,256,256", "256,8,128,256", "512,16,40,192")
+COSTS = shapes("128,16,256,256", "256,8,128,256", "64,32,64,128")
 EPISODES = shapes("128,16,256,256")
 RATE = 0.03  # of steps that start a new episode
 

@@ -1,8 +1,12 @@
-"""The benchmarks at tiny sizes: that they run, agree with themselves and refuse bad arguments."""
+"""The benchmarks at tiny sizes: that they run, catch what is wrong and refuse bad arguments."""
 
 from __future__ import annotations
 
 import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,93 +15,463 @@ import torch
 
 pytest.importorskip("tqdm")
 
-from benchmarks import cases, report, run, timing, truncated
+import rnnkernels as rk
+from benchmarks import (
+    breakdown,
+    cases,
+    concurrent,
+    contest,
+    correctness,
+    device,
+    flow,
+    memory,
+    problem,
+    providers,
+    report,
+    run,
+    sequences,
+    suites,
+    timing,
+    truncated,
+)
+from benchmarks.cases import Case, Shape
+from benchmarks.correctness import WrongResult
+from benchmarks.problem import Inputs, Runner
 
-SHAPE = cases.Shape(10, 2, 3, 4)
+SHAPE = Shape(10, 2, 3, 4)
+QUICK = ["--repeats=2", "--threads=1"]
 
 
 @pytest.fixture(autouse=True)
-def keep_threads() -> Any:
-    before = torch.get_num_threads()
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Short samples and small floors; no problem left from a test before."""
+    monkeypatch.setattr(timing, "SAMPLE_MS", 0.1)
+    monkeypatch.setattr(concurrent, "SECONDS", 0.0)
+    monkeypatch.setattr(device.Cpu, "gemm_size", 32)
+    monkeypatch.setattr(device.Cpu, "copy_bytes", 2**12)
+    problem.ready.cache_clear()
+    suites._runners.cache_clear()
     yield
-    torch.set_num_threads(before)
+    problem.ready.cache_clear()
+    suites._runners.cache_clear()
+
+
+def record_of(tmp_path: Path, *arguments: str, status: int = 0) -> Any:
+    out = tmp_path / "records" / "run.json"
+    assert run.main([*QUICK, *arguments, "--out", str(out)]) == status
+    return json.loads(out.read_text())
+
+
+# The command line
 
 
 def test_run_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "records" / "run.json"
-    arguments = ["--layer=GRU", "--shape=5,2,3,4", "--repeats=2", "--threads=1"]
-    assert run.main([*arguments, "--out", str(out)]) == 0
-    record = json.loads(out.read_text())
-    assert record["threads"] == 1 and record["command"].startswith("python -m benchmarks.run")
-    assert report.times(record["rows"]) in capsys.readouterr().out
-    assert report.main([str(out)]) == 0
-    assert "| geometric mean |" in capsys.readouterr().out
-
-
-def test_truncated_writes_what_it_prints(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(truncated, "PEAK_SIZE", 64)
-    out = tmp_path / "truncated.json"
-    arguments = ["--cell=LSTM", "--batch=2", "--window=3", "--steps=10", "--hidden=8"]
-    assert truncated.main([*arguments, "--repeats=2", "--threads=1", "--out", str(out)]) == 0
+    modes = ["--mode=inference", "--mode=forward", "--mode=training"]
+    record = record_of(tmp_path, "--cell=GRU", "--shape=5,2,3,4", *modes)
     printed = capsys.readouterr().out
-    (row,) = json.loads(out.read_text())["rows"]
-    assert (row["shape"], row["window"]) == ("10,2,8,8", 3)
-    assert row["ratio"] == row["loop"]["ms"] / row["ours"]["ms"]
-    assert row["ratio_at_peak"] == pytest.approx(
-        row["loop"]["ms"] / (row["gflop"] / row["peak"]["gflop_per_s"] * 1e3)
-    )
-    assert report.main([str(out)]) == 0
-    assert capsys.readouterr().out in printed
+    assert record["threads"] == 1 and record["command"].startswith("python -m benchmarks.run")
+    assert [row["mode"] for row in record["rows"]] == ["inference", "forward", "training"]
+    for row in record["rows"]:
+        assert set(row["results"]) == {"torch.nn", "rnnkernels"} and not row["refused"]
+        assert all(0 < len(found["samples_ms"]) == 2 for found in row["results"].values())
+        assert row["floors"]["gemm"]["rate"] > 0
+    assert report.main([str(tmp_path / "records" / "run.json")]) == 0
+    assert capsys.readouterr().out == printed
+    assert "| geometric mean |" in printed and "## suite-times" in printed
 
 
-def test_the_loop_gives_the_gradients_of_all_chunks() -> None:
-    """With a window of the whole sequence, those of one call; with less, others."""
-    pair = cases.build("GRU", SHAPE, torch.float64)
-    whole = timing.forward_backward(pair.theirs, pair)
-    timing.agree(truncated.chunk_loop(pair.theirs, pair, SHAPE.T), whole, 1e-12)
-    with pytest.raises(AssertionError, match="results differ by"):
-        timing.agree(truncated.chunk_loop(pair.theirs, pair, 4), whole, 1e-3)
-
-
-def test_work_of_a_case() -> None:
-    for cell, gates in {"RNN": 1, "GRU": 3, "LSTM": 4}.items():
-        flop = truncated.Case(cell, SHAPE, 2).gflop * 1e9
-        assert flop == pytest.approx(2 * 3 * 10 * 2 * gates * (3 * 4 + 4 * 4))
-
-
-def test_peak_memory_is_that_of_the_run() -> None:
-    """4096 steps of 4 rows keep 16 MiB in y and as much in dx, which no allocator can hide."""
-    case = truncated.Case("RNN", cases.Shape(4096, 4, 256, 256), 64)
-    assert 30 < truncated.peak_memory("full", case, threads=1) < 200
-
-
-def test_the_suite_and_what_is_asked_for() -> None:
-    def selected(*arguments: str) -> list[tuple[str, int, int]]:
-        found = truncated.selected(truncated.arguments(list(arguments)))
-        return [(case.cell, case.shape.B, case.k) for case in found]
-
-    assert len(selected()) == 15 and ("LSTM", 64, 32) in selected()
-    assert selected("--cell=GRU", "--batch=3", "--batch=5") == [("GRU", 3, 32), ("GRU", 5, 32)]
-    assert selected("--cell=RNN", "--window=4") == [("RNN", 8, 4)]
+@pytest.mark.parametrize(
+    ("suite", "shape", "view"),
+    [
+        ("off-suite", "5,2,3,4", "off-suite"),
+        ("cells", "1,2,3,4", "cells"),
+        ("sequences", "40,3,3,4", "sequences"),
+        ("concurrent", "5,2,3,4", "concurrent"),
+        ("peak", "5,2,3,4", "peak"),
+        ("scaling", "5,2,3,4", "scaling"),
+        ("breakdown", "5,2,3,4", "breakdown"),
+        ("truncated", "70,2,3,4", "truncated"),
+        ("flow", "5,2,3,4", "flow"),
+    ],
+)
+def test_every_suite_runs(
+    suite: str, shape: str, view: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes = [mode for mode in suites.SUITES[suite].modes if mode != "memory"]
+    options = [f"--mode={mode}" for mode in modes]
+    record = record_of(tmp_path, f"--suite={suite}", f"--shape={shape}", *options)
+    assert f"## {view}\n" in capsys.readouterr().out
+    assert {row["mode"] for row in record["rows"]} == set(modes)
+    for row in record["rows"]:
+        assert row["results"] and row["wrong"] == {} and row["refused"] == {}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--repeats", "1"], "argument --repeats: expected a whole number of at least 2, got '1'"),
-        (["--threads", "0"], "argument --threads: expected a whole number of at least 1, got '0'"),
-        (["--window", "-3"], "argument --window: expected a whole number of at least 1, got '-3'"),
-        (["--batch", "x"], "argument --batch: expected a whole number of at least 1, got 'x'"),
-        (["--window=9", "--steps=8"], "argument --window: expected at most --steps 8, got 9"),
-        (["--cell", "MGU"], "argument --cell: invalid choice: 'MGU'"),
+        (["--repeats=1"], "argument --repeats: expected a whole number of at least 2, got '1'"),
+        (["--threads=0"], "argument --threads: expected a whole number of at least 1, got '0'"),
+        (["--shape=1,2,3"], "argument --shape: expected four sizes above zero as T,B,I,H"),
+        (["--shape=1,2,3,0"], "argument --shape: expected four sizes above zero as T,B,I,H"),
+        (["--cell=MGU"], "argument --cell: invalid choice: 'MGU'"),
+        (["--suite=sweet"], "argument --suite: invalid choice: 'sweet'"),
+        (["--suite=flow", "--mode=inference"], "suite flow takes training, got inference"),
+        (["--suite=cells", "--cell=GRU"], "argument --cell: suite cells has RNNCell"),
+        (["--suite=cells", "--shape=2,1,3,4"], "a cell takes one step, T=1, got 2,1,3,4"),
+        (["--suite=flow", "--layers=2"], "only for suites suite, off-suite, peak, got suite flow"),
+        (["--suite=flow", "--compare=haste"], "suite flow compares its own ways"),
+        (["--suite=flow", "--backend=cpu", "--backend=reference"], "compares its own ways"),
+        (["--window=4"], "argument --window: only for suite truncated, got suite suite"),
+        (["--suite=truncated", "--shape=8,1,2,3", "--window=9"], "expected at most T=8 of 8,1,2,3"),
     ],
 )
 def test_bad_arguments_are_refused(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as exit:
-        truncated.main(arguments)
+        run.main(arguments)
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        run.main(["--device=cuda"])
+    assert exit.value.code == 2
+    assert "argument --device: cuda: torch sees no CUDA device" in capsys.readouterr().err
+
+
+def selected(*arguments: str) -> list[Case]:
+    args = run.arguments(list(arguments))
+    return [case for name in args.suite for case in run.selected(suites.SUITES[name], args)]
+
+
+def test_what_is_selected() -> None:
+    assert len(selected()) == 24 and len(selected("--suite=cells")) == 9
+    off = selected("--suite=off-suite", "--cell=LSTM")
+    assert len({case.shape for case in off} - set(cases.SUITE)) == len(off) >= 10
+    assert {case.directions for case in off} == {case.layers for case in off} == {1, 2}
+    assert selected("--cell=GRU", "--shape=10,2,3,4", "--directions=2", "--dtype=float64") == [
+        Case("GRU", SHAPE, directions=2, dtype="float64")
+    ]
+    windows = selected("--suite=truncated", "--cell=RNN", "--shape=64,2,3,4", "--window=8")
+    assert windows == [Case("RNN", Shape(64, 2, 3, 4), window=8)]
+
+
+def test_work_of_a_case() -> None:
+    for cell, gates in {"RNN": 1, "GRU": 3, "LSTM": 4, "LSTMCell": 4}.items():
+        flop = Case(cell, SHAPE).gflop("training") * 1e9
+        assert flop == pytest.approx(2 * 3 * 10 * 2 * gates * (3 * 4 + 4 * 4))
+        assert Case(cell, SHAPE).gflop("forward") * 3e9 == pytest.approx(flop)
+    stack = Case("RNN", SHAPE, directions=2, layers=2).gflop("inference") * 1e9
+    first, second = 2 * (3 * 4 + 4 * 4), 2 * (8 * 4 + 4 * 4)
+    assert stack == pytest.approx(2 * 10 * 2 * (first + second))
+
+
+# Timing
+
+
+def test_samples_are_taken_in_turns() -> None:
+    order: list[str] = []
+
+    def sample(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    samplers = {name: partial(sample, name) for name in "abc"}
+    times = timing.in_turns(samplers, 4, lambda: order.append("redraw"))
+    assert "".join(order).split("redraw") == ["", "abc", "bca", "cab", "abc"]
+    assert times["a"] == [2.0, 8.0, 11.0, 14.0] and len(times["c"]) == 4
+
+
+class Clock(device.Cpu):
+    """Every call takes half a millisecond."""
+
+    def time(self, run: Any, calls: int) -> float:
+        for _ in range(calls):
+            run()
+        return 0.5
+
+
+def test_short_calls_are_timed_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SAMPLE_MS", 5.0)
+    calls: list[None] = []
+    sample = timing.sampler(lambda: calls.append(None), Clock())
+    assert len(calls) == 2  # one to warm up, one to find the number of calls
+    assert sample() == 0.5 and len(calls) == 2 + 1 + 10
+    monkeypatch.setattr(timing, "SAMPLE_MS", 0.4)
+    calls.clear()
+    sample = timing.sampler(lambda: calls.append(None), Clock())
+    assert sample() == 0.5 and len(calls) == 3
+
+
+def test_summary_is_median_and_quartiles() -> None:
+    assert timing.summary([1.0, 9.0, 4.0, 2.0, 3.0]) == {"ms": 3.0, "spread": 5.0 / 3.0}
+
+
+def test_inputs_are_drawn_anew() -> None:
+    ready = problem.Problem(Case("LSTM", SHAPE))
+    before = [t.clone() for t in (*ready.timed[0].leaves, ready.timed[0].dy)]
+    fixed = ready.checked.leaves[0].clone()
+    ready.redraw()
+    for old, new in zip(before, (*ready.timed[0].leaves, ready.timed[0].dy), strict=True):
+        assert new.abs().max() > 0 and not torch.equal(old, new)
+    assert torch.equal(fixed, ready.checked.leaves[0])  # what results were computed from
+
+
+# Correctness
+
+
+def test_a_wrong_output_is_caught_before_timing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = rk.GRU.forward
+
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        y, h_n = forward(self, *args, **kwargs)
+        return y * 1.001, h_n
+
+    timed: list[Any] = []
+    monkeypatch.setattr(rk.GRU, "forward", wrong)
+    real = timing.sampler
+    monkeypatch.setattr(
+        timing, "sampler", lambda run, where: (timed.append(run), real(run, where))[1]
+    )
+    modes = ["--mode=inference", "--mode=training"]
+    record = record_of(tmp_path, "--suite=off-suite", "--cell=GRU", "--shape=5,2,3,4", "--layers=1",
+                       "--directions=1", *modes, status=1)  # fmt: skip
+    captured = capsys.readouterr()
+    assert len(timed) == 2  # torch.nn in two modes
+    for row in record["rows"]:
+        assert list(row["results"]) == ["torch.nn"] and list(row["wrong"]) == ["rnnkernels"]
+        assert "where float32 may be off by 1e-04" in row["wrong"]["rnnkernels"]
+    assert "rnnkernels is WRONG, and was not timed: output 0 is off by" in captured.err
+    assert "rnnkernels is WRONG" in captured.out
+
+
+def test_a_wrong_gradient_is_caught_where_outputs_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Off(Runner):
+        def gradients(self, inputs: Inputs) -> Sequence[torch.Tensor]:
+            *others, last = super().gradients(inputs)
+            return [*others, last * 1.01]
+
+    monkeypatch.setitem(
+        providers._BUILDERS, "haste", lambda p: Off(p.template, p.template.parameters())
+    )
+    arguments = ["--cell=LSTM", "--shape=5,2,3,4", "--compare=haste"]
+    record = record_of(tmp_path, *arguments, "--mode=inference", "--mode=training", status=1)
+    inference, training = record["rows"]
+    assert set(inference["results"]) == {"haste", "rnnkernels"}
+    assert "gradient of parameter 3 is off by" in training["wrong"]["haste"]
+
+
+def test_errors_have_names() -> None:
+    right = {"output 0": torch.ones(2, 2, dtype=torch.float64)}
+    assert correctness.largest_error({"output 0": torch.ones(2, 2)}, right, "float32") == 0
+    with pytest.raises(WrongResult, match=r"expected shape \[2, 2\], got \[2\]"):
+        correctness.largest_error({"output 0": torch.ones(2)}, right, "float32")
+    with pytest.raises(WrongResult, match="output 0 is off by inf"):
+        nan = {"output 0": torch.full((2, 2), float("nan"))}
+        correctness.largest_error(nan, right, "float32")
+    with pytest.raises(WrongResult, match="expected output 0; got"):
+        correctness.largest_error({}, right, "float32")
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("cell", ["LSTM", "GRUCell"])
+def test_all_dtypes_are_right_and_none_is_a_copy_of_the_oracle(cell: str, dtype: str) -> None:
+    shape = Shape(1 if cell == "GRUCell" else 10, 2, 3, 4)
+    ready = problem.Problem(Case(cell, shape, dtype=dtype))
+    found = contest.of_runners(ready, "training", {"ours": providers.build("rnnkernels", ready)})
+    errors, wrong = contest.judge(found)
+    assert not wrong and (errors["ours"] > 0 or dtype == "float64")
+
+
+# Providers
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "reason"),
+    [
+        ("--compare=flashrnn", "flashrnn", "it runs on CUDA devices alone"),
+        ("--compare=haste", "haste", "it runs on CUDA devices alone"),
+        ("--compare=torch.compile", "torch.compile", "Attempted to wrap RNN, GRU, or LSTM"),
+        ("--backend=cuda", "rnnkernels:cuda", "cuda"),
+    ],
+)
+def test_who_refuses_is_reported(
+    option: str, name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--cell=LSTM", "--shape=5,2,3,4", "--mode=inference", option]
+    (row,) = record_of(tmp_path, *arguments)["rows"]
+    assert reason in row["refused"][name] and name not in row["results"]
+    assert f"{name} refuses: {row['refused'][name]} (suite: LSTM 5,2,3,4" in capsys.readouterr().out
+
+
+def test_a_provider_that_is_not_installed_says_so() -> None:
+    ready = problem.Problem(Case("LSTM", SHAPE))
+    object.__setattr__(ready.case, "device", "cuda")
+    with pytest.raises(providers.Refused, match="not installed"):
+        providers.build("haste", ready)
+
+
+def test_backends_of_ours_are_told_apart(tmp_path: Path) -> None:
+    arguments = ["--cell=RNN", "--shape=5,2,3,4", "--mode=inference"]
+    (row,) = record_of(tmp_path, *arguments, "--backend=reference", "--backend=torch")["rows"]
+    assert list(row["results"]) == ["torch.nn", "rnnkernels:reference", "rnnkernels:torch"]
+
+
+# The suites with ways of their own
+
+
+def test_the_chunk_loop_gives_the_gradients_of_all_chunks() -> None:
+    """With a window of the whole sequence, those of one call; with less, others."""
+    ready = problem.Problem(Case("GRU", SHAPE, dtype="float64"))
+    for window, equal in ((SHAPE.T, True), (4, False)):
+        found = truncated.ChunkLoop(ready.template, window).results(ready.checked, grad=True)
+        if equal:
+            assert correctness.largest_error(found, ready.gradients, "float64") < 1e-12
+        else:
+            with pytest.raises(WrongResult, match="gradient of input 0 is off"):
+                correctness.largest_error(found, ready.gradients, "float64")
+
+
+@pytest.mark.parametrize("cell", cases.LAYERS)
+def test_the_loops_over_episodes_are_those_of_resets(cell: str) -> None:
+    ready = problem.Problem(Case(cell, Shape(12, 3, 2, 4), dtype="float64"))
+    reset = torch.zeros(12, 3, dtype=torch.bool)
+    reset[[0, 3, 3, 11], [1, 0, 2, 0]] = True
+    rows, cuts = [sequences.pieces(r) for r in reset.unbind(1)], sequences.pieces(reset.any(1))
+    assert rows == [[3, 8, 1], [12], [3, 9]] and cuts == [3, 8, 1]
+    x, module = ready.checked.leaves[0], ready.template
+    by_row = sequences.loop_over_rows(module, rows, x)
+    torch.testing.assert_close(by_row, sequences.loop_over_cuts(module, cuts, reset, x))
+    ours = providers.our_module(ready, "auto")
+    torch.testing.assert_close(by_row, ours(x, reset=reset)[0])
+    assert not torch.allclose(by_row, ours(x)[0])
+
+
+def test_a_caller_that_fails_stops_all() -> None:
+    failing = threading.local()
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(failing, "seen"):
+            raise RuntimeError("out of order")
+        return x
+
+    inputs = problem.Problem(Case("RNN", SHAPE)).checked
+    with pytest.raises(RuntimeError, match="out of order"):
+        concurrent.run_at_once(Runner(call, []), inputs, 3, 1, 0.0)
+
+
+def test_results_of_every_caller_are_checked() -> None:
+    ready = problem.Problem(Case("RNN", SHAPE))
+    lock, calls = threading.Lock(), [0]
+
+    def call(x: torch.Tensor) -> Any:
+        with lock:
+            calls[0] += 1
+            wrong = calls[0] == 5  # each caller warms up first: one of the results that count
+        y, h_n = ready.template(x)
+        return (y + 1 if wrong else y), h_n
+
+    runner = Runner(call, ready.template.parameters())
+    with pytest.raises(WrongResult, match="output 0 is off"):
+        concurrent.check(ready, runner, callers=4, threads=1)
+    assert concurrent.check(ready, runner, callers=4, threads=1) < 1e-6
+
+
+def test_callers_leave_the_number_of_threads_alone() -> None:
+    ready = problem.Problem(Case("RNN", SHAPE))
+    torch.set_num_threads(2)
+    runner = providers.build("torch.nn", ready)
+    seconds, last = concurrent.run_at_once(runner, ready.checked, 2, 1, 0.0)
+    assert seconds > 0 and len(last) == 2 and torch.get_num_threads() == 2
+
+
+def test_a_record_that_changes_a_gradient_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = contest.Setup(1, 2, (), ("auto",))
+    case = Case("RNN", SHAPE)
+    assert contest.judge(flow.compete(case, "training", setup))[1] == {}
+    real = flow.Recorded.gradients
+
+    def nudged(self: Any, inputs: Inputs) -> Sequence[torch.Tensor]:
+        first, *others = real(self, inputs)
+        return [torch.nextafter(first, first + 1), *others]
+
+    monkeypatch.setattr(flow.Recorded, "gradients", nudged)
+    _, wrong = contest.judge(flow.compete(case, "training", setup))
+    assert "changes where gradient_flow records it" in wrong["recorded"]
+
+
+def test_the_cost_of_recording_is_that_of_neighbours() -> None:
+    samples = {"plain": [1.0, 10.0, 2.0], "recorded": [1.1, 10.5, 2.4]}
+    row = {"results": {name: {"samples_ms": ms} for name, ms in samples.items()}}
+    flow.finish(Case("RNN", SHAPE), "training", row)
+    assert row["cost"] == pytest.approx(0.1)
+
+
+def test_parts_are_held_against_the_total() -> None:
+    ms = {"total": 10.0, "projection": 2.0, "loop op": 7.0, "loop gx": 1.0, "product op": 4.5,
+          "product gx": 0.5, "overhead": 1.0}  # fmt: skip
+    row: dict[str, Any] = {
+        "results": {name: {"ms": value} for name, value in ms.items()},
+        "floors": {"gemm": {"rate": 2.0}, "copy": {"rate": 4.0}},
+        "wrong": {},
+    }
+    breakdown.finish(Case("LSTM", SHAPE), "inference", row)
+    parts = {part["name"]: part for part in row["parts"]}
+    assert [part["ms"] for part in row["parts"]] == [2.0, 4.0, 2.0, 1.0]
+    # 2 * 4 gates * T B H (I or H) operations at 2 GFLOP/s; 5 * T B H floats of 4 bytes at 4 GB/s
+    assert parts["input projection"]["floor_ms"] == pytest.approx(8 * 80 * 3 / 2e6)
+    assert parts["forward recurrent product"]["floor_ms"] == pytest.approx(8 * 80 * 4 / 2e6)
+    assert parts["forward cell"]["floor_ms"] == pytest.approx(5 * 80 * 4 / 4e6)
+    assert row["unexplained_ms"] == pytest.approx(1.0) and "warning" not in row
+    row["results"]["total"]["ms"] = 12.0
+    breakdown.finish(Case("LSTM", SHAPE), "inference", row)
+    assert "+25% of the total unexplained, more than the margin of 15%" in row["warning"]
+
+
+# Memory
+
+
+def test_the_peak_is_that_of_all_that_lives_at_once() -> None:
+    def one_after_the_other() -> None:
+        torch.empty(3 * 2**20, dtype=torch.uint8)
+        torch.empty(2 * 2**20, dtype=torch.uint8)
+
+    def at_once() -> list[torch.Tensor]:
+        return [torch.empty(n * 2**20, dtype=torch.uint8) for n in (3, 2)]
+
+    assert device.Cpu().peak_allocated(one_after_the_other) == 3 * 2**20
+    assert device.Cpu().peak_allocated(at_once) == 5 * 2**20
+
+
+def _allocate(mib: int) -> dict[str, float]:
+    def ones(n: int) -> torch.Tensor:
+        return torch.ones(n * 2**20, dtype=torch.uint8)
+
+    found = memory.measure(lambda: ones(mib), lambda: ones(1), "cpu")
+    return {**found, "pid": float(os.getpid())}
+
+
+def test_memory_is_measured_in_a_fresh_process() -> None:
+    found = memory.in_fresh_process(_allocate, 64)
+    assert found["peak_mib"] == 64 and 60 < found["resident_mib"] < 80
+    assert found["pid"] != os.getpid()
+
+
+def test_memory_of_a_training_step(tmp_path: Path) -> None:
+    """1024 steps of 16 rows keep 16 MiB in y and as much in dx, which no allocator can hide.
+
+    torch.nn's graph of one node per operation is in the resident memory alone.
+    """
+    arguments = ["--mode=memory", "--cell=RNN", "--shape=1024,16,256,256"]
+    (row,) = record_of(tmp_path, *arguments)["rows"]
+    for found in row["results"].values():
+        assert 32 < found["peak_mib"] < 100 and found["error"] < 1e-4
+        assert found["resident_mib"] > 30
+    assert row["results"]["rnnkernels"]["resident_mib"] < 100
