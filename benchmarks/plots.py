@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks import providers, record
 from benchmarks.cases import Shape, label
@@ -114,21 +115,19 @@ def _lines(ax: Any, rows: Rows, variant: str) -> None:
     """A solid line for ours and a dashed one for torch.nn, per cell, with the quartiles."""
     _, _, value = AXES[variant]
     for cell in cells(rows):
-        points: dict[str, list[tuple[float, float, float]]] = {}
+        points: dict[str, list[tuple[float, ...]]] = {}
         for row in rows:
             shape = Shape.parse(row["shape"])
             at = row.get("threads", 0) if variant == "threads" else getattr(shape, variant)
             for name in (providers.BASELINE, ours(row)):
                 if row["cell"] == cell and name in row["results"]:
-                    one = row["results"][name]
-                    y = value(one["ms"], shape)
-                    points.setdefault(str(name), []).append((at, y, y * one["spread"] / 2))
+                    quartiles = statistics.quantiles(row["results"][name]["samples_ms"], n=4)
+                    point = at, *(value(ms, shape) for ms in quartiles)
+                    points.setdefault(str(name), []).append(point)
         for name, line in points.items():
-            x, values, half = (list(column) for column in zip(*sorted(line), strict=True))
+            x, low, middle, high = (list(column) for column in zip(*sorted(line), strict=True))
             style = "--" if name == providers.BASELINE else "-"
-            ax.plot(x, values, style, color=COLOURS[cell], marker="o", markersize=3, linewidth=1.6)
-            low = [b - h for b, h in zip(values, half, strict=True)]
-            high = [b + h for b, h in zip(values, half, strict=True)]
+            ax.plot(x, middle, style, color=COLOURS[cell], marker="o", markersize=3, linewidth=1.6)
             ax.fill_between(x, low, high, color=COLOURS[cell], alpha=0.12, linewidth=0)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -136,6 +135,7 @@ def _lines(ax: Any, rows: Rows, variant: str) -> None:
     ax.set_xticks(ticks)
     plain(ax.xaxis)
     ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plain(ax.yaxis)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)

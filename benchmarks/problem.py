@@ -68,6 +68,8 @@ class Runner:
         mark = "gradient of parameter"
         others = {name: value for name, value in right.items() if not name.startswith(mark)}
         gradients = [value for name, value in right.items() if name.startswith(mark)]
+        if not gradients:
+            return right
         named = {f"{mark} {i}": grad for i, grad in enumerate(self.relayout(gradients))}
         return {**others, **named}
 

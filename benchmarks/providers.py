@@ -22,6 +22,9 @@ OURS = "rnnkernels"
 COMPARABLE = (BASELINE, "torch.compile", "flashrnn", "haste")
 BACKEND_NAMES = ("auto", *BACKENDS)
 
+#: The device that libraries for GPUs need.
+NEEDED = "cuda"
+
 Tensors = list[Tensor]
 
 
@@ -89,7 +92,7 @@ def _compiled(problem: Problem) -> Runner:
 def _weights(problem: Problem, name: str) -> Tensors:
     """W_ih, W_hh, b_ih, b_hh, for those that take one layer of one direction on a GPU."""
     case = problem.case
-    if case.device != "cuda":
+    if case.device != NEEDED:
         raise Refused("it runs on CUDA devices alone")
     if case.single_step or case.layers > 1 or case.directions > 1:
         raise Refused("it takes one layer of one direction over a sequence")

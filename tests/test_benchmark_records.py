@@ -24,7 +24,11 @@ def row(cell: str, mode: str, torch_ms: float | None, ours_ms: float | None, **m
         "dtype": "float32",
         "mode": mode,
         "gflop": 0.5,
-        "results": {n: {"ms": ms, "spread": 0.1} for n, ms in figures.items() if ms is not None},
+        "results": {
+            name: {"ms": ms, "spread": 0.1, "samples_ms": [0.9 * ms, ms, 1.1 * ms]}
+            for name, ms in figures.items()
+            if ms is not None
+        },
         "refused": {},
         "wrong": {},
         **more,
