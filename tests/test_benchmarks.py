@@ -390,6 +390,11 @@ def test_callers_leave_the_number_of_threads_alone() -> None:
     runner = providers.build("torch.nn", ready)
     seconds, last = concurrent.run_at_once(runner, ready.checked, 2, 1, 0.0)
     assert seconds > 0 and len(last) == 2 and torch.get_num_threads() == 2
+    seen: list[int] = []  # by a new thread: the number that was set last, by any
+    later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert seen == [2]
 
 
 def test_a_record_that_changes_a_gradient_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
