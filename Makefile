@@ -31,7 +31,7 @@ demo: $(VENV)/.built ## Train the small character model of examples/
 test: $(VENV)/.built ## Build the package in .venv and run the tests
 	$(BIN)/pytest -q $(ARGS)
 
-SUITES := suite off-suite cells sequences concurrent peak scaling breakdown
+SUITES ?= suite off-suite cells sequences concurrent peak scaling breakdown
 bench: $(VENV)/.built ## Measure everything on the CPU; renew tables and pictures of README and docs/
 	$(BIN)/python -m benchmarks.run $(SUITES:%=--suite %) --out $(RECORD) $(ARGS)
 	$(BIN)/python -m benchmarks.plots $(RECORD) --out docs

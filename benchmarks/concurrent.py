@@ -74,7 +74,9 @@ def check(problem: Problem, runner: Runner, callers: int, threads: int) -> float
     worst = 0.0
     for outputs in run_at_once(runner, problem.checked, callers, threads, seconds=0.0)[1]:
         found = {f"output {i}": out for i, out in enumerate(flat(outputs))}
-        error = correctness.largest_error(found, problem.outputs, problem.case.dtype)
+        error = correctness.largest_error(
+            found, problem.outputs, correctness.arithmetic(problem.case)
+        )
         worst = max(worst, error)
     return worst
 

@@ -69,7 +69,9 @@ def of_runners(
         else:
             expected = problem.gradients if gradients else problem.outputs
         found = runner.results(problem.checked, gradients)
-        return correctness.largest_error(found, runner.expected(expected), problem.case.dtype)
+        return correctness.largest_error(
+            found, runner.expected(expected), correctness.arithmetic(problem.case)
+        )
 
     def run(runner: Runner) -> object:
         inputs = problem.next()
