@@ -145,7 +145,7 @@ def _runner(problem: Problem, setup: Setup) -> Runner:
 
 def finish(case: Case, mode: str, row: Row) -> None:
     """Adds the parts to a row, with floors, and what they leave unexplained of the total."""
-    if "total" in row["wrong"]:
+    if "total" not in row["results"]:
         return
     ms = {name: found["ms"] for name, found in row["results"].items()}
     T, B, I, H = case.shape.T, case.shape.B, case.shape.I, case.shape.H

@@ -49,7 +49,11 @@ def build(name: str, problem: Problem) -> Runner:
 
 
 def our_module(problem: Problem, backend: str) -> nn.Module:
-    """Our module with the weights of the problem."""
+    """Our module with the weights of the problem.
+
+    Raises:
+        Refused: the backend cannot run it.
+    """
     template, case = problem.template, problem.case
     options: dict[str, Any] = {"dtype": case.torch_dtype, "device": case.device}
     if not case.single_step:
@@ -57,17 +61,17 @@ def our_module(problem: Problem, backend: str) -> nn.Module:
     make: type[nn.Module] = getattr(rk, case.cell)
     module = make(case.shape.I, case.shape.H, backend=backend, **options)
     module.load_state_dict(template.state_dict())
+    arguments = problem.checked.arguments
+    if not case.single_step:
+        arguments = (arguments[0][:1],)  # one step tells, and leaves no traces in memory
+    for choice in rk.explain(module, *arguments).choices:
+        if choice.backend is None:
+            raise Refused(choice.refusals[choice.asked_for])
     return module
 
 
 def _ours(problem: Problem, backend: str) -> Runner:
     module = our_module(problem, backend)
-    arguments = problem.checked.arguments
-    if not problem.case.single_step:
-        arguments = (arguments[0][:1],)  # one step tells, and leaves no traces in memory
-    for choice in rk.explain(module, *arguments).choices:
-        if choice.backend is None:
-            raise Refused(choice.refusals[choice.asked_for])
     return Runner(module, module.parameters())
 
 

@@ -298,9 +298,10 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
 
 
 def view(name: str, found: Record) -> str | None:
-    """One of :data:`VIEWS`; None where the record has no rows for it."""
+    """One of :data:`VIEWS`; None where the record has no results for it."""
     suite, modes, make = VIEWS[name]
     rows = [row for row in found["rows"] if row["suite"] == suite and row["mode"] in modes]
+    rows = [row for row in rows if row["results"]]  # remarks() tells of the others
     return make(rows) if rows else None
 
 

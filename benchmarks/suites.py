@@ -70,7 +70,11 @@ def _runners(case: Case, setup: Setup) -> tuple[dict[str, Runner], dict[str, str
 def compete(suite: Suite, case: Case, mode: str, setup: Setup) -> Contest:
     """All ways through a case of a suite."""
     if suite.compete is not None:
-        return suite.compete(case, mode, setup)
+        try:
+            return suite.compete(case, mode, setup)
+        except providers.Refused as reason:  # without ours there is nothing to compare with
+            refused = {providers.ours_on(setup.backends[0]): str(reason)}
+            return Contest({}, lambda: None, refused=refused)
     return contest.of_runners(ready(case), mode, *_runners(case, setup))
 
 

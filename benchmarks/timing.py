@@ -45,7 +45,7 @@ def in_turns(
     names = list(samplers)
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats):
-        first = turn % len(names)
+        first = turn % max(1, len(names))
         redraw()
         for name in names[first:] + names[:first]:
             times[name].append(samplers[name]())

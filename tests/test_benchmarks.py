@@ -311,6 +311,20 @@ def test_who_refuses_is_reported(
     assert f"{name} refuses: {row['refused'][name]} (suite: LSTM 5,2,3,4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suite", list(suites.SUITES))
+def test_a_record_may_hold_nothing_but_refusals(
+    suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = "70,2,3,4" if suite != "cells" else "1,2,3,4"
+    others = ["--compare=haste"] if suites.SUITES[suite].providers else []
+    mode = f"--mode={suites.SUITES[suite].modes[0]}"
+    arguments = [f"--suite={suite}", f"--shape={shape}", mode, "--backend=cuda", *others]
+    for row in record_of(tmp_path, *arguments)["rows"]:
+        assert row["results"] == row["wrong"] == {} and "rnnkernels:cuda" in row["refused"]
+    out = capsys.readouterr().out
+    assert "* rnnkernels:cuda refuses: " in out and f"## {suite}" not in out
+
+
 def test_a_provider_that_is_not_installed_says_so() -> None:
     ready = problem.Problem(Case("LSTM", SHAPE))
     object.__setattr__(ready.case, "device", "cuda")
