@@ -126,8 +126,12 @@ def test_every_suite_runs(
     ],
 )
 def test_bad_arguments_are_refused(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.setattr(run, "measure", lambda args: pytest.fail("it starts to measure"))
     with pytest.raises(SystemExit) as exit:
         run.main(arguments)
     assert exit.value.code == 2
