@@ -37,6 +37,10 @@ PYBIND11_MODULE(_C, module) {
       "How this module was built, and the instruction set that its CPU kernels use here.");
 
   module.def(
+      "threads_at_work", [] { return rnn::cpu::process.working(); },
+      "Threads that calls of the CPU kernels in this process hold now.");
+
+  module.def(
       "cell_table",
       [] {
         py::list table;

@@ -8,6 +8,9 @@ from torch import Tensor
 def build_info() -> dict[str, Any]:
     """How this module was built, and the instruction set that its CPU kernels use here."""
 
+def threads_at_work() -> int:
+    """Threads that calls of the CPU kernels in this process hold now."""
+
 def cell_table() -> list[dict[str, Any]]:
     """The cells as C++ knows them: name, gates and the sizes of the cell contract."""
 

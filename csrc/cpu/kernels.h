@@ -3,6 +3,7 @@
 
 #include "common/layout.h"
 #include "common/storage.h"
+#include "cpu/crew.h"
 
 namespace rnn::cpu {
 
@@ -10,8 +11,8 @@ namespace rnn::cpu {
 using Allocate = void* (*)(int64_t bytes, void* context);
 
 struct Launch {
-  int cell;     // number in AllCells
-  int threads;  // at most this many
+  int cell;  // number in AllCells
+  Crew& crew;
   Allocate allocate;
   void* context;
 };

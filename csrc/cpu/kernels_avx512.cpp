@@ -3,6 +3,7 @@
 #include <immintrin.h>
 #include <omp.h>
 #include <sched.h>
+#include <time.h>
 
 #include <cmath>
 #include <cstdint>

@@ -55,8 +55,8 @@ void check_values(const OptionalTensor& lengths, int64_t T) {
 template <class Run>
 void with_launch(int cell, Run&& run) {
   Workspace workspace;
-  const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  run(Launch{cell, threads, Workspace::allocate, &workspace});
+  Crew crew(at::in_parallel_region() ? 1 : at::get_num_threads());
+  run(Launch{cell, crew, Workspace::allocate, &workspace});
 }
 
 ForwardResults forward(ForwardArguments& a) {
