@@ -89,10 +89,18 @@ def loop_call(T: int = 20, B: int = 3, H: int = 128, **options: Any) -> Any:
     return make_call("lstm", T=T, B=B, inputs=8, H=H, dtype=torch.float32, grad=False, **options)
 
 
+def forward(call: Any) -> list[Tensor]:
+    return list(forward_op(*forward_arguments(call)))
+
+
+def backward_of(call: Any) -> Callable[[], list[Tensor]]:
+    outs = forward(call)
+    arguments = backward_arguments(call, outs, random_like(outs[:4]))
+    return lambda: list(backward_op(*arguments))
+
+
 def both(call: Any) -> list[Tensor]:
-    outs = list(forward_op(*forward_arguments(call)))
-    dy, dh_n, dc_n, dc = random_like(outs[:4])
-    return [*outs, *backward_op(*backward_arguments(call, outs, [dy, dh_n, dc_n, dc]))]
+    return [*forward(call), *backward_of(call)()]
 
 
 def changing_numbers_of_threads() -> None:
@@ -114,13 +122,6 @@ def changing_numbers_of_threads() -> None:
 def tasks() -> int:
     """Threads of this process, Python's or not."""
     return len(os.listdir("/proc/self/task"))
-
-
-def backward_of(call: Any) -> Callable[[], list[Tensor]]:
-    """The loop backwards alone."""
-    outs = list(forward_op(*forward_arguments(call)))
-    arguments = backward_arguments(call, outs, random_like(outs[:4]))
-    return lambda: list(backward_op(*arguments))
 
 
 def new_tasks(run: Callable[[], object], threads: int) -> int:
@@ -180,16 +181,19 @@ def an_error_gives_its_threads_back() -> None:
 def child_of_a_fork() -> None:
     """The child of a fork has lost OpenMP's threads: our loops run without, in the same bits."""
     torch.set_num_threads(2)
-    calls = [loop_call(), loop_call(B=16)]  # that split units and rows
-    parents = [both(call) for call in calls]
+    runs: list[Callable[[], list[Tensor]]] = []
+    for call in (loop_call(), loop_call(B=16)):  # that split units and rows
+        runs.append(partial(forward, call))
+        runs.append(backward_of(call))
+    parents = [run() for run in runs]
     started: list[int] = []
     pid = os.fork()
     if pid == 0:
         assert torch.get_num_threads() == 2
-        for call, parent in zip(calls, parents, strict=True):
-            assert same(both(call), parent)
+        for run, parent in zip(runs, parents, strict=True):
+            assert same(run(), parent)
         # A new thread gets OpenMP's threads anew.
-        at_once(lambda: started.append(new_tasks(lambda: both(calls[0]), 2)))
+        at_once(lambda: started.append(new_tasks(runs[0], 2)))
         assert started == [1]
         os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
@@ -249,14 +253,14 @@ def the_interpreter_is_free_meanwhile() -> None:
     torch.set_num_threads(1)
     T = 100_000
     call = loop_call(T=T, B=1)
-    outs = list(forward_op(*forward_arguments(call)))
+    outs = forward(call)
     arguments = backward_arguments(call, outs, [torch.ones_like(outs[0]), None, None, None])
     module = rnnkernels.LSTM(16, 64)
     x = torch.randn(T, 1, 16, requires_grad=True)
     y = module(x)[0]
     dy = torch.ones_like(y)
     runs: dict[str, Callable[[], object]] = {
-        "forward op": lambda: forward_op(*forward_arguments(call)),
+        "forward op": partial(forward, call),
         "backward op": lambda: backward_op(*arguments),
         "module without gradient": lambda: infer(module, x),
         "module": lambda: module(x),

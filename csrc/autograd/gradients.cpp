@@ -35,12 +35,13 @@ struct Part {
 class Products {
  public:
   Products(const Settings& settings, const Inputs& in, const OptionalTensor& lengths, const OptionalTensor& reset,
-           const Kept& kept, const Tensor& dgates, const Tensor& dproj)
+           const Kept& kept, const Tensor& dgates, const Tensor& dproj, bool plain)
       : in_(in),
         lengths_(lengths),
         reset_(reset),
         kept_(kept),
         dproj_(dproj),
+        plain_(plain),
         D_(in.weights(kWHh).size()),
         apart_(find_cell(settings.cell).A > 0),
         T_(in.x().sym_size(0)),
@@ -60,15 +61,6 @@ class Products {
       return in_.weights(kind).size() > 0 && wanted[in_.index(kind, d)] ? &grads[in_.index(kind, d)] : nullptr;
     };
     const Tensor dgx = columns(d, {0, 0, rows_});
-    if (wanted[Inputs::kX]) {
-      Tensor& dx = grads[Inputs::kX];
-      const Tensor& w_ih = in_.weights(kWIh)[d];
-      if (dx.defined()) {
-        dx.addmm_(dgx, w_ih);
-      } else {
-        dx = at::mm(dgx, w_ih);
-      }
-    }
     if (Tensor* dw_ih = want(kWIh)) *dw_ih = at::mm(dgx.t(), in_.x().reshape_symint({T_ * B_, in_.x().sym_size(2)}));
     if (Tensor* dw_hh = want(kWHh)) {
       if (apart_) *dw_hh = at::empty_symint({rows_, R_}, dgates_.options());
@@ -83,6 +75,17 @@ class Products {
     if (Tensor* dw_hr = want(kWHr)) {
       const auto flat = [&](const Tensor& t) { return t.select(2, d).reshape_symint({T_ * B_, t.sym_size(3)}); };
       *dw_hr = at::mm(flat(dproj_).t(), flat(kept_.h_raw));
+    }
+    if (!wanted[Inputs::kX]) return;  // last: what the others need for a while is gone before its memory is taken
+    Tensor& dx = grads[Inputs::kX];
+    const Tensor& w_ih = in_.weights(kWIh)[d];
+    if (dx.defined()) {
+      dx.addmm_(dgx, w_ih);
+    } else if (plain_) {
+      dx = fresh({dgx.size(0), w_ih.size(1)}, dgx.options());
+      at::mm_out(dx, dgx, w_ih);
+    } else {
+      dx = at::mm(dgx, w_ih);
     }
   }
 
@@ -139,6 +142,7 @@ class Products {
   const OptionalTensor &lengths_, &reset_;
   const Kept& kept_;
   const Tensor& dproj_;  // [T, B, D, R]
+  const bool plain_;
   const int64_t D_;
   const bool apart_;  // the cell keeps hidden gradients apart
   const SymInt T_, B_, R_;
@@ -153,7 +157,7 @@ class Products {
 
 Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,
                     const OptionalTensor& reset, const OutputGradients& out, const Kept& kept,
-                    const std::vector<bool>& wanted, bool flow, bool overwrite) {
+                    const std::vector<bool>& wanted, bool flow, bool plain, bool overwrite) {
   Tensor dgates, dh0, dc0, dproj;
   Gradients result{std::vector<Tensor>(in.all.size()), Tensor()};
   const auto run = [&](const auto& op) {
@@ -167,7 +171,7 @@ Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTe
   } else {
     std::tie(dgates, dh0, dc0, dproj, result.flow) = run(backward_op());
   }
-  Products products(settings, in, lengths, reset, kept, dgates, dproj);
+  Products products(settings, in, lengths, reset, kept, dgates, dproj, plain);
   for (size_t d = 0; d < in.weights(kWHh).size(); ++d) products.add(int64_t(d), wanted, result.all);
   Tensor& dx = result.all[Inputs::kX];
   if (dx.defined()) dx = dx.view_symint(in.x().sym_sizes());

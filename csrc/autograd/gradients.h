@@ -50,10 +50,11 @@ struct Gradients {
   Tensor flow;              // [T, B, D] if asked for
 };
 
-// `overwrite` allows the gradients of the gates to take the memory of kept.saved, whose values are lost.
+// `plain`: no subclass of a tensor is among these, and nothing traces. `overwrite` allows the gradients of the gates to
+// take the memory of kept.saved, whose values are lost.
 Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,
                     const OptionalTensor& reset, const OutputGradients& out, const Kept& kept,
-                    const std::vector<bool>& wanted, bool flow, bool overwrite);
+                    const std::vector<bool>& wanted, bool flow, bool plain, bool overwrite);
 
 // The same as differentiable functions of all inputs and of `out`, from the reference in Python.
 Gradients differentiable_gradients(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,

@@ -108,7 +108,7 @@ class SequenceBackward final : public Node {
       found = differentiable_gradients(settings_, in, lengths, reset, out, wanted, bool(flow_));
     } else {
       const bool overwrite = last && plain && can_overwrite(settings_.cell) && take(kept.saved);
-      found = gradients(settings_, in, lengths, reset, out, kept, wanted, bool(flow_), overwrite);
+      found = gradients(settings_, in, lengths, reset, out, kept, wanted, bool(flow_), plain, overwrite);
     }
     if (form_ == Form::kStep) {
       for (size_t i = 0; i < Inputs::kFirst; ++i)

@@ -37,6 +37,20 @@ Clip find_clip(std::string_view kind, double bound) {
   TORCH_CHECK_VALUE(false, "clip: expected one of none, value, norm, tanh, got '", kind, "'");
 }
 
+Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {
+  Tensor t = at::empty(shape, options);
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = 2 << 20;
+  if (t.is_cpu() && t.nbytes() >= 2 * kHugePage) {
+    const auto address = reinterpret_cast<uintptr_t>(t.data_ptr());
+    const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = (address + t.nbytes()) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing depends on its being heard
+  }
+#endif
+  return t;
+}
+
 namespace {
 
 std::string parameter_name(const char* base, int64_t layer, size_t direction) {
@@ -95,22 +109,6 @@ void floating(const Tensor& t, const char* name) {
   const auto type = t.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, name,
                    ": expected float32, float64, bfloat16 or float16, got ", type);
-}
-
-// Fresh memory. Large blocks on the CPU come from the kernel page by page, which costs more than what is computed on
-// some of them: huge pages are asked for.
-Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {
-  Tensor t = at::empty(shape, options);
-#if defined(__linux__)
-  constexpr uintptr_t kHugePage = 2 << 20;
-  if (t.is_cpu() && t.nbytes() >= 2 * kHugePage) {
-    const auto address = reinterpret_cast<uintptr_t>(t.data_ptr());
-    const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
-    const uintptr_t last = (address + t.nbytes()) / kHugePage * kHugePage;
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing depends on its being heard
-  }
-#endif
-  return t;
 }
 
 Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }

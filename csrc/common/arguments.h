@@ -52,6 +52,10 @@ struct BackwardArguments {
 };
 Clip find_clip(std::string_view kind, double bound);
 
+// New memory. Large blocks on the CPU come from the kernel page by page, which costs more than what is computed on some
+// of them: huge pages are asked for.
+Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options);
+
 struct Sizes {
   int64_t T, B, I, D, H, R;
 };
