@@ -3,12 +3,13 @@
 The parts are the real ones: the ops that a step runs, and ``torch.mm`` on matrices of the same
 sizes and layouts for the products in front of and behind them.
 
-* The loop is the op on an input of one feature, less a product of that size, which writes ``gx``.
+* The loop is the op on an input of one feature. The input projection, which the op does between
+  the steps, is what the op takes longer on all features.
 * The recurrent product is the loop of an RNN with relu and 2H units. That has the 4 H^2
   multiply-adds per row and step that an LSTM of H units has, as many weights, the same barriers,
   and next to no cell. The cell is the rest of the LSTM's loop.
 * Products write to memory that is there; the ops ask for fresh memory, and its page faults count
-  with the loop.
+  with the loop. In a whole training step backward writes over what forward saved; here it does not.
 * The overhead is a whole call on two steps of one row with 8 units: Python, autograd, dispatch.
 
 Their sum is held against the measured total: what they leave unexplained is part of the result.
@@ -62,7 +63,6 @@ class Loop:
         self.dy = torch.randn_like(self.like.new_empty(T, B, H))
         self.h0 = self.like.new_zeros(1, B, H)
         self.c0 = self.h0 if self.name == "lstm" else None
-        self.gx = self.like.new_empty(T * B, rows)
 
     def forward(self, save: bool) -> tuple[Tensor, ...]:
         lists: list[list[Tensor]] = [[self.w_ih], [self.w_hh], [self.bias[0]], [self.bias[1]], []]
@@ -90,9 +90,6 @@ class Loop:
         )
         return found
 
-    def projection(self) -> Tensor:
-        return torch.mm(self.x.flatten(0, 1), self.w_ih.t(), out=self.gx)
-
     @torch.no_grad()
     def redraw(self) -> None:
         self.x.normal_()
@@ -113,10 +110,10 @@ def compete(case: Case, mode: str, setup: Setup) -> Contest:
     tiny = ready.__wrapped__(replace(case, shape=Shape(2, 1, 8, 8)))
 
     ways |= contest.of_runners(tiny, mode, {"overhead": _runner(tiny, setup)}).ways
-    runs: dict[str, Run] = {"projection": op.projection}
-    for name, part in (("loop", loop), ("product", product)):
-        runs[f"{name} op"] = partial(part.forward, save)
-        runs[f"{name} gx"] = part.projection
+    runs: dict[str, Run] = {
+        name: partial(part.forward, save)
+        for name, part in (("op", op), ("loop", loop), ("product", product))
+    }
     if save:
         kept = op.forward(save)
         dgates = op.backward(kept)[0][:, :, 0].flatten(0, 1)  # [T*B, 4H]
@@ -157,10 +154,9 @@ def finish(case: Case, mode: str, row: Row) -> None:
         parts.append((f"{name} recurrent product", product, flop["h"], 0))
         parts.append((f"{name} cell", whole - product, 0, moved * units * size))
 
-    parts.append(("input projection", ms["projection"], flop["x"], 0))
-    forward = ms["loop op"] - ms["loop gx"], ms["product op"] - ms["product gx"]
-    # Read gx; write y, and where backward is to come c and the saved gates.
-    loop("forward", *forward, GATES + (2 + GATES if mode == "training" else 1))
+    parts.append(("input projection", ms["op"] - ms["loop"], flop["x"], 0))
+    # Write y, and where backward is to come c and the saved gates.
+    loop("forward", ms["loop"], ms["product"], 2 + GATES if mode == "training" else 1)
     if mode == "training":
         # Read saved gates, c and dy; write the gates' gradients.
         loop("backward", ms["loop backward"], ms["product backward"], 2 * GATES + 2)
