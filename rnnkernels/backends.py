@@ -111,13 +111,11 @@ def asked_for(name: str | None) -> str:
 
 
 def undisturbed(name: str | None) -> bool:
-    """Whether kernels may run without a :class:`Call`: nobody compiles, asks for a backend or
+    """Whether kernels may run without a :class:`Call`: nobody compiles, asks for one backend or
     looks on."""
     return (
         not torch.compiler.is_compiling()
-        and name is None
-        and _chosen is None
-        and _environment is None
+        and (name == "auto" or (name is None and _chosen is None and _environment is None))
         and _observer is None
         and ops.missing is None
     )

@@ -178,6 +178,14 @@ def test_whoever_asks_for_a_backend_or_looks_on(
     assert taken == []
 
 
+def test_the_automatic_choice_by_its_name(taken: list[bool]) -> None:
+    module = build("LSTMCell", backend="auto")
+    module(*arguments(module))
+    with rnnkernels.use_backend("reference"):
+        module(*arguments(module))
+    assert taken == [True, True]
+
+
 def test_environment(taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     module = build()
     monkeypatch.setattr(backends, "_environment", "reference")
