@@ -108,6 +108,7 @@ class ForwardLoop : LoopBase<IO> {
     int64_t steps;  // of a chunk
     Now* now;       // [rows]
     T* x;           // [steps, rows, I]
+    bool* filled;   // [steps, rows]: which of them are steps of a row
     T* gx;          // [tiles, steps, rows, kPanel]
     T* product;     // [rows, panel]: of one tile
     int64_t bytes;
@@ -122,6 +123,7 @@ class ForwardLoop : LoopBase<IO> {
     mine.steps = most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
     mine.now = arena.take<Now>(rows);
     mine.x = arena.take<T>(mine.steps * rows * padded(p_.I));
+    mine.filled = arena.take<bool>(mine.steps * rows);
     mine.gx = arena.take<T>(tiles * mine.steps * rows * kPanel);
     mine.product = arena.take<T>(rows * kMaxVectors * kLanes);
     mine.bytes = arena.used();
@@ -196,19 +198,19 @@ class ForwardLoop : LoopBase<IO> {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     const int64_t rows = last - first, stride = padded(p_.I);
-    T* to = mine.x;
+    int64_t m = 0;
     for (int64_t s = s0; s < s1; ++s) {
-      for (int64_t b = first; b < last; ++b, to += stride) {
-        if (s >= rows_[b].length) continue;
+      for (int64_t b = first; b < last; ++b, ++m) {
+        mine.filled[m] = s < rows_[b].length;
+        if (!mine.filled[m]) continue;
         const IO* x = p_.x + q.position(d, rows_[b], s) * p_.x_time + b * p_.x_batch;
-        for (int64_t i = 0; i < p_.I; i += kLanes) store(to + i, load(x + i, left(p_.I, i)));
+        for (int64_t i = 0; i < p_.I; i += kLanes) store(mine.x + m * stride + i, load(x + i, left(p_.I, i)));
       }
     }
-    const auto active = [&](int64_t m) { return !q.lengths || s0 + m / rows < rows_[first + m % rows].length; };
+    const auto filled = [&](int64_t r) { return mine.filled[r]; };
     const int64_t begin = share.begin(dir.input.tiles()), end = share.end(dir.input.tiles());
     for (int64_t j = begin; j < end; ++j)
-      multiply(dir.input, j, mine.x, stride, (s1 - s0) * rows, mine.gx + (j - begin) * mine.steps * rows * kPanel,
-               active);
+      multiply(dir.input, j, mine.x, stride, m, mine.gx + (j - begin) * mine.steps * rows * kPanel, filled);
   }
 
   // Where a row's state stands.
