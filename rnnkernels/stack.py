@@ -254,8 +254,6 @@ def _stack(
         _check_states(spec, hx, x)
     if lengths is not None:
         lengths = checks.lengths(lengths, T, B, x.device)
-        padding = torch.arange(T, device=x.device)[:, None] >= lengths  # [T, B]
-        x = x.masked_fill(padding[:, :, None], 0)  # whatever stands there reaches no product
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, hx = cast(x, dtype), [cast(s, dtype) for s in hx]
@@ -263,8 +261,11 @@ def _stack(
 
     run = partial(_layers, spec, weights)
     drop = partial(F.dropout, p=spec.dropout, training=spec.training) if spec.dropout else None
-    tensors = (x, *hx, *(w for group in weights for w in group))
-    if isinstance(spec.truncate, tuple) and needs_gradient(tensors):
+    backward = needs_gradient((x, *hx, *(w for group in weights for w in group)))
+    if lengths is not None and backward:
+        padding = torch.arange(T, device=x.device)[:, None] >= lengths  # [T, B]
+        x = x.masked_fill(padding[:, :, None], 0)  # what stands there reaches no gradient
+    if isinstance(spec.truncate, tuple) and backward:
         return truncation.overlapping(
             run, x, hx, lengths, reset, return_all_states, spec.truncate, drop
         )

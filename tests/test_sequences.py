@@ -152,6 +152,19 @@ def test_lengths_equal_packing(cell: str, variant: dict[str, Any]) -> None:
     assert not got["d x"][padded.isnan()].any()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("cell", "variant"), CASES)
+def test_padding_is_not_read(cell: str, variant: dict[str, Any], backend: str) -> None:
+    """Without a gradient nothing clears the padding: what stands there changes no bit."""
+    run = Run(cell, variant)
+    run.layer.backend = backend
+    clean, dirty = (
+        run.whole(x, run.states, lengths=LENGTHS) for x in (run.x, with_nan_padding(run.x, LENGTHS))
+    )
+    for a, b in zip((clean[0], *clean[1]), (dirty[0], *dirty[1]), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(("cell", "variant"), CASES)
 def test_reset_equals_pieces(cell: str, variant: dict[str, Any]) -> None:
     """reset= gives what the pieces give one by one, cut at the same places in both directions."""
