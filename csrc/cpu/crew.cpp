@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 #include <algorithm>
 
@@ -15,7 +16,7 @@
 
 namespace rnn::cpu {
 
-Process process{0, 1};
+Process process{0, 1, 0};
 
 namespace {
 
@@ -39,10 +40,32 @@ thread_local bool forked = false;
   process.at_work = 0;
 });
 
+bool stalled() {
+  const int64_t until = __atomic_load_n(&process.stalled_until, __ATOMIC_RELAXED);
+  return until && nanoseconds() < until;
+}
+
 }  // namespace
 
+int64_t nanoseconds() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * int64_t(1000000000) + t.tv_nsec;
+}
+
+void note_stall() {
+  constexpr int64_t kShortest = 20'000'000, kLongest = 1'000'000'000;
+  static int64_t pause = 0;
+  const int64_t now = nanoseconds(), until = __atomic_load_n(&process.stalled_until, __ATOMIC_RELAXED);
+  if (now < until) return;  // the same call, most likely
+  const int64_t before = __atomic_load_n(&pause, __ATOMIC_RELAXED);
+  const int64_t next = now - until < kLongest ? std::min(2 * before, kLongest) : kShortest;
+  __atomic_store_n(&pause, next, __ATOMIC_RELAXED);
+  __atomic_store_n(&process.stalled_until, now + next, __ATOMIC_RELAXED);
+}
+
 Crew::Crew(int wanted) : size_(1) {
-  if (forked) wanted = 1;
+  if (forked || (wanted > 1 && stalled())) wanted = 1;
   if (wanted > 1) __atomic_store_n(&process.cores, count_cores(), __ATOMIC_RELAXED);
   int at_work = process.working();
   do {

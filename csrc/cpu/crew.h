@@ -6,10 +6,11 @@
 
 namespace rnn::cpu {
 
-// Threads at work, and the cores that they share. Written by Crew alone.
+// Threads at work, and the cores that they share.
 struct Process {
   alignas(64) int at_work;
   int cores;
+  int64_t stalled_until;  // in nanoseconds()
 
   int working() const { return __atomic_load_n(&at_work, __ATOMIC_RELAXED); }
   // More threads than cores: whoever spins keeps somebody from working.
@@ -32,6 +33,13 @@ class Crew {
  private:
   int size_;
 };
+
+int64_t nanoseconds();
+
+// Says that a thread has waited for another between two steps, for so long that other processes must have kept that one
+// from its core. The next calls run in one thread each, for a while that doubles as long as the machine stays as busy:
+// threads that wait for each other at every step would lose a time slice at most of them.
+void note_stall();
 
 // Sleeps until somebody calls wake_all, unless *word is no longer `value`; may also return early.
 void sleep_while(const uint32_t* word, uint32_t value);

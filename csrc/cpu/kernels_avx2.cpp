@@ -2,7 +2,6 @@
 #if defined(__x86_64__)
 #include <omp.h>
 #include <sched.h>
-#include <time.h>
 
 #include <cmath>
 #include <cstdint>

@@ -3,7 +3,6 @@
 #include <immintrin.h>
 #include <omp.h>
 #include <sched.h>
-#include <time.h>
 
 #include <cmath>
 #include <cstdint>

@@ -1,7 +1,6 @@
 // Kernels for whatever the compiler targets by itself: SSE2 on x86-64, NEON on 64-bit Arm.
 #include <omp.h>
 #include <sched.h>
-#include <time.h>
 
 #include <cmath>
 #include <cstdint>

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <sched.h>
-#include <time.h>
 
 #include <cstdint>
 
@@ -13,11 +12,7 @@ namespace rnn::cpu::RNN_ISA {
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-inline int64_t nanoseconds() {
-  timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * int64_t(1000000000) + t.tv_nsec;
-}
+constexpr int64_t kStallNanoseconds = 1000000;  // a time slice is longer
 
 // A barrier cheap enough for every step: arrivals count up in one word, waiters spin on another. Who waits for longer
 // than a step takes waits for a thread without a core, and sleeps: the core goes to whoever has work, and a sleeper
@@ -25,7 +20,8 @@ inline int64_t nanoseconds() {
 // busy neighbour, a whole time slice per step.
 class Barrier {
  public:
-  void wait(int count) {
+  // even: all arrive at about the same time, unless one has no core.
+  void wait(int count, bool even = true) {
     if (count == 1) return;
     const uint32_t generation = __atomic_load_n(&generation_, __ATOMIC_RELAXED);
     const uint32_t last = (generation + 1) * uint32_t(count);  // the arrival that lets everybody pass
@@ -34,7 +30,7 @@ class Barrier {
       __atomic_store_n(&generation_, generation + 1, __ATOMIC_RELEASE);
       if (sleepers(state)) wake_all(&generation_);
     } else if (!spin(generation)) {
-      sleep(generation, last);
+      sleep(generation, last, even);
     }
   }
 
@@ -65,9 +61,10 @@ class Barrier {
 
   // One word counts arrivals and sleepers, so that either the last to arrive sees the sleeper, or the sleeper sees that
   // everybody has arrived and does not sleep.
-  void sleep(uint32_t generation, uint32_t last) {
+  void sleep(uint32_t generation, uint32_t last, bool even) {
     const uint64_t state = __atomic_add_fetch(&state_, 1, __ATOMIC_ACQ_REL);
     const bool complete = int32_t(arrivals(state) - last) >= 0;
+    const int64_t start = nanoseconds();
     while (!passed(generation)) {
       if (complete) {
         sched_yield();
@@ -76,6 +73,7 @@ class Barrier {
       }
     }
     __atomic_sub_fetch(&state_, 1, __ATOMIC_RELAXED);
+    if (even && !process.crowded() && nanoseconds() - start > kStallNanoseconds) note_stall();
   }
 
   alignas(64) uint64_t state_ = 0;
