@@ -12,6 +12,7 @@
 
 TORCH_LIBRARY(rnnkernels, library) {
   rnn::define_sequence_ops(library);
+  rnn::define_input_gradient_op(library);
   rnn::define_differentiable_op(library);
 }
 
@@ -35,6 +36,10 @@ PYBIND11_MODULE(_C, module) {
         return info;
       },
       "How this module was built, and the instruction set that its CPU kernels use here.");
+
+  module.def("set_batch_invariant", &rnn::set_batch_invariant, py::arg("on"),
+             "Whether results of a row may not depend on the batch that it is in, for the whole process.");
+  module.def("batch_invariant", &rnn::batch_invariant, "What set_batch_invariant has set.");
 
   module.def(
       "threads_at_work", [] { return rnn::cpu::process.working(); },

@@ -8,6 +8,12 @@ from torch import Tensor
 def build_info() -> dict[str, Any]:
     """How this module was built, and the instruction set that its CPU kernels use here."""
 
+def set_batch_invariant(on: bool) -> None:
+    """Whether a row's result may not depend on the batch that it is in, for the whole process."""
+
+def batch_invariant() -> bool:
+    """What :func:`set_batch_invariant` has set."""
+
 def threads_at_work() -> int:
     """Threads that calls of the CPU kernels in this process hold now."""
 

@@ -1,7 +1,12 @@
 """Fused RNN, LSTM and GRU layers for PyTorch: drop-in for torch.nn, on hand-written kernels."""
 
 from rnnkernels import diagnostics, functional, streaming
-from rnnkernels.backends import use_backend
+from rnnkernels.backends import (
+    batch_invariant,
+    is_batch_invariant,
+    set_batch_invariant,
+    use_backend,
+)
 from rnnkernels.cell_modules import GRUCell, LSTMCell, RNNCell
 from rnnkernels.convert import convert, from_torch, revert, to_torch
 from rnnkernels.explain import explain
@@ -19,13 +24,16 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "batch_invariant",
     "build_info",
     "convert",
     "diagnostics",
     "explain",
     "from_torch",
     "functional",
+    "is_batch_invariant",
     "revert",
+    "set_batch_invariant",
     "streaming",
     "to_torch",
     "use_backend",

@@ -22,11 +22,18 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run a layer. ``refusal(call)`` is None where it can, else the reason why not."""
+    """A way to run a layer. ``supports(call)`` is None where it can, else the reason why not."""
 
     name: str
-    refusal: Callable[[Call], str | None]
+    supports: Callable[[Call], str | None]
     run: Callable[[Call], Result]
+    invariant: bool = False  # offers what batch_invariant asks for
+
+    def refusal(self, call: Call) -> str | None:
+        """None where it runs the call as things are set now, else the reason why not."""
+        if _invariant and not self.invariant:
+            return "batch_invariant is on, and its products depend on the size of the batch"
+        return self.supports(call)
 
 
 def _kernels(device_type: str) -> Callable[[Call], str | None]:
@@ -58,7 +65,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("reference", lambda call: None, _checked(reference.run)),
-        Backend("cpu", _kernels("cpu"), ops.run),
+        Backend("cpu", _kernels("cpu"), ops.run, invariant=True),
         Backend("cuda", _kernels("cuda"), ops.run),
         Backend("torch", torch_backend.refusal, _checked(torch_backend.run)),
     )
@@ -91,6 +98,52 @@ def use_backend(name: str | None) -> Iterator[None]:
         yield
     finally:
         _chosen = before
+
+
+#: Read by :meth:`Backend.refusal`, so that torch.compile guards on it; the kernels have a copy.
+_invariant = False
+
+
+def set_batch_invariant(mode: bool) -> None:
+    """Sets whether a row's results may not depend on the batch that it is in.
+
+    While this is on, a row has the same bits alone and in any batch, in any place of it, padded or
+    not, with any number of threads, and its first steps have the same bits however many follow:
+    all outputs of forward, and the gradients of the input and of the initial states where forward
+    ran so. Gradients of weights are sums over the batch.
+
+    The setting holds for the whole process, like :func:`torch.use_deterministic_algorithms`. Only
+    the ``cpu`` backend offers it; a layer that it cannot run raises. See docs/batch_invariance.md
+    for what it costs, and for ``torch.compile``.
+    """
+    global _invariant
+    mode = checks.flag("mode", mode)
+    if ops.missing is None:
+        ops.set_batch_invariant(mode)
+    _invariant = mode
+
+
+def is_batch_invariant() -> bool:
+    """What :func:`set_batch_invariant` or :func:`batch_invariant` has set."""
+    return _invariant
+
+
+@contextmanager
+def batch_invariant(mode: bool = True) -> Iterator[None]:
+    """:func:`set_batch_invariant` for the inside of a block, or of a function that it decorates.
+
+    Example::
+
+        with rnnkernels.batch_invariant():
+            y, h_n = gru(x)
+            assert torch.equal(gru(x[:, 3:4])[0], y[:, 3:4])
+    """
+    before = _invariant
+    set_batch_invariant(mode)
+    try:
+        yield
+    finally:
+        set_batch_invariant(before)
 
 
 def check_name(name: str | None, source: str = "backend") -> None:
@@ -131,9 +184,13 @@ def select(call: Call, name: str | None = None) -> Backend:
     name = asked_for(name)
     check_name(name)
     if name == "auto":
+        reasons = {}
         for candidate in AUTOMATIC:
-            if BACKENDS[candidate].refusal(call) is None:
+            reasons[candidate] = BACKENDS[candidate].refusal(call)
+            if reasons[candidate] is None:
                 return BACKENDS[candidate]
+        because = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+        raise RuntimeError(f"backend: none can run this layer ({because})")
     backend = BACKENDS[name]
     reason = backend.refusal(call)
     if reason is not None:

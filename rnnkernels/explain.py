@@ -73,7 +73,8 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
             reason = backend.refusal(call)
             if reason is not None:
                 refusals[backend.name] = reason
-        chosen = None if asked_for in refusals else backends.select(call, name).name
+        candidates = backends.AUTOMATIC if asked_for == "auto" else (asked_for,)
+        chosen = next((name for name in candidates if name not in refusals), None)
         found.choices.append(
             Choice(
                 running[-1] if running else "",

@@ -46,6 +46,12 @@ if _C is not None:
     #: The short way of a cell: the state after one step, or None where anything is unusual.
     cell_step = _C.cell_step
 
+
+def set_batch_invariant(on: bool) -> None:
+    """See :func:`rnnkernels.set_batch_invariant`, which this is for the kernels alone."""
+    _C.set_batch_invariant(on)
+
+
 #: Types of device that the compiled part brings kernels for.
 kernel_devices: frozenset[str] = frozenset(
     device
@@ -163,6 +169,7 @@ def _fake_backward(
     bound: float,
     flow: bool,
     initial: bool = True,
+    invariant: bool = False,
 ) -> tuple[Tensor, ...]:
     _same_device(y, dy=dy, dh_n=dh_n, dc_n=dc_n, dc=dc, w_hh=w_hh, w_hr=w_hr, h0=h0, c0=c0)
     _same_device(y, c=c, saved=saved, lengths=lengths, reset=reset)
@@ -179,6 +186,11 @@ def _fake_backward(
             dtype=torch.float64 if y.dtype == torch.float64 else torch.float32,
         ),
     )
+
+
+def _fake_input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
+    _same_device(dgates, w_ih=w_ih)
+    return dgates.new_empty((dgates.size(0), dgates.size(1), w_ih[0].size(1)))
 
 
 def _fake_backward_over_saved(*arguments: Any) -> tuple[Tensor, ...]:
@@ -255,6 +267,7 @@ if _C is not None:
     torch.library.register_fake("rnnkernels::sequence_forward", _fake_forward)
     torch.library.register_fake("rnnkernels::sequence_backward", _fake_backward)
     torch.library.register_fake("rnnkernels::sequence_backward_", _fake_backward_over_saved)
+    torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
     torch.library.impl("rnnkernels::sequence_gradients", "CompositeImplicitAutograd")(
         _differentiable_gradients
     )

@@ -42,6 +42,7 @@ class Products {
         kept_(kept),
         dproj_(dproj),
         plain_(plain),
+        invariant_(settings.invariant),
         D_(in.weights(kWHh).size()),
         apart_(find_cell(settings.cell).A > 0),
         T_(in.x().sym_size(0)),
@@ -76,7 +77,8 @@ class Products {
       const auto flat = [&](const Tensor& t) { return t.select(2, d).reshape_symint({T_ * B_, t.sym_size(3)}); };
       *dw_hr = at::mm(flat(dproj_).t(), flat(kept_.h_raw));
     }
-    if (!wanted[Inputs::kX]) return;  // last: what the others need for a while is gone before its memory is taken
+    // Last: what the others need for a while is gone before its memory is taken.
+    if (!wanted[Inputs::kX] || invariant_) return;
     Tensor& dx = grads[Inputs::kX];
     const Tensor& w_ih = in_.weights(kWIh)[d];
     if (dx.defined()) {
@@ -142,7 +144,7 @@ class Products {
   const OptionalTensor &lengths_, &reset_;
   const Kept& kept_;
   const Tensor& dproj_;  // [T, B, D, R]
-  const bool plain_;
+  const bool plain_, invariant_;
   const int64_t D_;
   const bool apart_;  // the cell keeps hidden gradients apart
   const SymInt T_, B_, R_;
@@ -163,7 +165,8 @@ Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTe
   const auto run = [&](const auto& op) {
     return op.call(settings.cell, optional(out[0]), optional(out[1]), optional(out[2]), optional(out[3]),
                    in.weights(kWHh), in.weights(kWHr), in.h0(), in.c0(), kept.y, kept.c, kept.saved, lengths, reset,
-                   settings.window, settings.clip, settings.bound, flow, wanted[Inputs::kH0] || wanted[Inputs::kC0]);
+                   settings.window, settings.clip, settings.bound, flow, wanted[Inputs::kH0] || wanted[Inputs::kC0],
+                   settings.invariant);
   };
   if (overwrite) {
     dgates = kept.saved;
@@ -175,6 +178,7 @@ Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTe
   for (size_t d = 0; d < in.weights(kWHh).size(); ++d) products.add(int64_t(d), wanted, result.all);
   Tensor& dx = result.all[Inputs::kX];
   if (dx.defined()) dx = dx.view_symint(in.x().sym_sizes());
+  if (settings.invariant && wanted[Inputs::kX]) dx = input_gradient_op().call(dgates, in.weights(kWIh));
   if (wanted[Inputs::kH0]) result.all[Inputs::kH0] = dh0;
   if (wanted[Inputs::kC0]) result.all[Inputs::kC0] = dc0;
   return result;

@@ -35,6 +35,7 @@ struct Settings {
   int64_t window;
   std::string clip;
   double bound;
+  bool invariant;  // of the batch: see batch_invariant()
 };
 
 // Outputs of forward that backward reads.

@@ -63,6 +63,7 @@ class SequenceBackward final : public Node {
     args.collect(settings_.window);
     args.collect(settings_.clip);
     args.collect(settings_.bound);
+    args.collect(settings_.invariant);
     for (const size_t n : first_) args.collect(static_cast<int64_t>(n));
     args.collect(inputs_, false);
     for (const SavedVariable* t : {&lengths_, &reset_}) args.collect(*t, false);
@@ -105,6 +106,9 @@ class SequenceBackward final : public Node {
     for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
     Gradients found;
     if (differentiable) {
+      TORCH_CHECK(!settings_.invariant,
+                  "batch_invariant: a gradient that is to be differentiated again (create_graph=True) comes from the "
+                  "reference, whose products depend on the batch. Run forward without batch_invariant.");
       found = differentiable_gradients(settings_, in, lengths, reset, out, wanted, bool(flow_));
     } else {
       const bool overwrite = last && plain && can_overwrite(settings_.cell) && take(kept.saved);
@@ -207,7 +211,8 @@ ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Te
   };
   if (!needs_history(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0)) return run();
   const Inputs in(x, h0, c0, {w_ih, w_hh, b_ih, b_hh, w_hr});
-  const auto node = make_node(Form::kSequence, Settings{std::string(cell), window, std::string(clip), bound}, in);
+  const auto node =
+      make_node(Form::kSequence, Settings{std::string(cell), window, std::string(clip), bound, batch_invariant()}, in);
   ForwardResults results = run();
   const auto& [y, h_n, c_n, c, h_raw, saved] = results;
   for (const Tensor* t : {&y, &h_n}) torch::autograd::set_history(*t, node);
@@ -228,7 +233,7 @@ State cell_step(c10::string_view cell, const Tensor& x, const Tensor& w_ih, cons
   decltype(make_node(Form::kStep, Settings{}, in)) node;
   if (save) {
     in = Inputs(x, h0, c0, {TensorList(w_ih), TensorList(w_hh), b_ih, b_hh, TensorList()});
-    node = make_node(Form::kStep, Settings{std::string(cell), 0, "none", 1.0}, in);
+    node = make_node(Form::kStep, Settings{std::string(cell), 0, "none", 1.0, batch_invariant()}, in);
   }
   State next;
   Tensor h_raw, saved;

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <atomic>
 #include <cmath>
 #include <utility>
 
@@ -209,7 +210,23 @@ Sizes check(BackwardArguments& a) {
   return n;
 }
 
+void check_input_gradient(const Tensor& dgates, TensorList w_ih) {
+  floating(dgates, "dgates");
+  TORCH_CHECK(dgates.dim() == 4, "dgates: expected 4 dimensions (time, batch, directions, gates * hidden), got shape ",
+              dgates.sizes());
+  count(w_ih.size(), dgates.size(2), "w_ih");
+  TORCH_CHECK(!w_ih.empty() && w_ih[0].dim() == 2 && w_ih[0].size(0) > 0 && w_ih[0].size(0) <= dgates.size(3),
+              "w_ih: expected matrices of 1 to ", dgates.size(3), " rows (gates * hidden), like dgates");
+  Checker{dgates}.per_direction(w_ih, "w_ih", -1, w_ih[0].sizes(), "gates * hidden, input, like the first");
+}
+
+static std::atomic<bool> invariant{false};
+bool batch_invariant() { return invariant; }
+void set_batch_invariant(bool on) { invariant = on; }
+
 static Tensor project_input(const ForwardArguments& a, const Sizes& n) {
+  TORCH_CHECK(!batch_invariant(), "rnnkernels.batch_invariant: expected a CPU tensor, got one on ", a.x.device(),
+              ", where torch's products depend on the size of the batch. Move the layer to the CPU, or switch it off.");
   const int64_t width = a.cell.G * n.H;
   Tensor gx = fresh({n.T, n.B, n.D, width}, a.x.options());
   const Tensor x = a.x.reshape({n.T * n.B, n.I});

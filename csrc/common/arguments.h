@@ -48,6 +48,7 @@ struct BackwardArguments {
   Clip clip;
   bool flow;        // keep the norms of the gradients of all h
   bool initial;     // compute the gradients of h0 and c0
+  bool invariant;   // of the batch
   bool over_saved;  // write dgates over saved
 };
 Clip find_clip(std::string_view kind, double bound);
@@ -76,6 +77,14 @@ struct ForwardTensors {
 // their sizes agree.
 enum class Input { kRaw, kProjected };
 ForwardTensors prepare(const ForwardArguments& a, const Sizes& n, Input input);
+
+// Whether results of a row may not depend on the batch that it is in: a setting of the process, like those of torch's
+// global context.
+bool batch_invariant();
+void set_batch_invariant(bool on);
+
+// Checks dgates [T, B, D, (G+A)*H] and w_ih [G*H, I] each.
+void check_input_gradient(const Tensor& dgates, TensorList w_ih);
 
 struct BackwardTensors {
   std::vector<Tensor> w_hh, w_hr;

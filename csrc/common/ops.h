@@ -26,13 +26,20 @@ inline void define_sequence_ops(torch::Library& library) {
   library.def(
       "sequence_backward(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, Tensor[] w_hr, "
       "Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor saved, Tensor? lengths, Tensor? reset, int window, "
-      "str clip, float bound, bool flow, bool initial=True) -> (Tensor dgates, Tensor dh0, Tensor dc0, Tensor dproj, "
+      "str clip, float bound, bool flow, bool initial=True, "
+      "bool invariant=False) -> (Tensor dgates, Tensor dh0, Tensor dc0, Tensor dproj, "
       "Tensor flow)");
   library.def(
       "sequence_backward_(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, "
       "Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor(a!) saved, Tensor? lengths, Tensor? reset, "
-      "int window, str clip, float bound, bool flow, bool initial=True) -> (Tensor dh0, Tensor dc0, Tensor dproj, "
+      "int window, str clip, float bound, bool flow, bool initial=True, "
+      "bool invariant=False) -> (Tensor dh0, Tensor dc0, Tensor dproj, "
       "Tensor flow)");
+}
+
+// dx [T, B, I] of dgates [T, B, D, (G+A)*H], each row by itself, whatever the batch.
+inline void define_input_gradient_op(torch::Library& library) {
+  library.def("input_gradient(Tensor dgates, Tensor[] w_ih) -> Tensor dx");
 }
 
 // The gradients of sequence_forward's inputs as differentiable functions of these and of the gradients of its results,
@@ -53,7 +60,7 @@ template <class Results>
 using BackwardSchema = Results(c10::string_view, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                                const OptionalTensor&, TensorList, TensorList, const Tensor&, const OptionalTensor&,
                                const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                               const OptionalTensor&, int64_t, c10::string_view, double, bool, bool);
+                               const OptionalTensor&, int64_t, c10::string_view, double, bool, bool, bool);
 using GradientsSchema = std::tuple<std::vector<Tensor>, Tensor>(
     c10::string_view, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const Tensor&, TensorList, TensorList, TensorList, TensorList, TensorList, const Tensor&, const OptionalTensor&,
@@ -75,6 +82,10 @@ inline const auto& backward_over_saved_op() {
   static const auto op = find_op<BackwardSchema<BackwardOverSavedResults>>("rnnkernels::sequence_backward_");
   return op;
 }
+inline const auto& input_gradient_op() {
+  static const auto op = find_op<Tensor(const Tensor&, TensorList)>("rnnkernels::input_gradient");
+  return op;
+}
 inline const auto& gradients_op() {
   static const auto op = find_op<GradientsSchema>("rnnkernels::sequence_gradients");
   return op;
@@ -85,11 +96,28 @@ Results run_backward(c10::string_view cell, const OptionalTensor& dy, const Opti
                      const OptionalTensor& dc_n, const OptionalTensor& dc, TensorList w_hh, TensorList w_hr,
                      const Tensor& h0, const OptionalTensor& c0, const Tensor& y, const Tensor& c, const Tensor& saved,
                      const OptionalTensor& lengths, const OptionalTensor& reset, int64_t window, c10::string_view clip,
-                     double bound, bool flow, bool initial) {
+                     double bound, bool flow, bool initial, bool invariant) {
   constexpr bool over_saved = std::is_same_v<Results, BackwardOverSavedResults>;
-  BackwardArguments a{
-      find_cell(cell),        dy,   dh_n,    dc_n,      dc, w_hh, w_hr, h0, c0, y, c, saved, lengths, reset, window,
-      find_clip(clip, bound), flow, initial, over_saved};
+  BackwardArguments a{find_cell(cell),
+                      dy,
+                      dh_n,
+                      dc_n,
+                      dc,
+                      w_hh,
+                      w_hr,
+                      h0,
+                      c0,
+                      y,
+                      c,
+                      saved,
+                      lengths,
+                      reset,
+                      window,
+                      find_clip(clip, bound),
+                      flow,
+                      initial,
+                      invariant,
+                      over_saved};
   BackwardResults results = backward(a);
   if constexpr (over_saved) {
     auto [dgates, dh0, dc0, dproj, norms] = std::move(results);

@@ -11,16 +11,28 @@ namespace rnn::cpu {
 using Allocate = void* (*)(int64_t bytes, void* context);
 
 struct Launch {
-  int cell;  // number in AllCells
+  int cell;  // number in AllCells, where there is one
   Crew& crew;
   Allocate allocate;
   void* context;
+};
+
+// out [rows, units] = a [rows, K] * w [K, units], each row by itself.
+template <class IO>
+struct Rows {
+  int64_t rows, K, units;
+  const IO* a;
+  int64_t a_stride;
+  const IO* w;
+  IO* out;
+  bool adds;  // to what stands in out
 };
 
 template <class IO>
 struct Entry {
   void (*forward)(const Launch&, const Forward<IO>&);
   void (*backward)(const Launch&, const Backward<IO>&);
+  void (*rows)(const Launch&, const Rows<IO>&);
   // A single step of one direction, T == 1, without lengths, resets, projection and bounds; units first to last. Given
   // gh [B, G*H], W_hh h, it takes W_ih x from gx; else it computes both products, of a batch of one row.
   void (*forward_step)(int cell, const Forward<IO>&, const IO* gh, int64_t first, int64_t last);

@@ -91,9 +91,27 @@ BackwardResults backward(BackwardArguments& a) {
   return t.results();
 }
 
+Tensor input_gradient(const Tensor& dgates, TensorList w_ih) {
+  check_input_gradient(dgates, w_ih);
+  const int64_t T = dgates.size(0), B = dgates.size(1), D = dgates.size(2), G_H = w_ih[0].size(0), I = w_ih[0].size(1);
+  const Tensor a = dgates.contiguous(), dx = fresh({T, B, I}, dgates.options());
+  if (dx.numel() == 0) return dx;
+  for (int64_t d = 0; d < D; ++d) {
+    const Tensor columns = a.select(2, d), w = w_ih[d].contiguous();
+    with_launch(0, [&](const Launch& launch) {
+      dispatch_dtype(a.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
+        entry.rows(launch,
+                   {T * B, G_H, I, pointer<IO>(columns), columns.stride(1), pointer<IO>(w), pointer<IO>(dx), d > 0});
+      });
+    });
+  }
+  return dx;
+}
+
 }  // namespace
 }  // namespace rnn::cpu
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, library) {
   rnn::register_sequence_ops<rnn::cpu::forward, rnn::cpu::backward>(library);
+  library.impl("input_gradient", rnn::cpu::input_gradient);
 }

@@ -29,9 +29,11 @@ bool is_single(const Arguments& a, const Sizes& n, at::ScalarType type) {
 
 }  // namespace
 
-bool is_single_step(const ForwardArguments& a, const Sizes& n) { return n.I > 0 && is_single(a, n, a.x.scalar_type()); }
+bool is_single_step(const ForwardArguments& a, const Sizes& n) {
+  return n.I > 0 && !batch_invariant() && is_single(a, n, a.x.scalar_type());
+}
 bool is_single_step(const BackwardArguments& a, const Sizes& n) {
-  return a.clip.kind == Clip::kNone && !a.flow && is_single(a, n, a.y.scalar_type());
+  return a.clip.kind == Clip::kNone && !a.flow && !a.invariant && is_single(a, n, a.y.scalar_type());
 }
 
 template <class IO>

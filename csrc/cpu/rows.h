@@ -1,0 +1,84 @@
+// A product of many rows that takes each row by itself, for the gradient of the input where a row may not depend on its
+// batch: torch's own products choose their kernel, and with it the order of additions, by the number of rows.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/loop.h"
+
+namespace rnn::cpu::RNN_ISA {
+
+template <class IO>
+class RowsLoop : LoopBase<IO> {
+  using Base = LoopBase<IO>;
+  using Base::kLanes, Base::left;
+  using typename Base::T, typename Base::V;
+  static constexpr bool kConverts = !std::is_same_v<IO, T>;
+  static constexpr int64_t kBlockRows = 128;  // stay in L2 while all weights pass by
+
+ public:
+  RowsLoop(const Rows<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
+    weights_ = {nullptr, p.K, p.units, 1, kMaxVectors};
+    weights_.data = arena_.template take<T>(weights_.size());
+    if (kConverts) converted_ = arena_.template take<T>(kBlockRows * p.K * threads);
+  }
+
+  int64_t workspace_bytes() const { return arena_.used(); }
+
+  Plan plan(int threads) const {
+    constexpr int64_t kWorkPerThread = 64 << 10;
+    const int64_t useful = least(threads, 1 + p_.rows * p_.units * p_.K / kWorkPerThread);
+    const int64_t row_parts = most(1, least(useful, p_.rows / kMaxRows));
+    return {1, int(row_parts), int(most(1, least(useful / row_parts, weights_.tiles())))};
+  }
+
+  void prepare(int thread, int threads) {
+    for (int64_t j = thread; j < weights_.tiles(); j += threads) weights_.pack(p_.w, j);
+  }
+
+  void run(const Plan&, const Share& share, Barrier&) {
+    alignas(64) T product[kBlockRows * kMaxVectors * kLanes];
+    for (int64_t first = share.first_row; first < share.last_row; first += kBlockRows) {
+      const int64_t n = least(kBlockRows, share.last_row - first);
+      const T* a;
+      int64_t stride;
+      if constexpr (kConverts) {
+        T* converted = converted_ + share.thread * kBlockRows * p_.K;
+        convert(first, n, converted);
+        a = converted;
+        stride = p_.K;
+      } else {
+        a = p_.a + first * p_.a_stride;
+        stride = p_.a_stride;
+      }
+      Base::for_tiles(
+          weights_, a, stride, n, share, product, [](int64_t) { return true; },
+          [&](int64_t r, int64_t j, const T* row) { write(first + r, j, row); });
+    }
+  }
+
+ private:
+  void convert(int64_t first, int64_t n, T* to) const {
+    for (int64_t r = first; r < first + n; ++r, to += p_.K)
+      for (int64_t k = 0; k < p_.K; k += kLanes)
+        store(to + k, load(p_.a + r * p_.a_stride + k, left(p_.K, k)), left(p_.K, k));
+  }
+
+  void write(int64_t r, int64_t j, const T* row) const {
+    for (int u = 0; u < kMaxVectors; ++u) {
+      const int64_t i = (j * kMaxVectors + u) * kLanes;
+      if (i >= p_.units) break;
+      const int n = left(p_.units, i);
+      IO* out = p_.out + r * p_.units + i;
+      const V sum = load(row + u * kLanes);
+      store(out, p_.adds ? load(out, n) + sum : sum, n);
+    }
+  }
+
+  const Rows<IO>& p_;
+  Arena arena_;
+  Panels<T> weights_;
+  T* converted_ = nullptr;  // [threads, kBlockRows, K]: rows in the arithmetic type
+};
+
+}  // namespace rnn::cpu::RNN_ISA
