@@ -86,7 +86,9 @@ class Loop:
             None,
             None,
             *NO_WINDOW,
-            False,
+            False,  # flow
+            True,  # initial
+            False,  # invariant
         )
         return found
 

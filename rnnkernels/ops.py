@@ -168,8 +168,8 @@ def _fake_backward(
     clip: str,
     bound: float,
     flow: bool,
-    initial: bool = True,
-    invariant: bool = False,
+    initial: bool,
+    invariant: bool,
 ) -> tuple[Tensor, ...]:
     _same_device(y, dy=dy, dh_n=dh_n, dc_n=dc_n, dc=dc, w_hh=w_hh, w_hr=w_hr, h0=h0, c0=c0)
     _same_device(y, c=c, saved=saved, lengths=lengths, reset=reset)

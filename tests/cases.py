@@ -92,13 +92,18 @@ def forward_arguments(call: Call, *, save: bool = True) -> list[Any]:
 
 
 def backward_arguments(
-    call: Call, outputs: Sequence[Tensor], douts: Sequence[Tensor | None], *, flow: bool = False
+    call: Call,
+    outputs: Sequence[Tensor],
+    douts: Sequence[Tensor | None],
+    *,
+    flow: bool = False,
+    initial: bool = True,
 ) -> list[Any]:
     """The arguments of ``sequence_backward`` for dy, dh_n, dc_n and dc."""
     y, _, _, c, _, saved = (t.detach() for t in outputs)
     kept = call.w_hh, call.w_hr, call.h0, call.c0, y, c, saved
     rows = call.lengths, call.reset
-    return [call.cell_name, *douts, *kept, *rows, call.window, *call.clip, flow]
+    return [call.cell_name, *douts, *kept, *rows, call.window, *call.clip, flow, initial, False]
 
 
 def present(result: Result) -> list[Tensor]:

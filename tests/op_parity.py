@@ -134,12 +134,14 @@ def backward_over_saved(
     return [saved, *ops.sequence_backward_(*backward_arguments(call, [*out[:5], saved], grads))]
 
 
-def backward_arguments(call: Call, out: list[Tensor], grads: list[Tensor | None]) -> list[Any]:
+def backward_arguments(
+    call: Call, out: list[Tensor], grads: list[Tensor | None], *, initial: bool = True
+) -> list[Any]:
     """The arguments of `sequence_backward`."""
     y, _, _, c, _, saved = out
     return [
         call.cell_name, *grads, call.w_hh, call.w_hr, call.h0, call.c0, y, c, saved,
-        call.lengths, call.reset, call.window, *call.clip, call.flow is not None,
+        call.lengths, call.reset, call.window, *call.clip, call.flow is not None, initial, False,
     ]  # fmt: skip
 
 

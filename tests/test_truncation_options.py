@@ -318,14 +318,14 @@ def test_bad_numbers_at_the_op() -> None:
     outs = torch.ops.rnnkernels.sequence_forward(*forward_arguments(call))
     arguments = backward_arguments(call, outs, random_like(outs[:4]))
     for place, value, message in (
-        (-4, -1, "window: expected a number of steps"),
-        (-3, "size", "clip: expected one of none, value, norm, tanh, got 'size'"),
+        (-6, -1, "window: expected a number of steps"),
+        (-5, "size", "clip: expected one of none, value, norm, tanh, got 'size'"),
     ):
         bad = list(arguments)
         bad[place] = value
         with pytest.raises(ValueError, match=message):
             torch.ops.rnnkernels.sequence_backward(*bad)
     for bound in (0.0, -1.0, float("nan"), float("inf")):
-        bad = [*arguments[:-3], "norm", bound, False]
+        bad = [*arguments[:-5], "norm", bound, False, True, False]
         with pytest.raises(ValueError, match="bound: expected a finite number above zero"):
             torch.ops.rnnkernels.sequence_backward(*bad)

@@ -26,14 +26,14 @@ inline void define_sequence_ops(torch::Library& library) {
   library.def(
       "sequence_backward(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, Tensor[] w_hr, "
       "Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor saved, Tensor? lengths, Tensor? reset, int window, "
-      "str clip, float bound, bool flow, bool initial=True, "
-      "bool invariant=False) -> (Tensor dgates, Tensor dh0, Tensor dc0, Tensor dproj, "
+      "str clip, float bound, bool flow, bool initial, bool invariant) -> (Tensor dgates, Tensor dh0, Tensor dc0, "
+      "Tensor dproj, "
       "Tensor flow)");
   library.def(
       "sequence_backward_(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, "
       "Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor(a!) saved, Tensor? lengths, Tensor? reset, "
-      "int window, str clip, float bound, bool flow, bool initial=True, "
-      "bool invariant=False) -> (Tensor dh0, Tensor dc0, Tensor dproj, "
+      "int window, str clip, float bound, bool flow, bool initial, bool invariant) -> (Tensor dh0, Tensor dc0, Tensor "
+      "dproj, "
       "Tensor flow)");
 }
 

@@ -53,17 +53,6 @@ int64_t nanoseconds() {
   return t.tv_sec * int64_t(1000000000) + t.tv_nsec;
 }
 
-void note_stall() {
-  constexpr int64_t kShortest = 20'000'000, kLongest = 1'000'000'000;
-  static int64_t pause = 0;
-  const int64_t now = nanoseconds(), until = __atomic_load_n(&process.stalled_until, __ATOMIC_RELAXED);
-  if (now < until) return;  // the same call, most likely
-  const int64_t before = __atomic_load_n(&pause, __ATOMIC_RELAXED);
-  const int64_t next = now - until < kLongest ? std::min(2 * before, kLongest) : kShortest;
-  __atomic_store_n(&pause, next, __ATOMIC_RELAXED);
-  __atomic_store_n(&process.stalled_until, now + next, __ATOMIC_RELAXED);
-}
-
 Crew::Crew(int wanted) : size_(1) {
   if (forked || (wanted > 1 && stalled())) wanted = 1;
   if (wanted > 1) __atomic_store_n(&process.cores, count_cores(), __ATOMIC_RELAXED);
@@ -79,6 +68,23 @@ void Crew::keep(int size) {
   if (size >= size_) return;
   __atomic_fetch_sub(&process.at_work, size_ - size, __ATOMIC_RELAXED);
   size_ = size;
+}
+
+void Crew::judge(int64_t took, int64_t waited) const {
+  constexpr int64_t kLongCall = 5'000'000, kMostGained = 20'000'000;
+  constexpr int64_t kShortest = 20'000'000, kLongest = 160'000'000;
+  static int64_t gained = 0, pause = 0;
+  const int64_t now = nanoseconds(), until = __atomic_load_n(&process.stalled_until, __ATOMIC_RELAXED);
+  if (process.crowded() || now < until) return;  // the latter: another call has noticed before
+  if (took - waited > kLongCall) return;         // lasts many time slices, and gets more of them with more threads
+  const int64_t alone = (took - waited) * size_;
+  const int64_t sum = std::min(__atomic_load_n(&gained, __ATOMIC_RELAXED) + alone - took, kMostGained);
+  __atomic_store_n(&gained, std::max<int64_t>(sum, 0), __ATOMIC_RELAXED);
+  if (sum >= 0) return;
+  const int64_t before = __atomic_load_n(&pause, __ATOMIC_RELAXED);
+  const int64_t next = now - until < before ? std::min(2 * before, kLongest) : kShortest;
+  __atomic_store_n(&pause, next, __ATOMIC_RELAXED);
+  __atomic_store_n(&process.stalled_until, now + next, __ATOMIC_RELAXED);
 }
 
 #if defined(__linux__)

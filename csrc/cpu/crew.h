@@ -30,16 +30,16 @@ class Crew {
   int size() const { return size_; }
   void keep(int size);  // gives back all above this number
 
+  // After a call that took so long, each of whose threads but one waited so long. Once calls have lost by waiting what
+  // the last ones gained over one thread, since other processes keep threads from their cores, the next calls of the
+  // process run in one thread each, for a while that doubles as long as the machine stays as busy.
+  void judge(int64_t nanoseconds, int64_t waited) const;
+
  private:
   int size_;
 };
 
-int64_t nanoseconds();
-
-// Says that a thread has waited for another between two steps, for so long that other processes must have kept that one
-// from its core. The next calls run in one thread each, for a while that doubles as long as the machine stays as busy:
-// threads that wait for each other at every step would lose a time slice at most of them.
-void note_stall();
+int64_t nanoseconds();  // since some moment in the past
 
 // Sleeps until somebody calls wake_all, unless *word is no longer `value`; may also return early.
 void sleep_while(const uint32_t* word, uint32_t value);

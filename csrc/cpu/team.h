@@ -12,16 +12,13 @@ namespace rnn::cpu::RNN_ISA {
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-constexpr int64_t kStallNanoseconds = 1000000;  // a time slice is longer
-
 // A barrier cheap enough for every step: arrivals count up in one word, waiters spin on another. Who waits for longer
 // than a step takes waits for a thread without a core, and sleeps: the core goes to whoever has work, and a sleeper
 // that is woken gets it back at once. Spinning or yielding on, threads that wait for each other would take turns with a
 // busy neighbour, a whole time slice per step.
 class Barrier {
  public:
-  // even: all arrive at about the same time, unless one has no core.
-  void wait(int count, bool even = true) {
+  void wait(int count) {
     if (count == 1) return;
     const uint32_t generation = __atomic_load_n(&generation_, __ATOMIC_RELAXED);
     const uint32_t last = (generation + 1) * uint32_t(count);  // the arrival that lets everybody pass
@@ -30,9 +27,12 @@ class Barrier {
       __atomic_store_n(&generation_, generation + 1, __ATOMIC_RELEASE);
       if (sleepers(state)) wake_all(&generation_);
     } else if (!spin(generation)) {
-      sleep(generation, last, even);
+      sleep(generation, last);
     }
   }
+
+  // Nanoseconds that threads have slept here, added up; to be read when nobody waits any more.
+  int64_t slept() const { return slept_; }
 
  private:
   static constexpr int64_t kSpinNanoseconds = 50000;  // about what it costs to sleep and to be woken
@@ -61,7 +61,7 @@ class Barrier {
 
   // One word counts arrivals and sleepers, so that either the last to arrive sees the sleeper, or the sleeper sees that
   // everybody has arrived and does not sleep.
-  void sleep(uint32_t generation, uint32_t last, bool even) {
+  void sleep(uint32_t generation, uint32_t last) {
     const uint64_t state = __atomic_add_fetch(&state_, 1, __ATOMIC_ACQ_REL);
     const bool complete = int32_t(arrivals(state) - last) >= 0;
     const int64_t start = nanoseconds();
@@ -73,11 +73,12 @@ class Barrier {
       }
     }
     __atomic_sub_fetch(&state_, 1, __ATOMIC_RELAXED);
-    if (even && !process.crowded() && nanoseconds() - start > kStallNanoseconds) note_stall();
+    __atomic_add_fetch(&slept_, nanoseconds() - start, __ATOMIC_RELAXED);
   }
 
   alignas(64) uint64_t state_ = 0;
   alignas(64) uint32_t generation_ = 0;
+  int64_t slept_ = 0;
 };
 
 constexpr int kMaxThreads = 256;
