@@ -1,20 +1,9 @@
 // The CUDA backend's loops and kernel bodies, run by a plain loop over all units on the CPU. They are registered for
 // CPU tensors in a library of their own.
 #include "cuda/stepwise.h"
+#include "simt/storage.h"
 
 namespace rnn::cuda {
-
-// torch's own conversions stand in for the GPU's.
-template <>
-struct Storage<BFloat16> {
-  static float read(BFloat16 x) { return c10::BFloat16(x.bits, c10::BFloat16::from_bits()); }
-  static BFloat16 write(float x) { return {c10::BFloat16(x).x}; }
-};
-template <>
-struct Storage<Float16> {
-  static float read(Float16 x) { return c10::Half(x.bits, c10::Half::from_bits()); }
-  static Float16 write(float x) { return {c10::Half(x).x}; }
-};
 
 namespace {
 
@@ -32,8 +21,8 @@ struct Launcher {
   }
 };
 
-ForwardResults forward(ForwardArguments& a) { return run_forward(a, Launcher{a.cell.number}); }
-BackwardResults backward(BackwardArguments& a) { return run_backward(a, Launcher{a.cell.number}); }
+ForwardResults forward(ForwardArguments& a) { return run_stepwise(a, check(a), Launcher{a.cell.number}); }
+BackwardResults backward(BackwardArguments& a) { return run_stepwise(a, check(a), Launcher{a.cell.number}); }
 
 }  // namespace
 }  // namespace rnn::cuda

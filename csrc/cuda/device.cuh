@@ -1,0 +1,175 @@
+// What the kernels that stay on the chip ask of the machine: where a thread is, how threads wait for each other, matrix
+// products of a warp, and messages between the blocks of a cluster or of the grid. Under nvcc this is the GPU's own
+// instructions; under another compiler the same names come from an emulator, with which the kernels run in tests.
+//
+//   block_index(), thread_index(), cluster_rank()
+//   shared_memory()               the block's dynamic shared memory
+//   sync_block(), sync_cluster()  barriers; they order all memory of the threads that take part
+//   load_matrices, multiply       ldmatrix and mma of a warp
+//   shuffle_xor                   of a warp
+//   Mailbox, send                 16 bytes at a time into the shared memory of a block of the cluster, and their
+//   arrival publish, await                a flag in global memory, and all that its writer's block wrote before
+//   copy_async, copies_arrive     16 bytes at a time from global to shared memory, past the L1 cache
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "common/macros.h"
+#include "common/storage.h"
+#include "cuda/plan.h"
+
+namespace rnn::cuda {
+
+struct alignas(16) Chunk {
+  uint32_t words[4];
+};
+
+// float32 with a mantissa of 10 bits, as the tensor cores multiply it.
+struct TF32 {};
+
+RNN_HD uint32_t float_bits(float x) { return std::bit_cast<uint32_t>(x); }
+RNN_HD float bits_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+
+}  // namespace rnn::cuda
+
+#if defined(__CUDACC__)
+#define RNN_DEVICE __device__ __forceinline__
+
+// Clusters came with sm_90. What needs them compiles for older GPUs too, but is never launched there.
+#if __CUDA_ARCH__ >= 900
+#define RNN_CLUSTERS 1
+#else
+#define RNN_CLUSTERS 0
+#endif
+
+namespace rnn::cuda {
+
+RNN_DEVICE int block_index() { return int(blockIdx.x); }
+RNN_DEVICE int thread_index() { return int(threadIdx.x); }
+RNN_DEVICE int cluster_rank() {
+  uint32_t rank = 0;
+#if RNN_CLUSTERS
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return int(rank);
+}
+
+RNN_DEVICE char* shared_memory() {
+  extern __shared__ Chunk dynamic_shared_memory[];
+  return reinterpret_cast<char*>(dynamic_shared_memory);
+}
+RNN_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+
+RNN_DEVICE void sync_block() { __syncthreads(); }
+RNN_DEVICE void sync_cluster() {
+#if RNN_CLUSTERS
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Matrices of 8 rows of 16 bytes; lane l names row l % 8 of matrix l / 8. It gets word l % 4 of row l / 4 of each.
+RNN_DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// sum [16, 8] += a [16, 32 bytes] * b [8, 32 bytes]^T. Lane l holds word l % 4 of the first and second half of row
+// l / 4 of b and, in turn with row l / 4 + 8, of a; and of sum columns l % 4 * 2 and the next of these two rows.
+#define RNN_MULTIPLY(Type, shape, operands)                                                           \
+  RNN_DEVICE void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Type) { \
+    asm volatile("mma.sync.aligned." shape ".row.col.f32." operands                                   \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "                                          \
+                 "{%8, %9}, {%0, %1, %2, %3};"                                                        \
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                             \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                     \
+  }
+RNN_MULTIPLY(BFloat16, "m16n8k16", "bf16.bf16")
+RNN_MULTIPLY(Float16, "m16n8k16", "f16.f16")
+RNN_MULTIPLY(TF32, "m16n8k8", "tf32.tf32")
+#undef RNN_MULTIPLY
+
+RNN_DEVICE uint32_t round_to_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+RNN_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+
+// Counts the bytes that other blocks of the cluster send. One thread calls open() once, before a sync_cluster(), and
+// then expect(bytes) once per phase, before or after the bytes arrive; phase n of a mailbox, from 0, is over once they
+// have all arrived. Lies in shared memory, at the same place in each block.
+struct Mailbox {
+  uint64_t state;
+
+  RNN_DEVICE void open() {
+#if RNN_CLUSTERS
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&state)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+  }
+  RNN_DEVICE void expect(int bytes) {
+#if RNN_CLUSTERS
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&state)), "r"(bytes)
+                 : "memory");
+#endif
+  }
+  // Every thread that reads what was sent waits.
+  RNN_DEVICE void await(int phase) {
+#if RNN_CLUSTERS
+    asm volatile(
+        "{\n\t"
+        ".reg .pred arrived;\n"
+        "again:\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 arrived, [%0], %1;\n\t"
+        "@!arrived bra again;\n\t"
+        "}" ::"r"(shared_address(&state)),
+        "r"(phase & 1)
+        : "memory");
+#endif
+  }
+};
+
+// Writes 16 bytes where `to` lies in the shared memory of block `rank` of the cluster, and counts them in its `box`.
+RNN_DEVICE void send(void* to, Mailbox* box, int rank, const Chunk& chunk) {
+#if RNN_CLUSTERS
+  asm volatile(
+      "{\n\t"
+      ".reg .b32 to, box;\n\t"
+      "mapa.shared::cluster.u32 to, %0, %2;\n\t"
+      "mapa.shared::cluster.u32 box, %1, %2;\n\t"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%3, %4, %5, %6}, [box];\n\t"
+      "}" ::"r"(shared_address(to)),
+      "r"(shared_address(&box->state)), "r"(rank), "r"(chunk.words[0]), "r"(chunk.words[1]), "r"(chunk.words[2]),
+      "r"(chunk.words[3])
+      : "memory");
+#endif
+}
+
+// Sets a flag; who finds it set sees all that this thread wrote before, and what it had seen of others at a barrier.
+RNN_DEVICE void publish(uint32_t* flag, uint32_t value) {
+  asm volatile("fence.acq_rel.gpu;\n\tst.relaxed.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+// Waits until a flag, which only grows, has reached a value.
+RNN_DEVICE void await(const uint32_t* flag, uint32_t value) {
+  uint32_t found;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
+  } while (found < value);
+}
+
+RNN_DEVICE void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+// Waits for the copies of this thread.
+RNN_DEVICE void copies_arrive() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+}  // namespace rnn::cuda
+
+#else
+#define RNN_DEVICE inline
+#include "simt/device.h"
+#endif

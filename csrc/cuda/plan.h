@@ -1,0 +1,106 @@
+// How a persistent kernel is laid out over a device, and whether it can be: arithmetic on sizes, no CUDA. The choice
+// depends on sizes, dtype and the device's limits alone, so that it can be tested for any device on any machine.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "common/macros.h"
+
+namespace rnn::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = 8, kThreads = kWarps * kWarp;
+constexpr int kColumns = 8;          // rows of the batch in one product of a warp
+constexpr int kStepBytes = 32;       // of k in one product of a warp
+constexpr int kFragment = 16;        // rows of the weights in one product of a warp
+constexpr int kMostUnits = 64;       // of a block
+constexpr int kPortableCluster = 8;  // blocks of a cluster on every device that has clusters
+
+// Of 16 rows of the weights that a warp multiplies at once, for numbers per unit that come out; and how many pairs of
+// steps of k of these it holds in registers.
+constexpr int warp_tiles(int out) { return out == 1 ? 1 : (out == 3 ? 3 : 2); }
+constexpr int held_pairs(int tiles, bool exact) { return (exact ? 8 : 12) / tiles; }
+
+// How the warps of a block share a product, the same in all blocks of a launch.
+struct ProductShape {
+  int groups;  // of rows of the weights
+  int parts;   // of k; groups * parts <= kWarps
+  int pairs;   // of steps of k in one part
+};
+
+// Sizes of what the blocks of a group send each other.
+struct Slices {
+  int blocks;  // that share the weights
+  int bytes;   // of one row of a block's slice: numbers to be multiplied, a multiple of 16
+  int tail;    // what else the slice has in each row: 0 or 16 bytes
+  int rows;    // of a tile
+  int tails;   // where, in a row of a buffer, the tails of all blocks begin: behind their bytes and zeros
+  int pitch;   // bytes between rows of a buffer
+
+  RNN_HD int64_t buffer() const { return int64_t(rows) * pitch; }
+  RNN_HD int64_t slice() const { return int64_t(rows) * (bytes + tail); }
+};
+
+// A launch. A group of blocks holds the weights of one direction and takes some tiles of rows through the sequence.
+// Offsets are bytes of a block's shared memory.
+struct Layout {
+  int units;   // of a block; a multiple of 8, at most kMostUnits
+  int tiles;   // of a group
+  int groups;  // per direction
+  ProductShape product;
+  Slices slices;
+  int64_t exchange, partial, staging, state, squares, slots, shared_bytes;  // weights lie at 0
+  int64_t global_bytes;  // of a group, for an exchange through global memory
+};
+
+// What the layout has to know of a kernel: constants of its template.
+struct Kernel {
+  int out, sent, state;  // numbers per unit: see passes.h
+  int kept;              // numbers per unit that wait for the norm, if there is one
+  int bytes;             // of an operand
+  bool exact;            // IEEE products of float32, without tensor cores
+  bool norm;             // gradients are bounded by the norm of a row, which all blocks have a part of
+  int batch;             // eights of rows in a tile
+  bool cluster;          // else through the grid
+
+  int tiles() const { return warp_tiles(out); }
+  int held() const { return held_pairs(tiles(), exact); }
+};
+constexpr int kBatches[] = {1, 2};  // of which exact products take the first
+
+struct Device {
+  int major, multiprocessors, shared_bytes;  // of a block, at most
+  int most_blocks;                           // of a cluster
+  int clusters(int blocks) const;            // of this size that run at once, at least
+};
+
+// What a call asks for.
+struct Problem {
+  int64_t H, rows;  // rows of the loop, per direction
+  int D;
+};
+
+struct Plan {
+  bool found;
+  std::string reason;  // why not
+  Kernel kernel;
+  Layout layout;
+  int launches;   // one after the other, each with all groups
+  double cycles;  // of a round of all launches, estimated
+};
+
+// Fills in what follows from blocks, units and tiles.
+Layout lay_out(const Kernel& k, int blocks, int units, int tiles);
+
+// Which kernels may run. For tests and benchmarks; the process-wide setting is kAuto unless somebody sets it.
+enum class Family : int { kAuto, kStepwise, kCluster, kGrid };
+Family family();
+// "auto", "stepwise", "cluster" or "grid"; false where it is none of these.
+bool set_family(const std::string& name);
+
+// The fastest plan of a family for kernels with these numbers per unit and operands; their batch and exchange are
+// chosen here.
+Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d);
+
+}  // namespace rnn::cuda

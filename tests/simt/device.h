@@ -1,0 +1,54 @@
+// What cuda/device.cuh offers, for kernels that run in the emulator (machine.h). Each primitive that waits, sends,
+// copies or publishes takes the place of its call, by which a launch names it and may leave it out.
+#pragma once
+
+namespace rnn::simt {
+
+struct Here {
+  const char* file;
+  int line;
+
+  static constexpr Here current(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
+}  // namespace rnn::simt
+
+namespace rnn::cuda {
+
+using simt::Here;
+
+int block_index();
+int thread_index();
+int cluster_rank();
+char* shared_memory();
+
+void sync_block(Here here = Here::current());
+void sync_cluster(Here here = Here::current());
+
+void load_matrices(uint32_t (&to)[4], const void* row, Here here = Here::current());
+// Products are exact, and added one after the other in float.
+void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, BFloat16, Here here = Here::current());
+void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Float16, Here here = Here::current());
+void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, TF32, Here here = Here::current());
+uint32_t round_to_tf32(float x);
+float shuffle_xor(float x, int mask, Here here = Here::current());
+
+struct Mailbox {
+  uint64_t state;  // a mark of being open; the counts are the emulator's
+
+  void open(Here here = Here::current());
+  void expect(int bytes, Here here = Here::current());
+  void await(int phase, Here here = Here::current());
+};
+
+void send(void* to, Mailbox* box, int rank, const Chunk& chunk, Here here = Here::current());
+
+void publish(uint32_t* flag, uint32_t value, Here here = Here::current());
+void await(const uint32_t* flag, uint32_t value, Here here = Here::current());
+
+void copy_async(void* to, const void* from, Here here = Here::current());
+void copies_arrive(Here here = Here::current());
+
+}  // namespace rnn::cuda

@@ -1,0 +1,267 @@
+#include "simt/machine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <sstream>
+
+#include "simt/internals.h"
+
+namespace rnn::simt {
+namespace {
+
+constexpr int kMostShared = 227 << 10;  // of sm_90
+
+thread_local Machine* machine = nullptr;
+thread_local Stacks stacks;
+
+// Unwinds the fibers that are left over when a launch has failed.
+struct Abandoned {};
+
+void check(const Grid& g) {
+  const auto refuse = [](const std::string& what) { throw std::invalid_argument("launch: " + what); };
+  if (g.blocks < 1 || g.cluster < 1 || g.cluster > 16 || g.blocks % g.cluster)
+    refuse("expected clusters of 1 to 16 blocks and a multiple of that in all, got " + std::to_string(g.blocks) +
+           " blocks in clusters of " + std::to_string(g.cluster));
+  if (g.threads < 1 || g.threads > 1024) refuse("expected 1 to 1024 threads, got " + std::to_string(g.threads));
+  if (g.shared_bytes < 0 || g.shared_bytes > kMostShared)
+    refuse("expected 0 to " + std::to_string(kMostShared) + " bytes of shared memory, got " +
+           std::to_string(g.shared_bytes));
+  if (machine) refuse("called inside of a kernel");
+}
+
+}  // namespace
+
+Report launch(const Grid& grid, const Schedule& schedule, const std::function<void()>& kernel) {
+  check(grid);
+  Machine local(grid, schedule, kernel);
+  machine = &local;
+  struct Reset {
+    ~Reset() { machine = nullptr; }
+  } reset;
+  return local.run();
+}
+
+Machine& Machine::current() {
+  if (!machine) throw std::logic_error("a primitive of cuda/device.cuh was called outside of a launch");
+  return *machine;
+}
+
+Machine::Machine(const Grid& grid, const Schedule& schedule, const std::function<void()>& kernel)
+    : grid_(grid),
+      schedule_(schedule),
+      kernel_(kernel),
+      random_(schedule.seed),
+      clusters_(size_t(grid.blocks / grid.cluster)),
+      blocks_(size_t(grid.blocks)),
+      threads_(size_t(grid.blocks) * size_t(grid.threads)) {
+  for (int i = 0; i < grid.blocks; ++i) {
+    Block& block = blocks_[size_t(i)];
+    block.index = i;
+    block.rank = i % grid.cluster;
+    block.cluster = &clusters_[size_t(i / grid.cluster)];
+    if (block.rank == 0) block.cluster->blocks = &block;
+    block.bytes = grid.shared_bytes;
+    block.shared.reset(new char[size_t(grid.shared_bytes)]);
+    std::memset(block.shared.get(), 0xff, size_t(grid.shared_bytes));
+    block.warps.resize(size_t(grid.threads + kWarp - 1) / kWarp);
+    for (int t = 0; t < grid.threads; ++t) {
+      Thread& thread = threads_[size_t(i) * size_t(grid.threads) + size_t(t)];
+      thread.block = &block;
+      thread.index = t;
+    }
+  }
+}
+
+Report Machine::run() {
+  stacks.reserve(threads_.size());
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    threads_[i].fiber.prepare(stacks.stack(i), Stacks::bytes(), fiber_main);
+    make_ready(threads_[i]);
+  }
+  alive_ = threads_.size();
+  change_mood();
+  self_ = choose();
+  root_.switch_to(self_->fiber);
+  if (error_) {
+    abandon();
+    std::rethrow_exception(error_);
+  }
+
+  Report report{switches_, {}};
+  bool skipped = schedule_.skip_site.empty();
+  for (const auto& [place, site] : sites_) {
+    report.sites.push_back({place.first, place.second});
+    skipped |= site.skipped;
+  }
+  if (!skipped) throw std::invalid_argument("launch: nothing ran at the site to skip, " + schedule_.skip_site);
+  return report;
+}
+
+void Machine::fiber_main() {
+  machine->start();
+  machine->run_thread();
+  Machine& m = *machine;
+  Thread* next = nullptr;
+  if (!m.error_) {
+    try {
+      next = m.choose();
+    } catch (...) {
+      m.error_ = std::current_exception();
+    }
+  }
+  if (next) {
+    ++m.switches_;
+    Thread& last = *m.self_;
+    m.self_ = next;
+    last.fiber.leave_for(next->fiber);
+  }
+  m.self_->fiber.leave_for(m.root_);
+}
+
+void Machine::start() {
+  Fiber::began(root_);
+  self_->started = true;
+}
+
+void Machine::run_thread() {
+  try {
+    kernel_();
+    exit_thread();
+  } catch (const Abandoned&) {
+  } catch (...) {
+    error_ = std::current_exception();
+  }
+  self_->done = true;
+  --alive_;
+}
+
+void Machine::abandon() {
+  abandoned_ = true;
+  for (Thread& thread : threads_) {
+    if (!thread.started || thread.done) continue;
+    self_ = &thread;
+    root_.switch_to(thread.fiber);
+  }
+}
+
+void Machine::fail(const Thread& thread, const std::string& where, const std::string& what) {
+  throw Error("block " + std::to_string(thread.block->index) + ", thread " + std::to_string(thread.index) + ", " +
+              where + ": " + what);
+}
+
+// Which threads of which blocks wait where: runs of threads, block by block.
+void Machine::fail_deadlock() {
+  std::ostringstream text;
+  text << "deadlock: every thread waits";
+  for (size_t i = 0; i < threads_.size();) {
+    const Thread& first = threads_[i];
+    size_t end = i;
+    while (end < threads_.size() && threads_[end].block == first.block && threads_[end].waits_at == first.waits_at)
+      ++end;
+    if (first.waits_at)
+      text << "\n  block " << first.block->index << ", threads " << first.index << "-" << threads_[end - 1].index
+           << ": " << first.waits_at->name;
+    i = end;
+  }
+  throw Error(text.str());
+}
+
+size_t Machine::PlaceHash::operator()(const Place& p) const {
+  const auto file = reinterpret_cast<uintptr_t>(p.first.first), primitive = reinterpret_cast<uintptr_t>(p.second);
+  return (file ^ primitive << 1) * 31 + size_t(p.first.second);
+}
+
+const Site& Machine::visit(const Here& here, const char* primitive) {
+  const Site*& known = known_[{{here.file, here.line}, primitive}];
+  if (!known) {
+    const std::string place = std::string(here.file) + ":" + std::to_string(here.line);
+    const Site site{std::string(primitive) + " at " + place, place == schedule_.skip_site};
+    known = &sites_.emplace(std::pair{place, primitive}, site).first->second;
+  }
+  return *known;
+}
+
+const Site& Machine::enter_always(const Here& here, const char* primitive) {
+  const Site& site = visit(here, primitive);
+  if (schedule_.mode == Mode::random) {
+    let_messages_arrive();
+    if (random_.chance(mood_.yields)) yield();
+  }
+  return site;
+}
+
+const Site* Machine::enter(const Here& here, const char* primitive) {
+  const Site& site = enter_always(here, primitive);
+  return site.skipped ? nullptr : &site;
+}
+
+void Machine::sleep(const Site& site) {
+  self_->waits_at = &site;
+  resume(*choose());
+}
+
+void Machine::yield() {
+  make_ready(*self_);
+  resume(*choose());
+}
+
+void Machine::wake(std::vector<Thread*>& threads) {
+  for (Thread* thread : threads) make_ready(*thread);
+  threads.clear();
+}
+
+void Machine::resume(Thread& next) {
+  if (&next == self_) return;
+  Thread& last = *self_;
+  self_ = &next;
+  ++switches_;
+  last.fiber.switch_to(next.fiber);
+  if (abandoned_) throw Abandoned();
+}
+
+void Machine::make_ready(Thread& thread) {
+  thread.waits_at = nullptr;
+  ready_.push_back(&thread);
+  if (schedule_.mode == Mode::forward) std::push_heap(ready_.begin(), ready_.end(), std::greater<>());
+  if (schedule_.mode == Mode::reverse) std::push_heap(ready_.begin(), ready_.end(), std::less<>());
+}
+
+// Who runs next; null when all have come to their end.
+Thread* Machine::choose() {
+  while (ready_.empty()) {
+    if (!alive_) return nullptr;
+    if (messages_.empty()) fail_deadlock();
+    deliver(random_.below(messages_.size()));
+  }
+  if (schedule_.mode == Mode::forward) std::pop_heap(ready_.begin(), ready_.end(), std::greater<>());
+  if (schedule_.mode == Mode::reverse) std::pop_heap(ready_.begin(), ready_.end(), std::less<>());
+  if (schedule_.mode == Mode::random) std::swap(ready_[choose_random()], ready_.back());
+  Thread* next = ready_.back();
+  ready_.pop_back();
+  return next;
+}
+
+size_t Machine::choose_random() {
+  // A mood lasts for a few rounds of all threads.
+  if (random_.below(4 * threads_.size()) == 0) change_mood();
+  size_t i = 0;
+  for (int tries = 0; tries < 16; ++tries) {
+    i = random_.below(ready_.size());
+    const auto number = size_t(ready_[i] - threads_.data());
+    if (number < mood_.slow_begin || number >= mood_.slow_end) break;
+  }
+  return i;
+}
+
+void Machine::change_mood() {
+  if (schedule_.mode != Mode::random) return;
+  constexpr unsigned kYields[] = {0, 4, 32, 128}, kDelivers[] = {0, 8, 224, 256};
+  const size_t kSlow[] = {0, 1, kWarp, size_t(grid_.threads)};
+  mood_.yields = kYields[random_.below(4)];
+  mood_.delivers = kDelivers[random_.below(4)];
+  const size_t slow = kSlow[random_.below(4)];
+  mood_.slow_begin = slow ? random_.below(threads_.size() / slow + 1) * slow : 0;
+  mood_.slow_end = mood_.slow_begin + slow;
+}
+
+}  // namespace rnn::simt

@@ -1,0 +1,51 @@
+// An emulator that runs CUDA kernels written against cuda/device.cuh on the CPU: every thread of every block is a
+// fiber, and a seeded scheduler decides who runs. Barriers, messages and copies take effect as late and in as odd an
+// order as the hardware would be allowed to, and what the hardware would not forgive is an Error.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace rnn::simt {
+
+struct Grid {
+  int blocks = 1;
+  int cluster = 1;  // blocks of a cluster
+  int threads = 256;
+  int shared_bytes = 0;  // dynamic shared memory of a block; filled with 0xff
+};
+
+enum class Mode {
+  random,   // any thread that can run; at times some thread, warp or block is slow, and messages are fast or slow
+  forward,  // always the first thread that can run; messages arrive only when none can
+  reverse,  // always the last
+};
+
+struct Schedule {
+  Mode mode = Mode::random;
+  uint64_t seed = 0;
+  std::string skip_site = {};  // where a primitive does nothing, as in `VisitedSite::place`
+};
+
+struct VisitedSite {
+  std::string place;  // file:line
+  std::string primitive;
+};
+
+struct Report {
+  uint64_t switches = 0;
+  std::vector<VisitedSite> sites;
+};
+
+// A mistake of the kernel: says which block, thread and site.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Runs `kernel` once in each thread. Whatever a thread throws ends the launch and comes out of it.
+Report launch(const Grid& grid, const Schedule& schedule, const std::function<void()>& kernel);
+
+}  // namespace rnn::simt

@@ -1,0 +1,94 @@
+// selftest run MODE SEEDS SKIP CASE...   a line per case and seed: name, tab, result
+// selftest sites CASE                    a line per site: file:line, tab, primitive
+// selftest list GROUP                    a line per case: name, tab, expected result
+// selftest read|write TYPE               conversions of stdin to stdout
+#include "simt/selftest.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <iostream>
+#include <map>
+#include <stdexcept>
+#include <utility>
+
+#include "simt/storage.h"
+
+namespace rnn::simt::selftest {
+namespace {
+
+const std::map<std::string, std::vector<Case> (*)()> kGroups{
+    {"loops", loops},     {"primitives", primitives}, {"mistakes", mistakes}, {"mistakes_of_order", mistakes_of_order},
+    {"crashes", crashes}, {"schedules", schedules}};
+const std::map<std::string, Mode> kModes{
+    {"random", Mode::random}, {"forward", Mode::forward}, {"reverse", Mode::reverse}};
+
+Case find(const std::string& name) {
+  for (const auto& [group, cases] : kGroups)
+    for (const Case& c : cases())
+      if (c.name == name) return c;
+  throw std::invalid_argument("no case " + name);
+}
+
+// Threads whose stacks have not been unwound.
+int alive = 0;
+struct Alive {
+  Alive() { ++alive; }
+  ~Alive() { --alive; }
+};
+
+std::string outcome(const Case& c, const Schedule& schedule) {
+  const Attempt attempt = c.prepare();
+  std::string text;
+  try {
+    const Report report = launch(c.grid, schedule, [&] {
+      const Alive here;
+      attempt.kernel();
+    });
+    text = attempt.result() + " after " + std::to_string(report.switches) + " switches";
+  } catch (const Error& e) {
+    text = std::string("Error ") + e.what();
+  } catch (const std::exception& e) {
+    text = std::string("exception ") + e.what();
+  }
+  if (std::exchange(alive, 0)) text = "wrong: threads were not unwound; " + text;
+  std::ranges::replace(text, '\n', ';');
+  return text;
+}
+
+template <class From, class To>
+void convert(To (*f)(From)) {
+  From x;
+  while (std::fread(&x, sizeof(x), 1, stdin)) {
+    const To y = f(x);
+    std::fwrite(&y, sizeof(y), 1, stdout);
+  }
+}
+
+int main(const std::vector<std::string>& args) {
+  const std::string& what = args.at(0);
+  if (what == "run") {
+    for (size_t i = 4; i < args.size(); ++i)
+      for (int seed = 0; seed < std::stoi(args[2]); ++seed)
+        std::cout << args[i] << '\t' << outcome(find(args[i]), {kModes.at(args[1]), uint64_t(seed), args[3]}) << '\n';
+  } else if (what == "sites") {
+    const Case c = find(args.at(1));
+    for (const VisitedSite& site : launch(c.grid, {}, c.prepare().kernel).sites)
+      std::cout << site.place << '\t' << site.primitive << '\n';
+  } else if (what == "list") {
+    for (const Case& c : kGroups.at(args.at(1))()) std::cout << c.name << '\t' << c.expected << '\n';
+  } else if (what == "read") {
+    args.at(1) == "bfloat16" ? convert(cuda::Storage<BFloat16>::read) : convert(cuda::Storage<Float16>::read);
+  } else if (what == "write") {
+    if (args.at(1) == "tf32") return convert(cuda::round_to_tf32), 0;
+    args.at(1) == "bfloat16" ? convert(cuda::Storage<BFloat16>::write) : convert(cuda::Storage<Float16>::write);
+  } else {
+    throw std::invalid_argument("what is " + what);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace rnn::simt::selftest
+
+int main(int argc, char** argv) { return rnn::simt::selftest::main({argv + 1, argv + argc}); }

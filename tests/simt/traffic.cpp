@@ -1,0 +1,219 @@
+// What moves data and counts it: mailboxes, flags in global memory, copies from global to shared memory.
+#include <cstring>
+
+#include "simt/internals.h"
+
+namespace rnn::simt {
+namespace {
+
+constexpr uint64_t kOpen = 0x6d61696c626f7800;  // what an open mailbox holds
+constexpr int kMostExpected = (1 << 20) - 1;    // bytes that an mbarrier can count
+
+bool aligned(const void* p, size_t alignment) { return reinterpret_cast<uintptr_t>(p) % alignment == 0; }
+
+// A destination holds neither its old bytes nor its new ones until the new ones have arrived.
+void scribble(char* to) { std::memset(to, 0xff, sizeof(Chunk)); }
+
+}  // namespace
+
+bool Block::holds(const void* p) const {
+  const std::less<const void*> before;
+  return !before(p, shared.get()) && before(p, shared.get() + bytes);
+}
+
+ptrdiff_t Machine::shared_offset(const Site& site, const char* name, const void* p, size_t bytes, size_t alignment) {
+  const auto offset =
+      ptrdiff_t(reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(self_->block->shared.get()));
+  const std::string which = std::string(name) + " at byte " + std::to_string(offset) + " of shared memory";
+  if (offset < 0 || offset + ptrdiff_t(bytes) > grid_.shared_bytes)
+    fail(site, which + " is outside of its " + std::to_string(grid_.shared_bytes) + " bytes");
+  if (!aligned(p, alignment)) fail(site, which + " is not a multiple of " + std::to_string(alignment) + " bytes");
+  return offset;
+}
+
+Box& Machine::box(const Thread& thread, const Site& site, Block& block, ptrdiff_t offset) {
+  const auto found = block.boxes.find(offset);
+  const std::string which =
+      "the mailbox at byte " + std::to_string(offset) + " of block " + std::to_string(block.index);
+  if (found == block.boxes.end()) fail(thread, site.name, which + " was never opened");
+  uint64_t state;
+  std::memcpy(&state, block.shared.get() + offset, sizeof(state));
+  if (state != kOpen) fail(thread, site.name, which + " was written over");
+  return found->second;
+}
+
+void Machine::send(const Message& message) {
+  char* to = message.block->shared.get() + message.to;
+  if (!in_flight_.insert(to).second) fail(*message.site, "other bytes are on their way to the same destination");
+  scribble(to);
+  messages_.push_back(message);
+}
+
+void Machine::deliver(size_t i) {
+  const Message message = messages_[i];
+  messages_[i] = messages_.back();
+  messages_.pop_back();
+  Block& block = *message.block;
+  char* to = block.shared.get() + message.to;
+  std::memcpy(to, &message.chunk, sizeof(Chunk));
+  in_flight_.erase(to);
+  Box& counts = box(*message.from, *message.site, block, message.box);
+  counts.missing -= int64_t(sizeof(Chunk));
+  settle(counts, *message.from, *message.site);
+}
+
+void Machine::settle(Box& box, const Thread& thread, const Site& site) {
+  if (!box.expected) return;
+  if (box.missing < 0)
+    fail(thread, site.name,
+         std::to_string(-box.missing) + " bytes more than expected in phase " + std::to_string(box.phase) +
+             " of the mailbox");
+  if (box.missing) return;
+  box.expected = false;
+  ++box.phase;
+  wake(box.asleep);
+}
+
+void Machine::let_messages_arrive() {
+  while (!messages_.empty() && random_.chance(mood_.delivers)) deliver(random_.below(messages_.size()));
+  Thread& other = threads_[random_.below(threads_.size())];
+  if (!other.copies.empty() && random_.chance(mood_.delivers)) make_copy(other, random_.below(other.copies.size()));
+}
+
+void Machine::make_copy(Thread& thread, size_t i) {
+  const Copy copy = thread.copies[i];
+  thread.copies[i] = thread.copies.back();
+  thread.copies.pop_back();
+  std::memcpy(copy.to, copy.from, sizeof(Chunk));
+}
+
+void Machine::make_copies() {
+  while (!self_->copies.empty()) make_copy(*self_, random_.below(self_->copies.size()));
+  self_->copying = nullptr;
+}
+
+void Machine::check_flag(const Site& site, const uint32_t* flag) {
+  if (!aligned(flag, alignof(uint32_t))) fail(site, "the address of the flag is not a multiple of 4 bytes");
+  if (self_->block->holds(flag)) fail(site, "the flag lies in shared memory");
+}
+
+void Machine::publish(uint32_t* flag, uint32_t value) {
+  *flag = value;
+  const auto found = flags_.find(flag);
+  if (found == flags_.end()) return;
+  std::vector<Thread*> reached;
+  std::erase_if(found->second, [&](const auto& waiting) {
+    if (waiting.second > value) return false;
+    reached.push_back(waiting.first);
+    return true;
+  });
+  wake(reached);
+  yield();
+}
+
+void Machine::await(const Site& site, const uint32_t* flag, uint32_t value) {
+  if (*flag >= value) return;
+  flags_[flag].emplace_back(self_, value);
+  sleep(site);
+}
+
+}  // namespace rnn::simt
+
+namespace rnn::cuda {
+
+using simt::Machine;
+
+void Mailbox::open(Here here) {
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "open");
+  if (!site) return;
+  const ptrdiff_t offset = m.shared_offset(*site, "the mailbox", this, sizeof(Mailbox), alignof(Mailbox));
+  if (!m.self().block->boxes.try_emplace(offset).second) m.fail(*site, "the mailbox was opened before");
+  state = simt::kOpen;
+}
+
+void Mailbox::expect(int bytes, Here here) {
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "expect");
+  if (!site) return;
+  const ptrdiff_t offset = m.shared_offset(*site, "the mailbox", this, sizeof(Mailbox), alignof(Mailbox));
+  simt::Box& box = m.box(m.self(), *site, *m.self().block, offset);
+  if (bytes < 0 || bytes > simt::kMostExpected)
+    m.fail(*site, std::to_string(bytes) + " bytes, expected 0 to " + std::to_string(simt::kMostExpected));
+  if (box.expected) m.fail(*site, "phase " + std::to_string(box.phase) + " was expected before, and is not over");
+  box.expected = true;
+  box.missing += bytes;
+  m.settle(box, m.self(), *site);
+  m.yield();
+}
+
+void Mailbox::await(int phase, Here here) {
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "await");
+  if (!site) return;
+  const ptrdiff_t offset = m.shared_offset(*site, "the mailbox", this, sizeof(Mailbox), alignof(Mailbox));
+  simt::Box& box = m.box(m.self(), *site, *m.self().block, offset);
+  // The hardware tells odd phases from even ones, no more.
+  const auto check = [&](const char* when) {
+    if (phase > box.phase || phase < box.phase - 1)
+      m.fail(*site, "phase " + std::to_string(phase) + when + std::to_string(box.phase) +
+                        ", which is neither the same nor the next");
+  };
+  check(" awaited in phase ");
+  if (phase < box.phase) return;
+  box.asleep.push_back(&m.self());
+  m.sleep(*site);
+  check(" awaited until phase ");
+}
+
+void send(void* to, Mailbox* box, int rank, const Chunk& chunk, Here here) {
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "send");
+  if (!site) return;
+  simt::Message message{&m.self(), site, nullptr, 0, 0, chunk};
+  message.to = m.shared_offset(*site, "the destination", to, sizeof(Chunk), alignof(Chunk));
+  message.box = m.shared_offset(*site, "the mailbox", box, sizeof(Mailbox), alignof(Mailbox));
+  if (rank < 0 || rank >= m.grid().cluster)
+    m.fail(*site, "rank " + std::to_string(rank) + " in a cluster of " + std::to_string(m.grid().cluster) + " blocks");
+  message.block = m.self().block->cluster->blocks + rank;
+  if (message.block->exited == m.grid().threads)
+    m.fail(*site, "block " + std::to_string(message.block->index) + " has come to its end");
+  m.box(m.self(), *site, *message.block, message.box);
+  m.send(message);
+}
+
+void publish(uint32_t* flag, uint32_t value, Here here) {
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "publish");
+  if (!site) return;
+  m.check_flag(*site, flag);
+  if (value < *flag) m.fail(*site, "a flag of " + std::to_string(*flag) + " set to " + std::to_string(value));
+  m.publish(flag, value);
+}
+
+void await(const uint32_t* flag, uint32_t value, Here here) {
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "await");
+  if (!site) return;
+  m.check_flag(*site, flag);
+  m.await(*site, flag, value);
+}
+
+void copy_async(void* to, const void* from, Here here) {
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "copy_async");
+  if (!site) return;
+  m.shared_offset(*site, "the destination", to, sizeof(Chunk), alignof(Chunk));
+  if (!simt::aligned(from, alignof(Chunk))) m.fail(*site, "the address of the source is not a multiple of 16 bytes");
+  if (m.self().block->holds(from)) m.fail(*site, "the source lies in shared memory");
+  simt::scribble(static_cast<char*>(to));
+  m.self().copies.push_back({static_cast<char*>(to), static_cast<const char*>(from)});
+  m.self().copying = site;
+}
+
+void copies_arrive(Here here) {
+  Machine& m = Machine::current();
+  if (m.enter(here, "copies_arrive")) m.make_copies();
+}
+
+}  // namespace rnn::cuda
