@@ -6,25 +6,9 @@
 // may be gx itself. Nothing here needs a GPU: the same text runs on a CPU, where it is tested.
 #pragma once
 
-#include "common/cells.h"
-#include "common/layout.h"
-#include "cuda/scalar.cuh"
+#include "cuda/unit.h"
 
 namespace rnn::cuda {
-
-// A row of the loop in one direction: the n-th of the D * rows() in a [D, rows, ...] tensor.
-struct Slot {
-  int64_t n, d;
-  Row row;
-
-  RNN_HD Slot(const Sequence& q, int64_t n) : n(n), d(n < q.rows() ? 0 : 1), row(q.row(n - d * q.rows())) {}
-};
-
-// Does step s take place, with the state that the step before left? Where not, what a product made of that state, or of
-// the gradient that came back to it, counts for nothing: it is never read.
-RNN_HD bool linked(const Sequence& q, const Slot& slot, int64_t s) {
-  return s < slot.row.length && !q.cut_before(slot.d, slot.row, s);
-}
 
 // The gates of step s, after gh = W_hh h.
 template <class IO>
@@ -45,38 +29,18 @@ struct ForwardCell {
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place = q.place(slot.d, slot.row, s);
     const int64_t state = slot.n * q.H + i;
-    V next[Cell::S], saved[Cell::K + 1];
-    for (V& x : next) x = V(0);
-    for (V& x : saved) x = V(0);
-    if (place.active) {
-      const bool cut = q.cut_before(slot.d, slot.row, s);
-      const IO* b_ih = slot.d == 0 ? call.b_ih[0] : call.b_ih[1];
-      const IO* b_hh = slot.d == 0 ? call.b_hh[0] : call.b_hh[1];
-      V gx[Cell::G], hidden[Cell::G], prev[Cell::S];
-      for (int g = 0; g < Cell::G; ++g) {
-        gx[g] = load(call.gx + place.n * Cell::G * q.H + g * q.H + i) + load_or_zero(b_ih, g * q.H + i);
-        hidden[g] = load_or_zero(b_hh, g * q.H + i);
-        if (!cut) hidden[g] += load(gh + slot.n * Cell::G * q.H + g * q.H + i);
-      }
-      prev[0] = cut || raw ? V(0) : load(h + state);  // no cell with a projection asks for its own h
-      if constexpr (Cell::S > 1) prev[1] = cut ? V(0) : load(c + state);
-
-      Cell::forward(gx, hidden, prev, next, saved);
-
-      store(raw ? raw + state : h + state, next[0]);
-      if constexpr (Cell::S > 1) store(c + state, next[1]);
+    ForwardUnit<Cell, IO> unit(call, slot, s, i);
+    V through[Cell::G], carried[Cell::S];
+    if (unit.place.active) {
+      for (int g = 0; g < Cell::G; ++g) through[g] = load(gh + slot.n * Cell::G * q.H + g * q.H + i);
+      if (!raw) carried[0] = load(h + state);
+      if constexpr (Cell::S > 1) carried[1] = load(c + state);
     }
-    if (call.saved) {
-      for (int k = 0; k < Cell::K; ++k) store(call.saved + place.n * Cell::K * q.H + k * q.H + i, saved[k]);
-    }
-    const int64_t at = place.n * q.H + i;
-    if (!raw) store(call.y + at, next[0]);
-    if (call.h_raw) store(call.h_raw + at, next[0]);
-    if constexpr (Cell::S > 1) {
-      if (call.c) store(call.c + at, next[1]);
-    }
+    unit.run(call, 0, i, through, carried, raw != nullptr);
+    if (!unit.place.active) return;
+    store(raw ? raw + state : h + state, carried[0]);
+    if constexpr (Cell::S > 1) store(c + state, carried[1]);
   }
 };
 
@@ -172,14 +136,13 @@ struct BackwardProject {
 
 // Hands on the gate gradients of one unit and step, in the order of dgates: to the result, and to the next product.
 template <class Cell, class IO>
-RNN_HD void hand_on(const Backward<IO>& call, const Slot& slot, const Place& place, int64_t i,
+RNN_HD void hand_on(const Backward<IO>& call, const BackwardUnit<Cell, IO>& unit, const Slot& slot, int64_t i,
                     const Scalar<Arithmetic<IO>>* dgates, IO* dgh) {
-  const Sequence& q = call.seq;
-  IO* result = call.dgates + place.n * (Cell::G + Cell::A) * q.H + i;
-  for (int g = 0; g < Cell::G + Cell::A; ++g) store(result + g * q.H, dgates[g]);
-  if (!place.active) return;
-  dgh += slot.n * Cell::G * q.H + i;
-  for (int g = 0; g < Cell::G; ++g) store(dgh + g * q.H, dgates[g < Cell::G - Cell::A ? g : g + Cell::A]);
+  const int64_t H = call.seq.H;
+  unit.write(call, i, dgates);
+  if (!unit.place.active) return;
+  dgh += slot.n * Cell::G * H + i;
+  for (int g = 0; g < Cell::G; ++g) store(dgh + g * H, dgates[unit.of_hidden(g)]);
 }
 
 // The gradients of the gates of step s, after dh_through; or, where h is projected, after draw.
@@ -198,58 +161,33 @@ struct BackwardCell {
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place = q.place(slot.d, slot.row, s);
-    if (place.outside) return;
-    V dgates[Cell::G + Cell::A];
-    for (V& x : dgates) x = V(0);
-    if (place.active) gates<Cell>(slot, place, i, dgates);
+    const int64_t state = slot.n * q.H + i;
+    const BackwardUnit<Cell, IO> unit(call, slot, s, i, carried.draw != nullptr);
+    if (unit.place.outside) return;
+    V dgates[unit.kGates], around[Cell::S], dh(0);
+    if (unit.place.active) {
+      if (carried.draw) {
+        dh = load(carried.draw + state);
+      } else {
+        dh = unit.dh(load(carried.dh + state), unit.linked_after ? load(carried.dh_through + state) : V(0));
+        if (carried.all_dh) carried.all_dh[unit.place.n * q.H + i] = dh.v;
+      }
+      if constexpr (Cell::S > 1) around[1] = load(carried.dc + state);
+    }
+    unit.run(0, dh, around, dgates);
+    if (unit.place.active) {
+      if (!carried.draw) store(carried.dh + state, around[0]);
+      if constexpr (Cell::S > 1) store(carried.dc + state, around[1]);
+    }
     if (carried.unbounded) {
-      double* kept = carried.unbounded + slot.n * (Cell::G + Cell::A) * q.H + i;
-      for (int g = 0; g < Cell::G + Cell::A; ++g) kept[g * q.H] = dgates[g].v;
+      double* kept = carried.unbounded + slot.n * unit.kGates * q.H + i;
+      for (int g = 0; g < unit.kGates; ++g) kept[g * q.H] = dgates[g].v;
       return;
     }
     if (call.clip.kind != Clip::kNone) {
       for (V& x : dgates) x = call.clip.template elementwise<Arithmetic<IO>>(x);
     }
-    hand_on<Cell>(call, slot, place, i, dgates, carried.dgh);
-  }
-
- private:
-  template <class Cell>
-  RNN_HD void gates(const Slot& slot, const Place& place, int64_t i, V* dgates) const {
-    const Sequence& q = call.seq;
-    const int64_t state = slot.n * q.H + i, at = place.n * q.H + i;
-    const bool cut = q.cut_before(slot.d, slot.row, s);
-    V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dnext[Cell::S], dprev[Cell::S], dhidden[Cell::G];
-    for (int k = 0; k < Cell::K; ++k) saved[k] = load(call.saved + place.n * Cell::K * q.H + k * q.H + i);
-    if (carried.draw) {  // h before the projection: no cell with a projection asks for its value
-      prev[0] = next[0] = V(0);
-      dnext[0] = load(carried.draw + state);
-    } else {
-      prev[0] = cut ? V(0) : before(call.h0, call.y, slot, place, i);
-      next[0] = load(call.y + at);
-      dnext[0] = load(carried.dh + state) + load_or_zero(call.dy, at);
-      if (linked(q, slot, s + 1)) dnext[0] += load(carried.dh_through + state);
-      if (carried.all_dh) carried.all_dh[at] = dnext[0].v;
-    }
-    if constexpr (Cell::S > 1) {
-      prev[1] = cut ? V(0) : before(call.c0, call.c, slot, place, i);
-      next[1] = load(call.c + at);
-      dnext[1] = load(carried.dc + state) + load_or_zero(call.dc, at);
-    }
-
-    Cell::backward(saved, prev, next, dnext, dgates, dhidden, dprev);
-
-    for (int a = 0; a < Cell::A; ++a) dgates[Cell::G + a] = dhidden[Cell::G - Cell::A + a];
-    if (!carried.draw) store(carried.dh + state, cut ? V(0) : dprev[0]);
-    if constexpr (Cell::S > 1) store(carried.dc + state, cut ? V(0) : dprev[1]);
-  }
-
-  // The state that entered step s, where it is no cut: from all states [T, B, D, H], or from the initial ones.
-  RNN_HD V before(const IO* initial, const IO* all, const Slot& slot, const Place& place, int64_t i) const {
-    const Sequence& q = call.seq;
-    if (s == 0 && q.first(slot.d, slot.row)) return load(initial + q.state_at(slot.d, slot.row.b, q.H) + i);
-    return load(all + q.before(slot.d, place) * q.H + i);
+    hand_on(call, unit, slot, i, dgates, carried.dgh);
   }
 };
 
@@ -269,13 +207,14 @@ struct BackwardBound {
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
-    const Place place = q.place(slot.d, slot.row, s);
-    if (place.outside) return;
+    BackwardUnit<Cell, IO> unit;
+    unit.place = q.place(slot.d, slot.row, s);
+    if (unit.place.outside) return;
     const double norm = carried.norms[slot.n], factor = call.clip.factor(norm * norm);
     const double* kept = carried.unbounded + slot.n * (Cell::G + Cell::A) * q.H + i;
     V dgates[Cell::G + Cell::A];
     for (int g = 0; g < Cell::G + Cell::A; ++g) dgates[g] = V(Arithmetic<IO>(kept[g * q.H] * factor));
-    hand_on<Cell>(call, slot, place, i, dgates, carried.dgh);
+    hand_on(call, unit, slot, i, dgates, carried.dgh);
   }
 };
 

@@ -35,8 +35,7 @@ inline Tensor stacked(const std::vector<Tensor>& weights) {
 }
 
 template <class Launcher>
-ForwardResults run_forward(ForwardArguments& a, const Launcher& launch) {
-  const Sizes n = check(a);
+ForwardResults run_stepwise(const ForwardArguments& a, const Sizes& n, const Launcher& launch) {
   ForwardTensors t = prepare(a, n, Input::kProjected);
   const int64_t steps = n.B ? n.T : 0;
   const bool projected = !t.w_hr.empty();
@@ -68,8 +67,7 @@ ForwardResults run_forward(ForwardArguments& a, const Launcher& launch) {
 }
 
 template <class Launcher>
-BackwardResults run_backward(BackwardArguments& a, const Launcher& launch) {
-  const Sizes n = check(a);
+BackwardResults run_stepwise(const BackwardArguments& a, const Sizes& n, const Launcher& launch) {
   const BackwardTensors t = prepare(a, n);
   const Sequence q = sequence(a, n, a.window);
   const int64_t rows = q.rows(), steps = n.B ? q.steps() : 0;

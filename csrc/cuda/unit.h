@@ -1,0 +1,154 @@
+// One step of one unit of one row of one direction, whatever runs it: what it reads of a call's tensors before the
+// product of its step is known, and what it computes and writes after. Both directions of differentiation.
+//
+// Constructing a unit only reads, so that a kernel can ask for it early; run() takes the product and the state that the
+// step before left, and leaves the next state in its place. Nothing here needs a GPU.
+#pragma once
+
+#include "common/cells.h"
+#include "common/layout.h"
+#include "cuda/scalar.cuh"
+
+namespace rnn::cuda {
+
+// A row of the loop in one direction: the n-th of the D * rows() in a [D, rows, ...] tensor.
+struct Slot {
+  int64_t n, d;
+  Row row;
+
+  Slot() = default;
+  RNN_HD Slot(const Sequence& q, int64_t n) : n(n), d(n < q.rows() ? 0 : 1), row(q.row(n - d * q.rows())) {}
+};
+
+// Does step s take place, with the state that the step before left? Where not, what a product made of that state, or of
+// the gradient that came back to it, counts for nothing: it is never read.
+RNN_HD bool linked(const Sequence& q, const Slot& slot, int64_t s) {
+  return s < slot.row.length && !q.cut_before(slot.d, slot.row, s);
+}
+
+// x as it comes back from storage.
+template <class IO>
+RNN_HD Scalar<Arithmetic<IO>> stored(Scalar<Arithmetic<IO>> x) {
+  return Storage<IO>::read(Storage<IO>::write(x.v));
+}
+
+// The gates of step s. Where h is projected, its own value is neither known nor asked for. A Cell that is one of
+// several is told apart by its number when it runs.
+template <class Cell, class IO>
+struct ForwardUnit {
+  using V = Scalar<Arithmetic<IO>>;
+  Place place;
+  bool cut;
+  V gx[Cell::G], hidden[Cell::G];  // the latter without W_hh h
+
+  ForwardUnit() = default;
+  RNN_HD ForwardUnit(const Forward<IO>& call, const Slot& slot, int64_t s, int64_t i) {
+    const Sequence& q = call.seq;
+    place = q.place(slot.d, slot.row, s);
+    if (!place.active) return;
+    cut = q.cut_before(slot.d, slot.row, s);
+    const IO* b_ih = slot.d == 0 ? call.b_ih[0] : call.b_ih[1];
+    const IO* b_hh = slot.d == 0 ? call.b_hh[0] : call.b_hh[1];
+    for (int g = 0; g < Cell::G; ++g) {
+      gx[g] = load(call.gx + place.n * Cell::G * q.H + g * q.H + i) + load_or_zero(b_ih, g * q.H + i);
+      hidden[g] = load_or_zero(b_hh, g * q.H + i);
+    }
+  }
+
+  // gh [G]: W_hh h; state [S]: h, as it is stored, and c.
+  RNN_HD void run(const Forward<IO>& call, int cell, int64_t i, const V* gh, V* state, bool projected) {
+    const Sequence& q = call.seq;
+    V next[Cell::S], saved[Cell::K + 1];
+    for (V& x : next) x = V(0);
+    for (V& x : saved) x = V(0);
+    if (place.active) {
+      V prev[Cell::S];
+      for (int k = 0; k < Cell::S; ++k) prev[k] = cut ? V(0) : state[k];
+      if (projected) prev[0] = V(0);
+      if (!cut) {
+        for (int g = 0; g < Cell::G; ++g) hidden[g] += gh[g];
+      }
+      cell_forward(Cell{}, cell, gx, hidden, prev, next, saved);
+      state[0] = stored<IO>(next[0]);
+      for (int k = 1; k < Cell::S; ++k) state[k] = next[k];
+    }
+    if (call.saved) {
+      for (int k = 0; k < Cell::K; ++k) store(call.saved + place.n * Cell::K * q.H + k * q.H + i, saved[k]);
+    }
+    const int64_t at = place.n * q.H + i;
+    if (!projected) store(call.y + at, next[0]);
+    if (call.h_raw) store(call.h_raw + at, next[0]);
+    if constexpr (Cell::S > 1) {
+      if (call.c) store(call.c + at, next[1]);
+    }
+  }
+};
+
+// The gradients of the gates of step s.
+template <class Cell, class IO>
+struct BackwardUnit {
+  using V = Scalar<Arithmetic<IO>>;
+  static constexpr int kGates = Cell::G + Cell::A;  // in the order of dgates
+  Place place;
+  bool cut, linked_after;
+  V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dout[Cell::S];
+
+  BackwardUnit() = default;
+  RNN_HD BackwardUnit(const Backward<IO>& call, const Slot& slot, int64_t s, int64_t i, bool projected) {
+    const Sequence& q = call.seq;
+    place = q.place(slot.d, slot.row, s);
+    if (!place.active) return;
+    cut = q.cut_before(slot.d, slot.row, s);
+    linked_after = linked(q, slot, s + 1);
+    const int64_t at = place.n * q.H + i;
+    for (int k = 0; k < Cell::K; ++k) saved[k] = load(call.saved + place.n * Cell::K * q.H + k * q.H + i);
+    prev[0] = next[0] = dout[0] = V(0);  // h before the projection: no cell with a projection asks for its value
+    if (!projected) {
+      prev[0] = before(call, call.h0, call.y, slot, s, i);
+      next[0] = load(call.y + at);
+      dout[0] = load_or_zero(call.dy, at);
+    }
+    if constexpr (Cell::S > 1) {
+      prev[1] = before(call, call.c0, call.c, slot, s, i);
+      next[1] = load(call.c + at);
+      dout[1] = load_or_zero(call.dc, at);
+    }
+  }
+
+  // The gradient of h of this step, of what reached it `around` W_hh and `through` it.
+  RNN_HD V dh(V around, V through) const { return around + dout[0] + (linked_after ? through : V(0)); }
+
+  // dh, and carried [S], of which [1] is what reaches c: in their place what reaches the states of the step before
+  // around W_hh. dgates [kGates]; zero where there is no step.
+  RNN_HD void run(int cell, V dh, V* carried, V* dgates) const {
+    for (int g = 0; g < kGates; ++g) dgates[g] = V(0);
+    if (!place.active) return;
+    V dnext[Cell::S], dprev[Cell::S], dhidden[Cell::G];
+    dnext[0] = dh;
+    for (int k = 1; k < Cell::S; ++k) dnext[k] = carried[k] + dout[k];
+    cell_backward(Cell{}, cell, saved, prev, next, dnext, dgates, dhidden, dprev);
+    for (int a = 0; a < Cell::A; ++a) dgates[Cell::G + a] = dhidden[Cell::G - Cell::A + a];
+    for (int k = 0; k < Cell::S; ++k) carried[k] = cut ? V(0) : dprev[k];
+  }
+
+  // The gradient of gh of a gate, in dgates.
+  static RNN_HD constexpr int of_hidden(int gate) { return gate < Cell::G - Cell::A ? gate : gate + Cell::A; }
+
+  RNN_HD void write(const Backward<IO>& call, int64_t i, const V* dgates) const {
+    const int64_t H = call.seq.H;
+    IO* result = call.dgates + place.n * kGates * H + i;
+    for (int g = 0; g < kGates; ++g) store(result + g * H, dgates[g]);
+  }
+
+ private:
+  // The state that entered step s: from all states [T, B, D, H], or from the initial ones.
+  RNN_HD V before(const Backward<IO>& call, const IO* initial, const IO* all, const Slot& slot, int64_t s,
+                  int64_t i) const {
+    const Sequence& q = call.seq;
+    if (cut) return V(0);
+    if (s == 0 && q.first(slot.d, slot.row)) return load(initial + q.state_at(slot.d, slot.row.b, q.H) + i);
+    return load(all + q.before(slot.d, place) * q.H + i);
+  }
+};
+
+}  // namespace rnn::cuda
