@@ -9,6 +9,9 @@
 #include "autograd/node.h"
 #include "common/cells.h"
 #include "cpu/kernels.h"
+#if defined(RNNKERNELS_CUDA)
+#include "cuda/plan.h"
+#endif
 
 TORCH_LIBRARY(rnnkernels, library) {
   rnn::define_sequence_ops(library);
@@ -40,6 +43,18 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_batch_invariant", &rnn::set_batch_invariant, py::arg("on"),
              "Whether results of a row may not depend on the batch that it is in, for the whole process.");
   module.def("batch_invariant", &rnn::batch_invariant, "What set_batch_invariant has set.");
+
+#if defined(RNNKERNELS_CUDA)
+  module.def(
+      "set_cuda_family",
+      [](const std::string& name) {
+        TORCH_CHECK_VALUE(rnn::cuda::set_family(name), "name: expected auto, stepwise, cluster or grid, got '", name,
+                          "'");
+      },
+      py::arg("name"),
+      "Which kernels run layers on a GPU, for tests and benchmarks: all that the sizes allow (auto), or one family; "
+      "what it cannot run goes step by step.");
+#endif
 
   module.def(
       "threads_at_work", [] { return rnn::cpu::process.working(); },

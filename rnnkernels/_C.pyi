@@ -14,6 +14,9 @@ def set_batch_invariant(on: bool) -> None:
 def batch_invariant() -> bool:
     """What :func:`set_batch_invariant` has set."""
 
+def set_cuda_family(name: str) -> None:
+    """Which kernels run layers on a GPU, in builds with CUDA: auto, stepwise, cluster or grid."""
+
 def threads_at_work() -> int:
     """Threads that calls of the CPU kernels in this process hold now."""
 

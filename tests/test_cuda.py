@@ -37,10 +37,21 @@ def run(call):
 
 @pytest.fixture(autouse=True)
 def full_precision():
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
     yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+@pytest.fixture(params=["stepwise", "cluster", "grid"], autouse=True)
+def family(request):
+    """What the family cannot run goes step by step, as without a choice."""
+    _C.set_cuda_family(request.param)
+    yield request.param
+    _C.set_cuda_family("auto")
 
 
 @each_dtype
@@ -59,6 +70,17 @@ def test_matches_reference(case, dtype):
         exact = [op_parity.converted(t, torch.float64) for t in (call, out, grads)]
         want = op_parity.backward(ops, *exact)
         assert max(map(op_parity.error, back, want)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("case", [case for case in [*CASES, *LARGE] if not case.R], ids=str)
+def test_tf32(case):
+    torch.backends.cudnn.allow_tf32 = True
+    call = op_parity.make(case, torch.float32, "cuda")
+    out = op_parity.forward(ops, call)
+    assert op_parity.forward_error(call, out) <= 2e-3
+    grads = op_parity.random_gradients(call, out)
+    back = op_parity.backward(ops, call, out, grads)
+    assert op_parity.backward_error(call, out, back, grads) <= 2e-3
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

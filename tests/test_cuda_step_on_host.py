@@ -24,7 +24,7 @@ def ops(tmp_path_factory):
     cpp_extension.load(
         "rnnkernels_cuda_on_host",
         [str(ROOT / "tests/cuda_host/on_host.cpp"), str(ROOT / "csrc/common/arguments.cpp")],
-        extra_include_paths=[str(ROOT / "csrc")],
+        extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
         extra_cflags=["-std=c++20", "-O1", "-g0", "-ffp-contract=fast"],
         build_directory=str(tmp_path_factory.mktemp("cuda_on_host")),
         is_python_module=False,

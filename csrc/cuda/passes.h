@@ -1,0 +1,140 @@
+// The two passes over a sequence as the persistent loop sees them: what a round multiplies, what it computes and what
+// it hands on. In forward, round n takes step n; backward takes the steps from the last to the first, and one more
+// round for the gradients of the initial states.
+//
+//   kOut    numbers per unit that a product gives      kSent   numbers per unit that a round sends to the others
+//   kState  numbers per unit that stay with the block  kFirst  there is something to multiply in the first round
+//   kKept   numbers per unit that wait for the norm of their row
+//
+// The norm of the gate gradients of a row is known only after all blocks have sent their part of it. So they send what
+// is not bounded yet: the next round scales what it multiplied, and writes what was kept.
+#pragma once
+
+#include "cuda/unit.h"
+
+namespace rnn::cuda {
+
+template <class Cell_, class IO_>
+struct ForwardPass {
+  using Cell = Cell_;
+  using IO = IO_;
+  using V = Scalar<float>;
+  using Unit = ForwardUnit<Cell, IO>;
+  static constexpr int kOut = Cell::G, kSent = 1, kState = Cell::S, kKept = 0;
+  static constexpr bool kFirst = true;
+
+  Forward<IO> call;
+  int cell;  // its number
+
+  RNN_HD const Sequence& sequence() const { return call.seq; }
+  RNN_HD int64_t rounds() const { return call.seq.T; }
+
+  // What number `in` of unit j, as it was sent, adds to number `out` of unit i.
+  RNN_HD V weight(int64_t d, int out, int64_t i, int, int64_t j) const {
+    const IO* w = d == 0 ? call.w_hh[0] : call.w_hh[1];
+    return load(w + (out * call.seq.H + i) * call.seq.H + j);
+  }
+
+  // What the first round receives.
+  RNN_HD V first(const Slot& slot, int, int64_t j) const {
+    return load(call.h0 + call.seq.state_at(slot.d, slot.row.b, call.seq.H) + j);
+  }
+
+  RNN_HD void begin(const Slot& slot, int64_t i, V* state) const {
+    const int64_t at = call.seq.state_at(slot.d, slot.row.b, call.seq.H) + i;
+    state[0] = load(call.h0 + at);
+    if constexpr (Cell::S > 1) state[1] = load(call.c0 + at);
+  }
+
+  RNN_HD Unit fetch(const Slot& slot, int64_t round, int64_t i) const { return Unit(call, slot, round, i); }
+
+  RNN_HD void run(Unit& unit, const Slot& slot, int64_t round, int64_t i, const V* product, V* state, V* sent,
+                  V*) const {
+    unit.run(call, cell, i, product, state, false);
+    sent[0] = state[0];
+    if (round + 1 < call.seq.T) return;
+    const int64_t at = call.seq.state_at(slot.d, slot.row.b, call.seq.H) + i;
+    store(call.h_n + at, state[0]);
+    if constexpr (Cell::S > 1) store(call.c_n + at, state[1]);
+  }
+};
+
+template <class Cell_, class IO_>
+struct BackwardPass {
+  using Cell = Cell_;
+  using IO = IO_;
+  using V = Scalar<float>;
+  using Unit = BackwardUnit<Cell, IO>;
+  static constexpr int kOut = 1, kSent = Cell::G, kState = Cell::S, kKept = Unit::kGates;
+  static constexpr bool kFirst = false;
+
+  Backward<IO> call;
+  int cell;        // its number
+  double* all_dh;  // [T, B, D, H] or null: the whole gradient of every h
+
+  RNN_HD const Sequence& sequence() const { return call.seq; }
+  RNN_HD bool norm() const { return call.clip.kind == Clip::kNorm; }
+  RNN_HD int64_t rounds() const { return call.seq.steps() + (call.dh0 || norm() ? 1 : 0); }
+
+  RNN_HD V weight(int64_t d, int, int64_t i, int in, int64_t j) const {
+    const IO* w = d == 0 ? call.w_hh[0] : call.w_hh[1];
+    return load(w + (in * call.seq.H + j) * call.seq.H + i);
+  }
+
+  RNN_HD V first(const Slot&, int, int64_t) const { return V(0); }
+
+  RNN_HD void begin(const Slot& slot, int64_t i, V* state) const {
+    const int64_t at = call.seq.state_at(slot.d, slot.row.b, call.seq.H) + i;
+    const bool last = call.seq.last(slot.d, slot.row);
+    state[0] = load_or_zero(last ? call.dh_n : nullptr, at);
+    if constexpr (Cell::S > 1) state[1] = load_or_zero(last ? call.dc_n : nullptr, at);
+  }
+
+  RNN_HD int64_t step(int64_t round) const { return call.seq.steps() - 1 - round; }
+
+  RNN_HD Unit fetch(const Slot& slot, int64_t round, int64_t i) const {
+    return step(round) >= 0 ? Unit(call, slot, step(round), i, false) : Unit();
+  }
+
+  // dgates [kKept]: left behind, for bound().
+  RNN_HD void run(const Unit& unit, const Slot& slot, int64_t round, int64_t i, const V* product, V* state, V* sent,
+                  V* dgates) const {
+    if (step(round) < 0) return finish(slot, i, product[0], state);
+    V dh(0);
+    if (unit.place.active) {
+      dh = unit.dh(state[0], product[0]);
+      if (all_dh) all_dh[unit.place.n * call.seq.H + i] = dh.v;
+    }
+    unit.run(cell, dh, state, dgates);
+    if (call.clip.kind != Clip::kNone) {
+      for (int g = 0; g < kKept; ++g) dgates[g] = call.clip.template elementwise<float>(dgates[g]);
+    }
+    if (!norm() && !unit.place.outside) unit.write(call, i, dgates);
+    for (int g = 0; g < Cell::G; ++g) sent[g] = dgates[Unit::of_hidden(g)];
+  }
+
+  // What the gradients of one unit add to the square of the norm.
+  RNN_HD double squares(const V* dgates) const {
+    double sum = 0;
+    for (int g = 0; g < Cell::G; ++g) sum += double(dgates[g].v) * double(dgates[g].v);
+    return sum;
+  }
+  // Writes the gradients that a round has left behind.
+  RNN_HD void bound(const Slot& slot, int64_t round, int64_t i, double factor, V* dgates) const {
+    Unit unit;
+    unit.place = call.seq.place(slot.d, slot.row, step(round));
+    for (int g = 0; g < kKept; ++g) dgates[g] = V(float(double(dgates[g].v) * factor));
+    if (!unit.place.outside) unit.write(call, i, dgates);
+  }
+
+ private:
+  RNN_HD void finish(const Slot& slot, int64_t i, V through, const V* state) const {
+    const Sequence& q = call.seq;
+    if (!call.dh0 || !q.first(slot.d, slot.row)) return;
+    const int64_t at = q.state_at(slot.d, slot.row.b, q.H) + i;
+    store(call.dh0 + at, state[0] + (linked(q, slot, 0) ? through : V(0)));
+    if constexpr (Cell::S > 1) store(call.dc0 + at, state[1]);
+  }
+};
+
+}  // namespace rnn::cuda

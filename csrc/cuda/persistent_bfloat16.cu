@@ -1,0 +1,3 @@
+#include "cuda/launch.cuh"
+
+RNN_PERSISTENT(BFloat16)

@@ -1,0 +1,118 @@
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+namespace rnn::cuda {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+std::atomic<Family> chosen{Family::kAuto};
+
+constexpr int kBoxBytes = 8, kSlotBytes = 40, kChunkBytes = 16, kFlagBytes = 16;
+
+// Cycles of a round of a group, as measured on no device yet: a message, two barriers and the cell, and what each tile
+// multiplies and reads.
+double estimate(const Kernel& k, const Layout& l) {
+  const double message = l.slices.blocks == 1 ? 100 : (k.cluster ? 700 : 1600), fixed = 400;
+  const double rest = std::max(0, l.product.pairs - k.held()) * 2.0 * k.tiles() * l.product.groups * l.product.parts;
+  const double products = 2.0 * l.product.pairs * k.tiles() * k.batch * l.product.groups * l.product.parts / 4;
+  const double reads = rest * 4 + double(l.slices.blocks) * l.slices.slice() / (k.cluster ? 128 : 32);
+  return std::max(message, double(l.tiles - 1) * fixed) + l.tiles * (fixed + products * (k.bytes / 2) * 2 + reads);
+}
+
+}  // namespace
+
+int Device::clusters(int blocks) const {
+  // Clusters lie within a GPC, and GPCs may lack a few multiprocessors: of the largest size one GPC in eight is counted
+  // as too small.
+  const int fit = multiprocessors / blocks;
+  return blocks >= 8 ? std::max(1, fit - std::max(1, fit / 8)) : fit;
+}
+
+Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
+  Layout l{};
+  l.units = units;
+  l.tiles = tiles;
+  l.product.groups = int(divide_up(int64_t(k.out) * units, int64_t(k.tiles()) * kFragment));
+  l.product.parts = std::max(1, kWarps / l.product.groups);
+  const int64_t steps = divide_up(int64_t(blocks) * units * k.sent * k.bytes, kStepBytes);
+  l.product.pairs = int(divide_up(steps, 2 * l.product.parts));
+  const int rows = k.batch * kColumns;
+  // An odd number of 16 bytes between rows puts eight of them into different banks.
+  const int columns = l.product.parts * l.product.pairs * 2 * kStepBytes, tail = k.norm ? kChunkBytes : 0;
+  l.slices = {blocks, units * k.sent * k.bytes, tail, rows, columns, columns + tail * blocks + kChunkBytes};
+
+  const auto after = [](int64_t at, int64_t bytes) { return divide_up(at + bytes, 128) * 128; };
+  const int64_t warps = int64_t(l.product.groups) * l.product.parts, rest = std::max(0, l.product.pairs - k.held());
+  l.exchange = after(0, warps * rest * 2 * k.tiles() * kWarp * kChunkBytes);
+  l.partial = after(l.exchange, k.cluster ? tiles * 2 * (l.slices.buffer() + kBoxBytes) : l.slices.buffer());
+  l.staging = after(l.partial, warps * k.tiles() * kFragment * (rows + 1) * int64_t(sizeof(float)));
+  l.state = after(l.staging, l.slices.slice());
+  const int state = k.state + (k.norm ? k.kept : 0);
+  l.squares = after(l.state, int64_t(tiles) * state * rows * units * int64_t(sizeof(float)));
+  l.slots = after(l.squares, k.norm ? rows * (units + 1) * int64_t(sizeof(double)) : 0);
+  l.shared_bytes = after(l.slots, int64_t(tiles) * rows * kSlotBytes);
+  l.global_bytes = k.cluster ? 0 : tiles * (2 * l.slices.buffer() + int64_t(kFlagBytes) * blocks);
+  return l;
+}
+
+static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d) {
+  Plan best{};
+  best.reason = "the recurrent weights do not fit on the chip";
+  if (k.cluster && d.major < 9) {
+    best.reason = "clusters need a GPU of compute capability 9.0";
+    return best;
+  }
+  const int64_t tile_rows = k.batch * kColumns, row_tiles = divide_up(p.rows, tile_rows);
+  for (int units = 8; units <= kMostUnits; units += 8) {
+    const int64_t blocks = divide_up(p.H, units);
+    if (k.cluster ? blocks > d.most_blocks : blocks > d.multiprocessors) continue;
+    if (k.cluster && (blocks & (blocks - 1))) continue;  // GPCs divide into such clusters without rest
+    const int at_once = (k.cluster ? d.clusters(int(blocks)) : d.multiprocessors / int(blocks)) / p.D;
+    if (at_once == 0) continue;
+    if (lay_out(k, int(blocks), units, 1).product.groups > kWarps) continue;
+    for (int64_t tiles = divide_up(row_tiles, at_once); tiles >= 1; --tiles) {
+      Layout l = lay_out(k, int(blocks), units, int(tiles));
+      if (l.shared_bytes > d.shared_bytes) continue;
+      const int64_t groups = divide_up(row_tiles, tiles);
+      const int64_t launches = divide_up(groups, at_once);
+      l.groups = int(k.cluster ? groups : std::min<int64_t>(groups, at_once));
+      const double cycles = estimate(k, l) * double(launches);
+      if (!best.found || cycles < best.cycles) best = {true, "", k, l, int(k.cluster ? 1 : launches), cycles};
+      break;
+    }
+  }
+  return best;
+}
+
+Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d) {
+  Plan best{};
+  for (const bool cluster : {true, false}) {
+    if (family == (cluster ? Family::kGrid : Family::kCluster)) continue;
+    for (const int batch : kBatches) {
+      if (k.exact && batch > 1) continue;
+      k.cluster = cluster;
+      k.batch = batch;
+      Plan plan = plan_kernel(k, p, d);
+      if (plan.found ? !best.found || plan.cycles < best.cycles : !best.found) best = std::move(plan);
+    }
+  }
+  return best;
+}
+
+Family family() { return chosen; }
+
+bool set_family(const std::string& name) {
+  constexpr const char* kNames[] = {"auto", "stepwise", "cluster", "grid"};
+  for (int i = 0; i < 4; ++i) {
+    if (name != kNames[i]) continue;
+    chosen = Family(i);
+    return true;
+  }
+  return false;
+}
+
+}  // namespace rnn::cuda

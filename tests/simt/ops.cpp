@@ -1,0 +1,122 @@
+// The sequence ops on persistent kernels, run by the emulator. They are registered for CPU tensors in a library of
+// their own, with an op that says how the next calls are laid out and scheduled, and one that tells where they have
+// been.
+#include <set>
+
+#include "cuda/persistent.cuh"
+#include "cuda/persistent.h"
+#include "simt/machine.h"
+#include "simt/storage.h"
+
+namespace rnn::cuda {
+namespace {
+
+struct Settings {
+  bool cluster = true;
+  int64_t batch = 1, units = 8, tiles = 1, launches = 1;
+  bool tf32 = false;
+  simt::Schedule schedule;
+};
+Settings settings;
+std::set<std::pair<std::string, std::string>> visited;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+Plan chosen(Kernel kernel, const Problem& problem) {
+  kernel.cluster = settings.cluster;
+  kernel.batch = int(settings.batch);
+  Plan plan{true, "", kernel, {}, int(settings.launches), 0};
+  const int units = int(settings.units);
+  plan.layout = lay_out(kernel, int(divide_up(problem.H, units)), units, int(settings.tiles));
+  const int64_t groups = divide_up(problem.rows, settings.tiles * plan.layout.slices.rows);
+  plan.layout.groups = int(divide_up(groups, settings.launches));
+  return plan;
+}
+
+struct Runner {
+  int cell;
+
+  template <class Pass>
+  void run(const Pass& pass, const Plan& plan, char* global, int64_t first_row) const {
+    const Layout& l = plan.layout;
+    const int blocks = l.slices.blocks;
+    const simt::Grid grid{int(pass.sequence().D) * l.groups * blocks, plan.kernel.cluster ? blocks : 1, kThreads,
+                          int(l.shared_bytes)};
+    const Persistent<Pass> persistent{pass, l, global, first_row};
+    const bool found = dispatch_block<Pass>(plan.kernel, [&]<class Block>(Block*) {
+      const simt::Report report = simt::launch(grid, settings.schedule, [&] { Block(persistent).run(); });
+      for (const simt::VisitedSite& site : report.sites) visited.insert({site.place, site.primitive});
+    });
+    TORCH_CHECK(found, "no such kernel");
+  }
+
+  template <class IO>
+  void forward(const Forward<IO>& call, const Plan& plan, char* global, int64_t first_row) const {
+    dispatch_cell_or_group(cell,
+                           [&](auto of) { run(ForwardPass<decltype(of), IO>{call, cell}, plan, global, first_row); });
+  }
+  template <class IO>
+  void backward(const Backward<IO>& call, double* all_dh, const Plan& plan, char* global, int64_t first_row) const {
+    dispatch_cell_or_group(
+        cell, [&](auto of) { run(BackwardPass<decltype(of), IO>{call, cell, all_dh}, plan, global, first_row); });
+  }
+};
+
+template <class Arguments>
+auto run(Arguments& a) {
+  const Sizes n = check(a);
+  const char* reason = refusal(a);
+  TORCH_CHECK(!reason, reason);
+  return run_persistent(a, n, chosen(kernel_of(a, settings.tf32), problem_of(a, n)), Runner{a.cell.number});
+}
+
+ForwardResults forward(ForwardArguments& a) { return run(a); }
+BackwardResults backward(BackwardArguments& a) { return run(a); }
+
+void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, bool tf32,
+               c10::string_view mode, int64_t seed, c10::string_view skip) {
+  settings = {cluster, batch, units, tiles, launches, tf32, {}};
+  settings.schedule.mode = mode == "forward"   ? simt::Mode::forward
+                           : mode == "reverse" ? simt::Mode::reverse
+                                               : simt::Mode::random;
+  settings.schedule.seed = uint64_t(seed);
+  settings.schedule.skip_site = std::string(skip);
+  visited.clear();
+}
+
+// What a device of these limits would be given.
+std::tuple<std::string, std::vector<int64_t>> plan(at::IntArrayRef kernel, bool exact, bool norm,
+                                                   c10::string_view family, at::IntArrayRef problem,
+                                                   at::IntArrayRef device) {
+  const auto at = [](at::IntArrayRef list, size_t i) { return int(list[i]); };
+  const Family before = rnn::cuda::family();
+  TORCH_CHECK(set_family(std::string(family)), "family: expected auto, stepwise, cluster or grid");
+  const Family chosen = rnn::cuda::family();
+  set_family(before == Family::kAuto ? "auto" : "stepwise");
+  const Kernel k{at(kernel, 0), at(kernel, 1), at(kernel, 2), at(kernel, 3), at(kernel, 4), exact, norm, 0, false};
+  const Plan p = make_plan(chosen, k, {problem[0], problem[1], at(problem, 2)},
+                           {at(device, 0), at(device, 1), at(device, 2), at(device, 3)});
+  const Layout& l = p.layout;
+  return {p.reason,
+          {p.kernel.cluster, l.slices.blocks, l.units, l.tiles, l.slices.rows, l.groups, p.launches, l.shared_bytes}};
+}
+
+std::vector<std::string> sites() {
+  std::vector<std::string> all;
+  for (const auto& [place, primitive] : visited) all.push_back(place + " " + primitive);
+  return all;
+}
+
+}  // namespace
+}  // namespace rnn::cuda
+
+TORCH_LIBRARY(rnnkernels_simt, library) {
+  rnn::define_sequence_ops(library);
+  library.def("configure", rnn::cuda::configure);
+  library.def("sites", rnn::cuda::sites);
+  library.def("plan", rnn::cuda::plan);
+}
+
+TORCH_LIBRARY_IMPL(rnnkernels_simt, CPU, library) {
+  rnn::register_sequence_ops<rnn::cuda::forward, rnn::cuda::backward>(library);
+}

@@ -1,0 +1,300 @@
+"""The persistent CUDA kernels on the CPU: their own sources, run by the emulator of tests/simt.
+
+The emulator runs threads in any order that barriers, messages and flags allow. What the kernels
+compute must not depend on it, and must depend on every one of their barriers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import op_parity
+import pytest
+import torch
+from op_parity import CASES, Case
+from torch import Tensor
+from torch.utils import cpp_extension
+
+from rnnkernels.call import Clip
+from rnnkernels.cells import CELLS
+
+ROOT = Path(__file__).parents[1]
+SIMT = ("barriers", "fiber", "machine", "ops", "traffic", "warp")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How calls are laid out over blocks, and in which order threads run."""
+
+    cluster: bool = True  # else through the grid
+    batch: int = 1  # eights of rows in a tile
+    units: int = 8  # of a block
+    tiles: int = 1  # of a group of blocks
+    launches: int = 1
+    tf32: bool = False
+    mode: str = "random"
+    seed: int = 0
+    skip: str = ""  # the site of a primitive that does nothing
+
+    def __str__(self) -> str:
+        exchange = "cluster" if self.cluster else "grid"
+        return f"{exchange}-b{self.batch}u{self.units}t{self.tiles}l{self.launches}"
+
+
+#: dtype, TF32, largest error. IEEE products are as good as the CPU's; TF32 has 11 bits, the
+#: 16-bit types have 8 and 11, and what backward starts from is rounded already.
+PRECISIONS = {
+    "float32": (torch.float32, False, 1e-6),
+    "tf32": (torch.float32, True, 2e-3),
+    "bfloat16": (torch.bfloat16, False, 3e-2),
+    "float16": (torch.float16, False, 4e-3),
+}
+
+
+@pytest.fixture(scope="session")
+def ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    pytest.importorskip("ninja")
+    sources = [ROOT / "tests/simt" / f"{name}.cpp" for name in SIMT]
+    sources += [ROOT / "csrc/cuda/plan.cpp", ROOT / "csrc/common/arguments.cpp"]
+    cpp_extension.load(
+        "rnnkernels_simt",
+        [str(path) for path in sources],
+        extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
+        extra_cflags=["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"],
+        build_directory=str(tmp_path_factory.mktemp("simt_ops")),
+        is_python_module=False,
+    )
+    return torch.ops.rnnkernels_simt
+
+
+def runs(case: Case, precision: str = "float32") -> bool:
+    """Do persistent kernels take such a call, and is there anything to run?"""
+    bounded = precision == "float16" and case.clip.kind == "norm"
+    return not (case.R or bounded or case.T * case.B == 0)
+
+
+def results(
+    ops: Any, case: Case, layout: Layout, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    ops.configure(*astuple(layout))
+    call = op_parity.make(case, dtype)
+    out = op_parity.forward(ops, call)
+    return [*out, *op_parity.backward(ops, call, out, op_parity.random_gradients(call, out))]
+
+
+def errors(ops: Any, case: Case, layout: Layout, dtype: torch.dtype) -> tuple[float, float]:
+    call = op_parity.make(case, dtype)
+    both = results(ops, case, layout, dtype)
+    out, back = both[:6], both[6:]
+    assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], *back[3:]])
+    grads = op_parity.random_gradients(call, out)
+    return op_parity.forward_error(call, out), op_parity.backward_error(call, out, back, grads)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
+@pytest.mark.parametrize("case", [case for case in CASES if runs(case)], ids=str)
+def test_matches_reference(ops: Any, case: Case, cluster: bool, precision: str) -> None:
+    if not runs(case, precision):
+        pytest.skip("runs step by step")
+    dtype, tf32, tolerance = PRECISIONS[precision]
+    for batch in (1, 2) if precision != "float32" else (1,):
+        layout = Layout(cluster, batch, tf32=tf32, seed=crc32(str(case).encode()) % 1000)
+        assert max(errors(ops, case, layout, dtype)) <= tolerance, layout
+
+
+LAYOUTS = [
+    (Case("lstm", 1, T=3, B=1, H=1), Layout()),
+    (Case("lstm", 2, T=3, B=17, H=19), Layout(tiles=3)),
+    (Case("lstm", 2, T=3, B=17, H=40), Layout(units=16, tiles=2)),  # a last block of 8 units
+    (Case("gru", 1, T=3, B=20, H=100), Layout(units=64)),  # weights beyond the registers
+    (Case("rnn_relu", 1, T=2, B=3, H=200), Layout(units=56)),
+    (Case("rnn_tanh", 2, T=3, B=9, H=33), Layout(units=40)),  # one block
+    (Case("gru", 2, T=4, B=9, H=24, window=2, clip=Clip("norm", 0.3)), Layout(tiles=2)),
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
+@pytest.mark.parametrize(("case", "layout"), LAYOUTS, ids=str)
+def test_layouts(ops: Any, case: Case, layout: Layout, cluster: bool, precision: str) -> None:
+    """Several blocks, tiles and launches, and sizes that fill none of them."""
+    if not runs(case, precision):
+        pytest.skip("runs step by step")
+    dtype, tf32, tolerance = PRECISIONS[precision]
+    layout = replace(layout, cluster=cluster, tf32=tf32)
+    assert max(errors(ops, case, layout, dtype)) <= tolerance
+    if not cluster:
+        assert max(errors(ops, case, replace(layout, tiles=1, launches=2), dtype)) <= tolerance
+
+
+SCHEDULES = [("forward", 0), ("reverse", 0), *(("random", seed) for seed in range(4))]
+#: Enough for every primitive: several blocks and tiles, a norm to bound by.
+VISITS = [
+    Case("lstm", 1, T=6, B=18, H=36),
+    Case("gru", 2, T=6, B=18, H=36, clip=Clip("norm", 0.3)),
+]
+
+
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
+@pytest.mark.parametrize("case", VISITS, ids=str)
+def test_same_bits_in_any_order(ops: Any, case: Case, cluster: bool) -> None:
+    layout = Layout(cluster, units=16, tiles=2)
+    wanted = results(ops, case, layout)
+    for mode, seed in SCHEDULES:
+        got = results(ops, case, replace(layout, mode=mode, seed=seed))
+        assert all(torch.equal(g, w) for g, w in zip(got, wanted, strict=True)), (mode, seed)
+
+
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
+def test_a_row_has_the_same_bits_in_any_batch(ops: Any, cluster: bool) -> None:
+    """Whatever the tile that it is in, and its place there."""
+    ops.configure(*astuple(Layout(cluster, tiles=2)))
+    call = op_parity.make(Case("gru", 1, T=3, B=11, H=20), torch.float32)
+    whole = op_parity.forward(ops, call)[0]
+    for b in (0, 5, 10):
+        alone = call._replace(
+            x=call.x[:, b : b + 1].contiguous(), h0=call.h0[:, b : b + 1].contiguous()
+        )
+        assert torch.equal(op_parity.forward(ops, alone)[0], whole[:, b : b + 1])
+
+
+PRIMITIVES = [
+    "sync_block", "sync_cluster", "open", "expect", "await", "send", "publish", "copy_async",
+    "copies_arrive",
+]  # fmt: skip
+PRIMITIVE = re.compile(rf"\b(?:{'|'.join(PRIMITIVES)})\(")
+
+
+def written_sites() -> set[str]:
+    """file:line of every barrier, message and flag in the sources of the kernels."""
+    found = set()
+    for name in ("exchange.cuh", "persistent.cuh", "product.cuh"):
+        for number, line in enumerate((ROOT / "csrc/cuda" / name).read_text().splitlines(), 1):
+            code = line.split("//")[0]
+            declares = "RNN_DEVICE" in code or "exchange_.send(" in code
+            if PRIMITIVE.search(code) and not declares:
+                found.add(f"{name}:{number}")
+    return found
+
+
+def noticed(ops: Any, site: str, case: Case, layout: Layout, wanted: list[Tensor]) -> bool:
+    """Does a run without this primitive fail, or compute something else?"""
+
+    def run(op: Callable[[], list[Tensor]]) -> list[Tensor]:
+        ops.configure(*astuple(replace(layout, skip=site)))
+        try:
+            return op()
+        except ValueError as error:  # a site of the other pass
+            assert "nothing ran at the site" in str(error)
+            ops.configure(*astuple(layout))
+            return op()
+
+    call = op_parity.make(case, torch.float32)
+    try:
+        out = run(lambda: op_parity.forward(ops, call))
+        if not all(torch.equal(g, w) for g, w in zip(out, wanted[:6], strict=True)):
+            return True
+        grads = op_parity.random_gradients(call, out)
+        back = run(lambda: op_parity.backward(ops, call, out, grads))
+    except RuntimeError as error:
+        assert "at " in str(error) or "deadlock" in str(error), error
+        return True
+    return not all(torch.equal(g, w) for g, w in zip(back, wanted[6:], strict=True))
+
+
+def test_every_primitive_is_needed(ops: Any) -> None:
+    """A barrier, message or flag that is left out shows, under one of a few schedules."""
+    seen: set[str] = set()
+    needless = []
+    layouts = [
+        Layout(cluster, units=16, tiles=tiles) for cluster in (True, False) for tiles in (2, 1)
+    ]
+    visits: dict[str, list[tuple[Case, Layout, list[Tensor]]]] = {}
+    for layout in layouts:
+        for case in VISITS:
+            wanted = results(ops, case, layout)
+            for place, primitive in (site.split() for site in ops.sites()):
+                if primitive in PRIMITIVES:
+                    visits.setdefault(place, []).append((case, layout, wanted))
+    for site, where in sorted(visits.items()):
+        name = site.split("/")[-1]
+        seen.add(name)
+        if not any(
+            noticed(ops, site, case, replace(layout, mode=mode, seed=seed), wanted)
+            for case, layout, wanted in where
+            for mode, seed in SCHEDULES
+        ):
+            needless.append(name)
+    assert not needless
+    assert written_sites() <= seen
+
+
+#: Compute capability, multiprocessors, shared memory of a block, blocks of a cluster.
+DEVICES = {
+    "H100": (9, 132, 232448, 16),
+    "H200": (9, 132, 232448, 16),
+    "A100": (8, 108, 166912, 8),
+    "small": (8, 28, 101376, 8),
+}
+
+
+def plan(
+    ops: Any, cell: str, backward: bool, dtype: str, H: int, rows: int, D: int, device: str,
+    family: str = "auto",
+) -> tuple[str, dict[str, int]]:  # fmt: skip
+    info = CELLS[cell]
+    out, sent = (1, info.G) if backward else (info.G, 1)
+    kept = info.G + info.A if backward else 0
+    kernel = [out, sent, info.S, kept, 2 if dtype == "bfloat16" else 4]
+    reason, numbers = ops.plan(
+        kernel, dtype == "float32", False, family, [H, rows, D], list(DEVICES[device])
+    )
+    names = ("cluster", "blocks", "units", "tiles", "rows", "groups", "launches", "shared_bytes")
+    return reason, dict(zip(names, numbers, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "tf32", "float32"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_plans(ops: Any, cell: str, dtype: str, backward: bool, device: str) -> None:
+    """Whatever is planned covers the call and keeps to the device's limits."""
+    major, multiprocessors, shared, most = DEVICES[device]
+    found = 0
+    for H in (1, 7, 64, 200, 256, 512, 768, 1024, 1500, 2048, 5000):
+        for rows in (1, 16, 17, 64, 128, 1000, 70000):
+            for D in (1, 2):
+                reason, p = plan(ops, cell, backward, dtype, H, rows, D, device)
+                if reason:
+                    assert H > 200, reason
+                    assert "do not fit" in reason
+                    continue
+                found += 1
+                assert p["blocks"] * p["units"] >= H > (p["blocks"] - 1) * p["units"]
+                assert p["units"] % 8 == 0
+                assert p["shared_bytes"] <= shared
+                assert p["groups"] * p["tiles"] * p["rows"] * p["launches"] >= rows
+                if p["cluster"]:
+                    assert major >= 9
+                    assert p["blocks"] in (1, 2, 4, 8, 16)
+                    assert p["blocks"] <= most
+                else:
+                    assert p["blocks"] * p["groups"] * D <= multiprocessors
+    assert found >= 50
+
+
+def test_plans_of_a_family(ops: Any) -> None:
+    for family, cluster in (("cluster", 1), ("grid", 0)):
+        reason, p = plan(ops, "lstm", False, "bfloat16", 256, 16, 1, "H100", family)
+        assert not reason
+        assert p["cluster"] == cluster
+    reason, _ = plan(ops, "lstm", False, "bfloat16", 256, 16, 1, "A100", "cluster")
+    assert "compute capability 9.0" in reason
+    reason, _ = plan(ops, "lstm", False, "bfloat16", 20000, 16, 1, "H100")
+    assert "do not fit" in reason
