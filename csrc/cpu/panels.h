@@ -78,7 +78,11 @@ struct Panels {
     } else {
       static_assert(std::is_same_v<IO, T>);
       V x(0);
-      std::memcpy(&x, p, n * sizeof(T));
+      if (n == kLanes * kGroup) {
+        std::memcpy(&x, p, sizeof x);
+      } else {
+        std::memcpy(&x, p, n * sizeof(T));
+      }
       return x;
     }
   }

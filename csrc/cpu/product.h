@@ -47,7 +47,14 @@ using Product = void (*)(const T*, int64_t, const T*, int64_t, bool, Arithmetic<
 // The products of one register tile.
 template <class T>
 struct Products {
-  static constexpr int most_rows(int vectors) { return max_rows(vectors) < kMaxRows ? max_rows(vectors) : kMaxRows; }
+  static constexpr bool kOneHeight = false;
+
+  // Rows of one register tile for `rows` rows in all: as even as the registers allow.
+  static int64_t tile_rows(int64_t rows, int vectors) {
+    const int64_t most = max_rows(vectors) < kMaxRows ? max_rows(vectors) : kMaxRows;
+    const int64_t tiles = (rows + most - 1) / most;
+    return tiles ? (rows + tiles - 1) / tiles : 1;
+  }
 
   template <int N>
   static Product<T> of(int rows) {
@@ -69,43 +76,38 @@ namespace rnn::cpu::RNN_ISA {
 struct ProductScope {};
 #endif
 
-// Rows of one register tile for `rows` rows in all: as even as the registers allow.
-template <class T>
-int64_t tile_rows(int64_t rows, int vectors) {
-  const int64_t most = Products<T>::most_rows(vectors);
-  const int64_t tiles = (rows + most - 1) / most;
-  return tiles ? (rows + tiles - 1) / tiles : 1;
-}
-
 constexpr int64_t kPanelBytes = 32 << 10;  // of a panel that stay in L1 while one tile of rows after another uses it
 
 // out [rows, w.width()] = a [rows, w.depth()] * one panel, a few rows at a time. Where none of those is active(row),
-// there is no product, and they are zero.
+// there is no product, and they are zero. Register tiles that have one height overlap where it does not divide the
+// rows. K is not split then, or rows in two of them would be added up twice.
 template <class T, class Active>
 void multiply(const Panels<T>& w, int64_t tile, const T* a, int64_t row_stride, int64_t rows, Arithmetic<T>* out,
               Active&& active) {
   const int vectors = w.gates * w.vectors, width = w.width();
   constexpr int kLanes = Panels<T>::kLanes;
   constexpr int64_t kStep = Panels<T>::kStep;
-  const int64_t depth = w.depth(), each = tile_rows<T>(rows, vectors);
-  const int64_t part = rows > each && depth > 0 ? kPanelBytes / (width * int64_t(sizeof(T))) / kStep * kStep : depth;
+  const int64_t depth = w.depth(), each = Products<T>::tile_rows(rows, vectors);
+  const bool overlap = Products<T>::kOneHeight && rows % each != 0;
+  const int64_t part = rows > each && !overlap ? kPanelBytes / (width * int64_t(sizeof(T))) / kStep * kStep : depth;
   int64_t k = 0;
   do {
     const int64_t K = depth - k < part ? depth - k : part;
     for (int64_t r = 0; r < rows; r += each) {
-      const int n = int(rows - r < each ? rows - r : each);
+      const int64_t first = overlap && rows - r < each ? rows - each : r;
+      const int n = int(rows - first < each ? rows - first : each);
       bool any = false;
-      for (int i = 0; i < n && !any; ++i) any = active(r + i);
+      for (int i = 0; i < n && !any; ++i) any = active(first + i);
       if (any) {
         const Product<T> f = vectors == 1   ? Products<T>::template of<1>(n)
                              : vectors == 2 ? Products<T>::template of<2>(n)
                              : vectors == 3 ? Products<T>::template of<3>(n)
                                             : Products<T>::template of<4>(n);
         const int64_t t = r / each;
-        f(a + r * row_stride + k, row_stride, w.panel(tile) + k * width, K, k > 0, out + r * width,
+        f(a + first * row_stride + k, row_stride, w.panel(tile) + k * width, K, k > 0, out + first * width,
           w.panel(tile) + (t < vectors ? (k + K) * width + t * K * kLanes : k * width));
       } else if (k == 0) {
-        for (int64_t i = 0; i < n * width; ++i) out[r * width + i] = 0;
+        for (int64_t i = 0; i < n * width; ++i) out[first * width + i] = 0;
       }
     }
     k += K;

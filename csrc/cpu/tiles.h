@@ -57,7 +57,9 @@ class ProductScope {
 
 template <>
 struct Products<BFloat16> {
-  static constexpr int most_rows(int) { return 16; }
+  static constexpr bool kOneHeight = true;  // a product takes as long for fewer rows, and setting the height longer
+
+  static int64_t tile_rows(int64_t rows, int) { return rows < 16 ? (rows > 0 ? rows : 1) : 16; }
 
   template <int N>
   static Product<BFloat16> of(int rows) {
@@ -68,7 +70,7 @@ struct Products<BFloat16> {
  private:
   template <int N>
   static void product(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, bool continues,
-                      float* out, const BFloat16* ahead) {
+                      float* out, const BFloat16*) {
     constexpr int64_t kSumBytes = N * 64;  // of a row of sums, and of a pair of values of K in the panel
     each<N>([&]<int n>() {
       if (continues) {
@@ -84,7 +86,6 @@ struct Products<BFloat16> {
         load_tile<weights>(panel + (k * N + n * 2) * 16, kSumBytes);
         multiply_tiles<n, ProductScope::kRows, weights>();
       });
-      for (int i = 0; i < 32; i += 2) __builtin_prefetch(ahead + (k + i) * 16, 0, 2);
     }
     each<N>([&]<int n>() { store_tile<n>(out + n * 16, kSumBytes); });
   }
