@@ -5,7 +5,7 @@
 
 #include "common/layout.h"
 #include "cpu/math.h"
-#include "cpu/product.h"
+#include "cpu/multiply.h"
 #include "cpu/team.h"
 
 namespace rnn::cpu::RNN_ISA {

@@ -4,7 +4,7 @@
 // The instructions are written out: the intrinsics of GCC do not tell the compiler that they read memory.
 #pragma once
 
-#include "cpu/panels.h"
+#include "cpu/product.h"
 
 namespace rnn::cpu::RNN_ISA {
 
@@ -25,7 +25,7 @@ RNN_HD void multiply_tiles() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
 }
 
-// Around all products of one thread. Products of `rows` rows call it to have tiles of this height.
+// Around all products of one thread: other libraries have set the unit up for themselves, and must find it released.
 class ProductScope {
  public:
   ProductScope() { height_ = 0; }
@@ -33,6 +33,7 @@ class ProductScope {
   ProductScope(const ProductScope&) = delete;
   ProductScope& operator=(const ProductScope&) = delete;
 
+  // Sums and rows have this height from now on, until the next call. It takes as long as a product of K = 128.
   static void set_rows(int rows) {
     if (rows == height_) return;
     height_ = rows;
@@ -48,7 +49,7 @@ class ProductScope {
     asm volatile("ldtilecfg %0" ::"m"(shape));
   }
 
-  // Which tiles are what: sums from 0 on, then rows, then weights.
+  // Which tiles are what: sums from 0 on, then one of rows, then weights.
   static constexpr int kRows = 4, kWeights = 5;
 
  private:
@@ -57,7 +58,7 @@ class ProductScope {
 
 template <>
 struct Products<BFloat16> {
-  static constexpr bool kOneHeight = true;  // a product takes as long for fewer rows, and setting the height longer
+  static constexpr bool kOneHeight = true;  // fewer rows take a product no less time
 
   static int64_t tile_rows(int64_t rows, int) { return rows < 16 ? (rows > 0 ? rows : 1) : 16; }
 
