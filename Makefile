@@ -3,7 +3,7 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 RECORD ?= benchmarks/results/cpu.json
 SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py tests/test_bad_tensors.py tests/test_grad_clip.py \
-  tests/test_truncation.py tests/test_truncation_options.py
+  tests/test_truncation.py tests/test_truncation_options.py tests/test_bfloat16.py
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -81,6 +81,12 @@ def require_backend(name: str) -> None:
         pytest.skip(f"this build has no kernels for {name} tensors")
 
 
+def has_amx() -> bool:
+    """Whether processor and system let this process use tiles of bfloat16."""
+    flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
+    return {"amx_bf16", "avx512_bf16"} <= set(flags) and bool(torch.cpu._init_amx())
+
+
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A child Python with the package under test and these environment variables."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RNNKERNELS_")}

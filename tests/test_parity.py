@@ -16,6 +16,7 @@ from helpers import (
     Results,
     compare,
     draw,
+    has_amx,
     outputs_and_gradients,
     require_backend,
     run_python,
@@ -281,7 +282,8 @@ def test_cell_in_half_precision(kind: str, dtype: torch.dtype) -> None:
 def supported_capabilities() -> list[str]:
     """The instruction sets that our kernels know and this processor has."""
     wider = {"AVX2": ["avx2"], "AVX512": ["avx2", "avx512"]}
-    return ["default", *wider.get(torch.backends.cpu.get_cpu_capability(), [])]
+    found = wider.get(torch.backends.cpu.get_cpu_capability(), [])
+    return ["default", *found, *["amx"] * has_amx()]
 
 
 def test_capability_is_the_one_asked_for() -> None:
@@ -292,7 +294,7 @@ def test_capability_is_the_one_asked_for() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "amx"])
 def test_every_instruction_set(capability: str) -> None:
     """Some of the cases above once more in a process held to one instruction set."""
     require_backend("cpu")
@@ -300,9 +302,9 @@ def test_every_instruction_set(capability: str) -> None:
         pytest.skip(f"this processor has no {capability}")
     child = run_python(
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
-        str(Path(__file__).with_name("test_single_step.py")),
+        *(str(Path(__file__).with_name(f"test_{name}.py")) for name in ("single_step", "bfloat16")),
         "-k",
-        "capability_is or test_float32 or added_in_float32 "
+        "capability_is or test_float32 or added_in_float32 or against_float64 "
         "or (test_layer and cpu and (H17 or H130) and not bi)",
         RNNKERNELS_CPU_CAPABILITY=capability,
     )

@@ -10,9 +10,10 @@ namespace rnn::cpu::RNN_ISA {
 template <class Cell, class IO>
 class BackwardLoop : LoopBase<IO> {
   using Base = LoopBase<IO>;
-  using Base::kLanes, Base::left, Base::load_or_zero, Base::padded;
-  using typename Base::T, typename Base::V;
+  using Base::kLanes, Base::left, Base::load_or_zero, Base::padded, Base::padded_factors;
+  using typename Base::F, typename Base::T, typename Base::V;
   static constexpr int kWidth = kMaxVectors;
+  static constexpr int kColumns = Cell::G + Cell::A;
   static constexpr int64_t kBlockRows = 48;  // per thread; enough to read the weights rarely
   static constexpr int64_t kMostRows = 96;   // of a block, whatever the number of threads
 
@@ -27,17 +28,17 @@ class BackwardLoop : LoopBase<IO> {
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       dir.hidden = {nullptr, Cell::G * q.H, q.R, 1, kWidth};
-      dir.hidden.data = arena_.take<T>(dir.hidden.size());
+      dir.hidden.data = arena_.take<F>(dir.hidden.size());
       if (p.w_hr[d]) {
         dir.projection = {nullptr, q.R, q.H, 1, kWidth};
-        dir.projection.data = arena_.take<T>(dir.projection.size());
-        dir.dprojected = arena_.take<T>(slots_ * padded(q.R));
+        dir.projection.data = arena_.take<F>(dir.projection.size());
+        dir.dprojected = arena_.take<F>(slots_ * padded_factors(q.R));
       }
-      dir.dgh[0] = arena_.take<T>(slots_ * Cell::G * q.H);
-      dir.dgh[1] = q.steps() > 1 ? arena_.take<T>(slots_ * Cell::G * q.H) : dir.dgh[0];
+      dir.dgh[0] = arena_.take<F>(slots_ * padded_factors(Cell::G * q.H));
+      dir.dgh[1] = q.steps() > 1 ? arena_.take<F>(slots_ * padded_factors(Cell::G * q.H)) : dir.dgh[0];
       dir.dh = arena_.take<T>(slots_ * padded(q.R));
       if (Cell::S > 1) dir.dc = arena_.take<T>(slots_ * padded(q.H));
-      if (norm) dir.dgx = arena_.take<T>(slots_ * Cell::G * q.H);
+      if (norm) dir.unbounded = arena_.take<T>(slots_ * kColumns * q.H);
       if (norm) dir.gate_squares = arena_.take<double>(slots_ * tiles(d));
       for (double*& squares : dir.h_squares) squares = p.flow ? arena_.take<double>(slots_ * tiles(d)) : nullptr;
     }
@@ -53,6 +54,10 @@ class BackwardLoop : LoopBase<IO> {
       for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) dir.hidden.pack(p_.w_hh[d], j);
       for (int64_t j = thread; dir.dprojected && j < dir.projection.tiles(); j += threads)
         dir.projection.pack(p_.w_hr[d], j);
+      for (int64_t slot = thread; slot < slots_; slot += threads) {
+        for (F* dgh : dir.dgh) Base::clear_padding(dgh + slot * padded_factors(Cell::G * p_.seq.H), Cell::G * p_.seq.H);
+        if (dir.dprojected) Base::clear_padding(dir.dprojected + slot * padded_factors(p_.seq.R), p_.seq.R);
+      }
     }
     for (int64_t r = thread; r < row_count_; r += threads) rows_[r] = p_.seq.row(r);
   }
@@ -72,13 +77,13 @@ class BackwardLoop : LoopBase<IO> {
 
  private:
   struct Direction {
-    Panels<T> hidden;                // W_hh
-    Panels<T> projection;            // W_hr
-    T* dprojected = nullptr;         // [slots, R]: gradient of the projected h of this step
-    T* dgh[2] = {};                  // [slots, G*H] each: gradient of gh of even and odd steps
+    Panels<F> hidden;                // W_hh
+    Panels<F> projection;            // W_hr
+    F* dprojected = nullptr;         // [slots, R]: gradient of the projected h of this step
+    F* dgh[2] = {};                  // [slots, G*H] each: gradient of gh of even and odd steps
     T* dh = nullptr;                 // [slots, R]: what reaches h of this step around W_hh
     T* dc = nullptr;                 // [slots, H]
-    T* dgx = nullptr;                // [slots, G*H]: gradient of gx before it is bounded by its norm
+    T* unbounded = nullptr;          // [slots, (G+A)*H]: gradients of the gates before they are bounded by their norm
     double* gate_squares = nullptr;  // [slots, tiles]: sums of squares of dgx
     double* h_squares[2] = {};       // [slots, tiles] each: of the gradient of h of even and odd steps
   };
@@ -89,7 +94,7 @@ class BackwardLoop : LoopBase<IO> {
   };
 
   // The units of a step in the order of its cell: behind W_hh, or W_hr where there is one.
-  const Panels<T>& cells(int64_t d) const {
+  const Panels<F>& cells(int64_t d) const {
     return directions_[d].dprojected ? directions_[d].projection : directions_[d].hidden;
   }
   int64_t tiles(int64_t d) const {
@@ -99,7 +104,7 @@ class BackwardLoop : LoopBase<IO> {
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t gates = Cell::G * q.H, rows = k.last - k.first;
+    const int64_t gates = padded_factors(Cell::G * q.H), rows = k.last - k.first;
     T* product = products_ + share.thread * kMostRows * kWidth * kLanes;
     begin(d, k, share);
     for (int64_t s = q.steps() - 1; s >= 0; --s) {
@@ -117,12 +122,12 @@ class BackwardLoop : LoopBase<IO> {
       barrier.wait(share.size);
       if (dir.dprojected) {
         Base::for_tiles(
-            dir.projection, dir.dprojected + (k.first + k.slot) * padded(q.R), padded(q.R), rows, share, product,
-            [&](int64_t r) { return s < rows_[k.first + r].length; },
+            dir.projection, dir.dprojected + (k.first + k.slot) * padded_factors(q.R), padded_factors(q.R), rows, share,
+            product, [&](int64_t r) { return s < rows_[k.first + r].length; },
             [&](int64_t r, int64_t j, const T* dh) { cell(d, k.first + r, k.first + r + k.slot, s, j, dh); });
         barrier.wait(share.size);
       }
-      if (dir.dgx) {
+      if (dir.unbounded) {
         bound_norm(d, k, s, share);
         barrier.wait(share.size);
       }
@@ -132,13 +137,13 @@ class BackwardLoop : LoopBase<IO> {
     barrier.wait(share.size);
   }
 
-  // Calls f(r, i) for the units of this share's tiles, a vector at a time.
-  template <class F>
-  static void for_units(const Panels<T>& w, const Block& k, const Share& share, F&& f) {
+  // Calls then(r, i) for the units of this share's tiles, a vector at a time.
+  template <class Then>
+  static void for_units(const Panels<F>& w, const Block& k, const Share& share, Then&& then) {
     const int64_t begin = share.begin(w.tiles()) * w.tile_units();
     const int64_t end = least(share.end(w.tiles()) * w.tile_units(), w.units);
     for (int64_t r = k.first; r < k.last; ++r)
-      for (int64_t i = begin; i < end; i += kLanes) f(r, i);
+      for (int64_t i = begin; i < end; i += kLanes) then(r, i);
   }
 
   // What reaches the last state of each row from outside.
@@ -163,8 +168,9 @@ class BackwardLoop : LoopBase<IO> {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     if (!p_.dh0) return;
+    const int64_t gates = padded_factors(Cell::G * q.H);
     Base::for_tiles(
-        dir.hidden, dir.dgh[0] + (k.first + k.slot) * Cell::G * q.H, Cell::G * q.H, k.last - k.first, share, product,
+        dir.hidden, dir.dgh[0] + (k.first + k.slot) * gates, gates, k.last - k.first, share, product,
         [&](int64_t r) { return rows_[k.first + r].length > 0 && q.first(d, rows_[k.first + r]); },
         [&](int64_t n, int64_t j, const T* dh) {
           const int64_t r = k.first + n;
@@ -200,7 +206,7 @@ class BackwardLoop : LoopBase<IO> {
         store(around, V(T(0)));
         if (p_.flow) squares.add(dh, n);
       }
-      store(dir.dprojected + slot * padded(q.R) + i, dh);
+      store(dir.dprojected + slot * padded_factors(q.R) + i, dh, n);
       if (!at.outside) store(p_.dproj + at.n * q.R + i, dh, n);
     }
     if (p_.flow) dir.h_squares[s & 1][slot * tiles(d) + j] = squares.sum();
@@ -243,12 +249,9 @@ class BackwardLoop : LoopBase<IO> {
         if (!dir.dprojected) store(dir.dh + slot * padded(q.H) + i, cut ? V(T(0)) : dprev[0]);
         if constexpr (Cell::S > 1) store(dir.dc + slot * padded(q.H) + i, cut ? V(T(0)) : dprev[1]);
       }
-      if (dir.dgx) {  // bounded once the norms are known
-        for (int g = 0; g < Cell::G; ++g) {
-          gate_squares.add(dgx[g], n);
-          store(dir.dgx + (slot * Cell::G + g) * q.H + i, dgx[g], n);
-          store(dir.dgh[s & 1] + (slot * Cell::G + g) * q.H + i, dgh[g], n);
-        }
+      if (dir.unbounded) {  // until the norms are known
+        for (int g = 0; g < Cell::G; ++g) gate_squares.add(dgx[g], n);
+        put_columns(dir.unbounded + slot * kColumns * q.H + i, n, dgx, dgh);
         continue;
       }
       if (p_.clip.kind != Clip::kNone) {
@@ -258,19 +261,24 @@ class BackwardLoop : LoopBase<IO> {
       write(d, slot, s, i, n, at, cut, dgx, dgh);
     }
     if (p_.flow && !dir.dprojected) dir.h_squares[s & 1][slot * tiles(d) + j] = dh_squares.sum();
-    if (dir.dgx) dir.gate_squares[slot * tiles(d) + j] = gate_squares.sum();
+    if (dir.unbounded) dir.gate_squares[slot * tiles(d) + j] = gate_squares.sum();
   }
 
   // Hands on the gate gradients of a vector of units: to the result, and to the step before unless that is cut off.
   void write(int64_t d, int64_t slot, int64_t s, int64_t i, int n, const Place& at, bool cut, const V* dgx,
              const V* dgh) const {
     const Sequence& q = p_.seq;
-    T* carried = directions_[d].dgh[s & 1] + slot * Cell::G * q.H + i;
+    F* carried = directions_[d].dgh[s & 1] + slot * padded_factors(Cell::G * q.H) + i;
     for (int g = 0; g < Cell::G; ++g) store(carried + g * q.H, cut ? V(T(0)) : dgh[g], n);
     if (at.outside) return;
-    IO* dgates = p_.dgates + at.n * (Cell::G + Cell::A) * q.H + i;
-    for (int g = 0; g < Cell::G; ++g) store(dgates + g * q.H, dgx[g], n);
-    for (int a = 0; a < Cell::A; ++a) store(dgates + (Cell::G + a) * q.H, dgh[Cell::G - Cell::A + a], n);
+    put_columns(p_.dgates + at.n * kColumns * q.H + i, n, dgx, dgh);
+  }
+
+  // A vector of units of each column of dgates.
+  template <class To>
+  void put_columns(To* to, int n, const V* dgx, const V* dgh) const {
+    for (int g = 0; g < Cell::G; ++g) store(to + g * p_.seq.H, dgx[g], n);
+    for (int a = 0; a < Cell::A; ++a) store(to + (Cell::G + a) * p_.seq.H, dgh[Cell::G - Cell::A + a], n);
   }
 
   // The state that entered step s, where it is no cut: from all states [T, B, D, H], or from the initial ones.
@@ -299,9 +307,10 @@ class BackwardLoop : LoopBase<IO> {
       }
       V dgx[Cell::G], dgh[Cell::G];
       const int n = left(q.H, i);
+      const T* unbounded = dir.unbounded + slot * kColumns * q.H + i;
       for (int g = 0; g < Cell::G; ++g) {
-        dgx[g] = load(dir.dgx + (slot * Cell::G + g) * q.H + i, n) * V(factor);
-        dgh[g] = load(dir.dgh[s & 1] + (slot * Cell::G + g) * q.H + i, n) * V(factor);
+        dgx[g] = load(unbounded + g * q.H, n) * V(factor);
+        dgh[g] = g < Cell::G - Cell::A ? dgx[g] : load(unbounded + (g + Cell::A) * q.H, n) * V(factor);
       }
       write(d, slot, s, i, n, at, cut, dgx, dgh);
     });

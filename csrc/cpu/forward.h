@@ -3,6 +3,8 @@
 // never in memory.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/loop.h"
 
 namespace rnn::cpu::RNN_ISA {
@@ -13,8 +15,8 @@ constexpr int vectors_per_gate(int gates) { return gates >= kMaxVectors ? 1 : kM
 template <class Cell, class IO>
 class ForwardLoop : LoopBase<IO> {
   using Base = LoopBase<IO>;
-  using Base::kLanes, Base::left, Base::load_or_zero, Base::padded;
-  using typename Base::T, typename Base::V;
+  using Base::kLanes, Base::left, Base::load_or_zero, Base::padded, Base::padded_factors;
+  using typename Base::F, typename Base::T, typename Base::V;
   static constexpr int kWidth = vectors_per_gate(Cell::G);
   static constexpr int kPanel = Cell::G * kWidth * kLanes;
   static_assert(Cell::G * kWidth <= kMaxVectors, "a cell of more gates needs a wider product");
@@ -28,16 +30,21 @@ class ForwardLoop : LoopBase<IO> {
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       dir.input = {nullptr, p.I, q.H, Cell::G, kWidth};
-      dir.input.data = arena_.take<T>(dir.input.size());
+      dir.input.data = arena_.take<F>(dir.input.size());
       dir.hidden = {nullptr, q.R, q.H, Cell::G, kWidth};
-      dir.hidden.data = arena_.take<T>(dir.hidden.size());
+      dir.hidden.data = arena_.take<F>(dir.hidden.size());
       for (T*& bias : dir.bias) bias = arena_.take<T>(Cell::G * padded(q.H));
-      for (T*& h : dir.h) h = arena_.take<T>(q.B * padded(q.R));
+      for (F*& h : dir.h) h = arena_.take<F>(q.B * padded_factors(q.R));
+      if constexpr (Base::kRounds) {
+        dir.exact_h[0] = dir.exact_h[1] = arena_.take<T>(q.B * padded(q.R));
+      } else {
+        std::copy(dir.h, dir.h + 2, dir.exact_h);
+      }
       if (Cell::S > 1) dir.c = arena_.take<T>(q.B * padded(q.H));
       if (p.w_hr[d]) {
         dir.projection = {nullptr, q.H, q.R, 1, kMaxVectors};
-        dir.projection.data = arena_.take<T>(dir.projection.size());
-        dir.raw = arena_.take<T>(q.B * padded(q.H));
+        dir.projection.data = arena_.take<F>(dir.projection.size());
+        dir.raw = arena_.take<F>(q.B * padded_factors(q.H));
       }
     }
     int64_t desks = 0;  // of however many threads there will be
@@ -66,8 +73,10 @@ class ForwardLoop : LoopBase<IO> {
         const bool zero = rows_[b].length > 0 && q.cut_before(d, rows_[b], 0);
         for (int64_t i = 0; i < q.R; i += kLanes) {
           const V h = zero ? V(T(0)) : load(p_.h0 + q.state_at(d, b, q.R) + i, left(q.R, i));
-          store(dir.h[0] + b * padded(q.R) + i, h);
+          keep(state(dir, b, -1), i, h, left(q.R, i));
         }
+        for (F* h : dir.h) Base::clear_padding(h + b * padded_factors(q.R), q.R);
+        if (dir.raw) Base::clear_padding(dir.raw + b * padded_factors(q.H), q.H);
         for (int64_t i = 0; Cell::S > 1 && i < q.H; i += kLanes) {
           const V c = zero ? V(T(0)) : load(p_.c0 + q.state_at(d, b, q.H) + i, left(q.H, i));
           store(dir.c + b * padded(q.H) + i, c);
@@ -87,13 +96,14 @@ class ForwardLoop : LoopBase<IO> {
 
  private:
   struct Direction {
-    Panels<T> input;       // W_ih
-    Panels<T> hidden;      // W_hh
-    Panels<T> projection;  // W_hr
+    Panels<F> input;       // W_ih
+    Panels<F> hidden;      // W_hh
+    Panels<F> projection;  // W_hr
     T* bias[2] = {};       // [G, H] each: of gx, and of gh where the two are kept apart
-    T* h[2] = {};          // [B, R] each: state entering even and odd steps
+    F* h[2] = {};          // [B, R] each: state entering even and odd steps
+    T* exact_h[2] = {};    // the same before it was rounded to what products take
     T* c = nullptr;        // [B, H]
-    T* raw = nullptr;      // [B, H]: h before the projection
+    F* raw = nullptr;      // [B, H]: h before the projection
   };
 
   // What a row does at a step.
@@ -107,7 +117,7 @@ class ForwardLoop : LoopBase<IO> {
   struct Desk {
     int64_t steps;  // of a chunk
     Now* now;       // [rows]
-    T* x;           // [steps, rows, I]
+    F* x;           // [steps, rows, I]
     bool* filled;   // [steps, rows]: which of them are steps of a row
     T* gx;          // [tiles, steps, rows, kPanel]
     T* product;     // [rows, panel]: of one tile
@@ -122,7 +132,7 @@ class ForwardLoop : LoopBase<IO> {
     Desk mine{};
     mine.steps = most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
     mine.now = arena.take<Now>(rows);
-    mine.x = arena.take<T>(mine.steps * rows * padded(p_.I));
+    mine.x = arena.take<F>(mine.steps * rows * padded_factors(p_.I));
     mine.filled = arena.take<bool>(mine.steps * rows);
     mine.gx = arena.take<T>(tiles * mine.steps * rows * kPanel);
     mine.product = arena.take<T>(rows * kMaxVectors * kLanes);
@@ -154,31 +164,30 @@ class ForwardLoop : LoopBase<IO> {
       const int64_t ahead = s % mine.steps;
       if (ahead == 0) project_input(d, first, last, s, least(s + mine.steps, q.T), share, mine);
       for (int64_t r = 0; r < rows; ++r) mine.now[r] = look(d, first + r, s);
-      const T* h = dir.h[s & 1] + first * padded(q.R);
-      T* h_next = dir.h[(s + 1) & 1] + first * padded(q.R);
       const T* gx = mine.gx + ahead * rows * kPanel - share.begin(dir.hidden.tiles()) * tile;
-      Base::for_tiles(dir.hidden, h, padded(q.R), rows, share, mine.product, active,
+      const F* h = dir.h[s & 1] + first * padded_factors(q.R);
+      Base::for_tiles(dir.hidden, h, padded_factors(q.R), rows, share, mine.product, active,
                       [&](int64_t r, int64_t j, const T* gh) {
-                        const State state{h + r * padded(q.R), h_next + r * padded(q.R), first + r};
+                        const State now = state(dir, first + r, s);
                         for (int u = 0; u < kWidth; ++u) {
                           const int64_t i = (j * kWidth + u) * kLanes;
                           const T* input = gx + j * tile + r * kPanel + u * kLanes;
                           if (i + kLanes <= q.H) {
-                            cell<true>(dir, mine.now[r], state, i, input, gh + u * kLanes);
+                            cell<true>(dir, mine.now[r], now, i, input, gh + u * kLanes);
                           } else if (i < q.H) {
-                            cell<false>(dir, mine.now[r], state, i, input, gh + u * kLanes);
+                            cell<false>(dir, mine.now[r], now, i, input, gh + u * kLanes);
                           }
                         }
                       });
       barrier.wait(share.size);
       if (!dir.raw) continue;
-      Base::for_tiles(dir.projection, dir.raw + first * padded(q.H), padded(q.H), rows, share, mine.product, active,
-                      [&](int64_t r, int64_t j, const T* out) {
-                        project(mine.now[r], {h + r * padded(q.R), h_next + r * padded(q.R), first + r}, j, out);
-                      });
+      const F* raw = dir.raw + first * padded_factors(q.H);
+      Base::for_tiles(
+          dir.projection, raw, padded_factors(q.H), rows, share, mine.product, active,
+          [&](int64_t r, int64_t j, const T* out) { project(mine.now[r], state(dir, first + r, s), j, out); });
       barrier.wait(share.size);
     }
-    const T* h = dir.h[q.T & 1];
+    const T* h = dir.exact_h[q.T & 1];
     for (int64_t b = first + share.rank; b < last; b += share.size) {
       for (int64_t i = 0; i < q.R; i += kLanes)
         store(p_.h_n + q.state_at(d, b, q.R) + i, load(h + b * padded(q.R) + i), left(q.R, i));
@@ -197,14 +206,14 @@ class ForwardLoop : LoopBase<IO> {
                      const Desk& mine) const {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t rows = last - first, stride = padded(p_.I);
+    const int64_t rows = last - first, stride = padded_factors(p_.I);
     int64_t m = 0;
     for (int64_t s = s0; s < s1; ++s) {
       for (int64_t b = first; b < last; ++b, ++m) {
         mine.filled[m] = s < rows_[b].length;
         if (!mine.filled[m]) continue;
         const IO* x = p_.x + q.position(d, rows_[b], s) * p_.x_time + b * p_.x_batch;
-        for (int64_t i = 0; i < p_.I; i += kLanes) store(mine.x + m * stride + i, load(x + i, left(p_.I, i)));
+        Base::copy_factors(x, p_.I, mine.x + m * stride);
       }
     }
     const auto filled = [&](int64_t r) { return mine.filled[r]; };
@@ -213,12 +222,22 @@ class ForwardLoop : LoopBase<IO> {
       multiply(dir.input, j, mine.x, stride, m, mine.gx + (j - begin) * mine.steps * rows * kPanel, filled);
   }
 
-  // Where a row's state stands.
+  // Where row b's state stands before and after a step.
   struct State {
     const T* h;
     T* h_next;
+    F* rounded;
     int64_t b;
   };
+  State state(const Direction& dir, int64_t b, int64_t s) const {
+    const int64_t row = b * padded(p_.seq.R);
+    return {dir.exact_h[s & 1] + row, dir.exact_h[(s + 1) & 1] + row, dir.h[(s + 1) & 1] + b * padded_factors(p_.seq.R),
+            b};
+  }
+  static void keep(const State& state, int64_t i, V h, int n) {
+    store(state.h_next + i, h);
+    if constexpr (Base::kRounds) store(state.rounded + i, h, n);
+  }
 
   // One step of kLanes units of a row from unit i on, of which H - i exist where not all do. A row past its end stands
   // still, and its outputs are zero. gx, gh: [G, kWidth, lanes].
@@ -240,14 +259,14 @@ class ForwardLoop : LoopBase<IO> {
       Cell::forward(gx, gh, prev, next, saved);
       if constexpr (Cell::S > 1) store(c, now.cut ? V(T(0)) : next[1]);
       if (dir.raw) {
-        store(dir.raw + state.b * padded(q.H) + i, next[0]);
+        store(dir.raw + state.b * padded_factors(q.H) + i, next[0], n);
       } else {
-        store(state.h_next + i, now.cut ? V(T(0)) : next[0]);
+        keep(state, i, now.cut ? V(T(0)) : next[0], n);
       }
     } else {
       for (V& x : saved) x = V(T(0));
       for (V& x : next) x = V(T(0));
-      if (!dir.raw) store(state.h_next + i, load(state.h + i));
+      if (!dir.raw) keep(state, i, load(state.h + i), n);
     }
     for (int k = 0; p_.saved && k < Cell::K; ++k) store(p_.saved + (now.n * Cell::K + k) * q.H + i, saved[k], n);
     if constexpr (Cell::S > 1) {
@@ -269,7 +288,7 @@ class ForwardLoop : LoopBase<IO> {
       const V value = now.active ? load(out + u * kLanes) : V(T(0));
       store(p_.y + now.n * q.R + i, value, left(q.R, i));
       const V kept = now.active ? value : load(state.h + i);
-      store(state.h_next + i, now.cut ? V(T(0)) : kept);
+      keep(state, i, now.cut ? V(T(0)) : kept, left(q.R, i));
     }
   }
 

@@ -54,7 +54,7 @@ struct Kernels {
 };
 
 // The best that this processor runs, or the one that the environment variable RNNKERNELS_CPU_CAPABILITY names
-// (default, avx2, avx512). Null where that name is unknown or not supported by this processor.
+// (default, avx2, avx512, amx). Null where that name is unknown or not supported by this processor.
 const Kernels* kernels();
 
 }  // namespace rnn::cpu

@@ -1,9 +1,11 @@
 // What the forward and the backward loop over time share.
 #pragma once
 
+#include <type_traits>
+
 #include "common/layout.h"
 #include "cpu/math.h"
-#include "cpu/product.h"
+#include "cpu/multiply.h"
 #include "cpu/team.h"
 
 namespace rnn::cpu::RNN_ISA {
@@ -11,6 +13,7 @@ namespace rnn::cpu::RNN_ISA {
 template <class IO>
 struct LoopBase {
   using T = Arithmetic<IO>;
+  using F = Factor<IO>;
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
 
@@ -19,21 +22,37 @@ struct LoopBase {
   static int left(int64_t n, int64_t i) { return n - i < kLanes ? int(n - i) : kLanes; }
   static V load_or_zero(const IO* p, int64_t offset, int n) { return p ? load(p + offset, n) : V(T(0)); }
 
+  // A row of factors of products: in what products take, padded with zeros to whole steps of theirs.
+  static constexpr bool kRounds = !std::is_same_v<F, T>;
+  static int64_t padded_factors(int64_t n) {
+    constexpr int64_t whole = Panels<F>::kStep > kLanes ? Panels<F>::kStep : kLanes;
+    return (n + whole - 1) / whole * whole;
+  }
+  static void clear_padding(F* row, int64_t n) { std::memset(row + n, 0, (padded_factors(n) - n) * sizeof(F)); }
+  static void copy_factors(const IO* from, int64_t n, F* to) {
+    if constexpr (std::is_same_v<F, IO>) {
+      std::memcpy(to, from, n * sizeof(F));
+    } else {
+      for (int64_t i = 0; i < n; i += kLanes) store(to + i, load(from + i, left(n, i)), left(n, i));
+    }
+    clear_padding(to, n);
+  }
+
   // Multiplies n rows that lie at a by this share's tiles of w and hands each row of each product to
-  // f(row, tile, product). Where no row of a register tile is active(row), there is no product, and zeros are handed
+  // then(row, tile, product). Where no row of a register tile is active(row), there is no product, and zeros are handed
   // on.
-  template <class Active, class F>
-  static void for_tiles(const Panels<T>& w, const T* a, int64_t stride, int64_t n, const Share& share, T* out,
-                        Active&& active, F&& f) {
+  template <class Active, class Then>
+  static void for_tiles(const Panels<F>& w, const F* a, int64_t stride, int64_t n, const Share& share, T* out,
+                        Active&& active, Then&& then) {
     for (int64_t j = share.begin(w.tiles()); j < share.end(w.tiles()); ++j) {
       multiply(w, j, a, stride, n, out, active);
-      for (int64_t r = 0; r < n; ++r) f(r, j, out + r * w.width());
+      for (int64_t r = 0; r < n; ++r) then(r, j, out + r * w.width());
     }
   }
 
-  static Plan plan(const Sequence& q, const Panels<T>& w, int gates, int threads) {
+  static Plan plan(const Sequence& q, const Panels<F>& w, int gates, int threads) {
     const int64_t rows = q.rows(), work = rows * q.R * q.H * gates;
-    return Plan::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(T)), work);
+    return Plan::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(F)), work);
   }
 };
 

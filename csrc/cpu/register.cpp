@@ -19,7 +19,8 @@ struct Workspace {
 
 const Kernels& available() {
   const Kernels* k = kernels();
-  TORCH_CHECK(k, "RNNKERNELS_CPU_CAPABILITY: expected default, avx2 or avx512 as far as this processor has it, got '",
+  TORCH_CHECK(k,
+              "RNNKERNELS_CPU_CAPABILITY: expected default, avx2, avx512 or amx as far as this processor has it, got '",
               std::getenv("RNNKERNELS_CPU_CAPABILITY"), "'");
   return *k;
 }

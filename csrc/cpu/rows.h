@@ -11,16 +11,16 @@ namespace rnn::cpu::RNN_ISA {
 template <class IO>
 class RowsLoop : LoopBase<IO> {
   using Base = LoopBase<IO>;
-  using Base::kLanes, Base::left;
-  using typename Base::T, typename Base::V;
+  using Base::kLanes, Base::left, Base::padded_factors;
+  using typename Base::F, typename Base::T, typename Base::V;
   static constexpr bool kConverts = !std::is_same_v<IO, T>;
   static constexpr int64_t kBlockRows = 128;  // stay in L2 while all weights pass by
 
  public:
   RowsLoop(const Rows<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
     weights_ = {nullptr, p.K, p.units, 1, kMaxVectors};
-    weights_.data = arena_.template take<T>(weights_.size());
-    if (kConverts) converted_ = arena_.template take<T>(kBlockRows * p.K * threads);
+    weights_.data = arena_.template take<F>(weights_.size());
+    if (kConverts) converted_ = arena_.template take<F>(kBlockRows * padded_factors(p.K) * threads);
   }
 
   int64_t workspace_bytes() const { return arena_.used(); }
@@ -40,13 +40,14 @@ class RowsLoop : LoopBase<IO> {
     alignas(64) T product[kBlockRows * kMaxVectors * kLanes];
     for (int64_t first = share.first_row; first < share.last_row; first += kBlockRows) {
       const int64_t n = least(kBlockRows, share.last_row - first);
-      const T* a;
+      const F* a;
       int64_t stride;
       if constexpr (kConverts) {
-        T* converted = converted_ + share.thread * kBlockRows * p_.K;
-        convert(first, n, converted);
+        stride = padded_factors(p_.K);
+        F* converted = converted_ + share.thread * kBlockRows * stride;
+        for (int64_t r = 0; r < n; ++r)
+          Base::copy_factors(p_.a + (first + r) * p_.a_stride, p_.K, converted + r * stride);
         a = converted;
-        stride = p_.K;
       } else {
         a = p_.a + first * p_.a_stride;
         stride = p_.a_stride;
@@ -58,12 +59,6 @@ class RowsLoop : LoopBase<IO> {
   }
 
  private:
-  void convert(int64_t first, int64_t n, T* to) const {
-    for (int64_t r = first; r < first + n; ++r, to += p_.K)
-      for (int64_t k = 0; k < p_.K; k += kLanes)
-        store(to + k, load(p_.a + r * p_.a_stride + k, left(p_.K, k)), left(p_.K, k));
-  }
-
   void write(int64_t r, int64_t j, const T* row) const {
     for (int u = 0; u < kMaxVectors; ++u) {
       const int64_t i = (j * kMaxVectors + u) * kLanes;
@@ -77,8 +72,8 @@ class RowsLoop : LoopBase<IO> {
 
   const Rows<IO>& p_;
   Arena arena_;
-  Panels<T> weights_;
-  T* converted_ = nullptr;  // [threads, kBlockRows, K]: rows in the arithmetic type
+  Panels<F> weights_;
+  F* converted_ = nullptr;  // [threads, kBlockRows, K]: rows as products take them
 };
 
 }  // namespace rnn::cpu::RNN_ISA

@@ -112,11 +112,15 @@ RNN_HD Vec<float> widen(Half16 h, BFloat16) {
   return Vec<float>::from_bits(__builtin_convertvector(h, Bits) << 16);
 }
 RNN_HD Half16 narrow(Vec<float> x, BFloat16) {
+#if defined(RNN_AMX)
+  return reinterpret_cast<Half16>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x.v)));
+#else
   using Bits = Vec<float>::Bits;
   const Bits b = x.bits();
   const Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even
   const Bits nan = ((b >> 16) & 0xffff) | 0x40;
   return __builtin_convertvector((b & 0x7fffffff) > 0x7f800000 ? nan : rounded, Half16);
+#endif
 }
 RNN_HD Vec<float> widen(Half16 h, Float16) {
   using V = Vec<float>;

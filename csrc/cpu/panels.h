@@ -1,0 +1,98 @@
+// Weights in the order in which a product reads them.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/vec.h"
+
+namespace rnn::cpu::RNN_ISA {
+
+// What products take their factors in; they add up in the arithmetic type.
+#if defined(RNN_AMX)
+template <class IO>
+using Factor = IO;
+#else
+template <class IO>
+using Factor = Arithmetic<IO>;
+#endif
+
+// A weight matrix packed for the product: `tiles()` panels of [K / kGroup, gates, vectors, lanes, kGroup], each holding
+// all gates of vectors * lanes neighbouring units, so that one panel times one row gives whole units. Units past the
+// end are zero, and so is what pads K to whole steps of the product.
+template <class T>
+struct Panels {
+  using V = Vec<Arithmetic<T>>;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int kGroup = int(sizeof(Arithmetic<T>) / sizeof(T));  // values of K in a lane
+  static constexpr int64_t kStep = kGroup > 1 ? kLanes * kGroup : 1;     // values of K that a product takes at once
+  T* data = nullptr;
+  int64_t K = 0, units = 0;
+  int gates = 1, vectors = 1;
+
+  int width() const { return gates * vectors * kLanes; }  // columns of one panel
+  int64_t tile_units() const { return vectors * kLanes; }
+  int64_t tiles() const { return (units + tile_units() - 1) / tile_units(); }
+  int64_t depth() const { return (K + kStep - 1) / kStep * kStep; }
+  int64_t size() const { return tiles() * depth() * width(); }
+  T* panel(int64_t tile) const { return data + tile * depth() * width(); }
+
+  // Packs one tile of w [gates*units, K]: the product is row * w^T.
+  template <class IO>
+  void pack_transposed(const IO* w, int64_t tile) const {
+    constexpr int64_t each = kLanes * kGroup;
+    for (int64_t k0 = 0; k0 < K; k0 += each) {
+      const int n = int(K - k0 < each ? K - k0 : each);
+      T* out = panel(tile) + k0 * width();
+      for (int column = 0; column < width(); column += kLanes) {
+        const int64_t unit = tile * tile_units() + column % (vectors * kLanes);
+        const IO* rows = w + (column / kLanes / vectors * units + unit) * K + k0;
+        V block[kLanes];
+        for (int i = 0; i < kLanes; ++i) block[i] = unit + i < units ? lanes(rows + i * K, n) : V(0);
+        transpose(block);
+        for (int k = 0; k < (kGroup > 1 ? kLanes : n); ++k) put(out + (k * width() + column) * kGroup, block[k]);
+      }
+    }
+  }
+
+  // Packs one tile of w [K, units]: the product is row * w.
+  template <class IO>
+  void pack(const IO* w, int64_t tile) const {
+    T* to = panel(tile);
+    for (int64_t k = 0; k < depth(); k += kGroup) {
+      for (int u = 0; u < vectors; ++u, to += kLanes * kGroup) {
+        const int64_t unit = tile * tile_units() + u * kLanes, left = units - unit;
+        const auto row = [&](int64_t k) {
+          return k >= K || left <= 0 ? V(0) : load(w + k * units + unit, left < kLanes ? int(left) : kLanes);
+        };
+        put(to, kGroup > 1 ? side_by_side(row(k), row(k + 1)) : row(k));
+      }
+    }
+  }
+
+ private:
+  // n <= kLanes * kGroup values as they lie in lanes, and zeros.
+  template <class IO>
+  static V lanes(const IO* p, int n) {
+    if constexpr (kGroup == 1) {
+      return load(p, n);
+    } else {
+      static_assert(std::is_same_v<IO, T>);
+      V x(0);
+      if (n == kLanes * kGroup) {
+        std::memcpy(&x, p, sizeof x);
+      } else {
+        std::memcpy(&x, p, n * sizeof(T));
+      }
+      return x;
+    }
+  }
+  static void put(T* to, V lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+
+  // The upper halves of a's and b's lanes, a's below b's.
+  static V side_by_side(V a, V b) {
+    if constexpr (kGroup == 2) return V::from_bits(((a.bits() >> 16) & 0xffff) | b.bits());
+    return a;
+  }
+};
+
+}  // namespace rnn::cpu::RNN_ISA

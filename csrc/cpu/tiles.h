@@ -1,0 +1,102 @@
+// The product on the matrix unit of AMX-BF16: tiles of 16 rows by 32 bfloat16 times tiles of 32 by 16, added up in
+// float32. The order of the additions of a number depends on K alone.
+//
+// The instructions are written out: the intrinsics of GCC do not tell the compiler that they read memory.
+#pragma once
+
+#include "cpu/product.h"
+
+namespace rnn::cpu::RNN_ISA {
+
+template <int tile>
+RNN_HD void load_tile(const void* from, int64_t row_bytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(tile) : "memory");
+}
+template <int tile>
+RNN_HD void store_tile(void* to, int64_t row_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(tile) : "memory");
+}
+template <int tile>
+RNN_HD void clear_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(tile));
+}
+template <int sum, int a, int b>
+RNN_HD void multiply_tiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
+}
+
+// Around all products of one thread: other libraries have set the unit up for themselves, and must find it released.
+class ProductScope {
+ public:
+  ProductScope() { height_ = 0; }
+  ~ProductScope() { asm volatile("tilerelease"); }
+  ProductScope(const ProductScope&) = delete;
+  ProductScope& operator=(const ProductScope&) = delete;
+
+  // Sums and rows have this height from now on, until the next call. It takes as long as a product of K = 128.
+  static void set_rows(int rows) {
+    if (rows == height_) return;
+    height_ = rows;
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } shape;
+    for (int i = 0; i < 8; ++i) {
+      shape.row_bytes[i] = 64;
+      shape.rows[i] = i < kWeights ? uint8_t(rows) : 16;
+    }
+    asm volatile("ldtilecfg %0" ::"m"(shape));
+  }
+
+  // Which tiles are what: sums from 0 on, then one of rows, then weights.
+  static constexpr int kRows = 4, kWeights = 5;
+
+ private:
+  static inline thread_local int height_ = 0;
+};
+
+template <>
+struct Products<BFloat16> {
+  static constexpr bool kOneHeight = true;  // fewer rows take a product no less time
+
+  static int64_t tile_rows(int64_t rows, int) { return rows < 16 ? (rows > 0 ? rows : 1) : 16; }
+
+  template <int N>
+  static Product<BFloat16> of(int rows) {
+    ProductScope::set_rows(rows);
+    return product<N>;
+  }
+
+ private:
+  template <int N>
+  static void product(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, bool continues,
+                      float* out, const BFloat16*) {
+    constexpr int64_t kSumBytes = N * 64;  // of a row of sums, and of a pair of values of K in the panel
+    each<N>([&]<int n>() {
+      if (continues) {
+        load_tile<n>(out + n * 16, kSumBytes);
+      } else {
+        clear_tile<n>();
+      }
+    });
+    for (int64_t k = 0; k < K; k += 32) {
+      load_tile<ProductScope::kRows>(a + k, row_stride * 2);
+      each<N>([&]<int n>() {
+        constexpr int weights = ProductScope::kWeights + n % 3;
+        load_tile<weights>(panel + (k * N + n * 2) * 16, kSumBytes);
+        multiply_tiles<n, ProductScope::kRows, weights>();
+      });
+    }
+    each<N>([&]<int n>() { store_tile<n>(out + n * 16, kSumBytes); });
+  }
+
+  template <int N, class F>
+  static RNN_HD void each(F&& f) {
+    [&]<size_t... n>(std::index_sequence<n...>) {
+      (f.template operator()<int(n)>(), ...);
+    }(std::make_index_sequence<N>());
+  }
+};
+
+}  // namespace rnn::cpu::RNN_ISA
