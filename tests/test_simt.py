@@ -244,6 +244,8 @@ def test_rounds_to_tf32(program: Program) -> None:
     mantissa, exponent = np.frexp(x.astype(np.float64))
     want = np.ldexp(np.copysign(np.floor(np.abs(mantissa) * 2048 + 0.5), mantissa) / 2048, exponent)
     assert np.array_equal(program.convert("write", "tf32", x, "float32"), want.astype(np.float32))
-    special = np.array([np.inf, -np.inf, np.nan, 0], np.float32)
+    special = np.array([0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0], np.uint32).view(
+        np.float32
+    )
     got = program.convert("write", "tf32", special, "float32")
     assert np.array_equal(got, special, equal_nan=True)
