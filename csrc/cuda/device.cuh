@@ -3,13 +3,15 @@
 // instructions; under another compiler the same names come from an emulator, with which the kernels run in tests.
 //
 //   block_index(), thread_index(), cluster_rank()
-//   shared_memory()               the block's dynamic shared memory
+//   shared_memory()               the block's dynamic shared memory; 16-byte aligned, no more
 //   sync_block(), sync_cluster()  barriers; they order all memory of the threads that take part
 //   load_matrices, multiply       ldmatrix and mma of a warp
 //   shuffle_xor                   of a warp
-//   Mailbox, send                 16 bytes at a time into the shared memory of a block of the cluster, and their
-//   arrival publish, await                a flag in global memory, and all that its writer's block wrote before
+//   Mailbox, send                 16 bytes at a time into another block's shared memory, and their arrival
+//   publish, await                a flag in global memory, and all that its writer's block wrote before
 //   copy_async, copies_arrive     16 bytes at a time from global to shared memory, past the L1 cache
+//
+// Waiting is for these alone: a loop that polls memory never ends in the emulator.
 #pragma once
 
 #include <bit>
@@ -100,8 +102,9 @@ RNN_DEVICE uint32_t round_to_tf32(float x) {
 RNN_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
 // Counts the bytes that other blocks of the cluster send. One thread calls open() once, before a sync_cluster(), and
-// then expect(bytes) once per phase, before or after the bytes arrive; phase n of a mailbox, from 0, is over once they
-// have all arrived. Lies in shared memory, at the same place in each block.
+// then expect(bytes) once per phase, of less than 2^20 bytes, before or after they arrive; phase n of a mailbox, from
+// 0, is over once they have all arrived. A thread awaits the current phase or the one before. Lies in shared memory, at
+// the same place in each block.
 struct Mailbox {
   uint64_t state;
 
