@@ -15,15 +15,15 @@ SETTINGS := $(TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERN
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench sanitize lint format types clean FORCE
+.PHONY: help demo test bench sanitize validate-gpu lint format types clean FORCE
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  ARGS=...      passed on to the demo, to pytest or to the benchmarks"
-	@echo "  RECORD=...    where the benchmarks write (now $(RECORD))"
-	@echo "  TORCH=...     the torch to install (now $(TORCH))"
-	@echo "  PYTHON=...    the Python to start from (now $(PYTHON))"
+	@echo "  ARGS=...         passed on to the demo, to pytest or to the benchmarks"
+	@echo "  RECORD=...       where the benchmarks write (now $(RECORD))"
+	@echo "  TORCH=...        the torch to install (now $(TORCH))"
+	@echo "  PYTHON=...       the Python to start from (now $(PYTHON))"
 
 demo: $(VENV)/.built ## Train the small character model of examples/
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -36,6 +36,9 @@ bench: $(VENV)/.built ## Measure everything on the CPU; renew tables and picture
 	$(BIN)/python -m benchmarks.run $(SUITES:%=--suite %) --out $(RECORD) $(ARGS)
 	$(BIN)/python -m benchmarks.plots $(RECORD) --out docs
 	$(BIN)/python -m benchmarks.readme $(RECORD)
+
+validate-gpu: ## Build, test and measure on this machine's GPU, with $(PYTHON) as it is
+	$(PYTHON) tools/validate_gpu.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format of Python and C++
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from benchmarks import device, providers, record, report, suites
@@ -52,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
     add("--directions", type=int, choices=[1, 2], help="of every case; default: the suite's")
     add("--window", type=at_least(1), metavar="K", help="steps per window of suite truncated")
     add("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    add(
+        "--tf32",
+        choices=["on", "off"],
+        help="whether float32 on a GPU may take TF32, in layers and matrix products; default: "
+        "torch's own switches",
+    )
     add(
         "--mode",
         action="append",
@@ -216,6 +223,9 @@ def measure(args: argparse.Namespace) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    if args.tf32:
+        torch.backends.cudnn.allow_tf32 = args.tf32 == "on"
+        torch.backends.cuda.matmul.allow_tf32 = args.tf32 == "on"
     found = record.environment(args.device, device.get(args.device), args.threads)
     found["rows"] = measure(args)
     print(report.markdown(found))

@@ -145,6 +145,17 @@ def _peak() -> tuple[Case, ...]:
     return _layers(shapes("128,32,256,256", "64,32,512,512", "64,128,512,512", "32,64,1024,1024"))
 
 
+def _gpu() -> tuple[Case, ...]:
+    listed = shapes("512,1,256,256", "512,16,256,256", "512,64,512,512", "512,64,1024,1024")
+    listed += shapes("512,128,1024,1024")
+    return tuple(
+        Case(cell, shape, directions)
+        for cell in ("LSTM", "GRU")
+        for directions in (1, 2)
+        for shape in listed
+    )
+
+
 def _scaling() -> tuple[Case, ...]:
     """Along one axis at a time: ``variant`` names it."""
     found: list[Case] = []
@@ -204,6 +215,15 @@ SUITES: dict[str, Suite] = {
             ("training",),
             floors=("gemm",),
             stacks=True,
+        ),
+        Suite(
+            "gpu",
+            "long sequences on a GPU, one and two directions",
+            _gpu,
+            ("inference", "training"),
+            floors=("gemm",),
+            stacks=True,
+            devices=("cuda",),
         ),
         Suite("scaling", "along H, T, B and threads", _scaling, ("inference", "training")),
         Suite(

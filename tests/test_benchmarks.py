@@ -111,9 +111,10 @@ def test_every_suite_runs(
         (["--suite=flow", "--mode=inference"], "suite flow takes training, got inference"),
         (["--suite=cells", "--cell=GRU"], "argument --cell: suite cells has RNNCell"),
         (["--suite=cells", "--shape=2,1,3,4"], "a cell takes one step, T=1, got 2,1,3,4"),
-        (["--suite=flow", "--layers=2"], "only for suites suite, off-suite, peak, got suite flow"),
+        (["--suite=flow", "--layers=2"], "for suites suite, off-suite, peak, gpu, got suite flow"),
         (["--suite=flow", "--compare=haste"], "suite flow compares its own ways"),
         (["--suite=flow", "--backend=cpu", "--backend=reference"], "compares its own ways"),
+        (["--suite=gpu"], "argument --device: suite gpu runs on cuda alone"),
         (["--window=4"], "argument --window: only for suite truncated, got suite suite"),
         (["--suite=truncated", "--shape=8,1,2,3", "--window=9"], "expected at most T=8 of 8,1,2,3"),
     ],
@@ -308,7 +309,7 @@ def test_who_refuses_is_reported(
     assert f"{name} refuses: {row['refused'][name]} (suite: LSTM 5,2,3,4" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("suite", list(suites.SUITES))
+@pytest.mark.parametrize("suite", [s.name for s in suites.SUITES.values() if "cpu" in s.devices])
 def test_a_record_may_hold_nothing_but_refusals(
     suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
