@@ -151,6 +151,7 @@ def extension() -> CppExtension:
     macros: list[tuple[str, str | None]] = []
     folders = ("", "autograd/", "common/", "cpu/")
     files = [path for folder in folders for path in sources(f"{folder}*.cpp")]
+    files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
     if SANITIZE:
         # -g1 is enough for a report to name lines; with -g the kernels take minutes longer.
         instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"]
@@ -161,7 +162,7 @@ def extension() -> CppExtension:
         # Python's own flags may ask for -g: most of it would describe torch's headers.
         compile_args.append("-g0")
     if TOOLKIT and CU_SOURCES:
-        files += sources("cuda/*.cpp")
+        files += [path for path in sources("cuda/*.cpp") if path not in files]
         include_dirs.append(str(TOOLKIT.include.parent))
         macros = [
             ("RNNKERNELS_CUDA", None),

@@ -5,13 +5,13 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <array>
+
 #include "autograd/cell_step.h"
 #include "autograd/node.h"
 #include "common/cells.h"
 #include "cpu/kernels.h"
-#if defined(RNNKERNELS_CUDA)
 #include "cuda/plan.h"
-#endif
 
 TORCH_LIBRARY(rnnkernels, library) {
   rnn::define_sequence_ops(library);
@@ -20,6 +20,29 @@ TORCH_LIBRARY(rnnkernels, library) {
 }
 
 namespace py = pybind11;
+
+// device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster.
+static py::dict cuda_plan(const std::string& cell, bool backward, bool wide, bool tf32, bool norm, int64_t H,
+                          int64_t rows, int D, const std::array<int, 4>& device) {
+  const rnn::CellInfo& info = rnn::find_cell(cell);
+  const rnn::cuda::Kernel kernel = rnn::cuda::kernel_of(info.G, info.A, info.S, backward, wide, tf32, norm);
+  const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
+  const rnn::cuda::Plan plan = rnn::cuda::make_plan(rnn::cuda::family(), kernel, {H, rows, D},
+                                                    {major, multiprocessors, shared_bytes, most_blocks});
+  const rnn::cuda::Layout& l = plan.layout;
+  py::dict found;
+  found["reason"] = plan.reason;
+  found["family"] = !plan.found ? "stepwise" : (plan.kernel.cluster ? "cluster" : "grid");
+  found["blocks"] = l.slices.blocks;
+  found["units"] = l.units;
+  found["tiles"] = l.tiles;
+  found["rows"] = l.slices.rows;
+  found["groups"] = l.groups;
+  found["launches"] = plan.launches;
+  found["shared_bytes"] = l.shared_bytes;
+  found["cycles"] = plan.cycles;
+  return found;
+}
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled part of rnnkernels: registers torch.ops.rnnkernels.*";
@@ -44,7 +67,6 @@ PYBIND11_MODULE(_C, module) {
              "Whether results of a row may not depend on the batch that it is in, for the whole process.");
   module.def("batch_invariant", &rnn::batch_invariant, "What set_batch_invariant has set.");
 
-#if defined(RNNKERNELS_CUDA)
   module.def(
       "set_cuda_family",
       [](const std::string& name) {
@@ -54,7 +76,10 @@ PYBIND11_MODULE(_C, module) {
       py::arg("name"),
       "Which kernels run layers on a GPU, for tests and benchmarks: all that the sizes allow (auto), or one family; "
       "what it cannot run goes step by step.");
-#endif
+
+  module.def("cuda_plan", &cuda_plan, py::arg("cell"), py::arg("backward"), py::arg("wide"), py::arg("tf32"),
+             py::arg("norm"), py::arg("H"), py::arg("rows"), py::arg("D"), py::arg("device"),
+             "How a persistent kernel would be laid out over a device, or why it would not.");
 
   module.def(
       "threads_at_work", [] { return rnn::cpu::process.working(); },

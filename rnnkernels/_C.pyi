@@ -15,7 +15,20 @@ def batch_invariant() -> bool:
     """What :func:`set_batch_invariant` has set."""
 
 def set_cuda_family(name: str) -> None:
-    """Which kernels run layers on a GPU, in builds with CUDA: auto, stepwise, cluster or grid."""
+    """Which kernels run layers on a GPU: auto, stepwise, cluster or grid; for tests, benchmarks."""
+
+def cuda_plan(
+    cell: str,
+    backward: bool,
+    wide: bool,
+    tf32: bool,
+    norm: bool,
+    H: int,
+    rows: int,
+    D: int,
+    device: tuple[int, int, int, int],
+) -> dict[str, Any]:
+    """How a persistent kernel would be laid out over a device, or why it would not."""
 
 def threads_at_work() -> int:
     """Threads that calls of the CPU kernels in this process hold now."""

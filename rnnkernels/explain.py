@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnnkernels import backends, watch
+from rnnkernels import backends, cuda_plan, watch
 from rnnkernels.call import Call, Result
 
 
@@ -23,6 +23,7 @@ class Choice:
         asked_for: the backend asked for, or ``'auto'``.
         backend: the backend that runs it; None where the one asked for refuses.
         refusals: the reason of every backend that cannot run it.
+        detail: how the backend lays it out, where there are several ways.
     """
 
     module: str
@@ -31,6 +32,7 @@ class Choice:
     asked_for: str
     backend: str | None
     refusals: dict[str, str]
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Explanation:
         for c in self.choices:
             chosen = c.backend or f"none: {c.asked_for!r} was asked for and refuses"
             lines.append(f"{watch.label(c.module, c.layer)}: {c.call} -> {chosen}")
+            lines += [f"    {c.detail}"] * bool(c.detail)
             lines += [f"    not {name}: {reason}" for name, reason in c.refusals.items()]
         return "\n".join(lines) or "no layer of rnnkernels was run"
 
@@ -83,6 +86,7 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
                 asked_for,
                 chosen,
                 refusals,
+                cuda_plan.of_call(call) if chosen == "cuda" else "",
             )
         )
         return backends.BACKENDS[chosen or "reference"].run(call)

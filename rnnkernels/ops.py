@@ -45,6 +45,8 @@ def build_info() -> dict[str, Any]:
 if _C is not None:
     #: The short way of a cell: the state after one step, or None where anything is unusual.
     cell_step = _C.cell_step
+    #: How a layer would be laid out over a GPU; see rnnkernels.cuda_plan.
+    cuda_plan = _C.cuda_plan
 
 
 def set_batch_invariant(on: bool) -> None:

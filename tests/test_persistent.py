@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 from rnnkernels.call import Clip
-from rnnkernels.cells import CELLS
 
 ROOT = Path(__file__).parents[1]
 SIMT = ("barriers", "fiber", "machine", "ops", "traffic", "warp")
@@ -233,68 +232,3 @@ def test_every_primitive_is_needed(ops: Any) -> None:
             needless.append(name)
     assert not needless
     assert written_sites() <= seen
-
-
-#: Compute capability, multiprocessors, shared memory of a block, blocks of a cluster.
-DEVICES = {
-    "H100": (9, 132, 232448, 16),
-    "H200": (9, 132, 232448, 16),
-    "A100": (8, 108, 166912, 8),
-    "small": (8, 28, 101376, 8),
-}
-
-
-def plan(
-    ops: Any, cell: str, backward: bool, dtype: str, H: int, rows: int, D: int, device: str,
-    family: str = "auto",
-) -> tuple[str, dict[str, int]]:  # fmt: skip
-    info = CELLS[cell]
-    out, sent = (1, info.G) if backward else (info.G, 1)
-    kept = info.G + info.A if backward else 0
-    kernel = [out, sent, info.S, kept, 2 if dtype == "bfloat16" else 4]
-    reason, numbers = ops.plan(
-        kernel, dtype == "float32", False, family, [H, rows, D], list(DEVICES[device])
-    )
-    names = ("cluster", "blocks", "units", "tiles", "rows", "groups", "launches", "shared_bytes")
-    return reason, dict(zip(names, numbers, strict=True))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "tf32", "float32"])
-@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
-def test_plans(ops: Any, cell: str, dtype: str, backward: bool, device: str) -> None:
-    """Whatever is planned covers the call and keeps to the device's limits."""
-    major, multiprocessors, shared, most = DEVICES[device]
-    found = 0
-    for H in (1, 7, 64, 200, 256, 512, 768, 1024, 1500, 2048, 5000):
-        for rows in (1, 16, 17, 64, 128, 1000, 70000):
-            for D in (1, 2):
-                reason, p = plan(ops, cell, backward, dtype, H, rows, D, device)
-                if reason:
-                    assert H > 200, reason
-                    assert "do not fit" in reason
-                    continue
-                found += 1
-                assert p["blocks"] * p["units"] >= H > (p["blocks"] - 1) * p["units"]
-                assert p["units"] % 8 == 0
-                assert p["shared_bytes"] <= shared
-                assert p["groups"] * p["tiles"] * p["rows"] * p["launches"] >= rows
-                if p["cluster"]:
-                    assert major >= 9
-                    assert p["blocks"] in (1, 2, 4, 8, 16)
-                    assert p["blocks"] <= most
-                else:
-                    assert p["blocks"] * p["groups"] * D <= multiprocessors
-    assert found >= 50
-
-
-def test_plans_of_a_family(ops: Any) -> None:
-    for family, cluster in (("cluster", 1), ("grid", 0)):
-        reason, p = plan(ops, "lstm", False, "bfloat16", 256, 16, 1, "H100", family)
-        assert not reason
-        assert p["cluster"] == cluster
-    reason, _ = plan(ops, "lstm", False, "bfloat16", 256, 16, 1, "A100", "cluster")
-    assert "compute capability 9.0" in reason
-    reason, _ = plan(ops, "lstm", False, "bfloat16", 20000, 16, 1, "H100")
-    assert "do not fit" in reason

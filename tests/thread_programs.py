@@ -166,6 +166,8 @@ def cores_are_shared() -> None:
         def probe(done: threading.Event = done) -> None:
             while _C.threads_at_work() < cores and not done.is_set():
                 os.sched_yield()
+            if done.is_set():
+                return
             started = new_tasks(short, cores)
             if not done.is_set():  # else the cores may have been free already
                 seen.append(started)

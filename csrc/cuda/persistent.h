@@ -26,13 +26,11 @@ inline const char* refusal(const BackwardArguments& a) {
 
 // tf32: whether products of float32 may run on tensor cores.
 inline Kernel kernel_of(const ForwardArguments& a, bool tf32) {
-  const bool wide = a.x.scalar_type() == at::kFloat;
-  return {a.cell.G, 1, a.cell.S, 0, wide ? 4 : 2, wide && !tf32, false, 0, false};
+  return kernel_of(a.cell.G, a.cell.A, a.cell.S, false, a.x.scalar_type() == at::kFloat, tf32, false);
 }
 inline Kernel kernel_of(const BackwardArguments& a, bool tf32) {
-  const bool wide = a.y.scalar_type() == at::kFloat;
-  const bool norm = a.clip.kind == Clip::kNorm;
-  return {1, a.cell.G, a.cell.S, a.cell.G + a.cell.A, wide ? 4 : 2, wide && !tf32, norm, 0, false};
+  return kernel_of(a.cell.G, a.cell.A, a.cell.S, true, a.y.scalar_type() == at::kFloat, tf32,
+                   a.clip.kind == Clip::kNorm);
 }
 inline Problem problem_of(const ForwardArguments&, const Sizes& n) { return {n.H, n.B, int(n.D)}; }
 inline Problem problem_of(const BackwardArguments& a, const Sizes& n) {

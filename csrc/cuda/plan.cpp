@@ -13,14 +13,27 @@ std::atomic<Family> chosen{Family::kAuto};
 
 constexpr int kBoxBytes = 8, kSlotBytes = 40, kChunkBytes = 16, kFlagBytes = 16;
 
-// Cycles of a round of a group, as measured on no device yet: a message, two barriers and the cell, and what each tile
-// multiplies and reads.
+// Cycles of a round of a group on an H100, estimated from published costs of its instructions; docs/performance.md says
+// what has been measured. Only the order of the layouts counts here.
 double estimate(const Kernel& k, const Layout& l) {
-  const double message = l.slices.blocks == 1 ? 100 : (k.cluster ? 700 : 1600), fixed = 400;
-  const double rest = std::max(0, l.product.pairs - k.held()) * 2.0 * k.tiles() * l.product.groups * l.product.parts;
-  const double products = 2.0 * l.product.pairs * k.tiles() * k.batch * l.product.groups * l.product.parts / 4;
-  const double reads = rest * 4 + double(l.slices.blocks) * l.slices.slice() / (k.cluster ? 128 : 32);
-  return std::max(message, double(l.tiles - 1) * fixed) + l.tiles * (fixed + products * (k.bytes / 2) * 2 + reads);
+  constexpr double kMultiplyIssue = 6.3, kMultiplyLatency = 25;            // mma.sync; four multiply at once
+  constexpr double kSharedBytes = 128, kClusterBytes = 32, kL2Bytes = 64;  // per cycle
+  constexpr double kFragmentBytes = 512;                                   // of a warp: operands of 16 bytes per lane
+  constexpr double kClusterMessage = 500, kGridMessage = 1100;             // until the last has arrived
+  constexpr double kCell = 250, kBarriers = 100;
+  const double warps = l.product.groups * l.product.parts, pairs = l.product.pairs, tiles = k.tiles();
+  const double rest = std::max(0, l.product.pairs - k.held());
+  // Per pair of steps without tensor cores: 64 multiply-adds and half as many reads of a word for each tile.
+  const double multiply =
+      k.exact ? warps * pairs * std::max(64 * tiles / 4, 32.0)
+              : std::max(warps * pairs * 2 * tiles * k.batch * kMultiplyIssue / 4, pairs * 2 * kMultiplyLatency);
+  const double operands = warps * kFragmentBytes * (rest * 2 * tiles + (k.exact ? 0 : pairs * k.batch));
+  const double sums = 2 * warps * tiles * kFragment * l.slices.rows * sizeof(float);
+  const double tile = multiply + (operands + sums) / kSharedBytes + kCell + kBarriers;
+  const double moved = l.slices.blocks * double(l.slices.slice()) / (k.cluster ? kClusterBytes : kL2Bytes);
+  const double message = l.slices.blocks == 1 ? 0 : (k.cluster ? kClusterMessage : kGridMessage);
+  // While a tile is on its way, the others are computed.
+  return l.tiles * (tile + moved) + std::max(0.0, message - (l.tiles - 1) * (tile + moved));
 }
 
 }  // namespace
@@ -30,6 +43,18 @@ int Device::clusters(int blocks) const {
   // as too small.
   const int fit = multiprocessors / blocks;
   return blocks >= 8 ? std::max(1, fit - std::max(1, fit / 8)) : fit;
+}
+
+Kernel kernel_of(int G, int A, int S, bool backward, bool wide, bool tf32, bool norm) {
+  Kernel k{};
+  k.out = backward ? 1 : G;
+  k.sent = backward ? G : 1;
+  k.state = S;
+  k.kept = backward ? G + A : 0;
+  k.bytes = wide ? 4 : 2;
+  k.exact = wide && !tf32;
+  k.norm = backward && norm;
+  return k;
 }
 
 Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {

@@ -67,6 +67,8 @@ struct Kernel {
   int tiles() const { return warp_tiles(out); }
   int held() const { return held_pairs(tiles(), exact); }
 };
+// Of a cell with G gates, A of them apart, and S states; wide: float32. Batch and exchange are still to be chosen.
+Kernel kernel_of(int G, int A, int S, bool backward, bool wide, bool tf32, bool norm);
 constexpr int kBatches[] = {1, 2};  // of which exact products take the first
 
 struct Device {

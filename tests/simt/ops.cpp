@@ -84,23 +84,6 @@ void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_
   visited.clear();
 }
 
-// What a device of these limits would be given.
-std::tuple<std::string, std::vector<int64_t>> plan(at::IntArrayRef kernel, bool exact, bool norm,
-                                                   c10::string_view family, at::IntArrayRef problem,
-                                                   at::IntArrayRef device) {
-  const auto at = [](at::IntArrayRef list, size_t i) { return int(list[i]); };
-  const Family before = rnn::cuda::family();
-  TORCH_CHECK(set_family(std::string(family)), "family: expected auto, stepwise, cluster or grid");
-  const Family chosen = rnn::cuda::family();
-  set_family(before == Family::kAuto ? "auto" : "stepwise");
-  const Kernel k{at(kernel, 0), at(kernel, 1), at(kernel, 2), at(kernel, 3), at(kernel, 4), exact, norm, 0, false};
-  const Plan p = make_plan(chosen, k, {problem[0], problem[1], at(problem, 2)},
-                           {at(device, 0), at(device, 1), at(device, 2), at(device, 3)});
-  const Layout& l = p.layout;
-  return {p.reason,
-          {p.kernel.cluster, l.slices.blocks, l.units, l.tiles, l.slices.rows, l.groups, p.launches, l.shared_bytes}};
-}
-
 std::vector<std::string> sites() {
   std::vector<std::string> all;
   for (const auto& [place, primitive] : visited) all.push_back(place + " " + primitive);
@@ -114,7 +97,6 @@ TORCH_LIBRARY(rnnkernels_simt, library) {
   rnn::define_sequence_ops(library);
   library.def("configure", rnn::cuda::configure);
   library.def("sites", rnn::cuda::sites);
-  library.def("plan", rnn::cuda::plan);
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels_simt, CPU, library) {

@@ -1,0 +1,128 @@
+"""How layers would be laid out over a GPU: the CUDA backend's arithmetic, asked from anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rnnkernels import ops
+from rnnkernels.call import Call
+
+
+@dataclass(frozen=True)
+class Device:
+    """The limits of a GPU that matter here.
+
+    Attributes:
+        major: of the compute capability.
+        multiprocessors: how many there are.
+        shared_bytes: of shared memory that a block may have.
+        most_blocks: of a cluster.
+    """
+
+    major: int
+    multiprocessors: int
+    shared_bytes: int
+    most_blocks: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> Device:
+        """Those of a CUDA device that torch sees."""
+        found = torch.cuda.get_device_properties(device)
+        large = found.major in (9, 10)
+        return cls(
+            found.major,
+            found.multi_processor_count,
+            found.shared_memory_per_block_optin,
+            16 if large else 8,
+        )
+
+
+DEVICES = {
+    "H100": Device(9, 132, 232448, 16),
+    "A100": Device(8, 108, 166912, 8),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout; all but reason and family are 0 where there is none.
+
+    Attributes:
+        reason: why the layer runs step by step; empty where it does not.
+        family: ``'cluster'``, ``'grid'`` or ``'stepwise'``.
+        blocks: that hold the recurrent weights of a direction together, a group.
+        units: hidden units of a block.
+        tiles: of rows of the batch that a group takes.
+        rows: of a tile.
+        groups: per direction.
+        launches: one after the other.
+        shared_bytes: of shared memory of a block.
+        cycles: of a step, estimated from published costs of instructions.
+    """
+
+    reason: str
+    family: str
+    blocks: int
+    units: int
+    tiles: int
+    rows: int
+    groups: int
+    launches: int
+    shared_bytes: int
+    cycles: float
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"step by step: {self.reason}"
+        times = f" in {self.launches} launches" if self.launches > 1 else ""
+        return (
+            f"a {self.family} of {self.blocks} blocks with {self.units} units, {self.groups} per "
+            f"direction{times}, {self.tiles} x {self.rows} rows each"
+        )
+
+
+def plan(
+    cell: str,
+    backward: bool,
+    precision: str,
+    H: int,
+    rows: int,
+    D: int,
+    device: Device,
+    norm: bool = False,
+) -> Plan:
+    """How one layer is laid out.
+
+    Args:
+        cell: a name from :data:`rnnkernels.cells.CELLS`.
+        backward: the backward loop, whose product is another.
+        precision: ``'bfloat16'``, ``'float16'``, ``'tf32'`` or ``'float32'``.
+        H: hidden units.
+        rows: of the batch; in backward, of all windows.
+        D: directions.
+        norm: gradients are bounded by their norm.
+    """
+    limits = (device.major, device.multiprocessors, device.shared_bytes, device.most_blocks)
+    wide = precision in ("tf32", "float32")
+    found = ops.cuda_plan(cell, backward, wide, precision == "tf32", norm, H, rows, D, limits)
+    return Plan(**found)
+
+
+def of_call(call: Call) -> str:
+    """For a call on a CUDA device, in words: forward, and the backward that would follow."""
+    dtype = str(call.x.dtype).removeprefix("torch.")
+    if dtype == "float64" or call.w_hr:
+        why = "a projection" if call.w_hr else "float64"
+        return f"step by step: {why} has no kernels for whole sequences"
+    precision = "tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else dtype
+    T, B, _ = call.x.shape
+    windows = -(-T // call.window) if 0 < call.window < T else 1
+    device, H = Device.of(call.x.device), call.h0.size(2)
+    norm = call.clip.kind == "norm"
+    parts = [
+        plan(call.cell_name, False, precision, H, B, len(call.w_hh), device),
+        plan(call.cell_name, True, precision, H, B * windows, len(call.w_hh), device, norm),
+    ]
+    return f"forward in {parts[0]}; backward in {parts[1]}"

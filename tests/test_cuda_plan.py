@@ -1,0 +1,88 @@
+"""How persistent CUDA kernels are laid out over a device: of any kind, with none at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu_estimates
+from rnnkernels.cuda_plan import DEVICES, Device, Plan, plan
+
+_C = pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
+
+#: A card with fewer and smaller multiprocessors.
+SMALL = Device(8, 28, 101376, 8)
+
+
+@pytest.fixture(autouse=True)
+def _families() -> Iterator[None]:
+    yield
+    _C.set_cuda_family("auto")
+
+
+@pytest.mark.parametrize("device", [*DEVICES.values(), SMALL], ids=str)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32", "float32"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_plans(cell: str, precision: str, backward: bool, device: Device) -> None:
+    """Whatever is planned covers the call and keeps to the device's limits."""
+    found = 0
+    for H in (1, 7, 64, 200, 256, 512, 768, 1024, 1500, 2048, 5000):
+        for rows in (1, 16, 17, 64, 128, 1000, 70000):
+            for D in (1, 2):
+                p = plan(cell, backward, precision, H, rows, D, device)
+                if p.reason:
+                    assert H > 200
+                    assert "do not fit" in p.reason
+                    assert p.family == "stepwise"
+                    continue
+                found += 1
+                assert p.blocks * p.units >= H > (p.blocks - 1) * p.units
+                assert p.units % 8 == 0
+                assert p.shared_bytes <= device.shared_bytes
+                assert p.groups * p.tiles * p.rows * p.launches >= rows
+                if p.family == "cluster":
+                    assert device.major >= 9
+                    assert p.blocks in (1, 2, 4, 8, 16)
+                    assert p.blocks <= device.most_blocks
+                else:
+                    assert p.blocks * p.groups * D <= device.multiprocessors
+    assert found >= 50
+
+
+def plan_of(family: str, device: str = "H100", **changes: Any) -> Plan:
+    _C.set_cuda_family(family)
+    options = {"H": 256, "rows": 16, "D": 1, **changes}
+    return plan("lstm", False, "bfloat16", device=DEVICES[device], **options)
+
+
+def test_families() -> None:
+    for family in ("cluster", "grid"):
+        found = plan_of(family)
+        assert not found.reason
+        assert found.family == family
+    assert "compute capability 9.0" in plan_of("cluster", "A100").reason
+    assert "do not fit" in plan_of("auto", H=20000).reason
+    with pytest.raises(ValueError, match="name: expected auto, stepwise, cluster or grid, got 'x'"):
+        _C.set_cuda_family("x")
+
+
+def test_more_work_takes_longer() -> None:
+    """As far as the estimate goes by which a layout is chosen."""
+    assert plan_of("auto").cycles < plan_of("auto", H=1024).cycles
+    assert plan_of("auto", H=512).cycles < plan_of("auto", H=512, rows=256).cycles
+
+
+def test_text() -> None:
+    assert str(plan_of("cluster")).startswith("a cluster of ")
+    assert "step by step: the recurrent weights do not fit" in str(plan_of("auto", H=20000))
+
+
+def test_estimates(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu_estimates", "--device=A100", "--megahertz=1410"])
+    assert gpu_estimates.main() == 0
+    out = capsys.readouterr().out
+    assert "| lstm | 16, 256 | bfloat16 | grid, " in out
+    assert "cluster" not in out  # which that card has none of
