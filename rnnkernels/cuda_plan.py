@@ -34,7 +34,7 @@ class Device:
         return cls(
             found.major,
             found.multi_processor_count,
-            found.shared_memory_per_block_optin,
+            found.shared_memory_per_multiprocessor - 1024,  # which the system keeps for each block
             16 if large else 8,
         )
 
