@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <map>
 
 #include "autograd/cell_step.h"
 #include "autograd/node.h"
@@ -22,13 +23,26 @@ TORCH_LIBRARY(rnnkernels, library) {
 namespace py = pybind11;
 
 // device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster.
-static py::dict cuda_plan(const std::string& cell, bool backward, bool wide, bool tf32, bool norm, int64_t H,
-                          int64_t rows, int D, const std::array<int, 4>& device) {
+static py::dict cuda_plan(const std::string& cell, bool backward, const std::string& numbers, bool projected, bool norm,
+                          int64_t H, int64_t rows, int D, const std::array<int, 4>& device) {
+  using rnn::cuda::Numbers;
+  const std::map<std::string, Numbers> names{{"float64", Numbers::kFloat64},
+                                             {"float32", Numbers::kFloat32},
+                                             {"tf32", Numbers::kTF32},
+                                             {"bfloat16", Numbers::kBFloat16},
+                                             {"float16", Numbers::kFloat16}};
+  TORCH_CHECK_VALUE(names.count(numbers), "numbers: expected a floating dtype or tf32, got '", numbers, "'");
   const rnn::CellInfo& info = rnn::find_cell(cell);
-  const rnn::cuda::Kernel kernel = rnn::cuda::kernel_of(info.G, info.A, info.S, backward, wide, tf32, norm);
+  const rnn::cuda::Kernel kernel = rnn::cuda::kernel_of(info.G, info.A, info.S, backward, names.at(numbers), norm);
+  const char* refusal = rnn::cuda::refusal(names.at(numbers), projected, norm);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
-  const rnn::cuda::Plan plan = rnn::cuda::make_plan(rnn::cuda::family(), kernel, {H, rows, D},
-                                                    {major, multiprocessors, shared_bytes, most_blocks});
+  rnn::cuda::Plan plan{};
+  if (refusal) {
+    plan.reason = refusal;
+  } else {
+    plan = rnn::cuda::make_plan(rnn::cuda::family(), kernel, {H, rows, D},
+                                {major, multiprocessors, shared_bytes, most_blocks});
+  }
   const rnn::cuda::Layout& l = plan.layout;
   py::dict found;
   found["reason"] = plan.reason;
@@ -77,7 +91,7 @@ PYBIND11_MODULE(_C, module) {
       "Which kernels run layers on a GPU, for tests and benchmarks: all that the sizes allow (auto), or one family; "
       "what it cannot run goes step by step.");
 
-  module.def("cuda_plan", &cuda_plan, py::arg("cell"), py::arg("backward"), py::arg("wide"), py::arg("tf32"),
+  module.def("cuda_plan", &cuda_plan, py::arg("cell"), py::arg("backward"), py::arg("numbers"), py::arg("projected"),
              py::arg("norm"), py::arg("H"), py::arg("rows"), py::arg("D"), py::arg("device"),
              "How a persistent kernel would be laid out over a device, or why it would not.");
 

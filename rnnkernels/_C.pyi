@@ -20,8 +20,8 @@ def set_cuda_family(name: str) -> None:
 def cuda_plan(
     cell: str,
     backward: bool,
-    wide: bool,
-    tf32: bool,
+    numbers: str,
+    projected: bool,
     norm: bool,
     H: int,
     rows: int,

@@ -91,6 +91,7 @@ def plan(
     rows: int,
     D: int,
     device: Device,
+    projected: bool = False,
     norm: bool = False,
 ) -> Plan:
     """How one layer is laid out.
@@ -98,31 +99,30 @@ def plan(
     Args:
         cell: a name from :data:`rnnkernels.cells.CELLS`.
         backward: the backward loop, whose product is another.
-        precision: ``'bfloat16'``, ``'float16'``, ``'tf32'`` or ``'float32'``.
+        precision: a floating dtype, or ``'tf32'`` for float32 on tensor cores.
         H: hidden units.
         rows: of the batch; in backward, of all windows.
         D: directions.
+        projected: the layer has a ``proj_size``.
         norm: gradients are bounded by their norm.
     """
     limits = (device.major, device.multiprocessors, device.shared_bytes, device.most_blocks)
-    wide = precision in ("tf32", "float32")
-    found = ops.cuda_plan(cell, backward, wide, precision == "tf32", norm, H, rows, D, limits)
+    found = ops.cuda_plan(cell, backward, precision, projected, norm, H, rows, D, limits)
     return Plan(**found)
 
 
 def of_call(call: Call) -> str:
     """For a call on a CUDA device, in words: forward, and the backward that would follow."""
     dtype = str(call.x.dtype).removeprefix("torch.")
-    if dtype == "float64" or call.w_hr:
-        why = "a projection" if call.w_hr else "float64"
-        return f"step by step: {why} has no kernels for whole sequences"
     precision = "tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else dtype
     T, B, _ = call.x.shape
     windows = -(-T // call.window) if 0 < call.window < T else 1
-    device, H = Device.of(call.x.device), call.h0.size(2)
-    norm = call.clip.kind == "norm"
+    device, H = Device.of(call.x.device), call.w_hh[0].size(0) // call.cell.G
+    norm, projected = call.clip.kind == "norm", bool(call.w_hr)
     parts = [
-        plan(call.cell_name, False, precision, H, B, len(call.w_hh), device),
-        plan(call.cell_name, True, precision, H, B * windows, len(call.w_hh), device, norm),
+        plan(call.cell_name, False, precision, H, B, len(call.w_hh), device, projected),
+        plan(
+            call.cell_name, True, precision, H, B * windows, len(call.w_hh), device, projected, norm
+        ),
     ]
     return f"forward in {parts[0]}; backward in {parts[1]}"

@@ -69,6 +69,22 @@ def test_families() -> None:
         _C.set_cuda_family("x")
 
 
+def test_what_runs_step_by_step() -> None:
+    device = DEVICES["H100"]
+    for changes, reason in (
+        ({"precision": "float64"}, "float64"),
+        ({"projected": True}, "proj_size"),
+        ({"precision": "float16", "norm": True}, "overflow"),
+    ):
+        options = {"precision": "bfloat16", **changes}
+        found = plan("lstm", True, H=64, rows=4, D=1, device=device, **options)
+        assert found.family == "stepwise"
+        assert reason in found.reason
+    assert "asked for" in plan_of("stepwise").reason
+    with pytest.raises(ValueError, match="numbers: expected a floating dtype or tf32, got 'int8'"):
+        plan("lstm", True, "int8", 64, 4, 1, device)
+
+
 def test_more_work_takes_longer() -> None:
     """As far as the estimate goes by which a layout is chosen."""
     assert plan_of("auto").cycles < plan_of("auto", H=1024).cycles

@@ -16,6 +16,12 @@ RNN_DEVICE int place(const Slices& s, int rank, int at) {
   return at < s.bytes ? rank * s.bytes + at : s.tails + rank * s.tail + at - s.bytes;
 }
 
+// Zeros in shared memory, since what pads a row is multiplied too; for the block after its next barrier.
+RNN_DEVICE void clear(char* memory, int64_t bytes) {
+  for (int64_t i = thread_index(); i < bytes / kChunkBytes; i += kThreads)
+    reinterpret_cast<Chunk*>(memory)[i] = Chunk{};
+}
+
 // Within a cluster, from shared memory to shared memory.
 class ClusterExchange {
  public:
@@ -26,8 +32,7 @@ class ClusterExchange {
         rank_(cluster_rank()),
         buffers_(shared),
         boxes_(reinterpret_cast<Mailbox*>(shared + tiles * 2 * s.buffer())) {
-    for (int64_t i = thread_index(); i < tiles * 2 * s.buffer() / 16; i += kThreads)
-      reinterpret_cast<Chunk*>(buffers_)[i] = Chunk{};
+    clear(buffers_, tiles * 2 * s.buffer());
     if (thread_index() < tiles * 2) boxes_[thread_index()].open();
     sync_cluster();
   }
@@ -75,7 +80,9 @@ class GridExchange {
         rank_(block_index() % s.blocks),
         landing_(shared),
         buffers_(global),
-        flags_(reinterpret_cast<uint32_t*>(buffers_ + tiles * 2 * s.buffer())) {}
+        flags_(reinterpret_cast<uint32_t*>(buffers_ + tiles * 2 * s.buffer())) {
+    clear(landing_, s.buffer());
+  }
 
   RNN_DEVICE int rank() const { return rank_; }
   RNN_DEVICE char* first(int) const { return landing_; }

@@ -36,7 +36,7 @@ struct ForwardPass {
   }
 
   // What the first round receives.
-  RNN_HD V first(const Slot& slot, int, int64_t j) const {
+  RNN_HD V first(const Slot& slot, int64_t j) const {
     return load(call.h0 + call.seq.state_at(slot.d, slot.row.b, call.seq.H) + j);
   }
 
@@ -80,8 +80,6 @@ struct BackwardPass {
     const IO* w = d == 0 ? call.w_hh[0] : call.w_hh[1];
     return load(w + (in * call.seq.H + j) * call.seq.H + i);
   }
-
-  RNN_HD V first(const Slot&, int, int64_t) const { return V(0); }
 
   RNN_HD void begin(const Slot& slot, int64_t i, V* state) const {
     const int64_t at = call.seq.state_at(slot.d, slot.row.b, call.seq.H) + i;

@@ -10,6 +10,8 @@
 
 namespace rnn::cuda {
 
+static_assert(sizeof(Slot) == kSlotBytes && sizeof(Mailbox) == kBoxBytes && sizeof(Chunk) == kChunkBytes);
+
 // A thread has up to so many pairs of a unit and a row of a tile.
 template <int kBatch>
 constexpr int kPairs = kMostUnits * kBatch * kColumns / kThreads;
@@ -107,14 +109,8 @@ class PersistentBlock {
       const int row = i / width, j = i % width;
       const Slot& slot = slots_[tile * kRows + row];
       const bool inside = slot.n >= 0 && j < p_.pass.sequence().H;
-      const float x = inside ? p_.pass.first(slot, 0, j).v : 0.0f;
+      const float x = inside ? p_.pass.first(slot, j).v : 0.0f;
       reinterpret_cast<Bits*>(exchange_.first(tile) + int64_t(row) * l_.slices.pitch)[j] = Operand<P>::of(x);
-    }
-    if constexpr (!Exchange::kCluster) {  // the landing place is not zeroed before
-      const int rest = (l_.slices.pitch - width * int(sizeof(Bits))) / int(sizeof(Bits));
-      for (int i = thread_index(); i < rest * kRows; i += kThreads)
-        reinterpret_cast<Bits*>(exchange_.first(tile) + int64_t(i / rest) * l_.slices.pitch)[width + i % rest] =
-            Bits(0);
     }
     sync_block();
   }
@@ -130,7 +126,9 @@ class PersistentBlock {
     }
     const bool multiplies = Pass::kFirst || round > 0;
     if (multiplies) {
-      if (Pass::kFirst && round == 0) fill_first(tile);
+      if constexpr (Pass::kFirst) {
+        if (round == 0) fill_first(tile);
+      }
       const char* received = exchange_.receive(tile, round);
       if (bounds()) add_squares(received);
       product_.run(l_.product, received, l_.slices.pitch, partial_);

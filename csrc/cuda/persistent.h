@@ -11,26 +11,29 @@
 
 namespace rnn::cuda {
 
-// What persistent kernels do not take, or null.
-inline const char* refusal(at::ScalarType type, const TensorList& w_hr) {
-  if (type == at::kDouble) return "float64 runs step by step";
-  if (!w_hr.empty()) return "a projection (proj_size) runs step by step";
-  return nullptr;
-}
-inline const char* refusal(const ForwardArguments& a) { return refusal(a.x.scalar_type(), a.w_hr); }
-inline const char* refusal(const BackwardArguments& a) {
-  if (a.clip.kind == Clip::kNorm && a.y.scalar_type() == at::kHalf)
-    return "float16 gradients that are to be bounded by their norm, and might overflow before, run step by step";
-  return refusal(a.y.scalar_type(), a.w_hr);
-}
-
 // tf32: whether products of float32 may run on tensor cores.
-inline Kernel kernel_of(const ForwardArguments& a, bool tf32) {
-  return kernel_of(a.cell.G, a.cell.A, a.cell.S, false, a.x.scalar_type() == at::kFloat, tf32, false);
+inline Numbers numbers_of(at::ScalarType type, bool tf32) {
+  return type == at::kDouble     ? Numbers::kFloat64
+         : type == at::kBFloat16 ? Numbers::kBFloat16
+         : type == at::kHalf     ? Numbers::kFloat16
+         : tf32                  ? Numbers::kTF32
+                                 : Numbers::kFloat32;
 }
-inline Kernel kernel_of(const BackwardArguments& a, bool tf32) {
-  return kernel_of(a.cell.G, a.cell.A, a.cell.S, true, a.y.scalar_type() == at::kFloat, tf32,
-                   a.clip.kind == Clip::kNorm);
+inline Numbers numbers_of(const ForwardArguments& a, bool tf32) { return numbers_of(a.x.scalar_type(), tf32); }
+inline Numbers numbers_of(const BackwardArguments& a, bool tf32) { return numbers_of(a.y.scalar_type(), tf32); }
+inline bool bounds_norm(const ForwardArguments&) { return false; }
+inline bool bounds_norm(const BackwardArguments& a) { return a.clip.kind == Clip::kNorm; }
+constexpr bool goes_back(const ForwardArguments&) { return false; }
+constexpr bool goes_back(const BackwardArguments&) { return true; }
+
+// What persistent kernels do not take of a call, or null.
+template <class Arguments>
+const char* refusal(const Arguments& a) {
+  return refusal(numbers_of(a, false), !a.w_hr.empty(), bounds_norm(a));
+}
+template <class Arguments>
+Kernel kernel_of(const Arguments& a, bool tf32) {
+  return kernel_of(a.cell.G, a.cell.A, a.cell.S, goes_back(a), numbers_of(a, tf32), bounds_norm(a));
 }
 inline Problem problem_of(const ForwardArguments&, const Sizes& n) { return {n.H, n.B, int(n.D)}; }
 inline Problem problem_of(const BackwardArguments& a, const Sizes& n) {

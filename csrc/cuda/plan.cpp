@@ -11,8 +11,6 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 std::atomic<Family> chosen{Family::kAuto};
 
-constexpr int kBoxBytes = 8, kSlotBytes = 40, kChunkBytes = 16, kFlagBytes = 16;
-
 // Cycles of a round of a group on an H100, estimated from published costs of its instructions; docs/performance.md says
 // what has been measured. Only the order of the layouts counts here.
 double estimate(const Kernel& k, const Layout& l) {
@@ -45,14 +43,22 @@ int Device::clusters(int blocks) const {
   return blocks >= 8 ? std::max(1, fit - std::max(1, fit / 8)) : fit;
 }
 
-Kernel kernel_of(int G, int A, int S, bool backward, bool wide, bool tf32, bool norm) {
+const char* refusal(Numbers numbers, bool projected, bool norm) {
+  if (numbers == Numbers::kFloat64) return "float64 has no kernels for whole sequences";
+  if (projected) return "a projection (proj_size) has no kernels for whole sequences";
+  if (norm && numbers == Numbers::kFloat16) return "float16 gradients might overflow before they are bounded by norm";
+  return nullptr;
+}
+
+Kernel kernel_of(int G, int A, int S, bool backward, Numbers numbers, bool norm) {
+  const bool wide = numbers == Numbers::kFloat32 || numbers == Numbers::kTF32;
   Kernel k{};
   k.out = backward ? 1 : G;
   k.sent = backward ? G : 1;
   k.state = S;
   k.kept = backward ? G + A : 0;
   k.bytes = wide ? 4 : 2;
-  k.exact = wide && !tf32;
+  k.exact = numbers == Numbers::kFloat32;
   k.norm = backward && norm;
   return k;
 }
@@ -99,22 +105,32 @@ static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d) {
     const int at_once = (k.cluster ? d.clusters(int(blocks)) : d.multiprocessors / int(blocks)) / p.D;
     if (at_once == 0) continue;
     if (lay_out(k, int(blocks), units, 1).product.groups > kWarps) continue;
-    for (int64_t tiles = divide_up(row_tiles, at_once); tiles >= 1; --tiles) {
-      Layout l = lay_out(k, int(blocks), units, int(tiles));
-      if (l.shared_bytes > d.shared_bytes) continue;
-      const int64_t groups = divide_up(row_tiles, tiles);
-      const int64_t launches = divide_up(groups, at_once);
-      l.groups = int(k.cluster ? groups : std::min<int64_t>(groups, at_once));
-      const double cycles = estimate(k, l) * double(launches);
-      if (!best.found || cycles < best.cycles) best = {true, "", k, l, int(k.cluster ? 1 : launches), cycles};
-      break;
+    // As many tiles as one launch needs, or as fit; the memory grows with them.
+    int64_t tiles = 0, most = divide_up(row_tiles, at_once);
+    while (tiles < most) {
+      const int64_t middle = (tiles + most + 1) / 2;
+      if (lay_out(k, int(blocks), units, int(middle)).shared_bytes <= d.shared_bytes) {
+        tiles = middle;
+      } else {
+        most = middle - 1;
+      }
     }
+    if (tiles == 0) continue;
+    Layout l = lay_out(k, int(blocks), units, int(tiles));
+    const int64_t groups = divide_up(row_tiles, tiles), launches = divide_up(groups, at_once);
+    l.groups = int(k.cluster ? groups : std::min<int64_t>(groups, at_once));
+    const double cycles = estimate(k, l) * double(launches);
+    if (!best.found || cycles < best.cycles) best = {true, "", k, l, int(k.cluster ? 1 : launches), cycles};
   }
   return best;
 }
 
 Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d) {
   Plan best{};
+  if (family == Family::kStepwise) {
+    best.reason = "the step-by-step kernels were asked for";
+    return best;
+  }
   for (const bool cluster : {true, false}) {
     if (family == (cluster ? Family::kGrid : Family::kCluster)) continue;
     for (const int batch : kBatches) {

@@ -16,6 +16,8 @@ constexpr int kStepBytes = 32;       // of k in one product of a warp
 constexpr int kFragment = 16;        // rows of the weights in one product of a warp
 constexpr int kMostUnits = 64;       // of a block
 constexpr int kPortableCluster = 8;  // blocks of a cluster on every device that has clusters
+constexpr int kChunkBytes = 16, kBoxBytes = 8, kSlotBytes = 40,
+              kFlagBytes = 16;  // of a Chunk, a Mailbox, a Slot, a flag
 
 // Of 16 rows of the weights that a warp multiplies at once, for numbers per unit that come out; and how many pairs of
 // steps of k of these it holds in registers.
@@ -67,8 +69,12 @@ struct Kernel {
   int tiles() const { return warp_tiles(out); }
   int held() const { return held_pairs(tiles(), exact); }
 };
-// Of a cell with G gates, A of them apart, and S states; wide: float32. Batch and exchange are still to be chosen.
-Kernel kernel_of(int G, int A, int S, bool backward, bool wide, bool tf32, bool norm);
+// The numbers of a call; kTF32: of float32 where torch allows tensor cores for it.
+enum class Numbers { kFloat64, kFloat32, kTF32, kBFloat16, kFloat16 };
+// What persistent kernels do not take, or null.
+const char* refusal(Numbers numbers, bool projected, bool norm);
+// Of a cell with G gates, A of them apart, and S states. Batch and exchange are still to be chosen.
+Kernel kernel_of(int G, int A, int S, bool backward, Numbers numbers, bool norm);
 constexpr int kBatches[] = {1, 2};  // of which exact products take the first
 
 struct Device {

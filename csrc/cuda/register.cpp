@@ -50,8 +50,6 @@ Plan choose(const Arguments& a, const Sizes& n, const Launcher& launcher) {
     plan.reason = "there is nothing to run";
   } else if (const char* reason = refusal(a)) {
     plan.reason = reason;
-  } else if (family() == Family::kStepwise) {
-    plan.reason = "set so";
   } else {
     Device device{};
     launcher.check(query(device));
