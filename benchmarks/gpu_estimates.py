@@ -6,6 +6,10 @@ import argparse
 
 from rnnkernels.cuda_plan import DEVICES, Device, plan
 
+CELLS = ("lstm", "gru")
+SIZES = ((1, 256), (16, 256), (64, 512), (64, 1024), (128, 1024))  # B, H
+PRECISIONS = ("bfloat16", "tf32", "float32")
+
 
 def table(device: Device, megahertz: float) -> str:
     """Estimated microseconds per step, forward and backward, as Markdown."""
@@ -13,9 +17,9 @@ def table(device: Device, megahertz: float) -> str:
         "| cell | B, H | numbers | forward | µs | backward | µs |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for cell in ("lstm", "gru"):
-        for B, H in ((1, 256), (16, 256), (64, 512), (64, 1024), (128, 1024)):
-            for precision in ("bfloat16", "tf32", "float32"):
+    for cell in CELLS:
+        for B, H in SIZES:
+            for precision in PRECISIONS:
                 row = [cell, f"{B}, {H}", precision]
                 for backward in (False, True):
                     p = plan(cell, backward, precision, H, B, 1, device)

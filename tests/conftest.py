@@ -18,8 +18,10 @@ import rnnkernels
 # Deterministic mode asks for this on a GPU, before the first use of one.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-# benchmarks/ is not installed; last, so that the package under test stays the one installed.
-sys.path.append(str(Path(__file__).parents[1]))
+# benchmarks/ and tools/ are not installed; last, so that the package under test stays the one
+# installed.
+_ROOT = Path(__file__).parents[1]
+sys.path += [str(_ROOT), str(_ROOT / "tools")]
 
 # Only the poison is wanted of deterministic mode: an op that is not deterministic may run.
 _MAY_WARN = "ignore:.*does not have a deterministic implementation:UserWarning"

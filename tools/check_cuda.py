@@ -1,12 +1,21 @@
 """Compiles csrc/cuda/*.cu for each GPU architecture and checks what the compiler made of it.
 
-A kernel must keep its values in registers (no spills, no stack frame), and no source may include
-torch's CUDA headers: the extension is to load beside a torch without CUDA.
+A kernel must keep its values in registers (no spills, no stack frame, no local memory) and may use
+no atomics: results have the same bits in every run. A persistent kernel must multiply with the
+instructions of its numbers, and a multiprocessor must hold a block of it beside the shared memory
+that the plan gives away. No source may include torch's CUDA headers: the extension is to load
+beside a torch without CUDA.
+
+Instructions are read by nvdisasm, looked for beside nvcc, in PATH, and in the Python packages
+nvidia-cuda-nvdisasm and triton.
 
 Exit status: 0 all good, 1 something found or not compiled, 2 no nvcc on this machine.
 """
 
+from __future__ import annotations
+
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -18,39 +27,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from cubin import Function, read_assembly, read_report, short_names
+
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 
 TORCH_CUDA = re.compile(r'^\s*#\s*include\s*[<"](?:c10|ATen|torch/csrc)/cuda/', re.MULTILINE)
-COMPILING = re.compile(r"Compiling entry function '(\S+)'")
-PROPERTIES = re.compile(r"Function properties for (\S+)")
-MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-REGISTERS = re.compile(r"Used (\d+) registers")
-SHARED = re.compile(r"(\d+) bytes smem")
 
-
-@dataclass
-class Function:
-    """What ptxas reports of a kernel or of a device function that was not inlined."""
-
-    symbol: str
-    arch: str
-    stack: int = 0
-    spill_stores: int = 0
-    spill_loads: int = 0
-    registers: int | None = None
-    shared: int = 0
-
-    @property
-    def in_registers(self) -> bool:
-        return self.stack == self.spill_stores == self.spill_loads == 0
-
-
-def find_nvcc() -> str | None:
-    places = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
-    if home := os.environ.get("CUDA_HOME"):
-        places.insert(0, os.path.join(home, "bin"))
-    return shutil.which("nvcc", path=os.pathsep.join(places))
+#: What a warp multiplies with; IEEE products of float32 have no such instruction.
+TENSOR_CORE = {
+    "bfloat16": {"HMMA.16816.F32.BF16"},
+    "float16": {"HMMA.16816.F32"},
+    "tf32": {"HMMA.1688.F32.TF32"},
+    "float32": set[str](),
+}
+LOCAL_MEMORY = re.compile(r"(?:LDL|STL)\b")
+ATOMIC = re.compile(r"U?(?:ATOM|RED(?!UX)|BLKRED)")
+REGISTERS = 65536  # of a multiprocessor, since sm_80; given out to warps in units of 8 per thread
+#: Seconds of processor time; three times what all sources took for sm_80 and sm_90a with nvcc 13.0.
+LIMIT = 330.0
 
 
 def torch_cuda_includes(csrc: Path) -> Iterator[str]:
@@ -62,51 +57,112 @@ def torch_cuda_includes(csrc: Path) -> Iterator[str]:
                 yield f"{path.relative_to(csrc.parent)}:{line}: includes a CUDA header of torch"
 
 
-def parse(report: str, arch: str) -> list[Function]:
-    functions: dict[str, Function] = {}
-    entry = described = Function("?", arch)
-    for line in report.splitlines():
-        if match := COMPILING.search(line):
-            entry = described = functions.setdefault(match[1], Function(match[1], arch))
-        elif match := PROPERTIES.search(line):
-            described = functions.setdefault(match[1], Function(match[1], arch))
-        elif match := MEMORY.search(line):
-            described.stack, described.spill_stores, described.spill_loads = map(
-                int, match.groups()
-            )
-        elif match := REGISTERS.search(line):
-            entry.registers = int(match[1])
-            if match := SHARED.search(line):
-                entry.shared = int(match[1])
-    return list(functions.values())
+def find_nvcc() -> str | None:
+    places = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    if home := os.environ.get("CUDA_HOME"):
+        places.insert(0, os.path.join(home, "bin"))
+    return shutil.which("nvcc", path=os.pathsep.join(places))
 
 
-def compile_one(nvcc: str, source: Path, arch: str) -> tuple[int, str]:
+def find_nvdisasm(nvcc: str) -> str | None:
+    places = [str(Path(nvcc).resolve().parent), os.environ.get("PATH", "")]
+    for package, below in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
+        spec = importlib.util.find_spec(package)  # does not import it
+        for folder in (spec and spec.submodule_search_locations) or ():
+            places += map(str, sorted(Path(folder).glob(below)))
+    return shutil.which("nvdisasm", path=os.pathsep.join(places))
+
+
+@dataclass
+class Compiled:
+    """What became of one source on one architecture."""
+
+    where: str
+    functions: list[Function]
+    seconds: float  # of processor time
+    report: str
+    failure: str = ""  # the program that did not come to a good end
+
+
+def compile_one(nvcc: str, nvdisasm: str | None, source: Path, arch: str) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
+        cubin = str(Path(folder, "out.cubin"))
         command = [nvcc, "-cubin", "-gencode", f"arch=compute_{arch},code=sm_{arch}"]
         command += ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v,-warn-spills"]
-        command += [f"-I{CSRC}", "-DRNNKERNELS_CUDA", "-o", str(Path(folder, "out.cubin"))]
-        done = subprocess.run([*command, str(source)], capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+        command += [f"-I{CSRC}", "-DRNNKERNELS_CUDA", "-o", cubin, str(source)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert process.stdout is not None
+            report = process.stdout.read()
+            # Its own and its children's: what a busy machine does besides does not count.
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        functions = read_report(report, arch)
+        compiled = Compiled(
+            f"{source.relative_to(ROOT)} for sm_{arch}",
+            list(functions.values()),
+            usage.ru_utime + usage.ru_stime,
+            report,
+        )
+        if process.returncode != 0:
+            compiled.failure = "nvcc"
+        elif nvdisasm is not None:
+            done = subprocess.run([nvdisasm, cubin], capture_output=True, text=True)
+            if done.returncode != 0:
+                compiled.failure, compiled.report = "nvdisasm", done.stdout + done.stderr
+            read_assembly(done.stdout, functions)
+    return compiled
 
 
-def short_names(symbols: list[str]) -> dict[str, str]:
-    """Names without parameters and without the project's namespaces, where c++filt is there."""
-    if not symbols or shutil.which("c++filt") is None:
-        return {symbol: symbol for symbol in symbols}
-    done = subprocess.run(
-        ["c++filt", "-p"], input="\n".join(symbols), capture_output=True, text=True, check=True
-    )
-    names = (
-        re.sub(r"\(anonymous namespace\)::|\b_GLOBAL__N_\w+::|\brnnkernels::|\bcuda::", "", name)
-        for name in done.stdout.splitlines()
-    )
-    return dict(zip(symbols, names, strict=True))
+def wrong_instructions(f: Function, tf32: Function | None) -> Iterator[str]:
+    """What must not be in a function, and what is missing; `tf32`: the same kernel in TF32."""
+    for name in sorted(f.instructions):
+        if LOCAL_MEMORY.match(name):
+            yield f"reads or writes local memory ({name})"
+        if ATOMIC.match(name):
+            yield f"has an atomic operation ({name})"
+    if (kernel := f.kernel) is None:
+        return
+    if kernel.family == "cluster" and int(re.sub(r"\D", "", f.arch)) < 90:
+        return  # there are no clusters: the kernel is empty
+    found = {name for name in f.instructions if name.startswith("HMMA")}
+    if found != (wanted := TENSOR_CORE[kernel.numbers]):
+        yield f"multiplies with {sorted(found) or 'no HMMA'}, not {sorted(wanted) or 'FFMA alone'}"
+    if kernel.numbers == "float32":
+        # Cells have FFMA too: the product's own come on top of those that its twin has.
+        others = tf32.count("FFMA") if tf32 else 0
+        if f.count("FFMA") <= others or not tf32:
+            yield f"has {f.count('FFMA')} FFMA, no more than the {others} of the same in TF32"
+    if f.threads is None:
+        yield "has no launch bounds"
+    elif f.registers is not None and (f.registers + 7) // 8 * 8 * f.threads > REGISTERS:
+        yield f"{f.threads} threads with {f.registers} registers do not fit on a multiprocessor"
+
+
+def faults_of(functions: list[Function], instructions: bool) -> Iterator[str]:
+    names = short_names(sorted({f.symbol for f in functions}))
+    kernels = {(f.arch, f.kernel): f for f in functions if f.kernel}
+    if not kernels:
+        yield "no persistent kernel found in csrc/cuda/*.cu"
+    for f in functions:
+        kernel, wrong = f.kernel, []
+        if not f.in_registers:
+            wrong.append("uses the stack or spills")
+        if kernel and f.shared:
+            wrong.append(
+                f"has {f.shared} bytes of static shared memory, but the plan gives away all"
+            )
+        if instructions:
+            tf32 = kernels.get((f.arch, kernel._replace(numbers="tf32"))) if kernel else None
+            wrong += wrong_instructions(f, tf32)
+        yield from (f"sm_{f.arch}: {names[f.symbol]} {what}" for what in wrong)
 
 
 def print_table(functions: list[Function], width: int) -> None:
     names = short_names(sorted({function.symbol for function in functions}))
-    rows = [("kernel", "arch", "registers", "shared", "stack", "spills (st+ld)", "")]
+    head = ("kernel", "arch", "registers", "shared", "stack", "spills (st+ld)", "HMMA", "FFMA")
+    rows: list[tuple[str, ...]] = [head]
     for f in sorted(functions, key=lambda f: (names[f.symbol], f.arch)):
         name = names[f.symbol]
         rows.append(
@@ -117,7 +173,7 @@ def print_table(functions: list[Function], width: int) -> None:
                 str(f.shared),
                 str(f.stack),
                 f"{f.spill_stores}+{f.spill_loads}",
-                "" if f.in_registers else "FAIL",
+                *(str(f.count(opcode)) if f.instructions else "-" for opcode in ("HMMA", "FFMA")),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -127,7 +183,18 @@ def print_table(functions: list[Function], width: int) -> None:
         print("  ".join(cells).rstrip())
 
 
-def main() -> int:
+def print_times(results: list[Compiled], limit: float) -> Iterator[str]:
+    """Prints what nvcc took; a fault where that is too much."""
+    total = sum(result.seconds for result in results)
+    print("\nseconds of nvcc, processor time")
+    for result in results:
+        print(f"{result.seconds:7.1f}  {result.where}")
+    print(f"{total:7.1f}  in all, of {limit:g} allowed")
+    if total > limit:
+        yield f"nvcc took {total:.1f} s of processor time, more than the {limit:g} of --limit"
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -144,7 +211,30 @@ def main() -> int:
         help="compilers at once (default: MAX_JOBS, or else the number of cores)",
     )
     parser.add_argument("--width", type=int, default=64, help="longest name shown (default: 64)")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--instructions",
+        action="store_true",
+        help="fail where there is no nvdisasm (default: say so, and check without)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=LIMIT,
+        metavar="SECONDS",
+        help="of processor time that nvcc may take for all sources and architectures together "
+        "(default: %(default)g, three times what was measured)",
+    )
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write the table of docs/compiled_kernels.md; needs nvdisasm and a built rnnkernels",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
     archs = args.arch or (os.environ.get("RNNKERNELS_CUDA_ARCHS") or "80;90a").split(";")
 
     faults = list(torch_cuda_includes(CSRC))
@@ -154,31 +244,33 @@ def main() -> int:
             print(fault, file=sys.stderr)
         print("nvcc not found (CUDA_HOME/bin, PATH, /usr/local/cuda/bin)", file=sys.stderr)
         return 1 if faults else 2
+    nvdisasm = find_nvdisasm(nvcc)
+    if nvdisasm is None:
+        print("nvdisasm not found (see --help): instructions are not checked", file=sys.stderr)
+        if args.instructions or args.markdown:
+            return 1
 
     jobs = [(path, arch) for path in sorted((CSRC / "cuda").glob("*.cu")) for arch in archs]
-    functions: list[Function] = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = pool.map(lambda job: compile_one(nvcc, *job), jobs)
-        for (path, arch), (status, report) in zip(jobs, results, strict=True):
-            where = f"{path.relative_to(ROOT)} for sm_{arch}"
-            found = parse(report, arch)
-            functions += found
-            if status != 0:
-                print(report, file=sys.stderr)
-                faults.append(f"{where}: nvcc failed")
-            else:
-                for line in report.splitlines():
-                    if "warning" in line.lower():
-                        print(f"{where}: {line.strip()}")
-    if not functions and not faults:
-        faults.append("no kernel found in csrc/cuda/*.cu")
+        results = list(pool.map(lambda job: compile_one(nvcc, nvdisasm, *job), jobs))
+    for result in results:
+        if result.failure:
+            print(result.report, file=sys.stderr)
+            faults.append(f"{result.where}: {result.failure} failed")
+        for line in result.report.splitlines():
+            if "warning" in line.lower():
+                print(f"{result.where}: {line.strip()}")
 
+    functions = [f for result in results for f in result.functions]
     print_table(functions, args.width)
-    spilled = sum(not function.in_registers for function in functions)
-    if spilled:
-        faults.append(f"{spilled} of {len(functions)} compiled functions use the stack or spill")
+    faults += print_times(results, args.limit)
+    faults += faults_of(functions, nvdisasm is not None)
     for fault in faults:
         print(fault, file=sys.stderr)
+    if args.markdown and not faults:
+        from kernel_table import document  # which takes the plan from the package
+
+        args.markdown.write_text(document(functions, nvcc), encoding="utf-8")
     return 1 if faults else 0
 
 

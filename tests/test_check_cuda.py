@@ -1,0 +1,229 @@
+"""What tools/check_cuda.py reads out of the reports of nvcc and nvdisasm, and objects to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import check_cuda
+from check_cuda import faults_of
+from cubin import Function, Persistent, read_assembly, read_report
+
+
+def symbol(numbers: str = "bfloat16", family: str = "Cluster", batch: int = 2) -> str:
+    """The kernel of LSTM's forward pass, as GCC and Clang mangle its name."""
+    io = {"bfloat16": "NS_8BFloat16E", "float16": "NS_7Float16E"}.get(numbers, "f")
+    of = {"tf32": "NS0_4TF32E", "float32": "f"}.get(numbers, "S5_")
+    length = len(f"{family}Exchange")
+    return (
+        "_ZN3rnn4cuda58_GLOBAL__N__6d_21_persistent_float16_cu_9e_7610persistentINS0_"
+        f"11ForwardPassINS_4LSTME{io}EENS0_15PersistentBlockIS6_{of}NS0_"
+        f"{length}{family}ExchangeELi{batch}EEEEEvNS0_10PersistentIT_EE"
+    )
+
+
+@pytest.mark.parametrize("numbers", ["bfloat16", "float16", "tf32", "float32"])
+@pytest.mark.parametrize("family", ["Cluster", "Grid"])
+def test_names(numbers: str, family: str) -> None:
+    want = Persistent("lstm", False, numbers, family.lower(), 2)
+    assert Persistent.of(symbol(numbers, family)) == want
+
+
+def test_names_of_others() -> None:
+    """A kernel of three cells, going backward; and one that is not persistent."""
+    of_three = symbol("float32", batch=1).replace("11ForwardPass", "12BackwardPass")
+    of_three = of_three.replace("4LSTM", "5OneOfINS_7RNNTanhEJNS_7RNNReluENS_10RNNSigmoidEEE")
+    assert Persistent.of(of_three) == Persistent("rnn", True, "float32", "cluster", 1)
+    assert Persistent.of("_ZN3rnn4cuda13for_each_unitINS_4LSTMENS0_11ForwardCellIfEEEEvT0_") is None
+
+
+REPORT = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'first' for 'sm_80'
+ptxas info    : Function properties for first
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 216 registers, used 1 barriers, 48 bytes smem, 720 bytes cmem[0]
+ptxas info    : Compiling entry function 'second' for 'sm_80'
+ptxas info    : Function properties for helper
+    24 bytes stack frame, 16 bytes spill stores, 20 bytes spill loads
+ptxas info    : Function properties for second
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 0 barriers, 400 bytes cmem[0]
+"""
+
+
+def test_report() -> None:
+    assert read_report(REPORT, "80") == {
+        "first": Function("first", "80", registers=216, shared=48),
+        "second": Function("second", "80", registers=40),
+        "helper": Function("helper", "80", stack=24, spill_stores=16, spill_loads=20),
+    }
+
+
+ASSEMBLY = """\
+\t.target\tsm_90a
+\t.section\t.nv.info.first,"",@"SHT_CUDA_INFO"
+\t.sectionflags\t@""
+\t//----- nvinfo : EIATTR_PARAM_CBANK
+        /*0008*/ \t.word\t0x00000210
+\t//----- nvinfo : EIATTR_MAX_THREADS
+.L_343:
+        /*0044*/ \t.byte\t0x04, 0x05
+        /*0046*/ \t.short\t(.L_345 - .L_344)
+        /*0048*/ \t.word\t0x00000100
+        /*004c*/ \t.word\t0x00000002
+        /*0050*/ \t.word\t0x00000001
+\t//----- nvinfo : EIATTR_CRS_STACK_SIZE
+        /*0054*/ \t.word\t0x00000007
+\t.section\t.text.first,"ax",@progbits
+\t.sectioninfo\t@"SHI_REGISTERS=216"
+first:
+        /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
+        /*0010*/              @!P0 BRA `(.L_x_1) ;
+        /*0020*/             @!UP1 UIADD3 UR4, UR4, 0x1, URZ ;
+.L_x_1:
+        /*0030*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0040*/               @P2 HMMA.16816.F32.BF16 R4, R8, R14, R4 ;
+        /*0050*/                   { HFMA2.MMA R2, -RZ, RZ, 0, 0 ;
+        /*0060*/                   FFMA R2, R2, R3, R4 }
+\t.section\t.text.second,"ax",@progbits
+        /*0000*/                   EXIT ;
+\t.section\t.nv.constant0.second,"a",@progbits
+        /*0000*/ \t.byte\t0x00
+        /*0010*/                   FFMA R2, R2, R3, R4 ;
+"""
+
+
+def test_assembly() -> None:
+    functions = {name: Function(name, "90a") for name in ("first", "second")}
+    read_assembly(ASSEMBLY, functions)
+    first, second = functions.values()
+    assert first.threads == 512
+    assert first.count("HMMA") == 2
+    assert first.count("HM") == 0
+    assert dict(first.instructions) == {
+        "IMAD.MOV.U32": 1, "BRA": 1, "UIADD3": 1,
+        "HMMA.16816.F32.BF16": 2, "HFMA2.MMA": 1, "FFMA": 1,
+    }  # fmt: skip
+    assert (second.threads, dict(second.instructions)) == (None, {"EXIT": 1})
+
+
+GOOD = Function(
+    symbol(), "90a", registers=255, threads=256, instructions=Counter({"HMMA.16816.F32.BF16": 38})
+)
+TF32 = replace(
+    GOOD, symbol=symbol("tf32"), instructions=Counter({"HMMA.1688.F32.TF32": 38, "FFMA": 60})
+)
+IEEE = replace(GOOD, symbol=symbol("float32"), instructions=Counter({"FFMA": 650}))
+
+
+def test_nothing_to_object_to() -> None:
+    assert not list(faults_of([GOOD, TF32, IEEE], True))
+    # Where there are no clusters, their kernels are empty.
+    assert not list(faults_of([replace(GOOD, arch="80", instructions=Counter("E"))], True))
+
+
+def also(instruction: str) -> Counter[str]:
+    return GOOD.instructions + Counter([instruction])
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"stack": 8}, "uses the stack or spills"),
+        ({"spill_loads": 4}, "uses the stack or spills"),
+        ({"shared": 16}, "has 16 bytes of static shared memory"),
+        ({"threads": None}, "has no launch bounds"),
+        ({"threads": 288}, "288 threads with 255 registers do not fit"),
+        ({"instructions": Counter({"FFMA": 9})}, "multiplies with no HMMA, not"),
+        ({"instructions": also("HMMA.16816.F32")}, "multiplies with ['HMMA.16816.F32', 'HMMA.16"),
+        ({"instructions": also("LDL.64")}, "reads or writes local memory (LDL.64)"),
+        ({"instructions": also("STL")}, "reads or writes local memory (STL)"),
+        ({"instructions": also("RED.E.ADD.F32")}, "has an atomic operation (RED.E.ADD.F32)"),
+        ({"instructions": also("ATOMG.E.ADD")}, "has an atomic operation (ATOMG.E.ADD)"),
+        ({"instructions": also("ATOMS.ADD")}, "has an atomic operation (ATOMS.ADD)"),
+        ({"symbol": "other", "instructions": also("ATOM")}, "other has an atomic operation (ATOM)"),
+    ],
+)
+def test_faults(change: dict[str, object], fault: str) -> None:
+    (found,) = faults_of([replace(GOOD, **change), TF32], True)
+    assert found.startswith("sm_90a: ")
+    assert fault in found
+
+
+def test_harmless_instructions() -> None:
+    """A reduction over a warp, and what only begins like an access of local memory."""
+    for name in ("REDUX.SUM", "LDLX", "LDGSTS.E.BYPASS.128", "SYNCS.EXCH.64"):
+        assert not list(faults_of([replace(GOOD, instructions=also(name))], True)), name
+
+
+def test_ieee_products() -> None:
+    """They need multiply-adds of their own, beside those of the cell; without tensor cores."""
+    (found,) = faults_of([TF32, replace(IEEE, instructions=Counter({"FFMA": 60}))], True)
+    assert "has 60 FFMA, no more than the 60 of the same in TF32" in found
+    (found,) = faults_of([IEEE], True)
+    assert "650 FFMA" in found
+    (found,) = faults_of([TF32, replace(IEEE, instructions=IEEE.instructions + also("MOV"))], True)
+    assert "not FFMA alone" in found
+
+
+def test_without_disassembly() -> None:
+    """What needs instructions is left out, the rest is not."""
+    unread = replace(GOOD, threads=None, instructions=Counter())
+    assert not list(faults_of([unread], False))
+    assert list(faults_of([replace(unread, shared=1)], False))
+
+
+def test_no_kernel_at_all() -> None:
+    (found,) = faults_of([replace(GOOD, symbol="other")], True)
+    assert "no persistent kernel" in found
+
+
+def test_time(capsys: pytest.CaptureFixture[str]) -> None:
+    results = [check_cuda.Compiled(name, [], 2.5, "") for name in ("a.cu", "b.cu")]
+    assert not list(check_cuda.print_times(results, 5.0))
+    (fault,) = check_cuda.print_times(results, 4.9)
+    assert "took 5.0 s" in fault
+    assert re.search(
+        r"2\.5  a\.cu\n.*2\.5  b\.cu\n.*5\.0  in all, of 5 allowed", capsys.readouterr().out
+    )
+
+
+def test_disassembler_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Where there is none: a line, and a failure if it was asked for."""
+    monkeypatch.setattr(check_cuda, "CSRC", tmp_path)  # nothing to compile
+    monkeypatch.setattr(check_cuda, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(check_cuda, "find_nvdisasm", lambda nvcc: None)
+    monkeypatch.setattr("sys.argv", ["check_cuda.py", "--instructions"])
+    assert check_cuda.main() == 1
+    asked = capsys.readouterr().err
+    assert "nvdisasm not found" in asked
+    assert "no persistent kernel" not in asked
+    monkeypatch.setattr("sys.argv", ["check_cuda.py"])
+    assert check_cuda.main() == 1  # there are no kernels, which is found without it
+    assert "no persistent kernel" in capsys.readouterr().err
+
+
+def test_finds_a_disassembler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Beside nvcc first, then in PATH, and then in Python packages."""
+    folders = ("triton/backends/nvidia/bin", "nvidia/cu13/bin", "path", "beside")
+    packages: dict[str, SimpleNamespace] = {}
+    monkeypatch.setattr("importlib.util.find_spec", packages.get)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    nvcc = str(tmp_path / "beside/nvcc")
+    assert check_cuda.find_nvdisasm(nvcc) is None
+    for name in ("triton", "nvidia"):
+        packages[name] = SimpleNamespace(submodule_search_locations=[str(tmp_path / name)])
+    for folder in folders:  # each goes before those that are there
+        program = tmp_path / folder / "nvdisasm"
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+        assert check_cuda.find_nvdisasm(nvcc) == str(program)

@@ -1,0 +1,128 @@
+"""docs/compiled_kernels.md: what the persistent kernels take of a multiprocessor."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from cubin import Function
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.gpu_estimates import CELLS, PRECISIONS, SIZES
+from rnnkernels.cuda_plan import DEVICES, plan
+
+PASSES = ("forward", "backward")
+NUMBERS = ("bfloat16", "float16", "tf32", "float32")
+
+TEXT = """\
+# The persistent kernels as compiled
+
+Written by
+
+    {command}
+
+with nvcc {version}. CI compiles the kernels again, and fails where one spills, uses local
+memory or an atomic operation, has static shared memory, does not multiply as its numbers ask for,
+or does not fit on a multiprocessor. It does not rewrite this page.
+
+## Registers and instructions
+
+Registers of a thread · HMMA (products on tensor cores) · FFMA (float32 multiply-adds), counted in
+the text of the kernel, however often they run. A range spans tiles of 8 and 16 rows. A block has
+{threads} threads. Bytes of stack, spills and static shared memory of all {count} kernels: {memory}.
+
+{kernels}
+
+## Shared memory
+
+KiB of dynamic shared memory of a block, of the {limit:.0f} that it may have on an H100, as
+[the plan](performance.md#on-a-gpu-estimated-not-measured) lays out layers of one direction:
+forward / backward. A dash runs step by step.
+
+{shared}
+"""
+
+
+def markdown(rows: Iterable[Iterable[str]]) -> str:
+    first, *rest = ([*row] for row in rows)
+    lines = [first, ["---"] * len(first), *rest]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def span(values: Iterable[int]) -> str:
+    ordered = sorted(set(values))
+    return f"{ordered[0]}–{ordered[-1]}" if len(ordered) > 1 else str(ordered[0])
+
+
+def kernel_table(functions: list[Function]) -> str:
+    """A line per cell, pass and numbers; numbers that share one stand together."""
+    places: dict[tuple[str, str], dict[tuple[str, bool, str], list[Function]]] = {}
+    for f in functions:
+        if k := f.kernel:
+            of_place = places.setdefault((f.arch, k.family), {})
+            of_place.setdefault((k.cell, k.backward, k.numbers), []).append(f)
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for cell in ("rnn", *CELLS):
+        for backward in (False, True):
+            for numbers in NUMBERS:
+                line = [cell, PASSES[backward]]
+                for place in sorted(places):
+                    found = places[place][cell, backward, numbers]
+                    parts = (
+                        [f.registers or 0 for f in found],
+                        *([f.count(opcode) for f in found] for opcode in ("HMMA", "FFMA")),
+                    )
+                    line.append(" · ".join(map(span, parts)))
+                lines.setdefault(tuple(line), []).append(numbers)
+    heads = [f"sm_{arch}, {family}" for arch, family in sorted(places)]
+    return markdown(
+        [
+            ["cell", "pass", "numbers", *heads],
+            *([cell, way, ", ".join(n), *rest] for (cell, way, *rest), n in lines.items()),
+        ]
+    )
+
+
+def shared_table() -> str:
+    rows = [["cell", "B, H", *PRECISIONS]]
+    for cell in CELLS:
+        for B, H in SIZES:
+            row = [cell, f"{B}, {H}"]
+            for precision in PRECISIONS:
+                plans = [
+                    plan(cell, backward, precision, H, B, 1, DEVICES["H100"])
+                    for backward in (False, True)
+                ]
+                row.append(
+                    " / ".join(
+                        "–" if p.reason else f"{p.shared_bytes / 1024:.1f} {p.family}"
+                        for p in plans
+                    )
+                )
+            rows.append(row)
+    return markdown(rows)
+
+
+def document(functions: list[Function], nvcc: str) -> str:
+    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    version = re.search(r"\bV(\d[\d.]+)", done.stdout)
+    # Where there are no clusters, their kernels are empty.
+    kernels = [f for f in functions if f.kernel and f.count("FFMA")]
+    memory = sorted(
+        {n for f in kernels for n in (f.stack, f.spill_stores, f.spill_loads, f.shared)}
+    )
+    return TEXT.format(
+        command=shlex.join(["python", *sys.argv]),
+        version=version[1] if version else "of an unknown version",
+        threads=span(f.threads for f in kernels if f.threads),
+        memory=span(memory),
+        count=len(kernels),
+        kernels=kernel_table(kernels),
+        limit=DEVICES["H100"].shared_bytes / 1024,
+        shared=shared_table(),
+    )
