@@ -3,7 +3,8 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 RECORD ?= benchmarks/results/cpu.json
 SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py tests/test_bad_tensors.py tests/test_grad_clip.py \
-  tests/test_truncation.py tests/test_truncation_options.py tests/test_bfloat16.py
+  tests/test_truncation.py tests/test_truncation_options.py tests/test_bfloat16.py \
+  tests/test_persistent.py::test_odd_sizes
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,10 +60,10 @@ types: $(VENV)/.dev ## Check the type annotations
 # its ordinary build, in front of it. --capture=sys: pytest would swallow the report of a crash.
 SANITIZED := build/sanitize/lib
 RUNTIME = $(foreach lib,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(lib)))
-sanitize: $(VENV)/.dev ## Run the tests of the ops with address and undefined sanitizers
+sanitize: export RNNKERNELS_SANITIZE = address,undefined
+sanitize: $(VENV)/.dev ## Run tests of ops and kernels with address and undefined sanitizers
 	rm -rf $(SANITIZED)
-	RNNKERNELS_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
-	  --build-base build/sanitize --build-lib $(SANITIZED)
+	$(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$(RUNTIME)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \

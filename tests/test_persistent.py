@@ -6,6 +6,7 @@ compute must not depend on it, and must depend on every one of their barriers.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
@@ -16,14 +17,17 @@ from zlib import crc32
 import op_parity
 import pytest
 import torch
-from op_parity import CASES, Case
+from op_parity import ALL, CASES, CLIPS, Case
 from torch import Tensor
 from torch.utils import cpp_extension
 
 from rnnkernels.call import Clip
+from rnnkernels.cells import CELLS
 
 ROOT = Path(__file__).parents[1]
-SIMT = ("barriers", "fiber", "machine", "ops", "traffic", "warp")
+EMULATOR = ("barriers", "fiber", "machine", "traffic", "warp")
+#: Such as "address,undefined": the kernels and the emulator are instrumented, as by setup.py.
+SANITIZE = os.environ.get("RNNKERNELS_SANITIZE", "")
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,26 @@ PRECISIONS = {
 @pytest.fixture(scope="session")
 def ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pytest.importorskip("ninja")
-    sources = [ROOT / "tests/simt" / f"{name}.cpp" for name in SIMT]
-    sources += [ROOT / "csrc/cuda/plan.cpp", ROOT / "csrc/common/arguments.cpp"]
-    cpp_extension.load(
-        "rnnkernels_simt",
-        [str(path) for path in sources],
-        extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
-        extra_cflags=["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"],
-        build_directory=str(tmp_path_factory.mktemp("simt_ops")),
-        is_python_module=False,
-    )
+    # The slowest first. What no sanitizer runs, need not be compiled for it.
+    storage = ["float", "bfloat16"] if SANITIZE else ["float", "bfloat16", "float16"]
+    sources = [*(f"tests/simt/kernels/{name}" for name in (*storage, "ops"))]
+    sources += [*(f"tests/simt/{name}" for name in EMULATOR)]
+    sources += ["csrc/cuda/plan", "csrc/common/arguments"]
+    flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
+    instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"] if SANITIZE else []
+    if SANITIZE:  # locals that are used after return would take a second stack for each thread
+        flags.append("--param=asan-use-after-return=0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LD_PRELOAD", raising=False)  # of the sanitizers: not for the compiler
+        cpp_extension.load(
+            "rnnkernels_simt",
+            [str(ROOT / f"{source}.cpp") for source in sources],
+            extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
+            extra_cflags=[*flags, *instrument],
+            extra_ldflags=instrument,
+            build_directory=str(tmp_path_factory.mktemp("simt_ops")),
+            is_python_module=False,
+        )
     return torch.ops.rnnkernels_simt
 
 
@@ -130,6 +144,25 @@ def test_layouts(ops: Any, case: Case, layout: Layout, cluster: bool, precision:
     assert max(errors(ops, case, layout, dtype)) <= tolerance
     if not cluster:
         assert max(errors(ops, case, replace(layout, tiles=1, launches=2), dtype)) <= tolerance
+
+
+#: What fills no tile, block or fragment: with every option and several blocks and tiles, and with
+#: none and weights beyond the registers.
+ODD: list[tuple[dict[str, Any], Layout]] = [
+    ({**ALL, "D": 2, "T": 5, "B": 9, "H": 13, "window": 2, "clip": CLIPS[1]}, Layout(tiles=2)),
+    ({"D": 1, "T": 2, "B": 1, "H": 67, "bias": False}, Layout(units=64)),
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_odd_sizes(ops: Any, cell: str, cluster: bool, precision: str) -> None:
+    """What `make sanitize` runs: little work that touches all memory there is."""
+    dtype, _, tolerance = PRECISIONS[precision]
+    for options, layout in ODD:
+        layout = replace(layout, cluster=cluster, batch=1 if precision == "float32" else 2)
+        assert max(errors(ops, Case(cell, **options), layout, dtype)) <= tolerance, options
 
 
 SCHEDULES = [("forward", 0), ("reverse", 0), *(("random", seed) for seed in range(4))]

@@ -3,10 +3,8 @@
 // been.
 #include <set>
 
-#include "cuda/persistent.cuh"
 #include "cuda/persistent.h"
-#include "simt/machine.h"
-#include "simt/storage.h"
+#include "simt/kernels/launch.h"
 
 namespace rnn::cuda {
 namespace {
@@ -36,29 +34,23 @@ Plan chosen(Kernel kernel, const Problem& problem) {
 struct Runner {
   int cell;
 
-  template <class Pass>
-  void run(const Pass& pass, const Plan& plan, char* global, int64_t first_row) const {
-    const Layout& l = plan.layout;
-    const int blocks = l.slices.blocks;
-    const simt::Grid grid{int(pass.sequence().D) * l.groups * blocks, plan.kernel.cluster ? blocks : 1, kThreads,
-                          int(l.shared_bytes)};
-    const Persistent<Pass> persistent{pass, l, global, first_row};
-    const bool found = dispatch_block<Pass>(plan.kernel, [&]<class Block>(Block*) {
-      const simt::Report report = simt::launch(grid, settings.schedule, [&] { Block(persistent).run(); });
-      for (const simt::VisitedSite& site : report.sites) visited.insert({site.place, site.primitive});
-    });
-    TORCH_CHECK(found, "no such kernel");
-  }
-
   template <class IO>
   void forward(const Forward<IO>& call, const Plan& plan, char* global, int64_t first_row) const {
-    dispatch_cell_or_group(cell,
-                           [&](auto of) { run(ForwardPass<decltype(of), IO>{call, cell}, plan, global, first_row); });
+    note(kernels<IO>().forward(cell, call, plan, {global, first_row, settings.schedule}));
   }
   template <class IO>
   void backward(const Backward<IO>& call, double* all_dh, const Plan& plan, char* global, int64_t first_row) const {
-    dispatch_cell_or_group(
-        cell, [&](auto of) { run(BackwardPass<decltype(of), IO>{call, cell, all_dh}, plan, global, first_row); });
+    note(kernels<IO>().backward(cell, call, all_dh, plan, {global, first_row, settings.schedule}));
+  }
+
+ private:
+  template <class IO>
+  static const simt::Kernels<IO>& kernels() {
+    TORCH_CHECK(simt::Kernels<IO>::compiled, "this library was compiled without kernels of the dtype");
+    return *simt::Kernels<IO>::compiled;
+  }
+  static void note(const simt::Report& report) {
+    for (const simt::VisitedSite& site : report.sites) visited.insert({site.place, site.primitive});
   }
 };
 

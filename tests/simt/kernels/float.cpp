@@ -1,0 +1,3 @@
+#include "simt/kernels/run.h"
+
+static const rnn::simt::Compiled<float> compiled;
