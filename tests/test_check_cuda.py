@@ -11,34 +11,45 @@ from types import SimpleNamespace
 import pytest
 
 import check_cuda
-from check_cuda import faults_of
+from check_cuda import TENSOR_CORE, faults_of
 from cubin import Function, Persistent, read_assembly, read_report
 
+MANGLED = {
+    "rnn": "5OneOfINS_7RNNTanhEJNS_7RNNReluENS_10RNNSigmoidEEE",
+    "lstm": "4LSTM",
+    "gru": "3GRU",
+}
 
-def symbol(numbers: str = "bfloat16", family: str = "Cluster", batch: int = 2) -> str:
-    """The kernel of LSTM's forward pass, as GCC and Clang mangle its name."""
+
+def symbol(kernel: Persistent) -> str:
+    """As GCC and Clang mangle its name."""
+    cell, backward, numbers, family, batch = kernel
     io = {"bfloat16": "NS_8BFloat16E", "float16": "NS_7Float16E"}.get(numbers, "f")
-    of = {"tf32": "NS0_4TF32E", "float32": "f"}.get(numbers, "S5_")
-    length = len(f"{family}Exchange")
+    product = {"tf32": "NS0_4TF32E", "float32": "f"}.get(numbers, "S5_")
+    way = "12BackwardPass" if backward else "11ForwardPass"
+    exchange = {"cluster": "15ClusterExchange", "grid": "12GridExchange"}[family]
     return (
         "_ZN3rnn4cuda58_GLOBAL__N__6d_21_persistent_float16_cu_9e_7610persistentINS0_"
-        f"11ForwardPassINS_4LSTME{io}EENS0_15PersistentBlockIS6_{of}NS0_"
-        f"{length}{family}ExchangeELi{batch}EEEEEvNS0_10PersistentIT_EE"
+        f"{way}INS_{MANGLED[cell]}E{io}EENS0_15PersistentBlockIS6_{product}NS0_{exchange}"
+        f"ELi{batch}EEEEEvNS0_10PersistentIT_EE"
     )
 
 
-@pytest.mark.parametrize("numbers", ["bfloat16", "float16", "tf32", "float32"])
-@pytest.mark.parametrize("family", ["Cluster", "Grid"])
-def test_names(numbers: str, family: str) -> None:
-    want = Persistent("lstm", False, numbers, family.lower(), 2)
-    assert Persistent.of(symbol(numbers, family)) == want
+#: Of one family.
+KERNELS = [
+    Persistent(cell, backward, numbers, "cluster", batch)
+    for cell in MANGLED
+    for backward in (False, True)
+    for numbers in TENSOR_CORE
+    for batch in ((1,) if numbers == "float32" else (1, 2))
+]
 
 
-def test_names_of_others() -> None:
-    """A kernel of three cells, going backward; and one that is not persistent."""
-    of_three = symbol("float32", batch=1).replace("11ForwardPass", "12BackwardPass")
-    of_three = of_three.replace("4LSTM", "5OneOfINS_7RNNTanhEJNS_7RNNReluENS_10RNNSigmoidEEE")
-    assert Persistent.of(of_three) == Persistent("rnn", True, "float32", "cluster", 1)
+def test_names() -> None:
+    for kernel in KERNELS:
+        for family in ("cluster", "grid"):
+            kernel = kernel._replace(family=family)
+            assert Persistent.of(symbol(kernel)) == kernel
     assert Persistent.of("_ZN3rnn4cuda13for_each_unitINS_4LSTMENS0_11ForwardCellIfEEEEvT0_") is None
 
 
@@ -113,13 +124,22 @@ def test_assembly() -> None:
     assert (second.threads, dict(second.instructions)) == (None, {"EXIT": 1})
 
 
+LSTM = Persistent("lstm", False, "bfloat16", "cluster", 2)
 GOOD = Function(
-    symbol(), "90a", registers=255, threads=256, instructions=Counter({"HMMA.16816.F32.BF16": 38})
+    symbol(LSTM),
+    "90a",
+    registers=255,
+    threads=256,
+    instructions=Counter({"HMMA.16816.F32.BF16": 38}),
 )
 TF32 = replace(
-    GOOD, symbol=symbol("tf32"), instructions=Counter({"HMMA.1688.F32.TF32": 38, "FFMA": 60})
+    GOOD,
+    symbol=symbol(LSTM._replace(numbers="tf32")),
+    instructions=Counter({"HMMA.1688.F32.TF32": 38, "FFMA": 60}),
 )
-IEEE = replace(GOOD, symbol=symbol("float32"), instructions=Counter({"FFMA": 650}))
+IEEE = replace(
+    GOOD, symbol=symbol(LSTM._replace(numbers="float32")), instructions=Counter({"FFMA": 650})
+)
 
 
 def test_nothing_to_object_to() -> None:
@@ -227,3 +247,27 @@ def test_finds_a_disassembler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         program.write_text("#!/bin/sh\n")
         program.chmod(0o755)
         assert check_cuda.find_nvdisasm(nvcc) == str(program)
+
+
+def test_tables() -> None:
+    """Numbers and tiles that are alike share a line; shared memory is the plan's."""
+    pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
+    import kernel_table
+
+    functions = []
+    for k in KERNELS:
+        f = Function(symbol(k), "90a", registers=100 * k.batch, threads=256)
+        f.instructions.update({"FFMA": 7 + k.backward}, **dict.fromkeys(TENSOR_CORE[k.numbers], 5))
+        functions.append(f)
+    lines = kernel_table.kernel_table(functions).splitlines()
+    assert lines[0] == "| cell | pass | numbers | sm_90a, cluster |"
+    assert "| gru | forward | bfloat16, float16, tf32 | 100–200 · 5 · 7 |" in lines
+    assert "| gru | backward | float32 | 100 · 0 · 8 |" in lines
+    assert len(lines) == 2 + 3 * 2 * 2
+
+    H100 = kernel_table.DEVICES["H100"]
+    both = [kernel_table.plan("lstm", b, "tf32", 1024, 64, 1, H100) for b in (False, True)]
+    assert both[1].reason
+    wanted = f" {both[0].shared_bytes / 1024:.1f} {both[0].family} / – "
+    (line,) = (r for r in kernel_table.shared_table().splitlines() if "| lstm | 64, 1024 |" in r)
+    assert line.split("|")[4] == wanted
