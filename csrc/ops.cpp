@@ -19,6 +19,7 @@ TORCH_LIBRARY(rnnkernels, library) {
   rnn::define_input_gradient_op(library);
   rnn::define_differentiable_op(library);
 }
+TORCH_LIBRARY(rnnkernels_triton, library) { rnn::define_sequence_ops(library); }
 
 namespace py = pybind11;
 

@@ -52,7 +52,7 @@ TensorList list(const Tensor& t) { return t.defined() ? TensorList(t) : TensorLi
 
 // Kernels for the device of a tensor are part of this build.
 bool has_kernels(const Tensor& t) {
-  static const bool cuda = forward_op().hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+  static const bool cuda = SequenceOps<Library::kCompiled>::forward().hasKernelForDispatchKey(c10::DispatchKey::CUDA);
   return t.is_cpu() || (t.is_cuda() && cuda);
 }
 

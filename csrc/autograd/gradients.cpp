@@ -170,9 +170,11 @@ Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTe
   };
   if (overwrite) {
     dgates = kept.saved;
-    std::tie(dh0, dc0, dproj, result.flow) = run(backward_over_saved_op());
+    std::tie(dh0, dc0, dproj, result.flow) =
+        with_ops(settings.library, [&](auto ops) { return run(ops.backward_over_saved()); });
   } else {
-    std::tie(dgates, dh0, dc0, dproj, result.flow) = run(backward_op());
+    std::tie(dgates, dh0, dc0, dproj, result.flow) =
+        with_ops(settings.library, [&](auto ops) { return run(ops.backward()); });
   }
   Products products(settings, in, lengths, reset, kept, dgates, dproj, plain);
   for (size_t d = 0; d < in.weights(kWHh).size(); ++d) products.add(int64_t(d), wanted, result.all);

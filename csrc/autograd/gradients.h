@@ -31,6 +31,7 @@ struct Inputs {
 
 // What is neither differentiated nor a result of forward.
 struct Settings {
+  Library library;
   std::string cell;
   int64_t window;
   std::string clip;

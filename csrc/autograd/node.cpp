@@ -59,6 +59,7 @@ class SequenceBackward final : public Node {
     TORCH_CHECK_NOT_IMPLEMENTED(!flow_, "gradient_flow: compiled autograd does not record norms of gradients");
     args.collect(form_ == Form::kStep);
     args.collect(saves_);
+    args.collect(settings_.library == Library::kTriton);
     args.collect(settings_.cell);
     args.collect(settings_.window);
     args.collect(settings_.clip);
@@ -200,19 +201,20 @@ bool needs_history(const Tensors&... tensors) {
   return torch::autograd::compute_requires_grad(tensors...);
 }
 
+template <Library library>
 ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Tensor& x, TensorList w_ih,
                        TensorList w_hh, TensorList b_ih, TensorList b_hh, TensorList w_hr, const Tensor& h0,
                        const OptionalTensor& c0, const OptionalTensor& lengths, const OptionalTensor& reset, bool save,
                        bool all_c, int64_t layer, int64_t window, c10::string_view clip, double bound) {
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return forward_op().redispatch(keys & c10::after_autograd_keyset, cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0,
+    return SequenceOps<library>::forward().redispatch(keys & c10::after_autograd_keyset, cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0,
                                    lengths, reset, save, all_c, layer, window, clip, bound);
   };
   if (!needs_history(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0)) return run();
   const Inputs in(x, h0, c0, {w_ih, w_hh, b_ih, b_hh, w_hr});
   const auto node =
-      make_node(Form::kSequence, Settings{std::string(cell), window, std::string(clip), bound, batch_invariant()}, in);
+      make_node(Form::kSequence, Settings{library, std::string(cell), window, std::string(clip), bound, batch_invariant()}, in);
   ForwardResults results = run();
   const auto& [y, h_n, c_n, c, h_raw, saved] = results;
   for (const Tensor* t : {&y, &h_n}) torch::autograd::set_history(*t, node);
@@ -233,13 +235,13 @@ State cell_step(c10::string_view cell, const Tensor& x, const Tensor& w_ih, cons
   decltype(make_node(Form::kStep, Settings{}, in)) node;
   if (save) {
     in = Inputs(x, h0, c0, {TensorList(w_ih), TensorList(w_hh), b_ih, b_hh, TensorList()});
-    node = make_node(Form::kStep, Settings{std::string(cell), 0, "none", 1.0, batch_invariant()}, in);
+    node = make_node(Form::kStep, Settings{Library::kCompiled, std::string(cell), 0, "none", 1.0, batch_invariant()}, in);
   }
   State next;
   Tensor h_raw, saved;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto results = forward_op().call(cell, x.unsqueeze(0), w_ih, w_hh, b_ih, b_hh, TensorList(), h0.unsqueeze(0),
+    auto results = SequenceOps<Library::kCompiled>::forward().call(cell, x.unsqueeze(0), w_ih, w_hh, b_ih, b_hh, TensorList(), h0.unsqueeze(0),
                                      c0 ? OptionalTensor(c0->unsqueeze(0)) : std::nullopt, std::nullopt, std::nullopt,
                                      save, false, -1, 0, "none", 1.0);
     next.h = std::get<0>(results).squeeze(0);
@@ -257,4 +259,9 @@ State cell_step(c10::string_view cell, const Tensor& x, const Tensor& w_ih, cons
 
 }  // namespace rnn
 
-TORCH_LIBRARY_IMPL(rnnkernels, Autograd, library) { library.impl("sequence_forward", TORCH_FN(rnn::forward)); }
+TORCH_LIBRARY_IMPL(rnnkernels, Autograd, library) {
+  library.impl("sequence_forward", TORCH_FN(rnn::forward<rnn::Library::kCompiled>));
+}
+TORCH_LIBRARY_IMPL(rnnkernels_triton, Autograd, library) {
+  library.impl("sequence_forward", TORCH_FN(rnn::forward<rnn::Library::kTriton>));
+}

@@ -70,17 +70,31 @@ template <class Schema>
 c10::TypedOperatorHandle<Schema> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
 }
-inline const auto& forward_op() {
-  static const auto op = find_op<ForwardSchema>("rnnkernels::sequence_forward");
-  return op;
-}
-inline const auto& backward_op() {
-  static const auto op = find_op<BackwardSchema<BackwardResults>>("rnnkernels::sequence_backward");
-  return op;
-}
-inline const auto& backward_over_saved_op() {
-  static const auto op = find_op<BackwardSchema<BackwardOverSavedResults>>("rnnkernels::sequence_backward_");
-  return op;
+// The ops that run a layer. There are two libraries of them: of kernels that this project compiles, and of those that
+// Triton compiles on the user's machine.
+enum class Library { kCompiled, kTriton };
+template <Library library>
+struct SequenceOps {
+  static std::string name(const char* op) {
+    return std::string(library == Library::kTriton ? "rnnkernels_triton::" : "rnnkernels::") + op;
+  }
+  static const auto& forward() {
+    static const auto op = find_op<ForwardSchema>(name("sequence_forward").c_str());
+    return op;
+  }
+  static const auto& backward() {
+    static const auto op = find_op<BackwardSchema<BackwardResults>>(name("sequence_backward").c_str());
+    return op;
+  }
+  static const auto& backward_over_saved() {
+    static const auto op = find_op<BackwardSchema<BackwardOverSavedResults>>(name("sequence_backward_").c_str());
+    return op;
+  }
+};
+// f(ops) for the library that is known at run time.
+template <class F>
+auto with_ops(Library library, F&& f) {
+  return library == Library::kTriton ? f(SequenceOps<Library::kTriton>()) : f(SequenceOps<Library::kCompiled>());
 }
 inline const auto& input_gradient_op() {
   static const auto op = find_op<Tensor(const Tensor&, TensorList)>("rnnkernels::input_gradient");

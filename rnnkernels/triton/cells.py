@@ -1,0 +1,122 @@
+"""The cells of :mod:`rnnkernels.cells` in Triton: what one hidden unit does in one step.
+
+Each is a pair of functions on tuples of blocks of units, in float32, with the same symbols:
+``forward(gx, gh, prev) -> next, saved`` and
+``backward(saved, prev, next, dnext) -> dgx, dgh, dprev``. Sequence kernels take them as constants.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tanh(x):
+    """tanh to about 1e-7 of its value: near zero by its series, where 1 - exp(-2x) would cancel."""
+    z = x * x
+    series = 1382 / 155925 - z * (21844 / 6081075)
+    series = 62 / 2835 - z * series
+    series = 17 / 315 - z * series
+    series = 2 / 15 - z * series
+    series = 1 / 3 - z * series
+    e = tl.exp(-2 * tl.abs(x))
+    magnitude = (1 - e) / (1 + e)
+    return tl.where(z < 0.16, x - x * z * series, tl.where(x < 0, -magnitude, magnitude))
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def rnn_tanh_forward(gx, gh, prev):
+    return (tanh(gx[0] + gh[0]),), ()
+
+
+@triton.jit
+def rnn_tanh_backward(saved, prev, next, dnext):
+    d = dnext[0] * (1 - next[0] * next[0])
+    return (d,), (d,), (tl.zeros_like(d),)
+
+
+@triton.jit
+def rnn_relu_forward(gx, gh, prev):
+    sum = gx[0] + gh[0]
+    return (tl.where(sum < 0, 0.0, sum),), ()  # a NaN stays one
+
+
+@triton.jit
+def rnn_relu_backward(saved, prev, next, dnext):
+    d = tl.where(next[0] > 0, dnext[0], 0.0)
+    return (d,), (d,), (tl.zeros_like(d),)
+
+
+@triton.jit
+def rnn_sigmoid_forward(gx, gh, prev):
+    return (_sigmoid(gx[0] + gh[0]),), ()
+
+
+@triton.jit
+def rnn_sigmoid_backward(saved, prev, next, dnext):
+    d = dnext[0] * next[0] * (1 - next[0])
+    return (d,), (d,), (tl.zeros_like(d),)
+
+
+@triton.jit
+def lstm_forward(gx, gh, prev):
+    i = _sigmoid(gx[0] + gh[0])
+    f = _sigmoid(gx[1] + gh[1])
+    g = tanh(gx[2] + gh[2])
+    o = _sigmoid(gx[3] + gh[3])
+    c = f * prev[1] + i * g
+    return (o * tanh(c), c), (i, f, g, o)
+
+
+@triton.jit
+def lstm_backward(saved, prev, next, dnext):
+    i, f, g, o = saved
+    tanh_c = tanh(next[1])
+    dc = dnext[1] + dnext[0] * o * (1 - tanh_c * tanh_c)
+    di = dc * g * i * (1 - i)
+    df = dc * prev[1] * f * (1 - f)
+    dg = dc * i * (1 - g * g)
+    do = dnext[0] * tanh_c * o * (1 - o)
+    return (di, df, dg, do), (di, df, dg, do), (tl.zeros_like(dc), dc * f)
+
+
+@triton.jit
+def gru_forward(gx, gh, prev):
+    r = _sigmoid(gx[0] + gh[0])
+    z = _sigmoid(gx[1] + gh[1])
+    n = tanh(gx[2] + r * gh[2])
+    return (n + z * (prev[0] - n),), (r, z, n, gh[2])
+
+
+@triton.jit
+def gru_backward(saved, prev, next, dnext):
+    r, z, n, gh_n = saved
+    dn = dnext[0] * (1 - z) * (1 - n * n)
+    dr = dn * gh_n * r * (1 - r)
+    dz = dnext[0] * (prev[0] - n) * z * (1 - z)
+    return (dr, dz, dn), (dr, dz, dn * r), (dnext[0] * z,)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two directions of differentiation of a cell."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+PAIRS: dict[str, Pair] = {
+    "rnn_tanh": Pair(rnn_tanh_forward, rnn_tanh_backward),
+    "rnn_relu": Pair(rnn_relu_forward, rnn_relu_backward),
+    "rnn_sigmoid": Pair(rnn_sigmoid_forward, rnn_sigmoid_backward),
+    "lstm": Pair(lstm_forward, lstm_backward),
+    "gru": Pair(gru_forward, gru_backward),
+}

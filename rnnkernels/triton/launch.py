@@ -1,0 +1,151 @@
+"""What the compiled part calls: runs the loop over time of a layer as Triton kernels.
+
+All tensors are checked, contiguous and on the current device; results are written in place. Shapes
+are those of ``csrc/common/layout.h``, with w_hh [D, G*H, H] and biases [D, G*H].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from rnnkernels.cells import CELLS
+from rnnkernels.triton import sequence
+from rnnkernels.triton.cells import PAIRS
+from rnnkernels.triton.plan import Layout, choose
+
+#: Triton runs kernels on the CPU, one program after the other, where this is set before its import.
+INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED_PROCESSORS = 4
+
+
+def processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied, by torch's switches: TF32 where ``torch.backends.cudnn`` allows it
+    for recurrent layers; else in three parts of TF32, where the precision of products may be
+    ``"high"``; else as it is."""
+    if dtype != torch.float32:
+        return "ieee"
+    if torch.backends.cudnn.allow_tf32:
+        return "tf32"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "high" else "ieee"
+
+
+def layout_of(cell: str, w_hh: Tensor, rows: int, norm: bool) -> Layout:
+    D, _, H = w_hh.shape
+    return choose(
+        G=CELLS[cell].G, H=H, rows=rows, D=D, itemsize=w_hh.element_size(), norm=norm,
+        processors=processors(w_hh.device),
+    )  # fmt: skip
+
+
+def _launches(layout: Layout, rows: int, rounds: int) -> Iterator[tuple[int, int, int, int]]:
+    """First and last round, first block of rows and number of blocks, of every launch."""
+    blocks = -(-rows // layout.block_b)
+    for block in range(0, blocks, layout.row_blocks):
+        many = min(layout.row_blocks, blocks - block)
+        if layout.kind != "step":
+            yield 0, rounds, block, many
+        else:
+            for n in range(rounds):
+                yield n, n + 1, block, many
+
+
+def _constants(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
+    contract = CELLS[cell]
+    D, _, H = w_hh.shape
+    return {
+        "G": contract.G, "S": contract.S, "K": contract.K, "D": D, "H": H,
+        "PARTS": layout.parts, "TILES": layout.tiles, "BLOCK_B": layout.block_b,
+        "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
+        "RESIDENT": layout.kind == "resident", "HELD": layout.held,
+        "PRECISION": precision(w_hh.dtype),
+    }  # fmt: skip
+
+
+def _options(layout: Layout) -> dict[str, Any]:
+    if INTERPRETED:
+        return {}
+    return {"num_warps": layout.warps, "launch_cooperative_grid": layout.kind == "grid"}
+
+
+def _counts(layout: Layout, w_hh: Tensor) -> Tensor | None:
+    """What the programs of a block of rows signal to each other with; zeros for every launch."""
+    if layout.kind != "grid":
+        return None
+    return torch.zeros(len(w_hh) * layout.row_blocks, dtype=torch.int32, device=w_hh.device)
+
+
+def _carry(layout: Layout, S: int, rows: int, w_hh: Tensor) -> Tensor | None:
+    """The states between launches."""
+    if layout.kind != "step":
+        return None
+    D, _, H = w_hh.shape
+    return torch.empty(S, D, rows, H, dtype=torch.float32, device=w_hh.device)
+
+
+def _bytes(reset: Tensor | None) -> Tensor | None:
+    return None if reset is None else reset.view(torch.uint8)
+
+
+def forward(
+    cell: str, gx: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor,
+    c0: Tensor | None, y: Tensor, h_n: Tensor, c_n: Tensor | None, c: Tensor | None,
+    saved: Tensor | None, lengths: Tensor | None, reset: Tensor | None,
+) -> None:  # fmt: skip
+    """The loop of ``sequence_forward``."""
+    T, B = gx.shape[:2]
+    layout = layout_of(cell, w_hh, B, False)
+    carry = _carry(layout, CELLS[cell].S, B, w_hh)
+    constants = _constants(cell, w_hh, layout)
+    for first, last, block, blocks in _launches(layout, B, T):
+        sequence.forward[(blocks, layout.parts, len(w_hh))](
+            gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, _bytes(reset), carry,
+            _counts(layout, w_hh), T, B, first, last, block,
+            CELL=PAIRS[cell].forward, **constants, **_options(layout),
+        )  # fmt: skip
+
+
+def backward(
+    cell: str, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, dc: Tensor | None,
+    w_hh: Tensor, h0: Tensor, c0: Tensor | None, y: Tensor, c: Tensor | None,
+    saved: Tensor | None, dgates: Tensor, dh0: Tensor | None, dc0: Tensor | None,
+    flow: Tensor | None, lengths: Tensor | None, reset: Tensor | None, steps: int, rows: int,
+    clip: str, bound: float,
+) -> None:  # fmt: skip
+    """The loop of ``sequence_backward``, over `rows` windows of `steps` steps."""
+    T, B, D, width = dgates.shape
+    norm = clip == "norm"
+    layout = layout_of(cell, w_hh, rows, norm)
+    carry = _carry(layout, CELLS[cell].S, rows, w_hh)
+    pending = squares = parts = None
+    if norm:
+        pending = torch.empty(2, D, rows, width, dtype=torch.float32, device=y.device)
+        squares = torch.empty(2, D, rows, layout.parts, dtype=torch.float64, device=y.device)
+    if flow is not None:
+        parts = torch.empty(T, B, D, layout.parts, dtype=torch.float64, device=y.device)
+    constants = _constants(cell, w_hh, layout)
+    finish = norm or dh0 is not None
+    launches = list(_launches(layout, rows, steps))
+    if finish and layout.kind == "step":
+        launches += [(steps, steps, *rest) for _, last, *rest in launches if last == steps]
+    for first, last, block, blocks in launches:
+        sequence.backward[(blocks, layout.parts, D)](
+            dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths,
+            _bytes(reset), carry, _counts(layout, w_hh), pending, squares, parts,
+            T, B, steps, rows, first, last, block, bound,
+            CELL=PAIRS[cell].backward, A=CELLS[cell].A, CLIP=clip,
+            FINISH=finish and (layout.kind != "step" or first == last),
+            **constants, **_options(layout),
+        )  # fmt: skip
+    if flow is not None and parts is not None:
+        flow.copy_(parts.sum(-1).sqrt_())

@@ -1,0 +1,523 @@
+"""The sequence kernels in Triton: one for forward, one for backward, for every cell.
+
+A program runs a block of rows of one direction over the steps [first, last), and computes TILES
+blocks of hidden units. What the others need of it goes in one of three ways:
+
+* RESIDENT: there are no others. The program has all units of its rows, in registers.
+* a count per block of rows: all programs of the rows are there at once (a cooperative launch), and
+  a step waits for as many signals as all of them give at the end of a step.
+* one launch per step: then nothing has to wait.
+
+In the last two, values go through the results themselves: y in forward, dgates in backward. Where
+gradients are bounded by the norm of their row, no program knows the norm before all have added to
+it: gradients then pass through ``pending``, in float32, and the next step bounds them.
+
+Shapes and the order of steps are those of ``csrc/common/layout.h``; w_hh [D, G*H, H] and biases
+[D, G*H] have all directions. Names in capitals are constants of a compiled kernel.
+"""
+
+import triton
+import triton.language as tl
+
+from rnnkernels.triton.cells import tanh
+
+# --- Rows, positions in time, weights: the same for both passes -------------------------------
+
+
+@triton.jit
+def _rows(tile, T, B, steps, rows, lengths, BLOCK_B: tl.constexpr):
+    """Number, b, start, length, length of the whole row of the batch, and whether there is such a
+    row: [BLOCK_B] each."""
+    n = tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    real = n < rows
+    b = n % B
+    start = n // B * steps  # of a window; 0 where there are none
+    whole = tl.zeros([BLOCK_B], tl.int32) + T
+    if lengths is not None:
+        whole = tl.load(lengths + b, mask=real, other=0)
+        # Memory stays safe whatever a tensor holds.
+        whole = tl.minimum(tl.maximum(whole, 0), T).to(tl.int32)
+    length = tl.minimum(tl.maximum(whole - start, 0), steps)
+    return n, b, start, tl.where(real, length, 0), whole, real
+
+
+@triton.jit
+def _position(s, d, start, length):
+    """Whether step s [BLOCK_B] takes place, and where in time: past the end of a row, where its
+    padding is."""
+    active = s < length
+    return active, start + tl.where(d == 1, tl.where(active, length - 1 - s, s), s)
+
+
+@triton.jit
+def _cut(reset, active, t, d, b, whole, B):
+    """Whether the state that enters position t is zeroed."""
+    if reset is None:
+        return tl.zeros(active.shape, tl.int1)
+    boundary = t + d
+    at = boundary.to(tl.int64) * B + b
+    return tl.load(reset + at, mask=active & (boundary < whole), other=0) != 0
+
+
+@triton.jit
+def _at(t, b, d, B, D: tl.constexpr):
+    """The place of position t in a tensor [T, B, D, ...]."""
+    return (t.to(tl.int64) * B + b) * D + d
+
+
+@triton.jit
+def _load(base, rows, columns, mask):
+    """Values at [rows, columns] in float32; zeros where there is no tensor."""
+    if base is None:
+        return tl.zeros(mask.shape, tl.float32)
+    return tl.load(base + rows[:, None] + columns[None, :], mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def _weight(w, gate, k0, j0, H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
+            BACKWARD: tl.constexpr):  # fmt: skip
+    """[BLOCK_K, BLOCK_H]: what units k of a gate, or of h, add to units j."""
+    k = k0 + tl.arange(0, BLOCK_K)[:, None]
+    j = j0 + tl.arange(0, BLOCK_H)[None, :]
+    if BACKWARD:
+        at = (gate * H + k) * H + j
+    else:
+        at = (gate * H + j) * H + k
+    return tl.load(w + at, mask=(k < H) & (j < H), other=0)
+
+
+@triton.jit
+def _held(w, first_unit, OUT: tl.constexpr, IN: tl.constexpr, TILES: tl.constexpr, H: tl.constexpr,
+          BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr, BACKWARD: tl.constexpr):  # fmt: skip
+    """All weights of a program, in the order in which :func:`_product` takes them."""
+    weights = ()
+    for tile in tl.static_range(TILES):
+        for i in tl.static_range(IN):
+            for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
+                for o in tl.static_range(OUT):
+                    weights = weights + (
+                        _weight(w, o + i, k * BLOCK_K, first_unit + tile * BLOCK_H, H, BLOCK_K,
+                                BLOCK_H, BACKWARD),
+                    )  # fmt: skip
+    return weights
+
+
+@triton.jit
+def _sent(source, rows, mask, factor, i, k, IN: tl.constexpr, APART: tl.constexpr,
+          H: tl.constexpr, BLOCK_K: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    """[BLOCK_B, BLOCK_K]: number i of each unit of block k, as the step before left it in memory.
+
+    The hidden gradients of the last APART gates stand behind those of the input.
+    """
+    column = k * BLOCK_K + tl.arange(0, BLOCK_K)
+    apart = tl.where(i >= IN - APART, APART, 0)
+    at = rows[:, None] + (i + apart) * H + column[None, :]
+    # Others may have written since this program last read a line of its cache.
+    values = tl.load(source + at, mask=mask[:, None] & (column < H)[None, :], other=0,
+                     cache_modifier=".cg")  # fmt: skip
+    if factor is not None:
+        values = values * factor[:, None]
+    return values.to(DTYPE)
+
+
+@triton.jit
+def _product(w, held, sent, source, rows, mask, factor, tile: tl.constexpr, unit,
+             OUT: tl.constexpr, IN: tl.constexpr, APART: tl.constexpr, H: tl.constexpr,
+             BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+             RESIDENT: tl.constexpr, HELD: tl.constexpr, BACKWARD: tl.constexpr,
+             PRECISION: tl.constexpr):  # fmt: skip
+    """OUT numbers of each of the units [unit, unit + BLOCK_H) from IN numbers of all units."""
+    BLOCKS: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K
+    DTYPE: tl.constexpr = w.dtype.element_ty
+    sums = ()
+    for _ in tl.static_range(OUT):
+        sums = sums + (tl.zeros([BLOCK_B, BLOCK_H], tl.float32),)
+    if HELD or RESIDENT:
+        for i in tl.static_range(IN):
+            for k in tl.static_range(BLOCKS):
+                if RESIDENT:
+                    a = sent[k * IN + i]
+                else:
+                    a = _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE)
+                more = ()
+                for o in tl.static_range(OUT):
+                    if HELD:
+                        b = held[((tile * IN + i) * BLOCKS + k) * OUT + o]
+                    else:
+                        b = _weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)
+                    more = more + (tl.dot(a, b, sums[o], input_precision=PRECISION),)
+                sums = more
+    else:
+        for n in range(IN * BLOCKS):
+            i = n // BLOCKS
+            k = n % BLOCKS
+            a = _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE)
+            more = ()
+            for o in tl.static_range(OUT):
+                b = _weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)
+                more = more + (tl.dot(a, b, sums[o], input_precision=PRECISION),)
+            sums = more
+    return sums
+
+
+@triton.jit
+def _signal(count):
+    tl.debug_barrier()  # the stores of all threads come before the signal
+    tl.atomic_add(count, 1, sem="release")
+
+
+@triton.jit
+def _wait(count, signals):
+    while tl.atomic_add(count, 0, sem="acquire") < signals:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def _taken_over(initial, at, carry, carried_at, columns, mask, starts, first):
+    """What a program starts from: the initial values of rows that start here, or what the launch
+    before has left."""
+    value = _load(initial, at, columns, mask & starts)
+    if carry is not None:
+        if first > 0:
+            value = _load(carry, carried_at, columns, mask)
+    return value
+
+
+# --- Forward ----------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["T", "B", "first", "last", "first_tile"])
+def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset, carry, counts,
+            T, B, first, last, first_tile,
+            CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
+            D: tl.constexpr, H: tl.constexpr, PARTS: tl.constexpr, TILES: tl.constexpr,
+            BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+            RESIDENT: tl.constexpr, HELD: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """y, h_n, c_n and, where they are asked for, c and saved of the rows of the grid's tiles.
+
+    Grid: tiles of rows, PARTS programs for each, D directions.
+    """
+    block = tl.program_id(0)
+    part = tl.program_id(1)
+    d = tl.program_id(2)
+    tile = first_tile + block
+    IO: tl.constexpr = y.dtype.element_ty
+    w = w_hh + d.to(tl.int64) * (G * H * H)
+    _, b, start, length, whole, real = _rows(tile, T, B, T, B, lengths, BLOCK_B)
+    at_state = (d * B + b).to(tl.int64) * H
+    first_unit = part * TILES * BLOCK_H
+
+    held = ()
+    if HELD:
+        held = _held(w, first_unit, G, 1, TILES, H, BLOCK_K, BLOCK_H, False)
+    biases = ()
+    states = ()
+    sent = ()
+    for i in tl.static_range(TILES):
+        unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
+        exists = real[:, None] & (unit < H)[None, :]
+        for g in tl.static_range(G):
+            of_gate = d * (G * H) + g * H + unit
+            x = tl.zeros([BLOCK_H], tl.float32)
+            h = tl.zeros([BLOCK_H], tl.float32)
+            if b_ih is not None:
+                x = tl.load(b_ih + of_gate, mask=unit < H, other=0).to(tl.float32)
+                h = tl.load(b_hh + of_gate, mask=unit < H, other=0).to(tl.float32)
+            biases = biases + (x, h)
+        for k in tl.static_range(S):
+            initial = h0 if k == 0 else c0
+            states = states + (
+                _taken_over(initial, at_state, carry, at_state + k * D * B.to(tl.int64) * H, unit, exists,
+                            exists, first),
+            )  # fmt: skip
+        if RESIDENT:
+            sent = sent + (states[i * S].to(IO),)
+
+    for n in range(first, last):
+        s = n + tl.zeros([BLOCK_B], tl.int32)
+        active, t = _position(s, d, start, length)
+        cut = _cut(reset, active, t, d, b, whole, B)
+        at = _at(t, b, d, B, D)
+        linked = active & (cut == 0)
+        if counts is not None:
+            if n > first:
+                _wait(counts + d * tl.num_programs(0) + block, (n - first) * PARTS)
+        if n == 0:
+            source = h0
+            at_source = at_state
+        else:
+            source = y
+            at_source = (at + tl.where(d == 0, -D, D) * B.to(tl.int64)) * H
+
+        new_states = ()
+        new_sent = ()
+        for i in tl.static_range(TILES):
+            j0 = first_unit + i * BLOCK_H
+            unit = j0 + tl.arange(0, BLOCK_H)
+            exists = real[:, None] & (unit < H)[None, :]
+            runs = active[:, None] & exists
+            kept = linked[:, None]
+            inputs = ()
+            for g in tl.static_range(G):
+                value = _load(gx, at * (G * H) + g * H, unit, runs)
+                inputs = inputs + (value + biases[(i * G + g) * 2][None, :],)
+            product = _product(w, held, sent, source, at_source, linked, None, i, j0, G, 1, 0, H,
+                               BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, False,
+                               PRECISION)  # fmt: skip
+            hidden = ()
+            for g in tl.static_range(G):
+                through = tl.where(kept, product[g], 0.0)
+                hidden = hidden + (through + biases[(i * G + g) * 2 + 1][None, :],)
+            prev = ()
+            for k in tl.static_range(S):
+                prev = prev + (tl.where(kept, states[i * S + k], 0.0),)
+            next, saves = CELL(inputs, hidden, prev)
+            for k in tl.static_range(S):
+                # h goes on as it is stored; c in full.
+                value = next[k].to(IO).to(tl.float32) if k == 0 else next[k]
+                new_states = new_states + (tl.where(runs, value, states[i * S + k]),)
+            if RESIDENT:
+                new_sent = new_sent + (next[0].to(IO),)
+            tl.store(y + at[:, None] * H + unit[None, :], tl.where(runs, next[0], 0.0).to(IO),
+                     mask=exists)  # fmt: skip
+            if S > 1:
+                if c is not None:
+                    tl.store(c + at[:, None] * H + unit[None, :],
+                             tl.where(runs, next[1], 0.0).to(IO), mask=exists)  # fmt: skip
+            if saved is not None:
+                for k in tl.static_range(K):
+                    tl.store(saved + (at * (K * H) + k * H)[:, None] + unit[None, :],
+                             tl.where(runs, saves[k], 0.0).to(IO), mask=exists)  # fmt: skip
+        states = new_states
+        sent = new_sent
+        if counts is not None:
+            _signal(counts + d * tl.num_programs(0) + block)
+
+    for i in tl.static_range(TILES):
+        unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
+        exists = real[:, None] & (unit < H)[None, :]
+        for k in tl.static_range(S):
+            final = h_n if k == 0 else c_n
+            if last == T:
+                tl.store(final + at_state[:, None] + unit[None, :], states[i * S + k].to(IO),
+                         mask=exists)  # fmt: skip
+            if carry is not None:
+                tl.store(carry + (at_state + k * D * B.to(tl.int64) * H)[:, None] + unit[None, :],
+                         states[i * S + k], mask=exists)  # fmt: skip
+
+
+# --- Backward ---------------------------------------------------------------------------------
+
+
+@triton.jit
+def _factor(squares, at, PARTS: tl.constexpr, mask, bound):
+    """What a row is multiplied by: [BLOCK_B], from what all programs found of its norm."""
+    total = tl.zeros(at.shape, tl.float64)
+    for p in range(PARTS):
+        total += tl.load(squares + at * PARTS + p, mask=mask, other=0, cache_modifier=".cg")
+    limit = tl.cast(bound, tl.float64)
+    large = total > limit * limit
+    return tl.where(large, limit / tl.sqrt(tl.where(large, total, 1.0)), 1.0).to(tl.float32)
+
+
+@triton.jit
+def _bounded(g, CLIP: tl.constexpr, bound):
+    if CLIP == "value":  # a NaN stays one
+        return tl.where(g > bound, bound, tl.where(g < -bound, -bound, g))
+    elif CLIP == "tanh":
+        return bound * tanh(g / bound)
+    else:
+        return g
+
+
+@triton.jit
+def _squares(values, mask):
+    """Sum over units: [BLOCK_B]."""
+    values = tl.where(mask, values, 0.0).to(tl.float64)
+    return tl.sum(values * values, axis=1)
+
+
+@triton.jit
+def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit, T, B, steps,
+             rows, bound, G: tl.constexpr, A: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
+             PARTS: tl.constexpr, TILES: tl.constexpr, BLOCK_B: tl.constexpr,
+             BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
+             HELD: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """What comes back through W_hh from the step of round n - 1, for each tile of units.
+
+    Bounds and stores the gradients of that step, if they are pending.
+    """
+    number, b, start, length, whole, real = row
+    s = steps - n + tl.zeros([BLOCK_B], tl.int32)
+    active, t = _position(s, d, start, length)
+    linked = active & (_cut(reset, active, t, d, b, whole, B) == 0)
+    at = _at(t, b, d, B, D) * ((G + A) * H)
+    source = dgates
+    at_source = at
+    factor = None
+    if pending is not None:
+        slot = (((n + 1) % 2 * D + d) * rows + number).to(tl.int64)  # of round n - 1
+        source = pending
+        at_source = slot * ((G + A) * H)
+        factor = _factor(squares, slot, PARTS, real & (s < steps), bound)
+    products = ()
+    for i in tl.static_range(TILES):
+        j0 = first_unit + i * BLOCK_H
+        unit = j0 + tl.arange(0, BLOCK_H)
+        if pending is not None:
+            written = (real & (t < T) & (s < steps))[:, None] & (unit < H)[None, :]
+            for g in tl.static_range(G + A):
+                value = tl.load(pending + (at_source + g * H)[:, None] + unit[None, :],
+                                mask=written, other=0, cache_modifier=".cg")  # fmt: skip
+                tl.store(dgates + (at + g * H)[:, None] + unit[None, :],
+                         (value * factor[:, None]).to(dgates.dtype.element_ty),
+                         mask=written)  # fmt: skip
+        product = _product(w, held, sent, source, at_source, linked, factor, i, j0, 1, G, A, H,
+                           BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, True, PRECISION)  # fmt: skip
+        products = products + (tl.where(linked[:, None], product[0], 0.0),)
+    return products
+
+
+@triton.jit(do_not_specialize=["T", "B", "steps", "rows", "first", "last", "first_tile"])
+def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths, reset,
+             carry, counts, pending, squares, flow,
+             T, B, steps, rows, first, last, first_tile, bound,
+             CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
+             A: tl.constexpr, D: tl.constexpr, H: tl.constexpr, CLIP: tl.constexpr,
+             PARTS: tl.constexpr, TILES: tl.constexpr, BLOCK_B: tl.constexpr,
+             BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
+             HELD: tl.constexpr, FINISH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """dgates [T, B, D, (G+A)*H] and, where they are asked for, dh0, dc0 and the squares of the
+    norms of dL/dh_t [T, B, D, PARTS], of windows of `steps` steps of each of B rows.
+
+    Round n takes step steps-1-n; FINISH is one more, for what reaches the states before step 0.
+    """
+    block = tl.program_id(0)
+    part = tl.program_id(1)
+    d = tl.program_id(2)
+    IO: tl.constexpr = dgates.dtype.element_ty
+    w = w_hh + d.to(tl.int64) * (G * H * H)
+    row = _rows(first_tile + block, T, B, steps, rows, lengths, BLOCK_B)
+    number, b, start, length, whole, real = row
+    holds_end = (start + length >= whole) & ((length > 0) | (start == 0))
+    is_first = tl.where(d == 0, start == 0, holds_end)  # of the windows, in this direction's order
+    is_last = tl.where(d == 0, holds_end, start == 0)
+    at_state = (d * B + b).to(tl.int64) * H
+    at_carry = (d * rows + number).to(tl.int64) * H
+    first_unit = part * TILES * BLOCK_H
+
+    held = ()
+    if HELD:
+        held = _held(w, first_unit, 1, G, TILES, H, BLOCK_K, BLOCK_H, True)
+    states = ()
+    sent = ()
+    for i in tl.static_range(TILES):
+        unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
+        exists = real[:, None] & (unit < H)[None, :]
+        for k in tl.static_range(S):
+            final = dh_n if k == 0 else dc_n
+            states = states + (
+                _taken_over(final, at_state, carry, at_carry + k * D * rows.to(tl.int64) * H, unit,
+                            exists, is_last[:, None], first),
+            )  # fmt: skip
+        if RESIDENT:
+            for g in tl.static_range(G):
+                sent = sent + (tl.zeros([BLOCK_B, BLOCK_H], IO),)
+
+    for n in range(first, last):
+        s = steps - 1 - n + tl.zeros([BLOCK_B], tl.int32)
+        active, t = _position(s, d, start, length)
+        cut = _cut(reset, active, t, d, b, whole, B) != 0
+        at = _at(t, b, d, B, D)
+        at_before = at + tl.where(d == 0, -D, D) * B.to(tl.int64)
+        enters = is_first & (s == 0)
+        inside = real & (t < T)
+        if counts is not None:
+            if n > first:
+                _wait(counts + d * tl.num_programs(0) + block, (n - first) * PARTS)
+        through = _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit,
+                           T, B, steps, rows, bound, G, A, D, H, PARTS, TILES, BLOCK_B,
+                           BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
+        new_states = ()
+        new_sent = ()
+        norm = tl.zeros([BLOCK_B], tl.float64)
+        of_h = tl.zeros([BLOCK_B], tl.float64)
+        for i in tl.static_range(TILES):
+            unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
+            runs = (active & real)[:, None] & (unit < H)[None, :]
+            links = runs & (cut == 0)[:, None]
+            saves = ()
+            for k in tl.static_range(K):
+                saves = saves + (_load(saved, at * (K * H) + k * H, unit, runs),)
+            prev = ()
+            next = ()
+            dnext = ()
+            for k in tl.static_range(S):
+                initial = h0 if k == 0 else c0
+                values = y if k == 0 else c
+                gradient = dy if k == 0 else dc
+                prev = prev + (
+                    _load(initial, at_state, unit, links & enters[:, None])
+                    + _load(values, at_before * H, unit, links & (enters == 0)[:, None]),
+                )
+                next = next + (_load(values, at * H, unit, runs),)
+                carried = states[i * S + k] + _load(gradient, at * H, unit, runs)
+                if k == 0:
+                    carried += through[i]
+                dnext = dnext + (tl.where(runs, carried, 0.0),)
+            tl.debug_barrier()  # dgates may be the memory of saved
+            of_h += _squares(dnext[0], runs)
+            dgx, dgh, dprev = CELL(saves, prev, next, dnext)
+            for k in tl.static_range(S):
+                around = tl.where(links, dprev[k], 0.0)
+                new_states = new_states + (tl.where(runs, around, states[i * S + k]),)
+            for g in tl.static_range(G + A):
+                value = dgx[g] if g < G else dgh[g - A]
+                value = tl.where(runs, _bounded(value, CLIP, bound), 0.0)
+                written = inside[:, None] & (unit < H)[None, :]
+                if pending is None:
+                    tl.store(dgates + (at * ((G + A) * H) + g * H)[:, None] + unit[None, :],
+                             value.to(IO), mask=written)  # fmt: skip
+                else:
+                    slot = ((n % 2 * D + d) * rows + number).to(tl.int64)
+                    tl.store(pending + (slot * ((G + A) * H) + g * H)[:, None] + unit[None, :],
+                             value, mask=real[:, None] & (unit < H)[None, :])  # fmt: skip
+                    if g < G:
+                        norm += _squares(value, runs)
+            if RESIDENT:
+                for g in tl.static_range(G):
+                    value = tl.where(runs, _bounded(dgh[g], CLIP, bound), 0.0)
+                    new_sent = new_sent + (value.to(IO),)
+        states = new_states
+        sent = new_sent
+        if flow is not None:
+            tl.store(flow + at * PARTS + part, of_h, mask=inside)
+        if pending is not None:
+            slot = ((n % 2 * D + d) * rows + number).to(tl.int64)
+            tl.store(squares + slot * PARTS + part, norm, mask=real)
+        if counts is not None:
+            _signal(counts + d * tl.num_programs(0) + block)
+
+    through = states
+    if FINISH:
+        if counts is not None:
+            _wait(counts + d * tl.num_programs(0) + block, (last - first) * PARTS)
+        through = _through(w, held, sent, dgates, pending, squares, row, reset, last, d, first_unit,
+                           T, B, steps, rows, bound, G, A, D, H, PARTS, TILES, BLOCK_B,
+                           BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
+    for i in tl.static_range(TILES):
+        unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
+        exists = real[:, None] & (unit < H)[None, :]
+        for k in tl.static_range(S):
+            if carry is not None:
+                tl.store(carry + (at_carry + k * D * rows.to(tl.int64) * H)[:, None] + unit[None, :],
+                         states[i * S + k], mask=exists)  # fmt: skip
+            result = dh0 if k == 0 else dc0
+            if FINISH:
+                if result is not None:
+                    value = states[i * S + k]
+                    if k == 0:
+                        value += through[i]
+                    tl.store(result + at_state[:, None] + unit[None, :], value.to(IO),
+                             mask=exists & is_first[:, None])  # fmt: skip
