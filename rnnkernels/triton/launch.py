@@ -65,7 +65,7 @@ def _constants(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
     D, _, H = w_hh.shape
     return {
         "G": contract.G, "S": contract.S, "K": contract.K, "D": D, "H": H,
-        "PARTS": layout.parts, "TILES": layout.tiles, "BLOCK_B": layout.block_b,
+        "PARTS": layout.parts, "BLOCK_B": layout.block_b,
         "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
         "RESIDENT": layout.kind == "resident", "HELD": layout.held,
         "PRECISION": precision(w_hh.dtype),

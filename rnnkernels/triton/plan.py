@@ -31,7 +31,6 @@ class Layout:
     block_h: int
     block_k: int
     parts: int
-    tiles: int
     held: bool
     warps: int
     row_blocks: int

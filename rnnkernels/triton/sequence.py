@@ -1,7 +1,7 @@
 """The sequence kernels in Triton: one for forward, one for backward, for every cell.
 
-A program runs a block of rows of one direction over the steps [first, last), and computes TILES
-blocks of hidden units. What the others need of it goes in one of three ways:
+A program runs a block of rows of one direction over the steps [first, last), and computes a block
+of hidden units. What the others need of it goes in one of three ways:
 
 * RESIDENT: there are no others. The program has all units of its rows, in registers.
 * a count per block of rows: all programs of the rows are there at once (a cooperative launch), and
@@ -25,10 +25,10 @@ from rnnkernels.triton.cells import tanh
 
 
 @triton.jit
-def _rows(tile, T, B, steps, rows, lengths, BLOCK_B: tl.constexpr):
+def _rows(block, T, B, steps, rows, lengths, BLOCK_B: tl.constexpr):
     """Number, b, start, length, length of the whole row of the batch, and whether there is such a
     row: [BLOCK_B] each."""
-    n = tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    n = block * BLOCK_B + tl.arange(0, BLOCK_B)
     real = n < rows
     b = n % B
     start = n // B * steps  # of a window; 0 where there are none
@@ -52,11 +52,12 @@ def _position(s, d, start, length):
 @triton.jit
 def _cut(reset, active, t, d, b, whole, B):
     """Whether the state that enters position t is zeroed."""
-    if reset is None:
-        return tl.zeros(active.shape, tl.int1)
-    boundary = t + d
-    at = boundary.to(tl.int64) * B + b
-    return tl.load(reset + at, mask=active & (boundary < whole), other=0) != 0
+    cut = tl.zeros(active.shape, tl.int1)
+    if reset is not None:
+        boundary = t + d
+        at = boundary.to(tl.int64) * B + b
+        cut = tl.load(reset + at, mask=active & (boundary < whole), other=0) != 0
+    return cut
 
 
 @triton.jit
@@ -68,9 +69,17 @@ def _at(t, b, d, B, D: tl.constexpr):
 @triton.jit
 def _load(base, rows, columns, mask):
     """Values at [rows, columns] in float32; zeros where there is no tensor."""
-    if base is None:
-        return tl.zeros(mask.shape, tl.float32)
-    return tl.load(base + rows[:, None] + columns[None, :], mask=mask, other=0).to(tl.float32)
+    values = tl.zeros(mask.shape, tl.float32)
+    if base is not None:
+        at = rows[:, None] + columns[None, :]
+        values = tl.load(base + at, mask=mask, other=0).to(tl.float32)
+    return values
+
+
+@triton.jit
+def _store(base, rows, columns, values, mask):
+    at = rows[:, None] + columns[None, :]
+    tl.store(base + at, values.to(base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -87,18 +96,16 @@ def _weight(w, gate, k0, j0, H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl
 
 
 @triton.jit
-def _held(w, first_unit, OUT: tl.constexpr, IN: tl.constexpr, TILES: tl.constexpr, H: tl.constexpr,
-          BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr, BACKWARD: tl.constexpr):  # fmt: skip
+def _held(w, unit, OUT: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, BLOCK_K: tl.constexpr,
+          BLOCK_H: tl.constexpr, BACKWARD: tl.constexpr):  # fmt: skip
     """All weights of a program, in the order in which :func:`_product` takes them."""
     weights = ()
-    for tile in tl.static_range(TILES):
-        for i in tl.static_range(IN):
-            for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
-                for o in tl.static_range(OUT):
-                    weights = weights + (
-                        _weight(w, o + i, k * BLOCK_K, first_unit + tile * BLOCK_H, H, BLOCK_K,
-                                BLOCK_H, BACKWARD),
-                    )  # fmt: skip
+    for i in tl.static_range(IN):
+        for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
+            for o in tl.static_range(OUT):
+                weights = weights + (
+                    _weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD),
+                )
     return weights
 
 
@@ -121,7 +128,7 @@ def _sent(source, rows, mask, factor, i, k, IN: tl.constexpr, APART: tl.constexp
 
 
 @triton.jit
-def _product(w, held, sent, source, rows, mask, factor, tile: tl.constexpr, unit,
+def _product(w, held, sent, source, rows, mask, factor, unit,
              OUT: tl.constexpr, IN: tl.constexpr, APART: tl.constexpr, H: tl.constexpr,
              BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
              RESIDENT: tl.constexpr, HELD: tl.constexpr, BACKWARD: tl.constexpr,
@@ -136,13 +143,13 @@ def _product(w, held, sent, source, rows, mask, factor, tile: tl.constexpr, unit
         for i in tl.static_range(IN):
             for k in tl.static_range(BLOCKS):
                 if RESIDENT:
-                    a = sent[k * IN + i]
+                    a = sent[i]
                 else:
                     a = _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE)
                 more = ()
                 for o in tl.static_range(OUT):
                     if HELD:
-                        b = held[((tile * IN + i) * BLOCKS + k) * OUT + o]
+                        b = held[(i * BLOCKS + k) * OUT + o]
                     else:
                         b = _weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)
                     more = more + (tl.dot(a, b, sums[o], input_precision=PRECISION),)
@@ -174,137 +181,114 @@ def _wait(count, signals):
 
 
 @triton.jit
-def _taken_over(initial, at, carry, carried_at, columns, mask, starts, first):
-    """What a program starts from: the initial values of rows that start here, or what the launch
-    before has left."""
-    value = _load(initial, at, columns, mask & starts)
+def _taken_over(initial, at, carry, at_carry, columns, mask, first):
+    """What a program starts from: the initial values, or what the launch before has left."""
+    value = _load(initial, at, columns, mask)
     if carry is not None:
         if first > 0:
-            value = _load(carry, carried_at, columns, mask)
+            value = _load(carry, at_carry, columns, mask)
     return value
 
 
 # --- Forward ----------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["T", "B", "first", "last", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "first", "last", "first_block"])
 def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset, carry, counts,
-            T, B, first, last, first_tile,
+            T, B, first, last, first_block,
             CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
-            D: tl.constexpr, H: tl.constexpr, PARTS: tl.constexpr, TILES: tl.constexpr,
-            BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-            RESIDENT: tl.constexpr, HELD: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """y, h_n, c_n and, where they are asked for, c and saved of the rows of the grid's tiles.
+            D: tl.constexpr, H: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr,
+            BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
+            HELD: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """y, h_n, c_n and, where they are asked for, c and saved.
 
-    Grid: tiles of rows, PARTS programs for each, D directions.
+    Grid: blocks of rows, PARTS programs for each, D directions.
     """
-    block = tl.program_id(0)
-    part = tl.program_id(1)
     d = tl.program_id(2)
-    tile = first_tile + block
     IO: tl.constexpr = y.dtype.element_ty
     w = w_hh + d.to(tl.int64) * (G * H * H)
-    _, b, start, length, whole, real = _rows(tile, T, B, T, B, lengths, BLOCK_B)
+    block = first_block + tl.program_id(0)
+    _, b, start, length, whole, real = _rows(block, T, B, T, B, lengths, BLOCK_B)
     at_state = (d * B + b).to(tl.int64) * H
-    first_unit = part * TILES * BLOCK_H
+    at_carry = at_state  # of [S, D, B, H]
+    first_unit = tl.program_id(1) * BLOCK_H
+    unit = first_unit + tl.arange(0, BLOCK_H)
+    exists = real[:, None] & (unit < H)[None, :]
+    if counts is not None:
+        counts += d * tl.num_programs(0) + tl.program_id(0)
 
     held = ()
     if HELD:
-        held = _held(w, first_unit, G, 1, TILES, H, BLOCK_K, BLOCK_H, False)
-    biases = ()
+        held = _held(w, first_unit, G, 1, H, BLOCK_K, BLOCK_H, False)
+    b_x = ()
+    b_h = ()
+    for g in tl.static_range(G):
+        x = tl.zeros([BLOCK_H], tl.float32)
+        h = tl.zeros([BLOCK_H], tl.float32)
+        if b_ih is not None:
+            of_gate = (d * G + g) * H + unit
+            x = tl.load(b_ih + of_gate, mask=unit < H, other=0).to(tl.float32)
+            h = tl.load(b_hh + of_gate, mask=unit < H, other=0).to(tl.float32)
+        b_x = b_x + (x[None, :],)
+        b_h = b_h + (h[None, :],)
     states = ()
-    sent = ()
-    for i in tl.static_range(TILES):
-        unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
-        exists = real[:, None] & (unit < H)[None, :]
-        for g in tl.static_range(G):
-            of_gate = d * (G * H) + g * H + unit
-            x = tl.zeros([BLOCK_H], tl.float32)
-            h = tl.zeros([BLOCK_H], tl.float32)
-            if b_ih is not None:
-                x = tl.load(b_ih + of_gate, mask=unit < H, other=0).to(tl.float32)
-                h = tl.load(b_hh + of_gate, mask=unit < H, other=0).to(tl.float32)
-            biases = biases + (x, h)
-        for k in tl.static_range(S):
-            initial = h0 if k == 0 else c0
-            states = states + (
-                _taken_over(initial, at_state, carry, at_state + k * D * B.to(tl.int64) * H, unit, exists,
-                            exists, first),
-            )  # fmt: skip
-        if RESIDENT:
-            sent = sent + (states[i * S].to(IO),)
+    for k in tl.static_range(S):
+        initial = h0 if k == 0 else c0
+        at_k = at_carry + k * D * B.to(tl.int64) * H
+        states = states + (_taken_over(initial, at_state, carry, at_k, unit, exists, first),)
+    sent = (states[0].to(IO),)
 
     for n in range(first, last):
         s = n + tl.zeros([BLOCK_B], tl.int32)
         active, t = _position(s, d, start, length)
-        cut = _cut(reset, active, t, d, b, whole, B)
         at = _at(t, b, d, B, D)
-        linked = active & (cut == 0)
+        linked = active & (_cut(reset, active, t, d, b, whole, B) == 0)
+        runs = active[:, None] & exists
+        links = linked[:, None] & exists
+        inputs = ()
+        for g in tl.static_range(G):
+            inputs = inputs + (_load(gx, at * (G * H) + g * H, unit, runs) + b_x[g],)
         if counts is not None:
             if n > first:
-                _wait(counts + d * tl.num_programs(0) + block, (n - first) * PARTS)
+                _wait(counts, (n - first) * PARTS)
         if n == 0:
             source = h0
             at_source = at_state
         else:
             source = y
             at_source = (at + tl.where(d == 0, -D, D) * B.to(tl.int64)) * H
-
-        new_states = ()
-        new_sent = ()
-        for i in tl.static_range(TILES):
-            j0 = first_unit + i * BLOCK_H
-            unit = j0 + tl.arange(0, BLOCK_H)
-            exists = real[:, None] & (unit < H)[None, :]
-            runs = active[:, None] & exists
-            kept = linked[:, None]
-            inputs = ()
-            for g in tl.static_range(G):
-                value = _load(gx, at * (G * H) + g * H, unit, runs)
-                inputs = inputs + (value + biases[(i * G + g) * 2][None, :],)
-            product = _product(w, held, sent, source, at_source, linked, None, i, j0, G, 1, 0, H,
-                               BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, False,
-                               PRECISION)  # fmt: skip
-            hidden = ()
-            for g in tl.static_range(G):
-                through = tl.where(kept, product[g], 0.0)
-                hidden = hidden + (through + biases[(i * G + g) * 2 + 1][None, :],)
-            prev = ()
-            for k in tl.static_range(S):
-                prev = prev + (tl.where(kept, states[i * S + k], 0.0),)
-            next, saves = CELL(inputs, hidden, prev)
-            for k in tl.static_range(S):
-                # h goes on as it is stored; c in full.
-                value = next[k].to(IO).to(tl.float32) if k == 0 else next[k]
-                new_states = new_states + (tl.where(runs, value, states[i * S + k]),)
-            if RESIDENT:
-                new_sent = new_sent + (next[0].to(IO),)
-            tl.store(y + at[:, None] * H + unit[None, :], tl.where(runs, next[0], 0.0).to(IO),
-                     mask=exists)  # fmt: skip
-            if S > 1:
-                if c is not None:
-                    tl.store(c + at[:, None] * H + unit[None, :],
-                             tl.where(runs, next[1], 0.0).to(IO), mask=exists)  # fmt: skip
-            if saved is not None:
-                for k in tl.static_range(K):
-                    tl.store(saved + (at * (K * H) + k * H)[:, None] + unit[None, :],
-                             tl.where(runs, saves[k], 0.0).to(IO), mask=exists)  # fmt: skip
-        states = new_states
-        sent = new_sent
-        if counts is not None:
-            _signal(counts + d * tl.num_programs(0) + block)
-
-    for i in tl.static_range(TILES):
-        unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
-        exists = real[:, None] & (unit < H)[None, :]
+        product = _product(w, held, sent, source, at_source, linked, None, first_unit, G, 1, 0, H,
+                           BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, False,
+                           PRECISION)  # fmt: skip
+        hidden = ()
+        for g in tl.static_range(G):
+            hidden = hidden + (tl.where(links, product[g], 0.0) + b_h[g],)
+        prev = ()
         for k in tl.static_range(S):
-            final = h_n if k == 0 else c_n
-            if last == T:
-                tl.store(final + at_state[:, None] + unit[None, :], states[i * S + k].to(IO),
-                         mask=exists)  # fmt: skip
-            if carry is not None:
-                tl.store(carry + (at_state + k * D * B.to(tl.int64) * H)[:, None] + unit[None, :],
-                         states[i * S + k], mask=exists)  # fmt: skip
+            prev = prev + (tl.where(links, states[k], 0.0),)
+        next, saves = CELL(inputs, hidden, prev)
+        left = ()
+        for k in tl.static_range(S):
+            # h goes on as it is stored; c in full.
+            value = next[k].to(IO).to(tl.float32) if k == 0 else next[k]
+            left = left + (tl.where(runs, value, states[k]),)
+            result = y if k == 0 else c
+            if result is not None:
+                _store(result, at * H, unit, tl.where(runs, next[k], 0.0), exists)
+        if saved is not None:
+            for k in tl.static_range(K):
+                value = tl.where(runs, saves[k], 0.0)
+                _store(saved, at * (K * H) + k * H, unit, value, exists)
+        states = left
+        sent = (next[0].to(IO),)
+        if counts is not None:
+            _signal(counts)
+
+    for k in tl.static_range(S):
+        if last == T:
+            _store(h_n if k == 0 else c_n, at_state, unit, states[k], exists)
+        if carry is not None:
+            _store(carry, at_carry + k * D * B.to(tl.int64) * H, unit, states[k], exists)
 
 
 # --- Backward ---------------------------------------------------------------------------------
@@ -332,19 +316,19 @@ def _bounded(g, CLIP: tl.constexpr, bound):
 
 
 @triton.jit
-def _squares(values, mask):
+def _squares(values):
     """Sum over units: [BLOCK_B]."""
-    values = tl.where(mask, values, 0.0).to(tl.float64)
+    values = values.to(tl.float64)
     return tl.sum(values * values, axis=1)
 
 
 @triton.jit
 def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit, T, B, steps,
              rows, bound, G: tl.constexpr, A: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
-             PARTS: tl.constexpr, TILES: tl.constexpr, BLOCK_B: tl.constexpr,
-             BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
-             HELD: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """What comes back through W_hh from the step of round n - 1, for each tile of units.
+             PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
+             BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, HELD: tl.constexpr,
+             PRECISION: tl.constexpr):  # fmt: skip
+    """What comes back through W_hh from the step of round n - 1.
 
     Bounds and stores the gradients of that step, if they are pending.
     """
@@ -361,163 +345,136 @@ def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_un
         source = pending
         at_source = slot * ((G + A) * H)
         factor = _factor(squares, slot, PARTS, real & (s < steps), bound)
-    products = ()
-    for i in tl.static_range(TILES):
-        j0 = first_unit + i * BLOCK_H
-        unit = j0 + tl.arange(0, BLOCK_H)
-        if pending is not None:
-            written = (real & (t < T) & (s < steps))[:, None] & (unit < H)[None, :]
-            for g in tl.static_range(G + A):
-                value = tl.load(pending + (at_source + g * H)[:, None] + unit[None, :],
-                                mask=written, other=0, cache_modifier=".cg")  # fmt: skip
-                tl.store(dgates + (at + g * H)[:, None] + unit[None, :],
-                         (value * factor[:, None]).to(dgates.dtype.element_ty),
-                         mask=written)  # fmt: skip
-        product = _product(w, held, sent, source, at_source, linked, factor, i, j0, 1, G, A, H,
-                           BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, True, PRECISION)  # fmt: skip
-        products = products + (tl.where(linked[:, None], product[0], 0.0),)
-    return products
+        unit = first_unit + tl.arange(0, BLOCK_H)
+        written = (real & (t < T) & (s < steps))[:, None] & (unit < H)[None, :]
+        for g in tl.static_range(G + A):
+            value = _load(pending, at_source + g * H, unit, written)
+            _store(dgates, at + g * H, unit, value * factor[:, None], written)
+    product = _product(w, held, sent, source, at_source, linked, factor, first_unit, 1, G, A, H,
+                       BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, True, PRECISION)  # fmt: skip
+    return tl.where(linked[:, None], product[0], 0.0)
 
 
-@triton.jit(do_not_specialize=["T", "B", "steps", "rows", "first", "last", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "steps", "rows", "first", "last", "first_block"])
 def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths, reset,
              carry, counts, pending, squares, flow,
-             T, B, steps, rows, first, last, first_tile, bound,
+             T, B, steps, rows, first, last, first_block, bound,
              CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
              A: tl.constexpr, D: tl.constexpr, H: tl.constexpr, CLIP: tl.constexpr,
-             PARTS: tl.constexpr, TILES: tl.constexpr, BLOCK_B: tl.constexpr,
-             BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
-             HELD: tl.constexpr, FINISH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+             PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
+             BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, HELD: tl.constexpr,
+             FINISH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """dgates [T, B, D, (G+A)*H] and, where they are asked for, dh0, dc0 and the squares of the
     norms of dL/dh_t [T, B, D, PARTS], of windows of `steps` steps of each of B rows.
 
     Round n takes step steps-1-n; FINISH is one more, for what reaches the states before step 0.
     """
-    block = tl.program_id(0)
     part = tl.program_id(1)
     d = tl.program_id(2)
     IO: tl.constexpr = dgates.dtype.element_ty
     w = w_hh + d.to(tl.int64) * (G * H * H)
-    row = _rows(first_tile + block, T, B, steps, rows, lengths, BLOCK_B)
+    block = first_block + tl.program_id(0)
+    row = _rows(block, T, B, steps, rows, lengths, BLOCK_B)
     number, b, start, length, whole, real = row
     holds_end = (start + length >= whole) & ((length > 0) | (start == 0))
     is_first = tl.where(d == 0, start == 0, holds_end)  # of the windows, in this direction's order
     is_last = tl.where(d == 0, holds_end, start == 0)
     at_state = (d * B + b).to(tl.int64) * H
-    at_carry = (d * rows + number).to(tl.int64) * H
-    first_unit = part * TILES * BLOCK_H
+    at_carry = (d * rows + number).to(tl.int64) * H  # of [S, D, rows, H]
+    first_unit = part * BLOCK_H
+    unit = first_unit + tl.arange(0, BLOCK_H)
+    exists = real[:, None] & (unit < H)[None, :]
+    if counts is not None:
+        counts += d * tl.num_programs(0) + tl.program_id(0)
 
     held = ()
     if HELD:
-        held = _held(w, first_unit, 1, G, TILES, H, BLOCK_K, BLOCK_H, True)
+        held = _held(w, first_unit, 1, G, H, BLOCK_K, BLOCK_H, True)
     states = ()
+    for k in tl.static_range(S):
+        final = dh_n if k == 0 else dc_n
+        at_k = at_carry + k * D * rows.to(tl.int64) * H
+        value = _taken_over(final, at_state, carry, at_k, unit, exists, first)
+        states = states + (tl.where(is_last[:, None] | (first > 0), value, 0.0),)
     sent = ()
-    for i in tl.static_range(TILES):
-        unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
-        exists = real[:, None] & (unit < H)[None, :]
-        for k in tl.static_range(S):
-            final = dh_n if k == 0 else dc_n
-            states = states + (
-                _taken_over(final, at_state, carry, at_carry + k * D * rows.to(tl.int64) * H, unit,
-                            exists, is_last[:, None], first),
-            )  # fmt: skip
-        if RESIDENT:
-            for g in tl.static_range(G):
-                sent = sent + (tl.zeros([BLOCK_B, BLOCK_H], IO),)
+    for g in tl.static_range(G):
+        sent = sent + (tl.zeros([BLOCK_B, BLOCK_H], IO),)
 
     for n in range(first, last):
         s = steps - 1 - n + tl.zeros([BLOCK_B], tl.int32)
         active, t = _position(s, d, start, length)
-        cut = _cut(reset, active, t, d, b, whole, B) != 0
         at = _at(t, b, d, B, D)
-        at_before = at + tl.where(d == 0, -D, D) * B.to(tl.int64)
-        enters = is_first & (s == 0)
-        inside = real & (t < T)
+        at_before = (at + tl.where(d == 0, -D, D) * B.to(tl.int64)) * H
+        runs = active[:, None] & exists
+        links = runs & (_cut(reset, active, t, d, b, whole, B) == 0)[:, None]
+        enters = (is_first & (s == 0))[:, None]
+        written = (t < T)[:, None] & exists
+        saves = ()
+        for k in tl.static_range(K):
+            saves = saves + (_load(saved, at * (K * H) + k * H, unit, runs),)
+        prev = ()
+        next = ()
+        dnext = ()
+        for k in tl.static_range(S):
+            values = y if k == 0 else c
+            initial = _load(h0 if k == 0 else c0, at_state, unit, links & enters)
+            earlier = _load(values, at_before, unit, links & (enters == 0))
+            gradient = _load(dy if k == 0 else dc, at * H, unit, runs)
+            prev = prev + (initial + earlier,)
+            next = next + (_load(values, at * H, unit, runs),)
+            dnext = dnext + (tl.where(runs, states[k] + gradient, 0.0),)
+        tl.debug_barrier()  # dgates may be the memory of saved
         if counts is not None:
             if n > first:
-                _wait(counts + d * tl.num_programs(0) + block, (n - first) * PARTS)
+                _wait(counts, (n - first) * PARTS)
         through = _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit,
-                           T, B, steps, rows, bound, G, A, D, H, PARTS, TILES, BLOCK_B,
-                           BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
-        new_states = ()
-        new_sent = ()
+                           T, B, steps, rows, bound, G, A, D, H, PARTS, BLOCK_B, BLOCK_H,
+                           BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
+        dh = tl.where(runs, dnext[0] + through, 0.0)
+        if S > 1:
+            dnext = (dh, dnext[1])
+        else:
+            dnext = (dh,)
+        dgx, dgh, dprev = CELL(saves, prev, next, dnext)
+        left = ()
+        for k in tl.static_range(S):
+            around = tl.where(links, dprev[k], 0.0)
+            left = left + (tl.where(runs, around, states[k]),)
         norm = tl.zeros([BLOCK_B], tl.float64)
-        of_h = tl.zeros([BLOCK_B], tl.float64)
-        for i in tl.static_range(TILES):
-            unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
-            runs = (active & real)[:, None] & (unit < H)[None, :]
-            links = runs & (cut == 0)[:, None]
-            saves = ()
-            for k in tl.static_range(K):
-                saves = saves + (_load(saved, at * (K * H) + k * H, unit, runs),)
-            prev = ()
-            next = ()
-            dnext = ()
-            for k in tl.static_range(S):
-                initial = h0 if k == 0 else c0
-                values = y if k == 0 else c
-                gradient = dy if k == 0 else dc
-                prev = prev + (
-                    _load(initial, at_state, unit, links & enters[:, None])
-                    + _load(values, at_before * H, unit, links & (enters == 0)[:, None]),
-                )
-                next = next + (_load(values, at * H, unit, runs),)
-                carried = states[i * S + k] + _load(gradient, at * H, unit, runs)
-                if k == 0:
-                    carried += through[i]
-                dnext = dnext + (tl.where(runs, carried, 0.0),)
-            tl.debug_barrier()  # dgates may be the memory of saved
-            of_h += _squares(dnext[0], runs)
-            dgx, dgh, dprev = CELL(saves, prev, next, dnext)
-            for k in tl.static_range(S):
-                around = tl.where(links, dprev[k], 0.0)
-                new_states = new_states + (tl.where(runs, around, states[i * S + k]),)
-            for g in tl.static_range(G + A):
-                value = dgx[g] if g < G else dgh[g - A]
-                value = tl.where(runs, _bounded(value, CLIP, bound), 0.0)
-                written = inside[:, None] & (unit < H)[None, :]
-                if pending is None:
-                    tl.store(dgates + (at * ((G + A) * H) + g * H)[:, None] + unit[None, :],
-                             value.to(IO), mask=written)  # fmt: skip
-                else:
-                    slot = ((n % 2 * D + d) * rows + number).to(tl.int64)
-                    tl.store(pending + (slot * ((G + A) * H) + g * H)[:, None] + unit[None, :],
-                             value, mask=real[:, None] & (unit < H)[None, :])  # fmt: skip
-                    if g < G:
-                        norm += _squares(value, runs)
-            if RESIDENT:
-                for g in tl.static_range(G):
-                    value = tl.where(runs, _bounded(dgh[g], CLIP, bound), 0.0)
-                    new_sent = new_sent + (value.to(IO),)
-        states = new_states
-        sent = new_sent
-        if flow is not None:
-            tl.store(flow + at * PARTS + part, of_h, mask=inside)
+        slot = ((n % 2 * D + d) * rows + number).to(tl.int64)
+        bounded = ()
+        for g in tl.static_range(G + A):
+            value = tl.where(runs, _bounded(dgx[g] if g < G else dgh[g - A], CLIP, bound), 0.0)
+            bounded = bounded + (value.to(IO),)
+            if pending is None:
+                _store(dgates, at * ((G + A) * H) + g * H, unit, value, written)
+            else:
+                _store(pending, slot * ((G + A) * H) + g * H, unit, value, exists)
+                if g < G:
+                    norm += _squares(value)
         if pending is not None:
-            slot = ((n % 2 * D + d) * rows + number).to(tl.int64)
             tl.store(squares + slot * PARTS + part, norm, mask=real)
+        if flow is not None:
+            tl.store(flow + at * PARTS + part, _squares(dh), mask=real & (t < T))
+        states = left
+        sent = ()
+        for g in tl.static_range(G):
+            sent = sent + (bounded[g if g < G - A else g + A],)
         if counts is not None:
-            _signal(counts + d * tl.num_programs(0) + block)
+            _signal(counts)
 
-    through = states
+    if carry is not None:
+        for k in tl.static_range(S):
+            at_k = at_carry + k * D * rows.to(tl.int64) * H
+            _store(carry, at_k, unit, states[k], exists)
     if FINISH:
         if counts is not None:
-            _wait(counts + d * tl.num_programs(0) + block, (last - first) * PARTS)
-        through = _through(w, held, sent, dgates, pending, squares, row, reset, last, d, first_unit,
-                           T, B, steps, rows, bound, G, A, D, H, PARTS, TILES, BLOCK_B,
+            _wait(counts, (last - first) * PARTS)
+        through = _through(w, held, sent, dgates, pending, squares, row, reset, last, d,
+                           first_unit, T, B, steps, rows, bound, G, A, D, H, PARTS, BLOCK_B,
                            BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
-    for i in tl.static_range(TILES):
-        unit = first_unit + i * BLOCK_H + tl.arange(0, BLOCK_H)
-        exists = real[:, None] & (unit < H)[None, :]
-        for k in tl.static_range(S):
-            if carry is not None:
-                tl.store(carry + (at_carry + k * D * rows.to(tl.int64) * H)[:, None] + unit[None, :],
-                         states[i * S + k], mask=exists)  # fmt: skip
-            result = dh0 if k == 0 else dc0
-            if FINISH:
-                if result is not None:
-                    value = states[i * S + k]
-                    if k == 0:
-                        value += through[i]
-                    tl.store(result + at_state[:, None] + unit[None, :], value.to(IO),
-                             mask=exists & is_first[:, None])  # fmt: skip
+        starts = exists & is_first[:, None]
+        if dh0 is not None:
+            _store(dh0, at_state, unit, states[0] + through, starts)
+            if S > 1:
+                _store(dc0, at_state, unit, states[S - 1], starts)
