@@ -21,31 +21,44 @@ from rnnkernels.triton.plan import Layout, choose
 #: Triton runs kernels on the CPU, one program after the other, where this is set before its import.
 INTERPRETED = triton.knobs.runtime.interpret
 INTERPRETED_PROCESSORS = 4
+#: Of an NVIDIA multiprocessor.
+REGISTERS = 65536
 
 
-def processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return INTERPRETED_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def layout_of(w_hh: Tensor, rows: int, norm: bool) -> Layout:
+    """Of a pass over `rows` rows with these weights [D, G*H, H]."""
+    D, _, H = w_hh.shape
+    gpu, processors = device_of(w_hh)
+    numbers = precision(w_hh.dtype, gpu) if w_hh.dtype == torch.float32 else "half"
+    return choose(
+        gpu=gpu, numbers=numbers, H=H, rows=rows, D=D, norm=norm, processors=processors
+    )
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How float32 is multiplied, by torch's switches: TF32 where ``torch.backends.cudnn`` allows it
-    for recurrent layers; else in three parts of TF32, where the precision of products may be
-    ``"high"``; else as it is."""
-    if dtype != torch.float32:
+def device_of(like: Tensor) -> tuple[str, int]:
+    """The kind of GPU, as in :data:`rnnkernels.triton.plan.TABLES`, and its multiprocessors."""
+    if not like.is_cuda:
+        return "cuda", INTERPRETED_PROCESSORS
+    properties = torch.cuda.get_device_properties(like.device)
+    gpu = "cuda"
+    if torch.version.hip is not None:
+        gpu = "cdna" if properties.gcnArchName.startswith("gfx9") else "rdna"
+    return gpu, properties.multi_processor_count
+
+
+def precision(dtype: torch.dtype, gpu: str) -> str:
+    """How numbers are multiplied; float32 by torch's switches.
+
+    TF32 where ``torch.backends.cudnn.allow_tf32`` says so, as for torch's own recurrent layers;
+    else in three parts of TF32, where ``torch.set_float32_matmul_precision("high")`` allows that;
+    else as they are. GPUs that have no such products take float32 as it is.
+    """
+    if dtype != torch.float32 or gpu == "rdna":
         return "ieee"
     if torch.backends.cudnn.allow_tf32:
         return "tf32"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "high" else "ieee"
-
-
-def layout_of(cell: str, w_hh: Tensor, rows: int, norm: bool) -> Layout:
-    D, _, H = w_hh.shape
-    return choose(
-        G=CELLS[cell].G, H=H, rows=rows, D=D, itemsize=w_hh.element_size(), norm=norm,
-        processors=processors(w_hh.device),
-    )  # fmt: skip
+    parts = torch.get_float32_matmul_precision() == "high" and gpu == "cuda"
+    return "tf32x3" if parts else "ieee"
 
 
 def _launches(layout: Layout, rows: int, rounds: int) -> Iterator[tuple[int, int, int, int]]:
@@ -60,7 +73,8 @@ def _launches(layout: Layout, rows: int, rounds: int) -> Iterator[tuple[int, int
                 yield n, n + 1, block, many
 
 
-def _constants(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
+def constants(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
+    """What both kernels are compiled for."""
     contract = CELLS[cell]
     D, _, H = w_hh.shape
     return {
@@ -68,14 +82,29 @@ def _constants(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
         "PARTS": layout.parts, "BLOCK_B": layout.block_b,
         "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
         "RESIDENT": layout.kind == "resident", "HELD": layout.held,
-        "PRECISION": precision(w_hh.dtype),
+        "PRECISION": precision(w_hh.dtype, device_of(w_hh)[0]),
     }  # fmt: skip
 
 
-def _options(layout: Layout) -> dict[str, Any]:
-    if INTERPRETED:
-        return {}
-    return {"num_warps": layout.warps, "launch_cooperative_grid": layout.kind == "grid"}
+def options(layout: Layout, gpu: str) -> dict[str, Any]:
+    """How the compiler is to build a kernel, and the driver to start it."""
+    found: dict[str, Any] = {"num_warps": layout.warps, "num_stages": layout.stages}
+    if gpu == "cuda":
+        # All that there are: left to itself, the assembler keeps room for other programs and spills.
+        found["maxnreg"] = min(255, REGISTERS // (32 * layout.warps))
+    if layout.kind == "grid":
+        found["launch_cooperative_grid"] = True  # all programs at once, or an error
+    return found
+
+
+def pieces(layout: Layout, numbers: int, H: int) -> int:
+    """Of a product over `numbers` numbers of each unit."""
+    return numbers * -(-H // layout.block_k)
+
+
+def _more(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
+    found = constants(cell, w_hh, layout)
+    return found if INTERPRETED else found | options(layout, device_of(w_hh)[0])
 
 
 def _counts(layout: Layout, w_hh: Tensor) -> Tensor | None:
@@ -104,14 +133,14 @@ def forward(
 ) -> None:  # fmt: skip
     """The loop of ``sequence_forward``."""
     T, B = gx.shape[:2]
-    layout = layout_of(cell, w_hh, B, False)
+    layout = layout_of(w_hh, B, False)
     carry = _carry(layout, CELLS[cell].S, B, w_hh)
-    constants = _constants(cell, w_hh, layout)
+    more = _more(cell, w_hh, layout)
     for first, last, block, blocks in _launches(layout, B, T):
         sequence.forward[(blocks, layout.parts, len(w_hh))](
             gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, _bytes(reset), carry,
-            _counts(layout, w_hh), T, B, first, last, block,
-            CELL=PAIRS[cell].forward, **constants, **_options(layout),
+            _counts(layout, w_hh), T, B, pieces(layout, 1, w_hh.size(2)),
+            first, last, block, CELL=PAIRS[cell].forward, **more,
         )  # fmt: skip
 
 
@@ -125,7 +154,7 @@ def backward(
     """The loop of ``sequence_backward``, over `rows` windows of `steps` steps."""
     T, B, D, width = dgates.shape
     norm = clip == "norm"
-    layout = layout_of(cell, w_hh, rows, norm)
+    layout = layout_of(w_hh, rows, norm)
     carry = _carry(layout, CELLS[cell].S, rows, w_hh)
     pending = squares = parts = None
     if norm:
@@ -133,7 +162,7 @@ def backward(
         squares = torch.empty(2, D, rows, layout.parts, dtype=torch.float64, device=y.device)
     if flow is not None:
         parts = torch.empty(T, B, D, layout.parts, dtype=torch.float64, device=y.device)
-    constants = _constants(cell, w_hh, layout)
+    more = _more(cell, w_hh, layout)
     finish = norm or dh0 is not None
     launches = list(_launches(layout, rows, steps))
     if finish and layout.kind == "step":
@@ -142,10 +171,11 @@ def backward(
         sequence.backward[(blocks, layout.parts, D)](
             dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths,
             _bytes(reset), carry, _counts(layout, w_hh), pending, squares, parts,
-            T, B, steps, rows, first, last, block, bound,
+            T, B, pieces(layout, CELLS[cell].G, w_hh.size(2)), steps, rows, first, last, block,
+            bound,
             CELL=PAIRS[cell].backward, A=CELLS[cell].A, CLIP=clip,
             FINISH=finish and (layout.kind != "step" or first == last),
-            **constants, **_options(layout),
+            **more,
         )  # fmt: skip
     if flow is not None and parts is not None:
         flow.copy_(parts.sum(-1).sqrt_())

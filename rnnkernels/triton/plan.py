@@ -1,14 +1,40 @@
-"""How a layer is laid out over the programs of a Triton kernel: a pure function of its sizes."""
+"""How a layer is laid out over the programs of a Triton kernel: a pure function of its sizes.
+
+What a program takes was found by compiling every kernel for the GPUs named here and keeping what
+leaves all values in registers; which of that runs fastest has not been measured.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Registers of 4 bytes that a thread may spend on weights; of 255, the rest is for a step's values.
-HELD_REGISTERS = 96
-#: Rows, and units, of a program; what a warp of an m16n8 product takes.
-ROWS = (16, 32, 64, 128)
-ROWS_OF_WARP, UNITS_OF_WARP = 16, 8
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program takes: units, units in one piece of a product, warps."""
+
+    units: int
+    piece: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """For one kind of GPU and of products.
+
+    Attributes:
+        resident: warps of a program that has all units of its rows, by the number of units.
+        held: a program of 16 rows keeps its weights in registers up to this hidden size, as `tile`.
+        tile: that tile.
+        tiles: of programs that read their weights at every step, by their number of rows.
+        stages: how far ahead a loop over weights reads.
+    """
+
+    resident: dict[int, int]
+    held: int
+    tile: Tile
+    tiles: dict[int, Tile]
+    stages: int
 
 
 @dataclass(frozen=True)
@@ -18,12 +44,12 @@ class Layout:
     Attributes:
         kind: ``resident``: a program has all units of its rows; ``grid``: the programs of a block
             of rows wait for each other at every step; ``step``: one launch for every step.
-        block_b, block_h, block_k: rows and units of a block, and units in one piece of a product.
+        block_b, block_h, block_k: rows and units of a program, and units in a piece of a product.
         parts: programs for a block of rows.
-        tiles: blocks of units of a program.
         held: the weights stay in registers; else they are read at every step.
         warps: of a program.
         row_blocks: blocks of rows of one launch; a layer takes as many launches as it needs.
+        stages: how far ahead a loop over weights reads.
     """
 
     kind: str
@@ -34,6 +60,7 @@ class Layout:
     held: bool
     warps: int
     row_blocks: int
+    stages: int = 2
 
     def __str__(self) -> str:
         programs = f"{self.parts} program{'s' * (self.parts > 1)} per {self.block_b} rows"
@@ -41,41 +68,61 @@ class Layout:
         return f"{self.kind}: {programs}, {self.warps} warps each, weights {weights}"
 
 
+ROWS = (16, 32, 64)
+_HALF = Table({16: 4, 32: 4, 64: 8}, 192, Tile(32, 64, 4),
+              {16: Tile(32, 64, 4), 32: Tile(16, 32, 4), 64: Tile(16, 32, 8)}, 3)  # fmt: skip
+_TF32 = Table({16: 4, 32: 4, 64: 8}, 0, Tile(32, 32, 4),
+              {16: Tile(32, 32, 4), 32: Tile(16, 32, 4), 64: Tile(16, 32, 8)}, 2)  # fmt: skip
+_TF32X3 = Table({32: 8}, 0, Tile(32, 32, 4),
+                {16: Tile(32, 32, 4), 32: Tile(16, 16, 4), 64: Tile(16, 16, 8)}, 2)  # fmt: skip
+_IEEE = Table({16: 4}, 0, Tile(16, 16, 4),
+              {16: Tile(16, 32, 4), 32: Tile(16, 16, 8), 64: Tile(16, 16, 8)}, 1)  # fmt: skip
+_AMD = Table({16: 4}, 0, Tile(16, 32, 4), {rows: Tile(16, 32, 4) for rows in ROWS}, 1)
+_CDNA_HALF = Table({16: 4, 32: 4}, 0, _AMD.tile, _AMD.tiles, 1)
+_RDNA = Table({16: 4}, 0, Tile(16, 16, 4), {rows: Tile(16, 16, 4) for rows in ROWS}, 1)
+
+#: By kind of GPU (NVIDIA, AMD's CDNA and RDNA) and of products: 16 bits, or how float32 is taken.
+TABLES: dict[tuple[str, str], Table] = {
+    ("cuda", "half"): _HALF,
+    ("cuda", "tf32"): _TF32,
+    ("cuda", "tf32x3"): _TF32X3,
+    ("cuda", "ieee"): _IEEE,
+    ("cdna", "half"): _CDNA_HALF,
+    ("cdna", "tf32"): _AMD,
+    ("cdna", "ieee"): _AMD,
+    ("rdna", "half"): _AMD,
+    ("rdna", "ieee"): _RDNA,
+}
+
+
 def choose(
-    *, G: int, H: int, rows: int, D: int, itemsize: int, norm: bool, processors: int
+    *, gpu: str, numbers: str, H: int, rows: int, D: int, norm: bool, processors: int
 ) -> Layout:
-    """The layout of a pass of G gates, `rows` rows in D directions, over so many multiprocessors.
+    """The layout of one pass over `rows` rows in D directions, for H units.
 
-    ``norm``: gradients are bounded by the norm of their row, which a resident program does not do.
+    Args:
+        gpu, numbers: a key of :data:`TABLES`.
+        norm: gradients are bounded by the norm of their row, which a resident program does not do.
+        processors: multiprocessors (compute units) of the device. Programs that wait for each
+            other must all be there at once: one to each of these.
     """
-    block_h = 16 if H <= 16 else 32
-    warps = max(2, block_h // UNITS_OF_WARP)
+    table = TABLES[gpu, numbers]
+    block_h = next((units for units in sorted(table.resident) if units >= H), 0)
+    if block_h and not norm:
+        return Layout("resident", ROWS[0], block_h, block_h, 1, True, table.resident[block_h],
+                      _blocks(rows, ROWS[0]), table.stages)  # fmt: skip
+    for block_b in ROWS:
+        groups = _blocks(rows, block_b)
+        held = block_b == ROWS[0] and table.held >= H
+        tile = table.tile if held else table.tiles[block_b]
+        parts = _blocks(H, tile.units)
+        together = processors // (parts * D)
+        if together >= groups or block_b == ROWS[-1]:
+            kind = "grid" if together else "step"
+            return Layout(kind, block_b, tile.units, tile.piece, parts, held, tile.warps,
+                          min(together, groups) or groups, table.stages)  # fmt: skip
+    raise AssertionError("the loop ends with the largest block")
 
-    def blocks(size: int, block: int) -> int:
-        return -(-size // block)
 
-    def held(units: int) -> bool:
-        of_thread = G * blocks(H, block_h) * block_h * units * itemsize // (4 * 32 * warps)
-        return of_thread <= HELD_REGISTERS
-
-    tiles = blocks(H, block_h)
-    if not norm and held(tiles * block_h):
-        return Layout(
-            "resident", ROWS[0], block_h, block_h, 1, tiles, True, warps, blocks(rows, ROWS[0])
-        )
-    block_k = 32 if held(block_h) else 64
-    for block_b in ROWS[:-1]:
-        groups = blocks(rows, block_b)
-        if groups * tiles * D <= processors:
-            return Layout(
-                "grid", block_b, block_h, block_k, tiles, 1,
-                held(block_h) and block_b == ROWS[0],  # more rows would multiply the registers
-                warps * (1 if block_b == ROWS[0] else 2), groups,
-            )  # fmt: skip
-    together = processors // (tiles * D)
-    block_b = ROWS[2]
-    if together > 0:
-        return Layout("grid", block_b, block_h, block_k, tiles, 1, False, 2 * warps, together)
-    return Layout(
-        "step", block_b, block_h, block_k, tiles, 1, False, 2 * warps, blocks(rows, block_b)
-    )
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)

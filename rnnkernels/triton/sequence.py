@@ -128,7 +128,7 @@ def _sent(source, rows, mask, factor, i, k, IN: tl.constexpr, APART: tl.constexp
 
 
 @triton.jit
-def _product(w, held, sent, source, rows, mask, factor, unit,
+def _product(w, held, sent, source, rows, mask, factor, unit, pieces,
              OUT: tl.constexpr, IN: tl.constexpr, APART: tl.constexpr, H: tl.constexpr,
              BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
              RESIDENT: tl.constexpr, HELD: tl.constexpr, BACKWARD: tl.constexpr,
@@ -155,7 +155,7 @@ def _product(w, held, sent, source, rows, mask, factor, unit,
                     more = more + (tl.dot(a, b, sums[o], input_precision=PRECISION),)
                 sums = more
     else:
-        for n in range(IN * BLOCKS):
+        for n in range(pieces):  # not a constant: unrolled, their loads would take all registers
             i = n // BLOCKS
             k = n % BLOCKS
             a = _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE)
@@ -193,9 +193,9 @@ def _taken_over(initial, at, carry, at_carry, columns, mask, first):
 # --- Forward ----------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["T", "B", "first", "last", "first_block"])
+@triton.jit(do_not_specialize=["T", "B", "pieces", "first", "last", "first_block"])
 def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset, carry, counts,
-            T, B, first, last, first_block,
+            T, B, pieces, first, last, first_block,
             CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
             D: tl.constexpr, H: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr,
             BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
@@ -257,8 +257,8 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
         else:
             source = y
             at_source = (at + tl.where(d == 0, -D, D) * B.to(tl.int64)) * H
-        product = _product(w, held, sent, source, at_source, linked, None, first_unit, G, 1, 0, H,
-                           BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, False,
+        product = _product(w, held, sent, source, at_source, linked, None, first_unit, pieces, G,
+                           1, 0, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, False,
                            PRECISION)  # fmt: skip
         hidden = ()
         for g in tl.static_range(G):
@@ -323,8 +323,8 @@ def _squares(values):
 
 
 @triton.jit
-def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit, T, B, steps,
-             rows, bound, G: tl.constexpr, A: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
+def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit, T, B, pieces,
+             steps, rows, bound, G: tl.constexpr, A: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
              PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
              BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, HELD: tl.constexpr,
              PRECISION: tl.constexpr):  # fmt: skip
@@ -350,15 +350,15 @@ def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_un
         for g in tl.static_range(G + A):
             value = _load(pending, at_source + g * H, unit, written)
             _store(dgates, at + g * H, unit, value * factor[:, None], written)
-    product = _product(w, held, sent, source, at_source, linked, factor, first_unit, 1, G, A, H,
-                       BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, True, PRECISION)  # fmt: skip
+    product = _product(w, held, sent, source, at_source, linked, factor, first_unit, pieces, 1, G,
+                       A, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, True, PRECISION)  # fmt: skip
     return tl.where(linked[:, None], product[0], 0.0)
 
 
-@triton.jit(do_not_specialize=["T", "B", "steps", "rows", "first", "last", "first_block"])
+@triton.jit(do_not_specialize=["T", "B", "pieces", "steps", "rows", "first", "last", "first_block"])
 def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths, reset,
              carry, counts, pending, squares, flow,
-             T, B, steps, rows, first, last, first_block, bound,
+             T, B, pieces, steps, rows, first, last, first_block, bound,
              CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
              A: tl.constexpr, D: tl.constexpr, H: tl.constexpr, CLIP: tl.constexpr,
              PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -428,7 +428,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
             if n > first:
                 _wait(counts, (n - first) * PARTS)
         through = _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit,
-                           T, B, steps, rows, bound, G, A, D, H, PARTS, BLOCK_B, BLOCK_H,
+                           T, B, pieces, steps, rows, bound, G, A, D, H, PARTS, BLOCK_B, BLOCK_H,
                            BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
         dh = tl.where(runs, dnext[0] + through, 0.0)
         if S > 1:
@@ -471,7 +471,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
         if counts is not None:
             _wait(counts, (last - first) * PARTS)
         through = _through(w, held, sent, dgates, pending, squares, row, reset, last, d,
-                           first_unit, T, B, steps, rows, bound, G, A, D, H, PARTS, BLOCK_B,
+                           first_unit, T, B, pieces, steps, rows, bound, G, A, D, H, PARTS, BLOCK_B,
                            BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
         starts = exists & is_first[:, None]
         if dh0 is not None:
