@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rnnkernels import checks, ops, reference, torch_backend
+from rnnkernels import checks, cuda_plan, ops, reference, torch_backend, triton
 from rnnkernels.call import Call, Result
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -22,12 +22,14 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run a layer. ``supports(call)`` is None where it can, else the reason why not."""
+    """A way to run a layer. ``supports(call)`` is None where it can, else the reason why not;
+    ``detail(call)`` tells how it lays one out, where there are several ways."""
 
     name: str
     supports: Callable[[Call], str | None]
     run: Callable[[Call], Result]
     invariant: bool = False  # offers what batch_invariant asks for
+    detail: Callable[[Call], str] = lambda call: ""
 
     def refusal(self, call: Call) -> str | None:
         """None where it runs the call as things are set now, else the reason why not."""
@@ -66,13 +68,14 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend("reference", lambda call: None, _checked(reference.run)),
         Backend("cpu", _kernels("cpu"), ops.run, invariant=True),
-        Backend("cuda", _kernels("cuda"), ops.run),
+        Backend("cuda", _kernels("cuda"), ops.run, detail=cuda_plan.of_call),
+        Backend("triton", triton.refusal, ops.run_triton, detail=triton.describe),
         Backend("torch", torch_backend.refusal, _checked(torch_backend.run)),
     )
 }
 
 #: Tried in this order where no backend is asked for.
-AUTOMATIC = ("cuda", "cpu", "reference")
+AUTOMATIC = ("cuda", "cpu", "triton", "reference")
 
 _chosen: str | None = None
 

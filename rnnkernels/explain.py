@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnnkernels import backends, cuda_plan, watch
+from rnnkernels import backends, watch
 from rnnkernels.call import Call, Result
 
 
@@ -86,7 +86,7 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
                 asked_for,
                 chosen,
                 refusals,
-                cuda_plan.of_call(call) if chosen == "cuda" else "",
+                backends.BACKENDS[chosen].detail(call) if chosen else "",
             )
         )
         return backends.BACKENDS[chosen or "reference"].run(call)

@@ -1,14 +1,15 @@
 """The custom ops as Python sees them: how one is called, fake kernels, and double backward.
 
 ``torch.ops.rnnkernels.sequence_forward`` projects the input and runs the loop over time;
-``sequence_backward`` runs the loop backwards and returns the gradients of the gates. The autograd
-formula between them is C++ (``csrc/autograd``).
+``sequence_backward`` runs the loop backwards and returns the gradients of the gates;
+``torch.ops.rnnkernels_triton`` has the same, on Triton. The autograd formula between them is C++
+(``csrc/autograd``).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -66,19 +67,28 @@ kernel_devices: frozenset[str] = frozenset(
 
 
 def run(call: Call) -> Result:
-    """Runs one layer through the op registered for the device of its input."""
+    """Runs one layer through the compiled op for the device of its input."""
+    return _run(torch.ops.rnnkernels.sequence_forward, call)
+
+
+def run_triton(call: Call) -> Result:
+    """Runs one layer through the op whose kernels are Triton's."""
+    return _run(torch.ops.rnnkernels_triton.sequence_forward, call)
+
+
+def _run(forward: Callable[..., Any], call: Call) -> Result:
     if call.flow is None:
-        return _run(call)
+        return _called(forward, call)
     _C.set_flow_sink(call.flow)
     try:
-        return _run(call)
+        return _called(forward, call)
     finally:
         _C.set_flow_sink(None)
 
 
-def _run(call: Call) -> Result:
+def _called(forward: Callable[..., Any], call: Call) -> Result:
     save = needs_gradient(call.tensors)
-    y, h_n, c_n, c, _, _ = torch.ops.rnnkernels.sequence_forward(
+    y, h_n, c_n, c, _, _ = forward(
         call.cell_name,
         call.x,
         call.w_ih,
@@ -266,9 +276,10 @@ def _differentiable_gradients(
 
 
 if _C is not None:
-    torch.library.register_fake("rnnkernels::sequence_forward", _fake_forward)
-    torch.library.register_fake("rnnkernels::sequence_backward", _fake_backward)
-    torch.library.register_fake("rnnkernels::sequence_backward_", _fake_backward_over_saved)
+    for library in ("rnnkernels", "rnnkernels_triton"):
+        torch.library.register_fake(f"{library}::sequence_forward", _fake_forward)
+        torch.library.register_fake(f"{library}::sequence_backward", _fake_backward)
+        torch.library.register_fake(f"{library}::sequence_backward_", _fake_backward_over_saved)
     torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
     torch.library.impl("rnnkernels::sequence_gradients", "CompositeImplicitAutograd")(
         _differentiable_gradients

@@ -7,5 +7,47 @@
 ``launch.py``      what the compiled part calls to have a layer run
 =================  ==========================================================================
 
-Nothing here is imported before a layer runs on it, so that Triton need not be installed.
+None of these is imported before a layer runs on it, so that Triton need not be installed.
 """
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+from rnnkernels import ops
+from rnnkernels.call import Call
+
+INSTALLED = find_spec("triton") is not None
+#: Triton runs kernels on the CPU, one program after the other: for tests. Read once, as it does.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Sizes that the kernels count in 32 bits: places of a weight, rows of a pass, signals of a pass.
+LARGEST = 2**31
+
+
+def refusal(call: Call) -> str | None:
+    """None where the kernels can run this call, else the reason why not."""
+    if ops.missing is not None:
+        return f"the compiled part, which checks and differentiates, is missing ({ops.missing})"
+    if not INSTALLED:
+        return "Triton is not installed"
+    if call.x.device.type != "cuda" and not (INTERPRETED and call.x.device.type == "cpu"):
+        return f"it runs tensors on a GPU, and the input is on {call.x.device.type}"
+    if call.x.dtype not in DTYPES:
+        return f"it has no kernels for {call.x.dtype}"
+    if call.w_hr:
+        return "it has no kernels for proj_size"
+    T, B, H = call.x.size(0), call.x.size(1), call.h0.size(2)
+    if max(call.cell.G * H * H, 4 * T * B, T * H) >= LARGEST:
+        return f"T={T}, B={B}, H={H} is more than it counts"
+    return None
+
+
+def describe(call: Call) -> str:
+    """How a call that is not refused is laid out, in words."""
+    from rnnkernels.triton import launch
+
+    return launch.describe(call)

@@ -10,19 +10,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
+from rnnkernels.call import Call
 from rnnkernels.cells import CELLS
-from rnnkernels.triton import sequence
+from rnnkernels.triton import INTERPRETED, sequence
 from rnnkernels.triton.cells import PAIRS
 from rnnkernels.triton.plan import Layout, choose
 
-#: Triton runs kernels on the CPU, one program after the other, where this is set before its import.
-INTERPRETED = triton.knobs.runtime.interpret
 INTERPRETED_PROCESSORS = 4
 #: Of an NVIDIA multiprocessor.
 REGISTERS = 65536
+
+
+def describe(call: Call) -> str:
+    """The layouts of forward, and of the backward that would follow."""
+    T, B, _ = call.x.shape
+    windows = -(-T // call.window) if 0 < call.window < T else 1
+    w_hh = call.w_hh[0].unsqueeze(0).expand(len(call.w_hh), -1, -1)
+    passes = layout_of(w_hh, B, False), layout_of(w_hh, B * windows, call.clip.kind == "norm")
+    return f"forward {passes[0]}; backward {passes[1]}"
 
 
 def layout_of(w_hh: Tensor, rows: int, norm: bool) -> Layout:
