@@ -159,6 +159,8 @@ def backward(
     clip: str, bound: float,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_backward``, over `rows` windows of `steps` steps."""
+    if saved is not None and saved.data_ptr() == dgates.data_ptr() and torch.version.hip:
+        saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
     T, B, D, width = dgates.shape
     norm = clip == "norm"
     layout = layout_of(w_hh, rows, norm)

@@ -6,7 +6,7 @@ leaves all values in registers; which of that runs fastest has not been measured
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Table:
         tile: that tile.
         tiles: of programs that read their weights at every step, by their number of rows.
         stages: how far ahead a loop over weights reads.
+        waits: programs may wait for each other. What Triton makes of a barrier for AMD does not
+            keep the stores of one wave before a signal that another gives.
     """
 
     resident: dict[int, int]
@@ -35,6 +37,7 @@ class Table:
     tile: Tile
     tiles: dict[int, Tile]
     stages: int
+    waits: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,9 @@ class Layout:
         return f"{self.kind}: {programs}, {self.warps} warps each, weights {weights}"
 
 
-ROWS = (16, 32, 64)
-_HALF = Table({16: 4, 32: 4, 64: 8}, 192, Tile(32, 64, 4),
+#: Of a resident program.
+ROWS = 16
+_HALF = Table({16: 4, 32: 4, 64: 8}, 128, Tile(32, 64, 4),
               {16: Tile(32, 64, 4), 32: Tile(16, 32, 4), 64: Tile(16, 32, 8)}, 3)  # fmt: skip
 _TF32 = Table({16: 4, 32: 4, 64: 8}, 0, Tile(32, 32, 4),
               {16: Tile(32, 32, 4), 32: Tile(16, 32, 4), 64: Tile(16, 32, 8)}, 2)  # fmt: skip
@@ -77,9 +81,10 @@ _TF32X3 = Table({32: 8}, 0, Tile(32, 32, 4),
                 {16: Tile(32, 32, 4), 32: Tile(16, 16, 4), 64: Tile(16, 16, 8)}, 2)  # fmt: skip
 _IEEE = Table({16: 4}, 0, Tile(16, 16, 4),
               {16: Tile(16, 32, 4), 32: Tile(16, 16, 8), 64: Tile(16, 16, 8)}, 1)  # fmt: skip
-_AMD = Table({16: 4}, 0, Tile(16, 32, 4), {rows: Tile(16, 32, 4) for rows in ROWS}, 1)
-_CDNA_HALF = Table({16: 4, 32: 4}, 0, _AMD.tile, _AMD.tiles, 1)
-_RDNA = Table({16: 4}, 0, Tile(16, 16, 4), {rows: Tile(16, 16, 4) for rows in ROWS}, 1)
+_AMD = Table({16: 4}, 0, Tile(16, 32, 4), {rows: Tile(16, 32, 4) for rows in (16, 32, 64)}, 1,
+             waits=False)  # fmt: skip
+_CDNA_HALF = replace(_AMD, resident={16: 4, 32: 4})
+_RDNA = replace(_AMD, tiles={16: Tile(16, 32, 4)})
 
 #: By kind of GPU (NVIDIA, AMD's CDNA and RDNA) and of products: 16 bits, or how float32 is taken.
 TABLES: dict[tuple[str, str], Table] = {
@@ -109,19 +114,19 @@ def choose(
     table = TABLES[gpu, numbers]
     block_h = next((units for units in sorted(table.resident) if units >= H), 0)
     if block_h and not norm:
-        return Layout("resident", ROWS[0], block_h, block_h, 1, True, table.resident[block_h],
-                      _blocks(rows, ROWS[0]), table.stages)  # fmt: skip
-    for block_b in ROWS:
+        return Layout("resident", ROWS, block_h, block_h, 1, True, table.resident[block_h],
+                      _blocks(rows, ROWS), table.stages)  # fmt: skip
+    for block_b in table.tiles:
         groups = _blocks(rows, block_b)
-        held = block_b == ROWS[0] and table.held >= H
+        held = block_b == ROWS and table.held >= H
         tile = table.tile if held else table.tiles[block_b]
         parts = _blocks(H, tile.units)
-        together = processors // (parts * D)
-        if together >= groups or block_b == ROWS[-1]:
-            kind = "grid" if together else "step"
-            return Layout(kind, block_b, tile.units, tile.piece, parts, held, tile.warps,
-                          min(together, groups) or groups, table.stages)  # fmt: skip
-    raise AssertionError("the loop ends with the largest block")
+        together = processors // (parts * D) if table.waits else 0
+        if together >= groups or not table.waits and groups == 1:
+            break
+    kind = "grid" if together else "step"
+    return Layout(kind, block_b, tile.units, tile.piece, parts, held, tile.warps,
+                  min(together, groups) or groups, table.stages)  # fmt: skip
 
 
 def _blocks(size: int, block: int) -> int:
