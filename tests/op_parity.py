@@ -99,13 +99,14 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
     )
 
 
-def converted(tensors: Any, dtype: torch.dtype) -> Any:
-    """The same call, list or tensor with floating tensors in this dtype, away from autograd."""
+def converted(tensors: Any, dtype: torch.dtype, device: str | None = None) -> Any:
+    """The same call, list or tensor with floating tensors in this dtype, away from autograd; on
+    this device, or where it is."""
     if isinstance(tensors, Tensor):
-        tensors = tensors.detach()
+        tensors = tensors.detach().to(device or tensors.device)
         return tensors.to(dtype, copy=True) if tensors.is_floating_point() else tensors
     if isinstance(tensors, list | tuple):
-        items = [converted(t, dtype) for t in tensors]
+        items = [converted(t, dtype, device) for t in tensors]
         return type(tensors)(*items) if hasattr(tensors, "_fields") else type(tensors)(items)
     return tensors
 
@@ -199,7 +200,7 @@ def error(got: Tensor, want: Tensor) -> float:
     if got.numel() == 0:
         return 0.0
     want = want.to(torch.float64)
-    worst = (got.to(torch.float64) - want).abs().max() / want.abs().max().clamp(min=1)
+    worst = (got.to(want) - want).abs().max() / want.abs().max().clamp(min=1)
     return worst.nan_to_num(nan=torch.inf).item()
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import op_parity
 import pytest
 import torch
 from op_parity import ALL, CASES, CLIPS, Case
 
+from rnnkernels import triton
+
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU that torch can use", allow_module_level=True)
 _C = pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
-if _C.build_info()["cuda_archs"] is None:
-    pytest.skip("needs an extension built with its CUDA kernels", allow_module_level=True)
+CUDA = _C.build_info()["cuda_archs"] is not None
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 LARGE = [
@@ -26,10 +29,9 @@ FULL = Case("lstm", 2, T=9, B=6, H=33, R=20, lengths=True, reset=True)
 each_dtype = pytest.mark.parametrize(
     "dtype", TOLERANCE, ids=lambda t: str(t).removeprefix("torch.")
 )
-ops = torch.ops.rnnkernels
 
 
-def run(call):
+def run(ops, call):
     """What both ops return for this call and fixed gradients."""
     out = op_parity.forward(ops, call)
     return [*out, *op_parity.backward(ops, call, out, op_parity.random_gradients(call, out))]
@@ -46,18 +48,35 @@ def full_precision():
         switch.allow_tf32 = value
 
 
-@pytest.fixture(params=["stepwise", "cluster", "grid"], autouse=True)
-def family(request):
-    """What the family cannot run goes step by step, as without a choice."""
+@pytest.fixture(params=["stepwise", "cluster", "grid", "triton"])
+def ops(request):
+    """The ops, on Triton or with one family of CUDA kernels; what that cannot run goes step by
+    step, as without a choice."""
+    if request.param == "triton":
+        if not triton.INSTALLED:
+            pytest.skip("needs Triton")
+        case, dtype = (request.node.callspec.params.get(name) for name in ("case", "dtype"))
+        if dtype == torch.float64 or (case is not None and case.R):
+            pytest.skip("Triton's kernels take neither float64 nor a projection")
+        yield torch.ops.rnnkernels_triton
+        return
+    if not CUDA:
+        pytest.skip("needs an extension built with its CUDA kernels")
     _C.set_cuda_family(request.param)
-    yield request.param
+    yield torch.ops.rnnkernels
     _C.set_cuda_family("auto")
+
+
+@pytest.fixture
+def full(ops):
+    """All options, as far as these ops have them."""
+    return replace(FULL, R=0) if ops is torch.ops.rnnkernels_triton else FULL
 
 
 @each_dtype
 @pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
-def test_matches_reference(case, dtype):
-    """Gradients of 16 bits are held against the same op in float64 on the same y, c and saved."""
+def test_matches_reference(ops, case, dtype):
+    """Gradients of 16 bits are held against the CPU's in float64 on the same y, c and saved."""
     call = op_parity.make(case, dtype, "cuda")
     out = op_parity.forward(ops, call)
     assert op_parity.forward_error(call, out) <= TOLERANCE[dtype]
@@ -67,13 +86,13 @@ def test_matches_reference(case, dtype):
     if dtype.itemsize > 2:
         assert op_parity.backward_error(call, out, back, grads) <= TOLERANCE[dtype]
     else:
-        exact = [op_parity.converted(t, torch.float64) for t in (call, out, grads)]
-        want = op_parity.backward(ops, *exact)
+        exact = [op_parity.converted(t, torch.float64, "cpu") for t in (call, out, grads)]
+        want = op_parity.backward(torch.ops.rnnkernels, *exact)
         assert max(map(op_parity.error, back, want)) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("case", [case for case in [*CASES, *LARGE] if not case.R], ids=str)
-def test_tf32(case):
+def test_tf32(ops, case):
     torch.backends.cudnn.allow_tf32 = True
     call = op_parity.make(case, torch.float32, "cuda")
     out = op_parity.forward(ops, call)
@@ -84,7 +103,7 @@ def test_tf32(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_without_saving(case):
+def test_without_saving(ops, case):
     call = op_parity.make(case, torch.float32, "cuda")
     kept, out = op_parity.forward(ops, call), op_parity.forward(ops, call, save=False)
     assert all(torch.equal(a, b) for a, b in zip(kept[:4], out[:4], strict=True))
@@ -92,38 +111,38 @@ def test_without_saving(case):
 
 @each_dtype
 @pytest.mark.parametrize("case", [FULL, *LARGE], ids=str)
-def test_same_bits_each_time(case, dtype):
+def test_same_bits_each_time(ops, case, dtype):
     call = op_parity.make(case, dtype, "cuda")
-    assert all(torch.equal(a, b) for a, b in zip(run(call), run(call), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run(ops, call), run(ops, call), strict=True))
 
 
-def test_current_stream():
+def test_current_stream(ops, full):
     """Inputs that the current stream brings late are waited for, without any synchronisation."""
-    call = op_parity.make(FULL, torch.float32, "cuda")
-    want = run(call)
+    call = op_parity.make(full, torch.float32, "cuda")
+    want = run(ops, call)
     late = call._replace(x=torch.zeros_like(call.x), h0=torch.zeros_like(call.h0))
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(200_000_000)
         late.x.copy_(call.x)
         late.h0.copy_(call.h0)
-        got = run(late)
+        got = run(ops, late)
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_device_that_is_not_current():
-    on_first, on_second = (op_parity.make(FULL, torch.float32, f"cuda:{i}") for i in (0, 1))
+def test_device_that_is_not_current(ops, full):
+    on_first, on_second = (op_parity.make(full, torch.float32, f"cuda:{i}") for i in (0, 1))
     with torch.cuda.device(0):
-        got = run(on_second)
+        got = run(ops, on_second)
     assert all(t.device.index == 1 for t in got)
-    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, run(on_first), strict=True))
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, run(ops, on_first), strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 4, "clip": CLIPS[1], "flow": True}], ids=str)
 @pytest.mark.parametrize("cell", op_parity.CELLS)
-def test_graph_capture(cell, options):
+def test_graph_capture(ops, cell, options):
     """A captured call follows its inputs; so it neither synchronises nor reads them on the host."""
     case = Case(cell, 2, T=9, B=6, H=33, lengths=True, reset=True, **options)
     call = op_parity.make(case, torch.float32, "cuda")

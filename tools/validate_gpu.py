@@ -18,13 +18,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 #: The smallest cases that have every primitive: several blocks, both exchanges.
-SMALL = "matches_reference and (D1T5B4H7R0 or norm) and float32"
+SMALL = "matches_reference and (D1T5B4H7R0 or norm) and float32 and not triton"
+
+
+#: Stages whose steps run at once: they wait for compilers more than for the GPU.
+TOGETHER = ("triton",)
+CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,10 @@ def pytest(*arguments: str) -> list[str]:
     return [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
 
 
+def gpu_tests(which: str) -> list[str]:
+    return pytest("--maxfail=30", "tests/test_cuda.py", "-k", which)
+
+
 def sanitizer(tool: str) -> list[str]:
     return [
         "compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", "--launch-timeout=120",
@@ -75,9 +86,19 @@ def bench(out: Path, name: str, *arguments: str) -> list[str]:
 
 
 def stages(out: Path) -> dict[str, list[Step]]:
+    numbers = {
+        "bfloat16": ["--dtype", "bfloat16"],
+        "float16": ["--dtype", "float16"],
+        "tf32": ["--tf32", "on"],
+        "float32": ["--tf32", "off"],
+    }
     return {
         "build": [Step("build", [PYTHON, "setup.py", "build_ext", "--inplace"], 480)],
-        "test": [Step("test", pytest("--maxfail=30", "tests/test_cuda.py"), 480)],
+        "test": [Step("test", gpu_tests("not triton"), 480)],
+        "triton": [
+            *(Step(cell, gpu_tests(f"triton and {cell}"), 480) for cell in CELLS),
+            Step("others", gpu_tests(f"triton and not ({' or '.join(CELLS)})"), 480),
+        ],
         "sanitize": [
             Step(tool, sanitizer(tool), 160) for tool in ("memcheck", "racecheck", "synccheck")
         ],
@@ -89,12 +110,11 @@ def stages(out: Path) -> dict[str, list[Step]]:
         ],
         "bench": [
             Step(name, bench(out, name, *arguments), 120)
-            for name, arguments in {
-                "bfloat16": ["--dtype", "bfloat16"],
-                "float16": ["--dtype", "float16"],
-                "tf32": ["--tf32", "on"],
-                "float32": ["--tf32", "off"],
-            }.items()
+            for name, arguments in numbers.items()
+        ],
+        "bench-triton": [
+            Step(name, bench(out, f"triton-{name}", "--backend", "triton", *arguments), 120)
+            for name, arguments in numbers.items()
         ],
     }  # fmt: skip
 
@@ -106,7 +126,10 @@ def run(stage: str, step: Step, out: Path) -> Outcome:
         "RNNKERNELS_CUDA": "1",
         "RNNKERNELS_CUDA_ARCHS": architecture(),
     }
-    print(f"\n=== {stage}: {shlex.join(step.command)}", flush=True)
+    title = f"\n=== {stage}: {shlex.join(step.command)}\n"
+    if stage not in TOGETHER:
+        print(title, end="", flush=True)
+        title = ""
     start = time.monotonic()
     log = out / f"{stage}-{step.name}.log"
     with log.open("w") as file:
@@ -121,7 +144,7 @@ def run(stage: str, step: Step, out: Path) -> Outcome:
         except FileNotFoundError:
             status = f"{step.command[0]} is not there"
     lines = log.read_text(errors="replace").strip().splitlines() or [""]
-    print("\n".join(lines[-12:] if status == "passed" else lines[-60:]), flush=True)
+    print(title + "\n".join(lines[-12:] if status == "passed" else lines[-60:]), flush=True)
     return Outcome(stage, step.name, status, time.monotonic() - start, lines[-1][:200])
 
 
@@ -129,6 +152,10 @@ def outcomes(chosen: list[str], out: Path) -> Iterator[Outcome]:
     """Of all steps; where building fails, nothing else can be run."""
     for stage, steps in stages(out).items():
         if stage not in chosen:
+            continue
+        if stage in TOGETHER:
+            with ThreadPoolExecutor(len(steps)) as pool:
+                yield from pool.map(partial(run, stage, out=out), steps)
             continue
         for step in steps:
             found = run(stage, step, out)
@@ -157,7 +184,7 @@ def about() -> dict[str, str]:
 
 
 def main() -> int:
-    names = ["build", "test", "sanitize", "micro", "bench"]
+    names = ["build", "test", "triton", "sanitize", "micro", "bench", "bench-triton"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -37,9 +37,7 @@ def layout_of(w_hh: Tensor, rows: int, norm: bool) -> Layout:
     D, _, H = w_hh.shape
     gpu, processors = device_of(w_hh)
     numbers = precision(w_hh.dtype, gpu) if w_hh.dtype == torch.float32 else "half"
-    return choose(
-        gpu=gpu, numbers=numbers, H=H, rows=rows, D=D, norm=norm, processors=processors
-    )
+    return choose(gpu=gpu, numbers=numbers, H=H, rows=rows, D=D, norm=norm, processors=processors)
 
 
 def device_of(like: Tensor) -> tuple[str, int]:
@@ -97,7 +95,7 @@ def options(layout: Layout, gpu: str) -> dict[str, Any]:
     """How the compiler is to build a kernel, and the driver to start it."""
     found: dict[str, Any] = {"num_warps": layout.warps, "num_stages": layout.stages}
     if gpu == "cuda":
-        # All that there are: left to itself, the assembler keeps room for other programs and spills.
+        # All that there are: the assembler would rather spill than leave other programs no room.
         found["maxnreg"] = min(255, REGISTERS // (32 * layout.warps))
     if layout.kind == "grid":
         found["launch_cooperative_grid"] = True  # all programs at once, or an error
@@ -175,7 +173,9 @@ def backward(
     finish = norm or dh0 is not None
     launches = list(_launches(layout, rows, steps))
     if finish and layout.kind == "step":
-        launches += [(steps, steps, *rest) for _, last, *rest in launches if last == steps]
+        launches += [
+            (steps, steps, block, many) for _, end, block, many in launches if end == steps
+        ]
     for first, last, block, blocks in launches:
         sequence.backward[(blocks, layout.parts, D)](
             dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths,

@@ -122,7 +122,7 @@ def choose(
         tile = table.tile if held else table.tiles[block_b]
         parts = _blocks(H, tile.units)
         together = processors // (parts * D) if table.waits else 0
-        if together >= groups or not table.waits and groups == 1:
+        if together >= groups or (groups == 1 and not table.waits):
             break
     kind = "grid" if together else "step"
     return Layout(kind, block_b, tile.units, tile.piece, parts, held, tile.warps,

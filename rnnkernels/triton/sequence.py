@@ -350,8 +350,9 @@ def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_un
         for g in tl.static_range(G + A):
             value = _load(pending, at_source + g * H, unit, written)
             _store(dgates, at + g * H, unit, value * factor[:, None], written)
-    product = _product(w, held, sent, source, at_source, linked, factor, first_unit, pieces, 1, G,
-                       A, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, True, PRECISION)  # fmt: skip
+    product = _product(w, held, sent, source, at_source, linked, factor, first_unit, pieces, 1,
+                       G, A, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, True,
+                       PRECISION)  # fmt: skip
     return tl.where(linked[:, None], product[0], 0.0)
 
 
