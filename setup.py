@@ -194,4 +194,4 @@ def extensions() -> list[CppExtension]:
 CU_SOURCES = sources("cuda/*.cu")
 TOOLKIT = cuda_toolkit() if EXTENSION else None
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt})
+setup(license="Apache-2.0", ext_modules=extensions(), cmdclass={"build_ext": BuildExt})
