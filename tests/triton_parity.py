@@ -1,0 +1,225 @@
+"""The Triton kernels against the reference, in Triton's interpreter: cells, options, layouts.
+
+Run by test_triton.py, with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import op_parity
+import pytest
+import torch
+from op_parity import ALL, CASES, OVER_SAVED, Case
+from torch import Tensor
+from triton_interpreted import KINDS, Forced, laid_out, number_of, ops, run, same
+
+from rnnkernels import reference
+from rnnkernels.call import Clip
+from rnnkernels.cells import CELLS
+from rnnkernels.triton import launch
+from rnnkernels.triton.plan import Layout
+
+TAKEN = [case for case in CASES if not case.R]  # there are no projections
+#: Largest errors. Products of float32 are exact enough; the 16-bit types have 8 and 11 bits.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def chosen(case: Case, kind: str) -> Forced:
+    """Blocks that differ from case to case: one or two of units, weights held or read."""
+    number = number_of(case)
+    block_h = 8 if number & 1 else 4
+    return Forced(kind, 16, block_h, 16 if number & 2 else 4, held=number & 4 > 0)
+
+
+@each_kind
+@pytest.mark.parametrize("case", TAKEN, ids=str)
+def test_matches_reference(case: Case, kind: str) -> None:
+    results = run(case, chosen(case, kind), seed=number_of(case))
+    assert results.padding_is_zero()
+    assert max(results.errors()) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("case", TAKEN, ids=str)
+def test_16_bits(case: Case) -> None:
+    """Gradients are held against those in float64 on the same y, c and saved."""
+    number = number_of(case)
+    dtype = (torch.bfloat16, torch.float16)[number // 3 % 2]
+    results = run(case, chosen(case, KINDS[number % 3]), dtype, seed=number)
+    assert results.padding_is_zero()
+    assert op_parity.forward_error(results.call, results.out) <= TOLERANCE[dtype]
+    given = (results.call, results.out, results.grads)
+    exact = [op_parity.converted(t, torch.float64) for t in given]
+    want = op_parity.backward(torch.ops.rnnkernels, *exact)
+    assert max(map(op_parity.error, results.back, want)) <= TOLERANCE[dtype]
+
+
+SIZES = [
+    (Case("lstm", 1, T=2, B=1, H=1), Forced("any", 16, 16, 16)),
+    (Case("lstm", 2, T=3, B=17, H=33, **ALL), Forced("any", 16, 16, 32)),
+    (Case("gru", 2, T=3, B=17, H=33, **ALL), Forced("any", 16, 16, 8, held=False)),
+    (Case("rnn_tanh", 2, T=3, B=17, H=7), Forced("any", 4, 4, 8, launches=3)),
+    (Case("gru", 1, T=4, B=9, H=20, window=2, flow=True), Forced("any", 4, 16, 4, launches=2)),
+    (
+        Case("lstm", 1, T=4, B=9, H=20, window=2, clip=Clip("norm", 0.3)),
+        Forced("any", 4, launches=2),
+    ),
+]
+
+
+@each_kind
+@pytest.mark.parametrize(("case", "forced"), SIZES, ids=str)
+def test_layouts(case: Case, forced: Forced, kind: str) -> None:
+    """Rows, units and pieces of a product that fill no block, and several launches."""
+    results = run(case, replace(forced, kind=kind))
+    assert results.padding_is_zero()
+    assert max(results.errors()) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda t: str(t).removeprefix("torch."))
+@pytest.mark.parametrize("cell", CELLS)
+def test_same_bits_in_every_layout(cell: str, dtype: torch.dtype) -> None:
+    """As long as products are cut into the same pieces."""
+    case = Case(cell, 2, T=3, B=5, H=11, lengths=True, reset=True)
+    wanted = run(case, Forced("resident"), dtype)
+    for kind in KINDS:
+        for held in (True, False):
+            for launches in (1, 2):
+                layout = Forced(kind, 4, held=held, launches=launches)
+                assert same(run(case, layout, dtype).all, wanted.all), layout
+
+
+@each_kind
+def test_same_bits_each_time(kind: str) -> None:
+    case = Case("lstm", 2, T=4, H=11, window=2, clip=Clip("norm", 0.3), **ALL)
+    wanted = run(case, Forced(kind))
+    assert all(same(run(case, Forced(kind), seed=seed).all, wanted.all) for seed in (0, 1))
+
+
+@each_kind
+def test_a_row_has_the_same_bits_in_any_batch(kind: str) -> None:
+    def alone(call: Any) -> Any:
+        return call._replace(
+            x=call.x[:, 5:6].contiguous(), h0=call.h0[:, 5:6].contiguous()
+        )  # fmt: skip
+
+    case = Case("gru", 1, T=3, B=11, H=20)
+    whole = run(case, Forced(kind, 4)).out[0]
+    assert torch.equal(run(case, Forced(kind, 4), change=alone).out[0], whole[:, 5:6])
+
+
+@each_kind
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_saving(cell: str, kind: str) -> None:
+    case = Case(cell, 2, lengths=True, reset=True)
+    kept = run(case, Forced(kind))
+    with laid_out(Forced(kind)):
+        out = op_parity.forward(ops, kept.call, save=False)
+    assert same(out[:4], kept.out[:4])
+
+
+@each_kind
+@pytest.mark.parametrize("cell", OVER_SAVED)
+def test_gradients_over_saved(cell: str, kind: str) -> None:
+    """dgates in the memory of what forward saved: the same bits."""
+    case = Case(cell, 2, T=4, H=11, **ALL)
+    apart = run(case, Forced(kind))
+    over = run(case, Forced(kind), backward=op_parity.backward_over_saved)
+    assert same(over.back, apart.back)
+
+
+@each_kind
+@pytest.mark.parametrize("cell", CELLS)
+def test_padding_is_not_read(cell: str, kind: str) -> None:
+    """NaN in it changes no bit."""
+    case = Case(cell, 2, T=4, B=5, window=3, **ALL)
+
+    def poisoned(call: Any) -> Any:
+        past = torch.arange(case.T)[:, None] >= call.lengths
+        return call._replace(x=call.x.masked_fill(past[..., None], torch.nan))
+
+    def poison(call: Any, grads: list[Tensor | None]) -> None:
+        past = torch.arange(case.T)[:, None] >= call.lengths
+        for grad in (grads[0], grads[3]):
+            if grad is not None:
+                grad[past] = torch.nan
+
+    clean = run(case, Forced(kind))
+    assert clean.padding_is_zero()
+    dirty = run(case, Forced(kind), change=poisoned, change_gradients=poison)
+    assert same(dirty.all, clean.all)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_nan_goes_on(cell: str) -> None:
+    """To the steps that follow and nowhere else, as in the reference."""
+
+    def poisoned(call: Any) -> Any:
+        x = call.x.clone()
+        x[2, 1, 0] = torch.nan
+        return call._replace(x=x)
+
+    results = run(Case(cell, 1), Forced("resident"), change=poisoned)
+    wanted = reference.run(results.call)
+    nan = wanted[0].isnan()
+    assert nan.any()
+    assert not nan.all()
+    assert torch.equal(results.out[0].isnan(), nan)
+
+
+@each_kind
+@pytest.mark.parametrize("given", ["y", "h_n", "c_n", "c"])
+def test_one_gradient_alone(given: str, kind: str) -> None:
+    """The others are absent, not zero."""
+    results = run(Case("lstm", 2, **ALL), Forced(kind), given=given)
+    assert max(results.errors()) <= TOLERANCE[torch.float32]
+
+
+def test_layout_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without anything forced, a small layer runs resident."""
+    found: list[Layout] = []
+    choose = launch.choose
+
+    def noted(**sizes: Any) -> Layout:
+        found.append(choose(**sizes))
+        return found[-1]
+
+    monkeypatch.setattr(launch, "choose", noted)
+    call = op_parity.make(Case("gru", 2), torch.float32)
+    out = op_parity.forward(ops, call)
+    assert op_parity.forward_error(call, out) <= TOLERANCE[torch.float32]
+    assert [layout.kind for layout in found] == ["resident"]
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "message"),
+    [
+        (Case("lstm", R=3), torch.float32, "no projections"),
+        (Case("lstm"), torch.float64, "float64"),
+    ],
+    ids=["projection", "float64"],
+)
+def test_refused(case: Case, dtype: torch.dtype, message: str) -> None:
+    call = op_parity.make(case, dtype)
+    with pytest.raises(NotImplementedError, match=message):
+        op_parity.forward(ops, call)
+    out = op_parity.forward(torch.ops.rnnkernels, call)
+    with pytest.raises(NotImplementedError, match=message):
+        op_parity.backward(ops, call, out, op_parity.random_gradients(call, out))
+
+
+@pytest.mark.parametrize(
+    ("tf32", "matmul", "wanted"),
+    [(True, "highest", "tf32"), (False, "high", "tf32x3"), (False, "highest", "ieee")],
+)
+def test_precision(tf32: bool, matmul: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(matmul)
+    try:
+        assert launch.precision(torch.float32) == wanted
+        assert launch.precision(torch.bfloat16) == "ieee"
+    finally:
+        torch.set_float32_matmul_precision(before)
