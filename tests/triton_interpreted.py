@@ -11,6 +11,7 @@ from zlib import crc32
 import op_parity
 import pytest
 import torch
+import triton
 import triton_programs
 from op_parity import Case
 from torch import Tensor
@@ -26,7 +27,7 @@ KINDS = ("resident", "grid", "step")
 
 @dataclass(frozen=True)
 class Forced:
-    """A layout whatever the sizes; a resident program has to have all units and no norms."""
+    """A layout whatever the sizes. A resident program has a block for all units, and no norms."""
 
     kind: str
     block_b: int = 16
@@ -42,14 +43,19 @@ class Forced:
 
     def layout_of(self, cell: str, w_hh: Tensor, rows: int, norm: bool) -> Layout:
         kind = "grid" if norm and self.kind == "resident" else self.kind
-        blocks = -(-w_hh.shape[2] // self.block_h)
-        parts, tiles = (1, blocks) if kind == "resident" else (blocks, 1)
-        block_k = self.block_h if kind == "resident" else self.block_k
+        H, resident = w_hh.shape[2], kind == "resident"
+        block_h = triton.next_power_of_2(H) if resident else self.block_h
         row_blocks = -(-rows // self.block_b)
         return Layout(
-            kind, self.block_b, self.block_h, block_k, parts, tiles, self.held, 1,
-            -(-row_blocks // self.launches),
-        )  # fmt: skip
+            kind=kind,
+            block_b=self.block_b,
+            block_h=block_h,
+            block_k=block_h if resident else self.block_k,
+            parts=-(-H // block_h),
+            held=self.held,
+            warps=1,
+            row_blocks=-(-row_blocks // self.launches),
+        )
 
 
 @dataclass

@@ -8,6 +8,7 @@ an error that says "deadlock".
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -158,7 +159,8 @@ def prepare() -> None:
     multiply bfloat16, which it holds as bits and multiplies as whole numbers otherwise.
 
     It looks for integer overflow at every addition, and prepares the language anew at every call of
-    a function; once is enough where nothing but the interpreter runs.
+    a function; once is enough where nothing but the interpreter runs. Its many small objects keep
+    the garbage collector busy.
     """
     patch: Callable[[Any], Any] = interpreter._patch_lang
     patched: set[int] = set()
@@ -173,6 +175,8 @@ def prepare() -> None:
     def product(a: Any, b: Any, *rest: Any) -> Any:
         return type(_builder).create_dot(_builder, _widened(a), _widened(b), *rest)
 
+    gc.freeze()  # what is there already need not be looked through for garbage
+    gc.set_threshold(100_000)
     interpreter._patch_lang = patch_once
     _builder.options = replace(_builder.options, sanitize_overflow=False)
     _builder.create_dot = product
