@@ -74,6 +74,8 @@ PRECISIONS = {
 #: H and rows of the batch: from all units in one program to more programs than run at once.
 SIZES = ((16, 16), (64, 16), (96, 64), (256, 16), (1024, 128), (10_240, 16))
 PASSES = ("forward", "backward")
+#: In the sources; the atomics that a kernel may have.
+SIGNALS_AND_WAITS = {"forward": 2, "backward": 3}
 #: all: lengths, resets, every gradient and the norms of those of h; norm: bounded by their norm.
 OPTIONS = ("bare", "all", "norm")
 
@@ -115,8 +117,8 @@ class Kernel:
             yield f"spills: {self.spills}"
         if self.shared > limit:
             yield f"{self.shared} bytes of shared memory, of {limit}"
-        counts = ("i32",) * ((1 + PASSES.index(self.variant.which) + 1) * (self.kind == "grid"))
-        if len(self.atomics) > len(counts) or set(self.atomics) - {"i32"}:
+        counts = SIGNALS_AND_WAITS[self.variant.which] if self.kind == "grid" else 0
+        if len(self.atomics) > counts or set(self.atomics) - {"i32"}:
             yield f"atomics beside those of the counts: on {', '.join(self.atomics)}"
 
 
@@ -243,11 +245,17 @@ def compile_one(job: tuple[Variant, str]) -> list[Kernel]:
     try:
         getattr(launch, variant.which)(**arguments(variant))
     except Exception as error:  # of many kinds: reported, and counted as a fault
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        failed.append(Kernel(variant, name, error=text[-600:]))
+        failed.append(Kernel(variant, name, error=innermost(error)))
     finally:
         setattr(sequence, variant.which, kernel)
     return [examined(variant, target, kind, compiled) for kind, compiled in found] + failed
+
+
+def innermost(error: BaseException) -> str:
+    """What an error says without the sources that Triton quotes around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[-600:]
 
 
 # --- What compilers report --------------------------------------------------------------------
@@ -308,7 +316,11 @@ def table(kernels: list[Kernel]) -> Iterator[list[str]]:
     """The worst of each target and pass."""
     yield ["target", "pass", "kernels", "registers", "shared memory (limit)", "kernels that spill"]
     for target, which in itertools.product(TARGETS.values(), PASSES):
-        of = [k for k in kernels if (k.target, k.variant.which) == (target.name, which)]
+        of = [
+            k
+            for k in kernels
+            if (k.target, k.variant.which) == (target.name, which) and not k.error
+        ]
         if of:
             shared = f"{max(k.shared for k in of)} ({target.shared})"
             registers, spill = max(k.registers for k in of), sum(k.spills > 0 for k in of)
