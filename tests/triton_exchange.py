@@ -22,10 +22,10 @@ from rnnkernels.call import Clip
 from rnnkernels.triton import sequence
 
 GRID = Forced("grid", 16, 4, 4)
-SEEDS = range(4)
+SEEDS = range(3)
 #: Two blocks of rows, three programs for each; gradients at once, and pending on a norm.
 VISITS = [
-    Case("lstm", 2, T=2, B=18, H=11),
+    Case("lstm", 1, T=3, B=18, H=11),
     Case("gru", 1, T=3, B=18, H=11, clip=Clip("norm", 0.3), flow=True),
 ]
 EXCHANGE = ("_signal", "_wait")
@@ -112,7 +112,7 @@ def test_every_signal_and_wait_is_needed(
 
 def test_programs_and_memory_orders() -> None:
     """All programs of a launch are there at once; what they signal follows what they stored."""
-    call = op_parity.make(VISITS[0], torch.float32)
+    call = op_parity.make(Case("lstm", 2, T=2, B=18, H=11), torch.float32)
     with laid_out(GRID) as schedule:
         op_parity.forward(ops, call)
     assert schedule.together == [2 * 3 * 2]  # blocks of rows, parts, directions

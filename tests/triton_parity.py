@@ -5,7 +5,6 @@ Run by test_triton.py, with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -60,23 +59,24 @@ def test_16_bits(case: Case) -> None:
 
 
 SIZES = [
-    (Case("lstm", 1, T=2, B=1, H=1), Forced("any", 16, 16, 16)),
-    (Case("lstm", 1, T=3, B=17, H=33, **ALL), Forced("any", 16, 16, 32)),
-    (Case("gru", 2, T=2, B=17, H=33, **ALL), Forced("any", 16, 16, 8, held=False)),
-    (Case("rnn_tanh", 2, T=2, B=17, H=7), Forced("any", 4, 4, 8, launches=3)),
-    (Case("gru", 1, T=4, B=9, H=20, window=2, flow=True), Forced("any", 4, 16, 4, launches=2)),
+    (Case("lstm", 1, T=2, B=1, H=1), Forced("resident")),
+    (Case("lstm", 1, T=3, B=17, H=33, **ALL), Forced("resident", held=False)),
+    (Case("lstm", 1, T=3, B=17, H=33, **ALL), Forced("grid", 16, 16, 32)),
+    (Case("gru", 2, T=2, B=17, H=33, **ALL), Forced("step", 16, 16, 8, held=False)),
+    (Case("rnn_tanh", 2, T=2, B=17, H=7), Forced("grid", 4, 4, 8, launches=3)),
+    (Case("gru", 1, T=4, B=9, H=20, window=2, flow=True), Forced("step", 4, 16, 4, launches=2)),
     (
-        Case("lstm", 1, T=4, B=9, H=20, window=2, clip=Clip("norm", 0.3)),
-        Forced("any", 4, launches=2),
+        Case("lstm", 1, T=4, B=5, H=20, window=2, clip=Clip("norm", 0.3)),
+        Forced("grid", 4, launches=2),
     ),
+    (Case("rnn_relu", 1, T=3, B=9, H=7, lengths=True), Forced("resident", 4, launches=2)),
 ]
 
 
-@each_kind
 @pytest.mark.parametrize(("case", "forced"), SIZES, ids=str)
-def test_layouts(case: Case, forced: Forced, kind: str) -> None:
+def test_layouts(case: Case, forced: Forced) -> None:
     """Rows, units and pieces of a product that fill no block, and several launches."""
-    results = run(case, replace(forced, kind=kind))
+    results = run(case, forced)
     assert results.padding_is_zero()
     assert max(results.errors()) <= TOLERANCE[torch.float32]
 
@@ -144,7 +144,7 @@ def test_gradients_over_saved(cell: str, kind: str) -> None:
 @each_cell
 def test_padding_is_not_read(cell: str, kind: str) -> None:
     """NaN in it changes no bit."""
-    case = Case(cell, 2, T=4, B=5, window=3, **ALL)
+    case = Case(cell, 2, T=4, window=3, **ALL)
 
     def poisoned(call: Any) -> Any:
         past = torch.arange(case.T)[:, None] >= call.lengths
