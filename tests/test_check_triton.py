@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
+import check_triton
 from rnnkernels.cells import CELLS
 
 PTXAS = """\
@@ -33,28 +29,17 @@ TTIR = """\
 """
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    path = Path(__file__).parents[1] / "tools/check_triton.py"
-    spec = importlib.util.spec_from_file_location("check_triton", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["check_triton"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_reports() -> None:
+    assert check_triton.parse_ptxas(PTXAS) == (255, 76)
+    assert check_triton.parse_amd(AMD) == (256, 20)
+    assert check_triton.parse_atomics(TTIR) == ("i32", "f32", "i64")
 
 
-def test_reports(tool: ModuleType) -> None:
-    assert tool.parse_ptxas(PTXAS) == (255, 76)
-    assert tool.parse_amd(AMD) == (256, 20)
-    assert tool.parse_atomics(TTIR) == ("i32", "f32", "i64")
-
-
-def test_a_report_of_nothing_is_an_error(tool: ModuleType) -> None:
+def test_a_report_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="no registers"):
-        tool.parse_ptxas("ptxas info    : 0 bytes gmem")
+        check_triton.parse_ptxas("ptxas info    : 0 bytes gmem")
     with pytest.raises(ValueError, match="no registers"):
-        tool.parse_amd(".symbol: backward.kd")
+        check_triton.parse_amd(".symbol: backward.kd")
 
 
 @pytest.mark.parametrize(
@@ -72,30 +57,34 @@ def test_a_report_of_nothing_is_an_error(tool: ModuleType) -> None:
     ],
     ids=str,
 )
-def test_faults(tool: ModuleType, found: dict[str, object], fault: str) -> None:
-    variant = tool.Variant("lstm", "backward", "ieee", 64, 16, "all")
-    faults = list(tool.Kernel(variant, "gfx942", **found).faults())
+def test_faults(found: dict[str, object], fault: str) -> None:
+    variant = check_triton.Variant("lstm", "backward", "ieee", 64, 16, "all")
+    faults = list(check_triton.Kernel(variant, "gfx942", **found).faults())
     assert len(faults) == bool(fault)
     assert all(fault in text for text in faults)
 
 
-def test_selection_covers_each_target(tool: ModuleType) -> None:
-    chosen, everything = set(tool.selected(False)), set(tool.selected(True))
+def test_selection_covers_each_target() -> None:
+    chosen, everything = set(check_triton.selected(False)), set(check_triton.selected(True))
     assert chosen < everything
-    for target in tool.TARGETS:
+    for target in check_triton.TARGETS:
         variants = [variant for variant, name in chosen if name == target]
-        assert {(v.cell, v.which) for v in variants} == {(c, w) for c in CELLS for w in tool.PASSES}
-        for which in tool.PASSES:
-            assert {v.precision for v in variants if v.which == which} == set(tool.PRECISIONS)
-        assert {(v.H, v.rows) for v in variants} == set(tool.SIZES)
-        assert {v.options for v in variants} == set(tool.OPTIONS)
+        assert {(v.cell, v.which) for v in variants} == {
+            (c, w) for c in CELLS for w in check_triton.PASSES
+        }
+        for which in check_triton.PASSES:
+            assert {v.precision for v in variants if v.which == which} == set(
+                check_triton.PRECISIONS
+            )
+        assert {(v.H, v.rows) for v in variants} == set(check_triton.SIZES)
+        assert {v.options for v in variants} == set(check_triton.OPTIONS)
 
 
-def test_table(tool: ModuleType) -> None:
-    variant = tool.Variant("lstm", "forward", "ieee", 64, 16, "all")
+def test_table() -> None:
+    variant = check_triton.Variant("lstm", "forward", "ieee", 64, 16, "all")
     kernels = [
-        tool.Kernel(variant, "sm_80", "grid", 4, 1000, 90, 0),
-        tool.Kernel(variant, "sm_80", "grid", 4, 2000, 80, 8),
+        check_triton.Kernel(variant, "sm_80", "grid", 4, 1000, 90, 0),
+        check_triton.Kernel(variant, "sm_80", "grid", 4, 2000, 80, 8),
     ]
-    _, row = tool.table(kernels)
+    _, row = check_triton.table(kernels)
     assert row == ["sm_80", "forward", "2", "90", "2000 (166912)", "1"]

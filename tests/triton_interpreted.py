@@ -41,7 +41,7 @@ class Forced:
         blocks = f"b{self.block_b}h{self.block_h}k{self.block_k}"
         return f"{self.kind}-{blocks}-{held}-l{self.launches}"
 
-    def layout_of(self, cell: str, w_hh: Tensor, rows: int, norm: bool) -> Layout:
+    def layout_of(self, w_hh: Tensor, rows: int, norm: bool) -> Layout:
         kind = "grid" if norm and self.kind == "resident" else self.kind
         H, resident = w_hh.shape[2], kind == "resident"
         block_h = triton.next_power_of_2(H) if resident else self.block_h

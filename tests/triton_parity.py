@@ -222,15 +222,24 @@ def test_refused(case: Case, dtype: torch.dtype, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tf32", "matmul", "wanted"),
-    [(True, "highest", "tf32"), (False, "high", "tf32x3"), (False, "highest", "ieee")],
+    ("tf32", "matmul", "gpu", "wanted"),
+    [
+        (True, "highest", "cuda", "tf32"),
+        (False, "high", "cuda", "tf32x3"),
+        (False, "highest", "cuda", "ieee"),
+        (True, "highest", "cdna", "tf32"),
+        (False, "high", "cdna", "ieee"),
+        (True, "high", "rdna", "ieee"),
+    ],
 )
-def test_precision(tf32: bool, matmul: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision(
+    tf32: bool, matmul: str, gpu: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(matmul)
     try:
-        assert launch.precision(torch.float32) == wanted
-        assert launch.precision(torch.bfloat16) == "ieee"
+        assert launch.precision(torch.float32, gpu) == wanted
+        assert launch.precision(torch.bfloat16, gpu) == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -40,17 +40,18 @@ class Target:
     arch: int | str
     warp: int
     shared: int  # bytes that a program may use
+    kind: str  # as in rnnkernels/triton/plan.py
     processors: int
 
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("sm_80", "cuda", 80, 32, 163 << 10, 108),
-        Target("sm_90", "cuda", 90, 32, 227 << 10, 132),
-        Target("sm_100", "cuda", 100, 32, 227 << 10, 148),
-        Target("gfx942", "hip", "gfx942", 64, 64 << 10, 304),
-        Target("gfx1100", "hip", "gfx1100", 32, 64 << 10, 96),
+        Target("sm_80", "cuda", 80, 32, 163 << 10, "cuda", 108),
+        Target("sm_90", "cuda", 90, 32, 227 << 10, "cuda", 132),
+        Target("sm_100", "cuda", 100, 32, 227 << 10, "cuda", 148),
+        Target("gfx942", "hip", "gfx942", 64, 64 << 10, "cdna", 304),
+        Target("gfx1100", "hip", "gfx1100", 32, 64 << 10, "rdna", 96),
     )
 }
 
@@ -239,7 +240,7 @@ def compile_one(job: tuple[Variant, str]) -> list[Kernel]:
     torch.set_float32_matmul_precision(precision.matmul)
     found: list[tuple[str, Any]] = []
     kernel = getattr(sequence, variant.which)
-    launch.processors = lambda device: target.processors
+    launch.device_of = lambda like: (target.kind, target.processors)
     setattr(sequence, variant.which, Compiler(kernel, found))
     failed: list[Kernel] = []
     try:
