@@ -80,6 +80,7 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
     lengths = (torch.arange(case.B) * 2) % (case.T + 1)
     lengths[case.B // 2 :][:1] = case.T
     reset = torch.rand(case.T, case.B, generator=gen) < 0.4
+    reset[-1:, case.B // 2 :][:, :1] = True  # in the last step of a whole row
     return Call(
         case.cell,
         values(case.T, case.B, case.I),

@@ -84,7 +84,7 @@ def constants(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
     D, _, H = w_hh.shape
     return {
         "G": contract.G, "S": contract.S, "K": contract.K, "D": D, "H": H,
-        "PARTS": layout.parts, "BLOCK_B": layout.block_b,
+        "BLOCK_B": layout.block_b,
         "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
         "RESIDENT": layout.kind == "resident", "HELD": layout.held,
         "PRECISION": precision(w_hh.dtype, device_of(w_hh)[0]),
@@ -93,7 +93,11 @@ def constants(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
 
 def options(layout: Layout, gpu: str) -> dict[str, Any]:
     """How the compiler is to build a kernel, and the driver to start it."""
-    found: dict[str, Any] = {"num_warps": layout.warps, "num_stages": layout.stages}
+    found: dict[str, Any] = {
+        "num_warps": layout.warps,
+        "num_stages": layout.stages,
+        "enable_fp_fusion": True,  # Triton's default until 3.9
+    }
     if gpu == "cuda":
         # All that there are: the assembler would rather spill than leave other programs no room.
         found["maxnreg"] = min(255, REGISTERS // (32 * layout.warps))

@@ -25,7 +25,7 @@ from rnnkernels.triton.cells import tanh
 
 
 @triton.jit
-def _rows(block, T, B, steps, rows, lengths, BLOCK_B: tl.constexpr):
+def _rows(block, T, B, steps, rows, lengths, BLOCK_B):
     """Number, b, start, length, length of the whole row of the batch, and whether there is such a
     row: [BLOCK_B] each."""
     n = block * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -61,7 +61,7 @@ def _cut(reset, active, t, d, b, whole, B):
 
 
 @triton.jit
-def _at(t, b, d, B, D: tl.constexpr):
+def _at(t, b, d, B, D):
     """The place of position t in a tensor [T, B, D, ...]."""
     return (t.to(tl.int64) * B + b) * D + d
 
@@ -83,8 +83,7 @@ def _store(base, rows, columns, values, mask):
 
 
 @triton.jit
-def _weight(w, gate, k0, j0, H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
-            BACKWARD: tl.constexpr):  # fmt: skip
+def _weight(w, gate, k0, j0, H, BLOCK_K, BLOCK_H, BACKWARD):
     """[BLOCK_K, BLOCK_H]: what units k of a gate, or of h, add to units j."""
     k = k0 + tl.arange(0, BLOCK_K)[:, None]
     j = j0 + tl.arange(0, BLOCK_H)[None, :]
@@ -96,8 +95,7 @@ def _weight(w, gate, k0, j0, H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl
 
 
 @triton.jit
-def _held(w, unit, OUT: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, BLOCK_K: tl.constexpr,
-          BLOCK_H: tl.constexpr, BACKWARD: tl.constexpr):  # fmt: skip
+def _held(w, unit, OUT, IN, H, BLOCK_K, BLOCK_H, BACKWARD):
     """All weights of a program, in the order in which :func:`_product` takes them."""
     weights = ()
     for i in tl.static_range(IN):
@@ -110,8 +108,7 @@ def _held(w, unit, OUT: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, BLOCK_K
 
 
 @triton.jit
-def _sent(source, rows, mask, factor, i, k, IN: tl.constexpr, APART: tl.constexpr,
-          H: tl.constexpr, BLOCK_K: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+def _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE):
     """[BLOCK_B, BLOCK_K]: number i of each unit of block k, as the step before left it in memory.
 
     The hidden gradients of the last APART gates stand behind those of the input.
@@ -128,11 +125,8 @@ def _sent(source, rows, mask, factor, i, k, IN: tl.constexpr, APART: tl.constexp
 
 
 @triton.jit
-def _product(w, held, sent, source, rows, mask, factor, unit, pieces,
-             OUT: tl.constexpr, IN: tl.constexpr, APART: tl.constexpr, H: tl.constexpr,
-             BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-             RESIDENT: tl.constexpr, HELD: tl.constexpr, BACKWARD: tl.constexpr,
-             PRECISION: tl.constexpr):  # fmt: skip
+def _product(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, APART,
+             H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, BACKWARD, PRECISION):  # fmt: skip
     """OUT numbers of each of the units [unit, unit + BLOCK_H) from IN numbers of all units."""
     BLOCKS: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K
     DTYPE: tl.constexpr = w.dtype.element_ty
@@ -197,12 +191,12 @@ def _taken_over(initial, at, carry, at_carry, columns, mask, first):
 def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset, carry, counts,
             T, B, pieces, first, last, first_block,
             CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
-            D: tl.constexpr, H: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr,
-            BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
-            HELD: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+            D: tl.constexpr, H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
+            BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, HELD: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
     """y, h_n, c_n and, where they are asked for, c and saved.
 
-    Grid: blocks of rows, PARTS programs for each, D directions.
+    Grid: blocks of rows, programs (parts) for each, D directions.
     """
     d = tl.program_id(2)
     IO: tl.constexpr = y.dtype.element_ty
@@ -250,7 +244,7 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
             inputs = inputs + (_load(gx, at * (G * H) + g * H, unit, runs) + b_x[g],)
         if counts is not None:
             if n > first:
-                _wait(counts, (n - first) * PARTS)
+                _wait(counts, (n - first) * tl.num_programs(1))
         if n == 0:
             source = h0
             at_source = at_state
@@ -295,18 +289,20 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
 
 
 @triton.jit
-def _factor(squares, at, PARTS: tl.constexpr, mask, bound):
+def _factor(squares, at, mask, bound):
     """What a row is multiplied by: [BLOCK_B], from what all programs found of its norm."""
     total = tl.zeros(at.shape, tl.float64)
-    for p in range(PARTS):
-        total += tl.load(squares + at * PARTS + p, mask=mask, other=0, cache_modifier=".cg")
+    for part in range(tl.num_programs(1)):
+        total += tl.load(
+            squares + at * tl.num_programs(1) + part, mask=mask, other=0, cache_modifier=".cg"
+        )
     limit = tl.cast(bound, tl.float64)
     large = total > limit * limit
     return tl.where(large, limit / tl.sqrt(tl.where(large, total, 1.0)), 1.0).to(tl.float32)
 
 
 @triton.jit
-def _bounded(g, CLIP: tl.constexpr, bound):
+def _bounded(g, CLIP, bound):
     if CLIP == "value":  # a NaN stays one
         return tl.where(g > bound, bound, tl.where(g < -bound, -bound, g))
     elif CLIP == "tanh":
@@ -323,11 +319,9 @@ def _squares(values):
 
 
 @triton.jit
-def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit, T, B, pieces,
-             steps, rows, bound, G: tl.constexpr, A: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
-             PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
-             BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, HELD: tl.constexpr,
-             PRECISION: tl.constexpr):  # fmt: skip
+def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit, T,
+             B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B, BLOCK_H, BLOCK_K,
+             RESIDENT, HELD, PRECISION):  # fmt: skip
     """What comes back through W_hh from the step of round n - 1.
 
     Bounds and stores the gradients of that step, if they are pending.
@@ -344,7 +338,7 @@ def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_un
         slot = (((n + 1) % 2 * D + d) * rows + number).to(tl.int64)  # of round n - 1
         source = pending
         at_source = slot * ((G + A) * H)
-        factor = _factor(squares, slot, PARTS, real & (s < steps), bound)
+        factor = _factor(squares, slot, real & (s < steps), bound)
         unit = first_unit + tl.arange(0, BLOCK_H)
         written = (real & (t < T) & (s < steps))[:, None] & (unit < H)[None, :]
         for g in tl.static_range(G + A):
@@ -362,11 +356,11 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
              T, B, pieces, steps, rows, first, last, first_block, bound,
              CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
              A: tl.constexpr, D: tl.constexpr, H: tl.constexpr, CLIP: tl.constexpr,
-             PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
-             BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, HELD: tl.constexpr,
+             BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+             RESIDENT: tl.constexpr, HELD: tl.constexpr,
              FINISH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """dgates [T, B, D, (G+A)*H] and, where they are asked for, dh0, dc0 and the squares of the
-    norms of dL/dh_t [T, B, D, PARTS], of windows of `steps` steps of each of B rows.
+    norms of dL/dh_t [T, B, D, parts], of windows of `steps` steps of each of B rows.
 
     Round n takes step steps-1-n; FINISH is one more, for what reaches the states before step 0.
     """
@@ -427,9 +421,9 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
         tl.debug_barrier()  # dgates may be the memory of saved
         if counts is not None:
             if n > first:
-                _wait(counts, (n - first) * PARTS)
+                _wait(counts, (n - first) * tl.num_programs(1))
         through = _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit,
-                           T, B, pieces, steps, rows, bound, G, A, D, H, PARTS, BLOCK_B, BLOCK_H,
+                           T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B, BLOCK_H,
                            BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
         dh = tl.where(runs, dnext[0] + through, 0.0)
         if S > 1:
@@ -454,9 +448,9 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
                 if g < G:
                     norm += _squares(value)
         if pending is not None:
-            tl.store(squares + slot * PARTS + part, norm, mask=real)
+            tl.store(squares + slot * tl.num_programs(1) + part, norm, mask=real)
         if flow is not None:
-            tl.store(flow + at * PARTS + part, _squares(dh), mask=real & (t < T))
+            tl.store(flow + at * tl.num_programs(1) + part, _squares(dh), mask=real & (t < T))
         states = left
         sent = ()
         for g in tl.static_range(G):
@@ -470,9 +464,9 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
             _store(carry, at_k, unit, states[k], exists)
     if FINISH:
         if counts is not None:
-            _wait(counts, (last - first) * PARTS)
+            _wait(counts, (last - first) * tl.num_programs(1))
         through = _through(w, held, sent, dgates, pending, squares, row, reset, last, d,
-                           first_unit, T, B, pieces, steps, rows, bound, G, A, D, H, PARTS, BLOCK_B,
+                           first_unit, T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B,
                            BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
         starts = exists & is_first[:, None]
         if dh0 is not None:
