@@ -15,6 +15,7 @@ import op_parity
 import pytest
 import torch
 import triton
+import triton.language as tl
 from op_parity import Case
 from triton_interpreted import Forced, Results, laid_out, ops, run, same
 
@@ -63,8 +64,8 @@ def left_out(sound: Callable[..., None], *arguments: Any) -> None:
     pass
 
 
-def one_less(sound: Callable[..., None], count: Any, signals: Any) -> None:
-    sound(count, signals - 1)
+def one_less(sound: Callable[..., None], count: Any, steps: Any) -> None:
+    sound(count, steps - 1 / tl.num_programs(1))
 
 
 FAULTS = [

@@ -27,7 +27,8 @@ KINDS = ("resident", "grid", "step")
 
 @dataclass(frozen=True)
 class Forced:
-    """A layout whatever the sizes. A resident program has a block for all units, and no norms."""
+    """A layout whatever the sizes. A resident program holds the weights of all units, and has no
+    norms."""
 
     kind: str
     block_b: int = 16
@@ -52,7 +53,7 @@ class Forced:
             block_h=block_h,
             block_k=block_h if resident else self.block_k,
             parts=-(-H // block_h),
-            held=self.held,
+            held=self.held or resident,
             warps=1,
             row_blocks=-(-row_blocks // self.launches),
         )

@@ -12,6 +12,8 @@ namespace py = pybind11;
 
 py::object given(const Tensor& t) { return t.numel() ? py::cast(t) : py::none(); }
 py::object given(const OptionalTensor& t) { return t ? py::cast(*t) : py::none(); }
+// Triton has no pointers to bool.
+py::object bytes(const OptionalTensor& t) { return t ? py::cast(t->view(at::kByte)) : py::none(); }
 
 // What all directions have, as one tensor with a dimension for them in front.
 Tensor stacked(const std::vector<Tensor>& parts) {
@@ -65,7 +67,7 @@ ForwardResults forward(ForwardArguments& a) {
   arguments["c"] = given(t.c);
   arguments["saved"] = given(t.saved);
   arguments["lengths"] = given(a.lengths);
-  arguments["reset"] = given(a.reset);
+  arguments["reset"] = bytes(a.reset);
   launch("forward", a.x.device(), arguments);
   return t.results();
 }
@@ -105,7 +107,7 @@ BackwardResults backward(BackwardArguments& a) {
   arguments["dc0"] = given(t.dc0);
   arguments["flow"] = given(t.flow);
   arguments["lengths"] = given(a.lengths);
-  arguments["reset"] = given(a.reset);
+  arguments["reset"] = bytes(a.reset);
   arguments["steps"] = q.steps();
   arguments["rows"] = q.rows();
   arguments["clip"] = kinds[a.clip.kind];

@@ -1,13 +1,8 @@
 """The portable GPU backend: the sequence loops as Triton kernels.
 
-=================  ==========================================================================
-``cells.py``       what a hidden unit does in one step: the only place that knows a gate
-``sequence.py``    the two sequence kernels, for every cell
-``plan.py``        how a layer is laid out over programs
-``launch.py``      what the compiled part calls to have a layer run
-=================  ==========================================================================
-
-None of these is imported before a layer runs on it, so that Triton need not be installed.
+``cells`` knows the gates; ``sequence`` has the two kernels for every cell; ``plan`` lays a layer
+out over programs; ``launch`` is what the compiled part calls. None of them is imported before a
+layer runs here, so that Triton need not be installed.
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from rnnkernels import ops
 from rnnkernels.call import Call
 
 INSTALLED = find_spec("triton") is not None
-#: Triton runs kernels on the CPU, one program after the other: for tests. Read once, as it does.
+#: Triton runs kernels on the CPU, one program after the other: for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Sizes that the kernels count in 32 bits: places of a weight, rows of a pass, signals of a pass.

@@ -5,10 +5,6 @@ Each is a pair of functions on tuples of blocks of units, in float32, with the s
 ``backward(saved, prev, next, dnext) -> dgx, dgh, dprev``. Sequence kernels take them as constants.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -105,18 +101,11 @@ def gru_backward(saved, prev, next, dnext):
     return (dr, dz, dn), (dr, dz, dn * r), (dnext[0] * z,)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The two directions of differentiation of a cell."""
-
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-
-
-PAIRS: dict[str, Pair] = {
-    "rnn_tanh": Pair(rnn_tanh_forward, rnn_tanh_backward),
-    "rnn_relu": Pair(rnn_relu_forward, rnn_relu_backward),
-    "rnn_sigmoid": Pair(rnn_sigmoid_forward, rnn_sigmoid_backward),
-    "lstm": Pair(lstm_forward, lstm_backward),
-    "gru": Pair(gru_forward, gru_backward),
+#: The two directions of every cell.
+PAIRS = {
+    "rnn_tanh": (rnn_tanh_forward, rnn_tanh_backward),
+    "rnn_relu": (rnn_relu_forward, rnn_relu_backward),
+    "rnn_sigmoid": (rnn_sigmoid_forward, rnn_sigmoid_backward),
+    "lstm": (lstm_forward, lstm_backward),
+    "gru": (gru_forward, gru_backward),
 }

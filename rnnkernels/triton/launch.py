@@ -18,9 +18,7 @@ from rnnkernels.triton import INTERPRETED, sequence
 from rnnkernels.triton.cells import PAIRS
 from rnnkernels.triton.plan import Layout, choose
 
-INTERPRETED_PROCESSORS = 4
-#: Of an NVIDIA multiprocessor.
-REGISTERS = 65536
+REGISTERS = 65536  # of an NVIDIA multiprocessor
 
 
 def describe(call: Call) -> str:
@@ -43,7 +41,7 @@ def layout_of(w_hh: Tensor, rows: int, norm: bool) -> Layout:
 def device_of(like: Tensor) -> tuple[str, int]:
     """The kind of GPU, as in :data:`rnnkernels.triton.plan.TABLES`, and its multiprocessors."""
     if not like.is_cuda:
-        return "cuda", INTERPRETED_PROCESSORS
+        return "cuda", 4  # interpreted
     properties = torch.cuda.get_device_properties(like.device)
     gpu = "cuda"
     if torch.version.hip is not None:
@@ -78,42 +76,23 @@ def _launches(layout: Layout, rows: int, rounds: int) -> Iterator[tuple[int, int
                 yield n, n + 1, block, many
 
 
-def constants(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
-    """What both kernels are compiled for."""
-    contract = CELLS[cell]
-    D, _, H = w_hh.shape
-    return {
-        "G": contract.G, "S": contract.S, "K": contract.K, "D": D, "H": H,
-        "BLOCK_B": layout.block_b,
-        "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
-        "RESIDENT": layout.kind == "resident", "HELD": layout.held,
-        "PRECISION": precision(w_hh.dtype, device_of(w_hh)[0]),
-    }  # fmt: skip
-
-
-def options(layout: Layout, gpu: str) -> dict[str, Any]:
-    """How the compiler is to build a kernel, and the driver to start it."""
-    found: dict[str, Any] = {
-        "num_warps": layout.warps,
-        "num_stages": layout.stages,
-        "enable_fp_fusion": True,  # Triton's default until 3.9
-    }
-    if gpu == "cuda":
-        # All that there are: the assembler would rather spill than leave other programs no room.
-        found["maxnreg"] = min(255, REGISTERS // (32 * layout.warps))
-    if layout.kind == "grid":
-        found["launch_cooperative_grid"] = True  # all programs at once, or an error
-    return found
-
-
-def pieces(layout: Layout, numbers: int, H: int) -> int:
-    """Of a product over `numbers` numbers of each unit."""
-    return numbers * -(-H // layout.block_k)
-
-
 def _more(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
-    found = constants(cell, w_hh, layout)
-    return found if INTERPRETED else found | options(layout, device_of(w_hh)[0])
+    """The constants of both kernels, and how they are to be compiled and started."""
+    contract, (D, _, H), (gpu, _) = CELLS[cell], w_hh.shape, device_of(w_hh)
+    found: dict[str, Any] = {
+        "G": contract.G, "S": contract.S, "K": contract.K, "D": D, "H": H,
+        "BLOCK_B": layout.block_b, "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
+        "RESIDENT": layout.kind == "resident", "HELD": layout.held,
+        "PRECISION": precision(w_hh.dtype, gpu),
+    }  # fmt: skip
+    if not INTERPRETED:
+        found |= {"num_warps": layout.warps, "num_stages": layout.stages, "enable_fp_fusion": True}
+        if gpu == "cuda":
+            # All there are: the assembler would rather spill than leave other programs no room.
+            found["maxnreg"] = min(255, REGISTERS // (32 * layout.warps))
+        if layout.kind == "grid":
+            found["launch_cooperative_grid"] = True  # all programs at once, or an error
+    return found
 
 
 def _counts(layout: Layout, w_hh: Tensor) -> Tensor | None:
@@ -127,12 +106,8 @@ def _carry(layout: Layout, S: int, rows: int, w_hh: Tensor) -> Tensor | None:
     """The states between launches."""
     if layout.kind != "step":
         return None
-    D, _, H = w_hh.shape
-    return torch.empty(S, D, rows, H, dtype=torch.float32, device=w_hh.device)
-
-
-def _bytes(reset: Tensor | None) -> Tensor | None:
-    return None if reset is None else reset.view(torch.uint8)
+    shape = (S, w_hh.size(0), rows, w_hh.size(2))
+    return torch.empty(shape, dtype=torch.float32, device=w_hh.device)
 
 
 def forward(
@@ -147,9 +122,9 @@ def forward(
     more = _more(cell, w_hh, layout)
     for first, last, block, blocks in _launches(layout, B, T):
         sequence.forward[(blocks, layout.parts, len(w_hh))](
-            gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, _bytes(reset), carry,
-            _counts(layout, w_hh), T, B, pieces(layout, 1, w_hh.size(2)),
-            first, last, block, CELL=PAIRS[cell].forward, **more,
+            gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset, carry,
+            _counts(layout, w_hh), T, B, -(-w_hh.size(2) // layout.block_k),
+            first, last, block, CELL=PAIRS[cell][0], **more,
         )  # fmt: skip
 
 
@@ -173,7 +148,7 @@ def backward(
         squares = torch.empty(2, D, rows, layout.parts, dtype=torch.float64, device=y.device)
     if flow is not None:
         parts = torch.empty(T, B, D, layout.parts, dtype=torch.float64, device=y.device)
-    more = _more(cell, w_hh, layout)
+    more, pieces = _more(cell, w_hh, layout), -(-w_hh.size(2) // layout.block_k)
     finish = norm or dh0 is not None
     launches = list(_launches(layout, rows, steps))
     if finish and layout.kind == "step":
@@ -183,10 +158,9 @@ def backward(
     for first, last, block, blocks in launches:
         sequence.backward[(blocks, layout.parts, D)](
             dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths,
-            _bytes(reset), carry, _counts(layout, w_hh), pending, squares, parts,
-            T, B, pieces(layout, CELLS[cell].G, w_hh.size(2)), steps, rows, first, last, block,
-            bound,
-            CELL=PAIRS[cell].backward, A=CELLS[cell].A, CLIP=clip,
+            reset, carry, _counts(layout, w_hh), pending, squares, parts,
+            T, B, CELLS[cell].G * pieces, steps, rows, first, last, block, bound,
+            CELL=PAIRS[cell][1], A=CELLS[cell].A, CLIP=clip,
             FINISH=finish and (layout.kind != "step" or first == last),
             **more,
         )  # fmt: skip

@@ -20,23 +20,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class Table:
-    """For one kind of GPU and of products.
+    """For one kind of GPU and of products."""
 
-    Attributes:
-        resident: warps of a program that has all units of its rows, by the number of units.
-        held: a program of 16 rows keeps its weights in registers up to this hidden size, as `tile`.
-        tile: that tile.
-        tiles: of programs that read their weights at every step, by their number of rows.
-        stages: how far ahead a loop over weights reads.
-        waits: programs may wait for each other. What Triton makes of a barrier for AMD does not
-            keep the stores of one wave before a signal that another gives.
-    """
-
-    resident: dict[int, int]
-    held: int
-    tile: Tile
-    tiles: dict[int, Tile]
-    stages: int
+    resident: dict[int, int]  # warps of a program that has all units of its rows, by their number
+    held: int  # programs of 16 rows keep their weights in registers up to this hidden size,
+    tile: Tile  # in this tile
+    tiles: dict[int, Tile]  # of programs that read weights at every step, by their number of rows
+    stages: int  # how far ahead a loop over weights reads
+    # Programs may wait for each other. What Triton makes of a barrier for AMD does not keep the
+    # stores of one wave before a signal that another gives.
     waits: bool = True
 
 
@@ -44,25 +36,18 @@ class Table:
 class Layout:
     """Of one pass over a layer.
 
-    Attributes:
-        kind: ``resident``: a program has all units of its rows; ``grid``: the programs of a block
-            of rows wait for each other at every step; ``step``: one launch for every step.
-        block_b, block_h, block_k: rows and units of a program, and units in a piece of a product.
-        parts: programs for a block of rows.
-        held: the weights stay in registers; else they are read at every step.
-        warps: of a program.
-        row_blocks: blocks of rows of one launch; a layer takes as many launches as it needs.
-        stages: how far ahead a loop over weights reads.
+    A ``resident`` program has all units of its rows; in a ``grid``, the programs of a block of rows
+    wait for each other at every step; ``step`` is one launch for every step.
     """
 
     kind: str
-    block_b: int
-    block_h: int
-    block_k: int
-    parts: int
-    held: bool
+    block_b: int  # rows of a program
+    block_h: int  # units of a program
+    block_k: int  # units in a piece of a product
+    parts: int  # programs for a block of rows
+    held: bool  # the weights stay in registers; else they are read at every step
     warps: int
-    row_blocks: int
+    row_blocks: int  # of one launch; a layer takes as many launches as it needs
     stages: int = 2
 
     def __str__(self) -> str:
@@ -71,8 +56,7 @@ class Layout:
         return f"{self.kind}: {programs}, {self.warps} warps each, weights {weights}"
 
 
-#: Of a resident program.
-ROWS = 16
+ROWS = 16  # of a resident program
 _HALF = Table({16: 4, 32: 4, 64: 8}, 128, Tile(32, 64, 4),
               {16: Tile(32, 64, 4), 32: Tile(16, 32, 4), 64: Tile(16, 32, 8)}, 3)  # fmt: skip
 _TF32 = Table({16: 4, 32: 4, 64: 8}, 0, Tile(32, 32, 4),
@@ -115,19 +99,15 @@ def choose(
     block_h = next((units for units in sorted(table.resident) if units >= H), 0)
     if block_h and not norm:
         return Layout("resident", ROWS, block_h, block_h, 1, True, table.resident[block_h],
-                      _blocks(rows, ROWS), table.stages)  # fmt: skip
+                      -(-rows // ROWS), table.stages)  # fmt: skip
     for block_b in table.tiles:
-        groups = _blocks(rows, block_b)
+        groups = -(-rows // block_b)
         held = block_b == ROWS and table.held >= H
         tile = table.tile if held else table.tiles[block_b]
-        parts = _blocks(H, tile.units)
+        parts = -(-H // tile.units)
         together = processors // (parts * D) if table.waits else 0
         if together >= groups or (groups == 1 and not table.waits):
             break
     kind = "grid" if together else "step"
     return Layout(kind, block_b, tile.units, tile.piece, parts, held, tile.warps,
                   min(together, groups) or groups, table.stages)  # fmt: skip
-
-
-def _blocks(size: int, block: int) -> int:
-    return -(-size // block)

@@ -3,7 +3,8 @@
 A program runs a block of rows of one direction over the steps [first, last), and computes a block
 of hidden units. What the others need of it goes in one of three ways:
 
-* RESIDENT: there are no others. The program has all units of its rows, in registers.
+* RESIDENT: there are no others. The program has all units of its rows, and their weights, in
+  registers.
 * a count per block of rows: all programs of the rows are there at once (a cooperative launch), and
   a step waits for as many signals as all of them give at the end of a step.
 * one launch per step: then nothing has to wait.
@@ -20,8 +21,6 @@ import triton
 import triton.language as tl
 
 from rnnkernels.triton.cells import tanh
-
-# --- Rows, positions in time, weights: the same for both passes -------------------------------
 
 
 @triton.jit
@@ -54,9 +53,8 @@ def _cut(reset, active, t, d, b, whole, B):
     """Whether the state that enters position t is zeroed."""
     cut = tl.zeros(active.shape, tl.int1)
     if reset is not None:
-        boundary = t + d
-        at = boundary.to(tl.int64) * B + b
-        cut = tl.load(reset + at, mask=active & (boundary < whole), other=0) != 0
+        at = (t + d).to(tl.int64) * B + b
+        cut = tl.load(reset + at, mask=active & (t + d < whole), other=0) != 0
     return cut
 
 
@@ -71,15 +69,13 @@ def _load(base, rows, columns, mask):
     """Values at [rows, columns] in float32; zeros where there is no tensor."""
     values = tl.zeros(mask.shape, tl.float32)
     if base is not None:
-        at = rows[:, None] + columns[None, :]
-        values = tl.load(base + at, mask=mask, other=0).to(tl.float32)
-    return values
+        values = tl.load(base + rows[:, None] + columns[None, :], mask=mask, other=0)
+    return values.to(tl.float32)
 
 
 @triton.jit
 def _store(base, rows, columns, values, mask):
-    at = rows[:, None] + columns[None, :]
-    tl.store(base + at, values.to(base.dtype.element_ty), mask=mask)
+    tl.store(base + rows[:, None] + columns[None, :], values.to(base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -87,11 +83,8 @@ def _weight(w, gate, k0, j0, H, BLOCK_K, BLOCK_H, BACKWARD):
     """[BLOCK_K, BLOCK_H]: what units k of a gate, or of h, add to units j."""
     k = k0 + tl.arange(0, BLOCK_K)[:, None]
     j = j0 + tl.arange(0, BLOCK_H)[None, :]
-    if BACKWARD:
-        at = (gate * H + k) * H + j
-    else:
-        at = (gate * H + j) * H + k
-    return tl.load(w + at, mask=(k < H) & (j < H), other=0)
+    row, column = (k, j) if BACKWARD else (j, k)
+    return tl.load(w + (gate * H + row) * H + column, mask=(k < H) & (j < H), other=0)
 
 
 @triton.jit
@@ -101,9 +94,8 @@ def _held(w, unit, OUT, IN, H, BLOCK_K, BLOCK_H, BACKWARD):
     for i in tl.static_range(IN):
         for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
             for o in tl.static_range(OUT):
-                weights = weights + (
-                    _weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD),
-                )
+                b = _weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)
+                weights = weights + (b,)
     return weights
 
 
@@ -125,15 +117,15 @@ def _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE):
 
 
 @triton.jit
-def _product(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, APART,
-             H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, BACKWARD, PRECISION):  # fmt: skip
+def _product(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, APART, H, BLOCK_B,
+             BLOCK_H, BLOCK_K, RESIDENT, HELD, BACKWARD, PRECISION):  # fmt: skip
     """OUT numbers of each of the units [unit, unit + BLOCK_H) from IN numbers of all units."""
     BLOCKS: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K
     DTYPE: tl.constexpr = w.dtype.element_ty
     sums = ()
     for _ in tl.static_range(OUT):
         sums = sums + (tl.zeros([BLOCK_B, BLOCK_H], tl.float32),)
-    if HELD or RESIDENT:
+    if HELD:
         for i in tl.static_range(IN):
             for k in tl.static_range(BLOCKS):
                 if RESIDENT:
@@ -142,10 +134,7 @@ def _product(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, A
                     a = _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE)
                 more = ()
                 for o in tl.static_range(OUT):
-                    if HELD:
-                        b = held[(i * BLOCKS + k) * OUT + o]
-                    else:
-                        b = _weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)
+                    b = held[(i * BLOCKS + k) * OUT + o]
                     more = more + (tl.dot(a, b, sums[o], input_precision=PRECISION),)
                 sums = more
     else:
@@ -163,15 +152,19 @@ def _product(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, A
 
 @triton.jit
 def _signal(count):
-    tl.debug_barrier()  # the stores of all threads come before the signal
-    tl.atomic_add(count, 1, sem="release")
+    """Tells the programs of these rows, if they wait, that this one has ended a step."""
+    if count is not None:
+        tl.debug_barrier()  # the stores of all threads come before the signal
+        tl.atomic_add(count, 1, sem="release")
 
 
 @triton.jit
-def _wait(count, signals):
-    while tl.atomic_add(count, 0, sem="acquire") < signals:
-        pass
-    tl.debug_barrier()
+def _wait(count, steps):
+    """Until all programs of these rows have ended so many steps."""
+    if count is not None:
+        while tl.atomic_add(count, 0, sem="acquire") < steps * tl.num_programs(1):
+            pass
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -204,7 +197,6 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
     block = first_block + tl.program_id(0)
     _, b, start, length, whole, real = _rows(block, T, B, T, B, lengths, BLOCK_B)
     at_state = (d * B + b).to(tl.int64) * H
-    at_carry = at_state  # of [S, D, B, H]
     first_unit = tl.program_id(1) * BLOCK_H
     unit = first_unit + tl.arange(0, BLOCK_H)
     exists = real[:, None] & (unit < H)[None, :]
@@ -228,7 +220,7 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
     states = ()
     for k in tl.static_range(S):
         initial = h0 if k == 0 else c0
-        at_k = at_carry + k * D * B.to(tl.int64) * H
+        at_k = at_state + k * D * B.to(tl.int64) * H  # of [S, D, B, H]
         states = states + (_taken_over(initial, at_state, carry, at_k, unit, exists, first),)
     sent = (states[0].to(IO),)
 
@@ -242,9 +234,7 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
         inputs = ()
         for g in tl.static_range(G):
             inputs = inputs + (_load(gx, at * (G * H) + g * H, unit, runs) + b_x[g],)
-        if counts is not None:
-            if n > first:
-                _wait(counts, (n - first) * tl.num_programs(1))
+        _wait(counts, n - first)
         if n == 0:
             source = h0
             at_source = at_state
@@ -275,14 +265,13 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
                 _store(saved, at * (K * H) + k * H, unit, value, exists)
         states = left
         sent = (next[0].to(IO),)
-        if counts is not None:
-            _signal(counts)
+        _signal(counts)
 
     for k in tl.static_range(S):
         if last == T:
             _store(h_n if k == 0 else c_n, at_state, unit, states[k], exists)
         if carry is not None:
-            _store(carry, at_carry + k * D * B.to(tl.int64) * H, unit, states[k], exists)
+            _store(carry, at_state + k * D * B.to(tl.int64) * H, unit, states[k], exists)
 
 
 # --- Backward ---------------------------------------------------------------------------------
@@ -292,10 +281,9 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
 def _factor(squares, at, mask, bound):
     """What a row is multiplied by: [BLOCK_B], from what all programs found of its norm."""
     total = tl.zeros(at.shape, tl.float64)
+    squares += at * tl.num_programs(1)
     for part in range(tl.num_programs(1)):
-        total += tl.load(
-            squares + at * tl.num_programs(1) + part, mask=mask, other=0, cache_modifier=".cg"
-        )
+        total += tl.load(squares + part, mask=mask, other=0, cache_modifier=".cg")
     limit = tl.cast(bound, tl.float64)
     large = total > limit * limit
     return tl.where(large, limit / tl.sqrt(tl.where(large, total, 1.0)), 1.0).to(tl.float32)
@@ -313,15 +301,13 @@ def _bounded(g, CLIP, bound):
 
 @triton.jit
 def _squares(values):
-    """Sum over units: [BLOCK_B]."""
-    values = values.to(tl.float64)
-    return tl.sum(values * values, axis=1)
+    return tl.sum(values.to(tl.float64) * values.to(tl.float64), axis=1)  # [BLOCK_B]
 
 
 @triton.jit
-def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit, T,
-             B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B, BLOCK_H, BLOCK_K,
-             RESIDENT, HELD, PRECISION):  # fmt: skip
+def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit, T, B, pieces,
+             steps, rows, bound, G, A, D, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD,
+             PRECISION):  # fmt: skip
     """What comes back through W_hh from the step of round n - 1.
 
     Bounds and stores the gradients of that step, if they are pending.
@@ -419,9 +405,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
             next = next + (_load(values, at * H, unit, runs),)
             dnext = dnext + (tl.where(runs, states[k] + gradient, 0.0),)
         tl.debug_barrier()  # dgates may be the memory of saved
-        if counts is not None:
-            if n > first:
-                _wait(counts, (n - first) * tl.num_programs(1))
+        _wait(counts, n - first)
         through = _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit,
                            T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B, BLOCK_H,
                            BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
@@ -455,16 +439,14 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
         sent = ()
         for g in tl.static_range(G):
             sent = sent + (bounded[g if g < G - A else g + A],)
-        if counts is not None:
-            _signal(counts)
+        _signal(counts)
 
     if carry is not None:
         for k in tl.static_range(S):
             at_k = at_carry + k * D * rows.to(tl.int64) * H
             _store(carry, at_k, unit, states[k], exists)
     if FINISH:
-        if counts is not None:
-            _wait(counts, (last - first) * tl.num_programs(1))
+        _wait(counts, last - first)
         through = _through(w, held, sent, dgates, pending, squares, row, reset, last, d,
                            first_unit, T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B,
                            BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
