@@ -149,10 +149,15 @@ def parameter_dtype(dtype: torch.dtype | None) -> None:
         raise TypeError(f"dtype: expected a floating point dtype, got {dtype}")
 
 
+#: Asked here: torch.compile of torch 2.11 cannot.
+_AUTOCASTS = frozenset(
+    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
+)
+
+
 def autocast(device: torch.device) -> bool:
     """Whether autocast casts on this device; never where it does not exist, as on ``meta``."""
-    kind = device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return device.type in _AUTOCASTS and torch.is_autocast_enabled(device.type)
 
 
 def input_like_weight(input: Tensor, weight: Tensor, autocast: bool) -> None:

@@ -95,8 +95,8 @@ class LayerWeights(NamedTuple):
                 f"layer and direction, got {len(weights)} tensors"
             )
         w_ih, w_hh, *rest = weights
-        w_hr = rest.pop() if projected else None
-        b_ih, b_hh = [*rest, None, None][:2]
+        w_hr = rest[-1] if projected else None
+        b_ih, b_hh = [*rest[: len(rest) - projected], None, None][:2]
         return cls(w_ih, w_hh, b_ih, b_hh, w_hr)
 
 

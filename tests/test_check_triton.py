@@ -15,6 +15,7 @@ ptxas info    : Function properties for backward
 ptxas info    : Used 255 registers, used 1 barriers, 48 bytes cumulative stack size
 """
 AMD = """\
+    .private_segment_fixed_size: 64
     .sgpr_count:     49
     .sgpr_spill_count: 3
     .symbol:         backward.kd
@@ -31,7 +32,8 @@ TTIR = """\
 
 def test_reports() -> None:
     assert check_triton.parse_ptxas(PTXAS) == (255, 76)
-    assert check_triton.parse_amd(AMD) == (256, 20)
+    assert check_triton.parse_amd(AMD) == (256, 68)
+    assert check_triton.parse_amd(AMD.replace("64", "72")) == (256, 72)
     assert check_triton.parse_atomics(TTIR) == ("i32", "f32", "i64")
 
 
@@ -65,8 +67,11 @@ def test_faults(found: dict[str, object], fault: str) -> None:
 
 
 def test_selection_covers_each_target() -> None:
-    chosen, everything = set(check_triton.selected(False)), set(check_triton.selected(True))
-    assert chosen < everything
+    chosen, each, everything = map(set, map(check_triton.selected, check_triton.EXTENTS))
+    assert chosen < each < everything
+    assert {(v.cell, v.which, v.precision, target) for v, target in each} == {
+        (v.cell, v.which, v.precision, target) for v, target in everything
+    }
     for target in check_triton.TARGETS:
         variants = [variant for variant, name in chosen if name == target]
         assert {(v.cell, v.which) for v in variants} == {

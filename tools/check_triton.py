@@ -13,6 +13,7 @@ import argparse
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,7 @@ PRECISIONS = {
 #: H and rows of the batch: from all units in one program to more programs than run at once.
 SIZES = ((16, 16), (64, 16), (96, 64), (256, 16), (1024, 128), (10_240, 16))
 PASSES = ("forward", "backward")
+EXTENTS = ("few", "each", "all")
 #: In the sources; the atomics that a kernel may have.
 SIGNALS_AND_WAITS = {"forward": 2, "backward": 3}
 #: all: lengths, resets, every gradient and the norms of those of h; norm: bounded by their norm.
@@ -123,22 +125,27 @@ class Kernel:
             yield f"atomics beside those of the counts: on {', '.join(self.atomics)}"
 
 
-def selected(everything: bool) -> Iterator[tuple[Variant, str]]:
-    """Variants and targets: all, or few with every pass of every cell, every precision, every size
-    and all options on every target."""
-    if everything:
+def selected(extent: str) -> Iterator[tuple[Variant, str]]:
+    """Variants and targets.
+
+    ``all`` of them; ``each`` pass of each cell in each precision, sizes and options in turn; and
+    ``few`` with every pass of every cell, and every precision, size and option, on every target.
+    """
+    if extent == "all":
         for cell, which, precision, size, options, target in itertools.product(
             CELLS, PASSES, PRECISIONS, SIZES, OPTIONS, TARGETS
         ):
             if options != "norm" or which == "backward":
                 yield Variant(cell, which, precision, *size, options), target
         return
+    turns = len(PRECISIONS) if extent == "each" else 1
     for shift, target in enumerate(TARGETS):
         for n, cell in enumerate(CELLS, shift):
-            precision = list(PRECISIONS)[n % len(PRECISIONS)]
-            for which in PASSES:
-                options = OPTIONS[n % (3 if which == "backward" else 2)]
-                size = SIZES[(2 * n + PASSES.index(which)) % len(SIZES)]
+            for turn, which in itertools.product(range(turns), PASSES):
+                m = n + turn
+                precision = list(PRECISIONS)[m % len(PRECISIONS)]
+                options = OPTIONS[m % (3 if which == "backward" else 2)]
+                size = SIZES[(2 * m + turn + PASSES.index(which)) % len(SIZES)]
                 yield Variant(cell, which, precision, *size, options), target
 
 
@@ -163,7 +170,7 @@ def arguments(v: Variant) -> dict[str, Any]:
         "c": tensor(T, B, D, H, yes=two),
         "saved": tensor(T, B, D, cell.K * H, yes=has_saved),
         "lengths": tensor(B, yes=full, of=torch.int64),
-        "reset": tensor(T, B, yes=full, of=torch.bool),
+        "reset": tensor(T, B, yes=full, of=torch.uint8),
     }
     if v.which == "forward":
         return given | {
@@ -263,7 +270,9 @@ def innermost(error: BaseException) -> str:
 
 SPILLED = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
-OF_AMD = re.compile(r"^\s*\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s*(\d+)", re.MULTILINE)
+OF_AMD = re.compile(
+    r"^\s*\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", re.MULTILINE
+)
 ATOMIC = re.compile(r"\btt\.atomic_\w+ .*?!tt\.ptr<(\w+)>")
 
 
@@ -276,11 +285,16 @@ def parse_ptxas(report: str) -> tuple[int, int]:
 
 
 def parse_amd(assembly: str) -> tuple[int, int]:
-    """Vector registers, and registers spilled."""
+    """Vector registers, and bytes of memory that a thread needs beside them.
+
+    Scalar registers spill into lanes of vector registers first: only what reaches memory counts.
+    """
     found = {name: int(count) for name, count in OF_AMD.findall(assembly)}
     if len(found) != 3:
         raise ValueError(f"the assembly reports no registers or spills: {sorted(found)}")
-    return found["vgpr_count"], found["vgpr_spill_count"] + found["sgpr_spill_count"]
+    return found["vgpr_count"], max(
+        4 * found["vgpr_spill_count"], found["private_segment_fixed_size"]
+    )
 
 
 def parse_atomics(ttir: str) -> tuple[str, ...]:
@@ -328,16 +342,16 @@ def table(kernels: list[Kernel]) -> Iterator[list[str]]:
             yield [target.name, which, str(len(of)), str(registers), shared, str(spill)]
 
 
-def as_markdown(kernels: list[Kernel]) -> str:
+def as_markdown(kernels: list[Kernel], command: str) -> str:
     import triton
 
     head, *rows = table(kernels)
     lines = [head, ["---"] * len(head), *rows]
     worst = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
-        f"# Triton kernels\n\nThe most that kernels of each pass take, as compiled by Triton "
-        f"{triton.__version__} with\n`python tools/check_triton.py`; registers of a thread, bytes "
-        f"of a program.\n\n{worst}\n"
+        f"# The Triton kernels as compiled\n\nThe most that kernels of each pass take, as compiled "
+        f"by Triton {triton.__version__} with\n\n    {command}\n\nregisters of a thread; bytes of "
+        f"shared memory of a program, of those that it may have.\n\n{worst}\n"
     )
 
 
@@ -360,7 +374,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--all", action="store_true", help="every variant (hours), not a selection")
+    parser.add_argument(
+        "--extent",
+        choices=EXTENTS,
+        default="few",
+        help="few kernels with everything in some of them; each cell, pass and precision on each "
+        "GPU; or all (hours) (default: few)",
+    )
     parser.add_argument(
         "--target", action="append", choices=TARGETS, help="one GPU, may be repeated (default: all)"
     )
@@ -383,7 +403,7 @@ def main() -> int:
 
     jobs = [
         (variant, target)
-        for variant, target in selected(args.all)
+        for variant, target in selected(args.extent)
         if target in (args.target or TARGETS) and variant.cell in (args.cell or CELLS)
     ]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
@@ -392,7 +412,8 @@ def main() -> int:
     print()
     print_aligned(list(table(kernels)))
     if args.markdown:
-        args.markdown.write_text(as_markdown(kernels))
+        command = "python tools/check_triton.py " + shlex.join(sys.argv[1:])
+        args.markdown.write_text(as_markdown(kernels, command))
     faults = [f"{k.variant} for {k.target}: {fault}" for k in kernels for fault in k.faults()]
     if not kernels:
         faults.append("nothing was compiled")

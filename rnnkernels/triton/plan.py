@@ -102,7 +102,7 @@ def choose(
                       -(-rows // ROWS), table.stages)  # fmt: skip
     for block_b in table.tiles:
         groups = -(-rows // block_b)
-        held = block_b == ROWS and table.held >= H
+        held = block_b == ROWS and table.held >= H and not norm
         tile = table.tile if held else table.tiles[block_b]
         parts = -(-H // tile.units)
         together = processors // (parts * D) if table.waits else 0
