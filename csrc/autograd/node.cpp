@@ -208,13 +208,14 @@ ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Te
                        bool all_c, int64_t layer, int64_t window, c10::string_view clip, double bound) {
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return SequenceOps<library>::forward().redispatch(keys & c10::after_autograd_keyset, cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0,
-                                   lengths, reset, save, all_c, layer, window, clip, bound);
+    return SequenceOps<library>::forward().redispatch(keys & c10::after_autograd_keyset, cell, x, w_ih, w_hh, b_ih,
+                                                      b_hh, w_hr, h0, c0, lengths, reset, save, all_c, layer, window,
+                                                      clip, bound);
   };
   if (!needs_history(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0)) return run();
   const Inputs in(x, h0, c0, {w_ih, w_hh, b_ih, b_hh, w_hr});
-  const auto node =
-      make_node(Form::kSequence, Settings{library, std::string(cell), window, std::string(clip), bound, batch_invariant()}, in);
+  const auto node = make_node(
+      Form::kSequence, Settings{library, std::string(cell), window, std::string(clip), bound, batch_invariant()}, in);
   ForwardResults results = run();
   const auto& [y, h_n, c_n, c, h_raw, saved] = results;
   for (const Tensor* t : {&y, &h_n}) torch::autograd::set_history(*t, node);
@@ -235,15 +236,17 @@ State cell_step(c10::string_view cell, const Tensor& x, const Tensor& w_ih, cons
   decltype(make_node(Form::kStep, Settings{}, in)) node;
   if (save) {
     in = Inputs(x, h0, c0, {TensorList(w_ih), TensorList(w_hh), b_ih, b_hh, TensorList()});
-    node = make_node(Form::kStep, Settings{Library::kCompiled, std::string(cell), 0, "none", 1.0, batch_invariant()}, in);
+    node =
+        make_node(Form::kStep, Settings{Library::kCompiled, std::string(cell), 0, "none", 1.0, batch_invariant()}, in);
   }
   State next;
   Tensor h_raw, saved;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto results = SequenceOps<Library::kCompiled>::forward().call(cell, x.unsqueeze(0), w_ih, w_hh, b_ih, b_hh, TensorList(), h0.unsqueeze(0),
-                                     c0 ? OptionalTensor(c0->unsqueeze(0)) : std::nullopt, std::nullopt, std::nullopt,
-                                     save, false, -1, 0, "none", 1.0);
+    auto results = SequenceOps<Library::kCompiled>::forward().call(
+        cell, x.unsqueeze(0), w_ih, w_hh, b_ih, b_hh, TensorList(), h0.unsqueeze(0),
+        c0 ? OptionalTensor(c0->unsqueeze(0)) : std::nullopt, std::nullopt, std::nullopt, save, false, -1, 0, "none",
+        1.0);
     next.h = std::get<0>(results).squeeze(0);
     if (c0) next.c = std::get<2>(results).squeeze(0);
     h_raw = std::get<4>(results);

@@ -27,8 +27,9 @@ void launch(const char* pass, c10::Device device, const py::dict& arguments) {
 }
 
 void refuse_projection(TensorList w_hr) {
-  TORCH_CHECK_NOT_IMPLEMENTED(w_hr.empty(), "rnnkernels: the triton backend has no projections. Leave out proj_size, "
-                                            "or ask for another backend.");
+  TORCH_CHECK_NOT_IMPLEMENTED(w_hr.empty(),
+                              "rnnkernels: the triton backend has no projections. Leave out proj_size, "
+                              "or ask for another backend.");
 }
 void refuse_float64(const Tensor& like) {
   TORCH_CHECK_NOT_IMPLEMENTED(like.scalar_type() != at::kDouble,
