@@ -142,6 +142,11 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path) for path in Path("csrc").glob(pattern))
 
 
+def has_avx512() -> bool:
+    flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
+    return {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags)
+
+
 def extension() -> CppExtension:
     compile_args = ["-std=c++20", "-O3", "-fopenmp", "-ffp-contract=fast", "-Wall"]
     # Vectors pass between inlined functions only: their calling convention concerns nobody.
@@ -158,13 +163,18 @@ def extension() -> CppExtension:
         # Python's own flags say -fwrapv, with which an overflow of signed integers is no finding.
         compile_args += [*instrument, "-O1", "-fno-wrapv"]
         link_args += instrument
+        if has_avx512():
+            # Only what this machine runs can be found at fault, and the rest takes minutes.
+            macros.append(("RNNKERNELS_ONLY_AVX512", None))
+            unused = {"csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_default.cpp"}
+            files = [path for path in files if path not in unused]
     else:
         # Python's own flags may ask for -g: most of it would describe torch's headers.
         compile_args.append("-g0")
     if TOOLKIT and CU_SOURCES:
         files += [path for path in sources("cuda/*.cpp") if path not in files]
         include_dirs.append(str(TOOLKIT.include.parent))
-        macros = [
+        macros += [
             ("RNNKERNELS_CUDA", None),
             ("RNNKERNELS_CUDA_ARCHS", f'"{";".join(TOOLKIT.archs)}"'),
         ]

@@ -53,9 +53,15 @@ static const Kernels* choose() {
                              avx512::kTable.float16};
   if (wide && allowed(tiles) && has_tiles()) return &tiles;
   if (wide && allowed(avx512::kTable)) return &avx512::kTable;
+#endif
+#if defined(RNNKERNELS_ONLY_AVX512)
+  return nullptr;
+#else
+#if defined(__x86_64__)
   if (fma && allowed(avx2::kTable)) return &avx2::kTable;
 #endif
   return allowed(baseline::kTable) ? &baseline::kTable : nullptr;
+#endif
 }
 
 const Kernels* kernels() {
