@@ -26,21 +26,31 @@ void launch(const char* pass, c10::Device device, const py::dict& arguments) {
   py::module_::import("rnnkernels.triton.launch").attr(pass)(**arguments);
 }
 
-void refuse_projection(TensorList w_hr) {
+void refuse(const Tensor& like, TensorList w_hr) {
   TORCH_CHECK_NOT_IMPLEMENTED(w_hr.empty(),
                               "rnnkernels: the triton backend has no projections. Leave out proj_size, "
                               "or ask for another backend.");
-}
-void refuse_float64(const Tensor& like) {
   TORCH_CHECK_NOT_IMPLEMENTED(like.scalar_type() != at::kDouble,
                               "rnnkernels: the triton backend computes in float32. Ask for another backend for "
                               "float64.");
 }
 
+// What both passes take; w_hh [D, G*H, H].
+template <class Arguments>
+py::dict common(const Arguments& a, const Tensor& w_hh) {
+  py::dict arguments;
+  arguments["cell"] = std::string(a.cell.name);
+  arguments["w_hh"] = w_hh;
+  arguments["h0"] = a.h0;
+  arguments["c0"] = given(a.c0);
+  arguments["lengths"] = given(a.lengths);
+  arguments["reset"] = bytes(a.reset);
+  return arguments;
+}
+
 ForwardResults forward(ForwardArguments& a) {
   const Sizes n = check(a);
-  refuse_projection(a.w_hr);
-  refuse_float64(a.x);
+  refuse(a.x, a.w_hr);
   const ForwardTensors t = prepare(a, n, Input::kProjected);
   if (n.T == 0 || n.B == 0) {
     t.h_n.copy_(a.h0);
@@ -54,29 +64,22 @@ ForwardResults forward(ForwardArguments& a) {
     return others.empty() ? py::object(py::none()) : py::cast(at::zeros_like(stacked(others)));
   };
   const py::gil_scoped_acquire gil;
-  py::dict arguments;
-  arguments["cell"] = std::string(a.cell.name);
+  py::dict arguments = common(a, w_hh);
   arguments["gx"] = t.gx;
-  arguments["w_hh"] = w_hh;
   arguments["b_ih"] = bias(t.b_ih, t.b_hh);
   arguments["b_hh"] = bias(t.b_hh, t.b_ih);
-  arguments["h0"] = a.h0;
-  arguments["c0"] = given(a.c0);
   arguments["y"] = t.y;
   arguments["h_n"] = t.h_n;
   arguments["c_n"] = given(t.c_n);
   arguments["c"] = given(t.c);
   arguments["saved"] = given(t.saved);
-  arguments["lengths"] = given(a.lengths);
-  arguments["reset"] = bytes(a.reset);
   launch("forward", a.x.device(), arguments);
   return t.results();
 }
 
 BackwardResults backward(BackwardArguments& a) {
   const Sizes n = check(a);
-  refuse_projection(a.w_hr);
-  refuse_float64(a.y);
+  refuse(a.y, a.w_hr);
   const BackwardTensors t = prepare(a, n);
   if (n.T == 0 || n.B == 0) {
     const auto same = [](const Tensor& to, const OptionalTensor& from) {
@@ -91,15 +94,11 @@ BackwardResults backward(BackwardArguments& a) {
   const Sequence q = sequence(a, n, a.window);
   const Tensor w_hh = stacked(t.w_hh);
   const py::gil_scoped_acquire gil;
-  py::dict arguments;
-  arguments["cell"] = std::string(a.cell.name);
+  py::dict arguments = common(a, w_hh);
   arguments["dy"] = given(a.dy);
   arguments["dh_n"] = given(a.dh_n);
   arguments["dc_n"] = given(a.dc_n);
   arguments["dc"] = given(a.dc);
-  arguments["w_hh"] = w_hh;
-  arguments["h0"] = a.h0;
-  arguments["c0"] = given(a.c0);
   arguments["y"] = a.y;
   arguments["c"] = given(a.c);
   arguments["saved"] = given(a.saved);
@@ -107,8 +106,6 @@ BackwardResults backward(BackwardArguments& a) {
   arguments["dh0"] = given(t.dh0);
   arguments["dc0"] = given(t.dc0);
   arguments["flow"] = given(t.flow);
-  arguments["lengths"] = given(a.lengths);
-  arguments["reset"] = bytes(a.reset);
   arguments["steps"] = q.steps();
   arguments["rows"] = q.rows();
   arguments["clip"] = kinds[a.clip.kind];
