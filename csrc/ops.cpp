@@ -11,11 +11,13 @@
 #include "autograd/cell_step.h"
 #include "autograd/node.h"
 #include "common/cells.h"
+#include "common/stack.h"
 #include "cpu/kernels.h"
 #include "cuda/plan.h"
 
 TORCH_LIBRARY(rnnkernels, library) {
   rnn::define_sequence_ops(library);
+  rnn::define_stack_ops(library);
   rnn::define_input_gradient_op(library);
   rnn::define_differentiable_op(library);
 }

@@ -26,16 +26,23 @@ const CellInfo& find_cell(std::string_view name) {
   TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", got '", name, "'");
 }
 
+static constexpr std::pair<const char*, Clip::Kind> clips[] = {
+    {"none", Clip::kNone}, {"value", Clip::kValue}, {"norm", Clip::kNorm}, {"tanh", Clip::kTanh}};
+
 Clip find_clip(std::string_view kind, double bound) {
-  constexpr std::pair<std::string_view, Clip::Kind> kinds[] = {
-      {"none", Clip::kNone}, {"value", Clip::kValue}, {"norm", Clip::kNorm}, {"tanh", Clip::kTanh}};
-  for (const auto& [name, number] : kinds) {
+  for (const auto& [name, number] : clips) {
     if (name != kind) continue;
     TORCH_CHECK_VALUE(number == Clip::kNone || (bound > 0 && std::isfinite(bound)),
                       "bound: expected a finite number above zero, got ", bound);
     return {number, bound};
   }
   TORCH_CHECK_VALUE(false, "clip: expected one of none, value, norm, tanh, got '", kind, "'");
+}
+
+const char* clip_name(Clip::Kind kind) {
+  for (const auto& [name, number] : clips)
+    if (number == kind) return name;
+  TORCH_INTERNAL_ASSERT(false, "no such clip: ", int(kind));
 }
 
 Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {

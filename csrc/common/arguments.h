@@ -52,6 +52,7 @@ struct BackwardArguments {
   bool over_saved;  // write dgates over saved
 };
 Clip find_clip(std::string_view kind, double bound);
+const char* clip_name(Clip::Kind kind);
 
 // New memory. Large blocks on the CPU come from the kernel page by page, which costs more than what is computed on some
 // of them: huge pages are asked for.

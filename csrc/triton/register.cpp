@@ -90,7 +90,6 @@ BackwardResults backward(BackwardArguments& a) {
     same(t.dc0, a.dc_n);
     return t.results();
   }
-  constexpr const char* kinds[] = {"none", "value", "norm", "tanh"};
   const Sequence q = sequence(a, n, a.window);
   const Tensor w_hh = stacked(t.w_hh);
   const py::gil_scoped_acquire gil;
@@ -108,7 +107,7 @@ BackwardResults backward(BackwardArguments& a) {
   arguments["flow"] = given(t.flow);
   arguments["steps"] = q.steps();
   arguments["rows"] = q.rows();
-  arguments["clip"] = kinds[a.clip.kind];
+  arguments["clip"] = clip_name(a.clip.kind);
   arguments["bound"] = a.clip.bound;
   launch("backward", a.y.device(), arguments);
   return t.results();
