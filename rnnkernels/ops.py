@@ -2,8 +2,8 @@
 
 ``torch.ops.rnnkernels.sequence_forward`` projects the input and runs the loop over time;
 ``sequence_backward`` runs the loop backwards and returns the gradients of the gates;
-``torch.ops.rnnkernels_triton`` has the same, on Triton. The autograd formula between them is C++
-(``csrc/autograd``).
+``torch.ops.rnnkernels_triton`` has the same, on Triton. ``stack_forward`` and ``stack_backward``
+run all layers of one direction. The autograd formula between them is C++ (``csrc/autograd``).
 """
 
 from __future__ import annotations
@@ -111,6 +111,35 @@ def _called(forward: Callable[..., Any], call: Call) -> Result:
     return Result(y, h_n, c_n, c if call.all_c else None)
 
 
+def run_stack(calls: list[Call]) -> list[Result]:
+    """Runs layers of one direction, each on the y of the one before it, through one compiled op.
+
+    The first call's options are those of all; no layer has a projection or another x than that y.
+    """
+    first = calls[0]
+    save = needs_gradient(t for call in calls for t in call.tensors)
+    y, h_n, c_n, c, _ = torch.ops.rnnkernels.stack_forward(
+        first.cell_name,
+        first.x,
+        [w for call in calls for w in call.w_ih],
+        [w for call in calls for w in call.w_hh],
+        [b for call in calls for b in call.b_ih],
+        [b for call in calls for b in call.b_hh],
+        [call.h0 for call in calls],
+        [call.c0 for call in calls if call.c0 is not None],
+        first.lengths,
+        first.reset,
+        save,
+        first.all_c,
+        first.window,
+        *first.clip,
+    )
+    return [
+        Result(y[i], h_n[i], c_n[i] if c_n else None, c[i] if c and first.all_c else None)
+        for i in range(len(calls))
+    ]
+
+
 def _same_device(like: Tensor, layer: int = -1, **others: MaybeTensor | Sequence[Tensor]) -> None:
     """A meta tensor among the arguments brings a call here, whatever the device of the others."""
     for name, value in others.items():
@@ -209,6 +238,82 @@ def _fake_backward_over_saved(*arguments: Any) -> tuple[Tensor, ...]:
     return _fake_backward(*arguments)[1:]
 
 
+def _fake_stack_forward(
+    cell: str,
+    x: Tensor,
+    w_ih: Sequence[Tensor],
+    w_hh: Sequence[Tensor],
+    b_ih: Sequence[Tensor],
+    b_hh: Sequence[Tensor],
+    h0: Sequence[Tensor],
+    c0: Sequence[Tensor],
+    lengths: MaybeTensor,
+    reset: MaybeTensor,
+    save: bool,
+    all_c: bool,
+    window: int,
+    clip: str,
+    bound: float,
+) -> tuple[list[Tensor], ...]:
+    _same_device(x, hx=h0, cx=c0, lengths=lengths, reset=reset)
+    for layer in range(len(w_hh)):
+        weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
+        _same_device(x, layer, **{name: w[layer : layer + 1] for name, w in weights.items()})
+    T, B, H, K, has_c = x.size(0), x.size(1), h0[0].size(2), CELLS[cell].K, len(c0) > 0
+
+    def each(yes: bool, *shape: int | torch.SymInt) -> list[Tensor]:
+        return [x.new_empty(shape) for _ in w_hh] if yes else []
+
+    return (
+        each(True, T, B, H),
+        each(True, 1, B, H),
+        each(has_c, 1, B, H),
+        each(has_c and (save or all_c), T, B, 1, H),
+        each(save and K > 0, T, B, 1, K * H),
+    )
+
+
+def _fake_stack_backward(
+    cell: str,
+    dy: Sequence[MaybeTensor],
+    dh_n: Sequence[MaybeTensor],
+    dc_n: Sequence[MaybeTensor],
+    dc: Sequence[MaybeTensor],
+    w_ih: Sequence[Tensor],
+    w_hh: Sequence[Tensor],
+    h0: Sequence[Tensor],
+    c0: Sequence[Tensor],
+    y: Sequence[Tensor],
+    c: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    lengths: MaybeTensor,
+    reset: MaybeTensor,
+    window: int,
+    clip: str,
+    bound: float,
+    initial: bool,
+) -> tuple[list[Tensor], ...]:
+    like = y[0]
+    outside = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "dc": dc}
+    given = {name: [t for t in grads if t is not None] for name, grads in outside.items()}
+    _same_device(like, **given, w_ih=w_ih, w_hh=w_hh, h0=h0, c0=c0, y=y, c=c, saved=saved)
+    _same_device(like, lengths=lengths, reset=reset)
+    T, B, H, contract = like.size(0), like.size(1), h0[0].size(2), CELLS[cell]
+
+    def each(yes: bool, *shape: int | torch.SymInt) -> list[Tensor]:
+        return [like.new_empty(shape) for _ in w_hh] if yes else []
+
+    return (
+        each(True, T, B, 1, (contract.G + contract.A) * H),
+        each(initial, 1, B, H),
+        each(initial and len(c0) > 0, 1, B, H),
+    )
+
+
+def _fake_stack_backward_over_saved(*arguments: Any) -> tuple[list[Tensor], ...]:
+    return _fake_stack_backward(*arguments)[1:]
+
+
 def _differentiable_gradients(
     cell: str,
     dy: MaybeTensor,
@@ -280,6 +385,9 @@ if _C is not None:
         torch.library.register_fake(f"{library}::sequence_forward", _fake_forward)
         torch.library.register_fake(f"{library}::sequence_backward", _fake_backward)
         torch.library.register_fake(f"{library}::sequence_backward_", _fake_backward_over_saved)
+    torch.library.register_fake("rnnkernels::stack_forward", _fake_stack_forward)
+    torch.library.register_fake("rnnkernels::stack_backward", _fake_stack_backward)
+    torch.library.register_fake("rnnkernels::stack_backward_", _fake_stack_backward_over_saved)
     torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
     torch.library.impl("rnnkernels::sequence_gradients", "CompositeImplicitAutograd")(
         _differentiable_gradients

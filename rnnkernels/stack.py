@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from rnnkernels import backends, checks, truncation
-from rnnkernels.call import NO_CLIP, Call, Clip, Result, needs_gradient
+from rnnkernels.call import NO_CLIP, Call, Clip, needs_gradient
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import Truncate
 from rnnkernels.truncation import Outputs
@@ -67,6 +67,16 @@ class Spec:
     @property
     def has_c(self) -> bool:
         return CELLS[self.cell].S > 1
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything falls out between layers."""
+        return self.training and self.dropout > 0
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether each layer takes the y of the one below it as it is."""
+        return self.num_layers > 1 and self.D == 1 and not self.proj_size and not self.drops
 
 
 class LayerWeights(NamedTuple):
@@ -260,7 +270,7 @@ def _stack(
         weights = [[cast(w, dtype) for w in group] for group in weights]
 
     run = partial(_layers, spec, weights)
-    drop = partial(F.dropout, p=spec.dropout, training=spec.training) if spec.dropout else None
+    drop = partial(F.dropout, p=spec.dropout) if spec.drops else None
     backward = needs_gradient((x, *hx, *(w for group in weights for w in group)))
     if lengths is not None and backward:
         padding = torch.arange(T, device=x.device)[:, None] >= lengths  # [T, B]
@@ -282,38 +292,28 @@ def _layers(
     return_all_states: bool,
     dropout: Callable[[int, Tensor], Tensor],
 ) -> Outputs:
-    """The layers one after another, with ``dropout(layer, y)`` between them."""
-    D = spec.D
+    """All layers at once where the backend offers that and nothing comes between them; else one
+    after another, with ``dropout(layer, y)`` between them."""
+    call_of = partial(_call, spec, weights, hx, lengths, reset, return_all_states)
+    call = call_of(0, x)
+    run_stack = backends.stack_runner(call, spec.backend) if spec.unbroken else None
+    if run_stack is None:
+        at_once = None
+    else:
+        at_once = run_stack([call, *(call_of(i, x) for i in range(1, spec.num_layers))])
+
     finals: list[list[Tensor]] = [[], []]
     everything: list[list[Tensor]] = [[], []]
     for layer in range(spec.num_layers):
-        rows_of_layer = slice(layer * D, (layer + 1) * D)
-        directions = [
-            LayerWeights.from_list(group, spec.proj_size > 0) for group in weights[rows_of_layer]
-        ]
-        call = Call(
-            spec.cell,
-            x,
-            [w.w_ih for w in directions],
-            [w.w_hh for w in directions],
-            [w.b_ih for w in directions if w.b_ih is not None],
-            [w.b_hh for w in directions if w.b_hh is not None],
-            [w.w_hr for w in directions if w.w_hr is not None],
-            hx[0][rows_of_layer],
-            hx[1][rows_of_layer] if spec.has_c else None,
-            lengths,
-            reset,
-            all_c=return_all_states,
-            layer=layer,
-            window=spec.truncate if isinstance(spec.truncate, int) else 0,
-            clip=spec.grad_clip,
-        )
-        result: Result = backends.run(call, spec.backend)
+        if at_once is not None:
+            result = at_once[layer]
+        else:
+            result = backends.run(call if layer == 0 else call_of(layer, x), spec.backend)
         finals[0].append(result.h_n)
         if result.c_n is not None:
             finals[1].append(result.c_n)
         if return_all_states:
-            everything[0].append(result.y.view(*result.y.shape[:2], D, spec.R))
+            everything[0].append(result.y.view(*result.y.shape[:2], spec.D, spec.R))
             if result.c is not None:
                 everything[1].append(result.c)
         x = _merge(result.y, spec)
@@ -321,6 +321,40 @@ def _layers(
             x = dropout(layer, x)
     states = [torch.cat(parts) for parts in finals if parts]
     return Outputs(x, states, everything)
+
+
+def _call(
+    spec: Spec,
+    weights: Sequence[Sequence[Tensor]],
+    hx: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    return_all_states: bool,
+    layer: int,
+    x: Tensor,
+) -> Call:
+    """What one layer of a stack is asked to do."""
+    rows_of_layer = slice(layer * spec.D, (layer + 1) * spec.D)
+    directions = [
+        LayerWeights.from_list(group, spec.proj_size > 0) for group in weights[rows_of_layer]
+    ]
+    return Call(
+        spec.cell,
+        x,
+        [w.w_ih for w in directions],
+        [w.w_hh for w in directions],
+        [w.b_ih for w in directions if w.b_ih is not None],
+        [w.b_hh for w in directions if w.b_hh is not None],
+        [w.w_hr for w in directions if w.w_hr is not None],
+        hx[0][rows_of_layer],
+        hx[1][rows_of_layer] if spec.has_c else None,
+        lengths,
+        reset,
+        all_c=return_all_states,
+        layer=layer,
+        window=spec.truncate if isinstance(spec.truncate, int) else 0,
+        clip=spec.grad_clip,
+    )
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -157,11 +157,23 @@ class Products {
 
 }  // namespace
 
+std::vector<Tensor> products(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,
+                             const OptionalTensor& reset, const Kept& kept, const Tensor& dgates, const Tensor& dproj,
+                             const std::vector<bool>& wanted, bool plain) {
+  std::vector<Tensor> found(in.all.size());
+  Products sums(settings, in, lengths, reset, kept, dgates, dproj, plain);
+  for (size_t d = 0; d < in.weights(kWHh).size(); ++d) sums.add(int64_t(d), wanted, found);
+  Tensor& dx = found[Inputs::kX];
+  if (dx.defined()) dx = dx.view_symint(in.x().sym_sizes());
+  if (settings.invariant && wanted[Inputs::kX]) dx = input_gradient_op().call(dgates, in.weights(kWIh));
+  return found;
+}
+
 Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,
                     const OptionalTensor& reset, const OutputGradients& out, const Kept& kept,
                     const std::vector<bool>& wanted, bool flow, bool plain, bool overwrite) {
   Tensor dgates, dh0, dc0, dproj;
-  Gradients result{std::vector<Tensor>(in.all.size()), Tensor()};
+  Gradients result;
   const auto run = [&](const auto& op) {
     return op.call(settings.cell, optional(out[0]), optional(out[1]), optional(out[2]), optional(out[3]),
                    in.weights(kWHh), in.weights(kWHr), in.h0(), in.c0(), kept.y, kept.c, kept.saved, lengths, reset,
@@ -176,11 +188,7 @@ Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTe
     std::tie(dgates, dh0, dc0, dproj, result.flow) =
         with_ops(settings.library, [&](auto ops) { return run(ops.backward()); });
   }
-  Products products(settings, in, lengths, reset, kept, dgates, dproj, plain);
-  for (size_t d = 0; d < in.weights(kWHh).size(); ++d) products.add(int64_t(d), wanted, result.all);
-  Tensor& dx = result.all[Inputs::kX];
-  if (dx.defined()) dx = dx.view_symint(in.x().sym_sizes());
-  if (settings.invariant && wanted[Inputs::kX]) dx = input_gradient_op().call(dgates, in.weights(kWIh));
+  result.all = products(settings, in, lengths, reset, kept, dgates, dproj, wanted, plain);
   if (wanted[Inputs::kH0]) result.all[Inputs::kH0] = dh0;
   if (wanted[Inputs::kC0]) result.all[Inputs::kC0] = dc0;
   return result;

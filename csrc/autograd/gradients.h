@@ -58,7 +58,13 @@ Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTe
                     const OptionalTensor& reset, const OutputGradients& out, const Kept& kept,
                     const std::vector<bool>& wanted, bool flow, bool plain, bool overwrite);
 
-// The same as differentiable functions of all inputs and of `out`, from the reference in Python.
+// What of these follows the loop over time: from the gradients of the gates, and of the projected h where there is a
+// projection, the gradients of all inputs but the initial states.
+std::vector<Tensor> products(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,
+                             const OptionalTensor& reset, const Kept& kept, const Tensor& dgates, const Tensor& dproj,
+                             const std::vector<bool>& wanted, bool plain);
+
+// The same as gradients(), as differentiable functions of all inputs and of `out`, from the reference in Python.
 Gradients differentiable_gradients(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,
                                    const OptionalTensor& reset, const OutputGradients& out,
                                    const std::vector<bool>& wanted, bool flow);
