@@ -296,7 +296,7 @@ def _fake_stack_backward(
     like = y[0]
     outside = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "dc": dc}
     given = {name: [t for t in grads if t is not None] for name, grads in outside.items()}
-    _same_device(like, **given, w_ih=w_ih, w_hh=w_hh, h0=h0, c0=c0, y=y, c=c, saved=saved)
+    _same_device(like, -1, **given, w_ih=w_ih, w_hh=w_hh, h0=h0, c0=c0, y=y, c=c, saved=saved)
     _same_device(like, lengths=lengths, reset=reset)
     T, B, H, contract = like.size(0), like.size(1), h0[0].size(2), CELLS[cell]
 
