@@ -27,7 +27,7 @@ namespace py = pybind11;
 
 // device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster.
 static py::dict cuda_plan(const std::string& cell, bool backward, const std::string& numbers, bool projected, bool norm,
-                          int64_t H, int64_t rows, int D, const std::array<int, 4>& device) {
+                          int64_t H, int64_t rows, int D, const std::array<int, 4>& device, int layers, int64_t steps) {
   using rnn::cuda::Numbers;
   const std::map<std::string, Numbers> names{{"float64", Numbers::kFloat64},
                                              {"float32", Numbers::kFloat32},
@@ -39,12 +39,13 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
   const rnn::cuda::Kernel kernel = rnn::cuda::kernel_of(info.G, info.A, info.S, backward, names.at(numbers), norm);
   const char* refusal = rnn::cuda::refusal(names.at(numbers), projected, norm);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
-  rnn::cuda::Plan plan{};
+  rnn::cuda::Stack stack{1, {}};
+  rnn::cuda::Plan& plan = stack.plan;
   if (refusal) {
     plan.reason = refusal;
   } else {
-    plan = rnn::cuda::make_plan(rnn::cuda::family(), kernel, {H, rows, D},
-                                {major, multiprocessors, shared_bytes, most_blocks});
+    stack = rnn::cuda::plan_stack(rnn::cuda::family(), kernel, {H, rows, D}, layers, steps,
+                                  {major, multiprocessors, shared_bytes, most_blocks});
   }
   const rnn::cuda::Layout& l = plan.layout;
   py::dict found;
@@ -56,6 +57,7 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
   found["rows"] = l.slices.rows;
   found["groups"] = l.groups;
   found["launches"] = plan.launches;
+  found["stages"] = stack.stages;
   found["shared_bytes"] = l.shared_bytes;
   found["cycles"] = plan.cycles;
   return found;
@@ -95,8 +97,8 @@ PYBIND11_MODULE(_C, module) {
       "what it cannot run goes step by step.");
 
   module.def("cuda_plan", &cuda_plan, py::arg("cell"), py::arg("backward"), py::arg("numbers"), py::arg("projected"),
-             py::arg("norm"), py::arg("H"), py::arg("rows"), py::arg("D"), py::arg("device"),
-             "How a persistent kernel would be laid out over a device, or why it would not.");
+             py::arg("norm"), py::arg("H"), py::arg("rows"), py::arg("D"), py::arg("device"), py::arg("layers"),
+             py::arg("steps"), "How a persistent kernel would be laid out over a device, or why it would not.");
 
   module.def(
       "threads_at_work", [] { return rnn::cpu::process.working(); },

@@ -58,6 +58,7 @@ class Plan:
         rows: of a tile.
         groups: per direction.
         launches: one after the other.
+        stages: layers of a stack that run at the same time.
         shared_bytes: of shared memory of a block.
         cycles: of a step, estimated from published costs of instructions.
     """
@@ -70,6 +71,7 @@ class Plan:
     rows: int
     groups: int
     launches: int
+    stages: int
     shared_bytes: int
     cycles: float
 
@@ -77,9 +79,12 @@ class Plan:
         if self.reason:
             return f"step by step: {self.reason}"
         times = f" in {self.launches} launches" if self.launches > 1 else ""
+        per, at_once = "direction", ""
+        if self.stages > 1:
+            per, at_once = "layer", f", {self.stages} layers at a time"
         return (
             f"a {self.family} of {self.blocks} blocks with {self.units} units, {self.groups} per "
-            f"direction{times}, {self.tiles} x {self.rows} rows each"
+            f"{per}{times}, {self.tiles} x {self.rows} rows each{at_once}"
         )
 
 
@@ -93,8 +98,10 @@ def plan(
     device: Device,
     projected: bool = False,
     norm: bool = False,
+    layers: int = 1,
+    steps: int = 1,
 ) -> Plan:
-    """How one layer is laid out.
+    """How one layer is laid out, or as many layers of a stack as run at the same time.
 
     Args:
         cell: a name from :data:`rnnkernels.cells.CELLS`.
@@ -105,9 +112,13 @@ def plan(
         D: directions.
         projected: the layer has a ``proj_size``.
         norm: gradients are bounded by their norm.
+        layers: of a stack of one direction.
+        steps: of the loop over time.
     """
     limits = (device.major, device.multiprocessors, device.shared_bytes, device.most_blocks)
-    found = ops.cuda_plan(cell, backward, precision, projected, norm, H, rows, D, limits)
+    found = ops.cuda_plan(
+        cell, backward, precision, projected, norm, H, rows, D, limits, layers, steps
+    )
     return Plan(**found)
 
 

@@ -10,18 +10,20 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import op_parity
 import pytest
+import stack_parity
 import torch
 from op_parity import ALL, CASES, CLIPS, Case
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from rnnkernels.call import Clip
+from rnnkernels.call import Call, Clip
 from rnnkernels.cells import CELLS
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +41,7 @@ class Layout:
     units: int = 8  # of a block
     tiles: int = 1  # of a group of blocks
     launches: int = 1
+    stages: int = 1  # layers of a stack at a time
     tf32: bool = False
     mode: str = "random"
     seed: int = 0
@@ -46,7 +49,8 @@ class Layout:
 
     def __str__(self) -> str:
         exchange = "cluster" if self.cluster else "grid"
-        return f"{exchange}-b{self.batch}u{self.units}t{self.tiles}l{self.launches}"
+        sizes = f"b{self.batch}u{self.units}t{self.tiles}l{self.launches}s{self.stages}"
+        return f"{exchange}-{sizes}"
 
 
 #: dtype, TF32, largest error. IEEE products are as good as the CPU's; TF32 has 11 bits, the
@@ -91,22 +95,47 @@ def runs(case: Case, precision: str = "float32") -> bool:
     return not (case.R or bounded or case.T * case.B == 0)
 
 
+def forward(ops: Any, calls: list[Call]) -> list[list[Tensor]]:
+    """What each layer returns, one by itself or a stack."""
+    return stack_parity.forward(ops, calls) if calls[1:] else [op_parity.forward(ops, calls[0])]
+
+
+def backward(ops: Any, calls: list[Call], outs: list[list[Tensor]]) -> list[list[Tensor]]:
+    grads = stack_parity.random_gradients(calls, outs)
+    if calls[1:]:
+        return stack_parity.backward(ops, calls, outs, grads)
+    return [op_parity.backward(ops, calls[0], outs[0], grads[0])]
+
+
 def results(
-    ops: Any, case: Case, layout: Layout, dtype: torch.dtype = torch.float32
-) -> list[Tensor]:
+    ops: Any, case: Case, layout: Layout, dtype: torch.dtype = torch.float32, layers: int = 0
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Of both passes, for each layer; there are as many as the layout has stages, unless it says
+    otherwise."""
     ops.configure(*astuple(layout))
-    call = op_parity.make(case, dtype)
-    out = op_parity.forward(ops, call)
-    return [*out, *op_parity.backward(ops, call, out, op_parity.random_gradients(call, out))]
+    calls = stack_parity.make(case, layers or layout.stages, dtype)
+    outs = forward(ops, calls)
+    return outs, backward(ops, calls, outs)
 
 
-def errors(ops: Any, case: Case, layout: Layout, dtype: torch.dtype) -> tuple[float, float]:
-    call = op_parity.make(case, dtype)
-    both = results(ops, case, layout, dtype)
-    out, back = both[:6], both[6:]
-    assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], *back[3:]])
-    grads = op_parity.random_gradients(call, out)
-    return op_parity.forward_error(call, out), op_parity.backward_error(call, out, back, grads)
+def errors(
+    ops: Any, case: Case, layout: Layout, dtype: torch.dtype, layers: int = 0
+) -> tuple[float, float]:
+    outs, backs = results(ops, case, layout, dtype, layers)
+    calls = stack_parity.make(case, len(outs), dtype)
+    for call, out, back in zip(calls, outs, backs, strict=True):
+        assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], *back[3:]])
+    grads = stack_parity.random_gradients(calls, outs)
+    return (
+        stack_parity.forward_error(calls, outs),
+        stack_parity.backward_error(calls, outs, backs, grads),
+    )
+
+
+def same(got: list[list[Tensor]], wanted: list[list[Tensor]]) -> bool:
+    """Are all tensors of all layers the same, bit by bit?"""
+    pairs = zip(chain(*got), chain(*wanted), strict=True)
+    return all(torch.equal(g, w) for g, w in pairs)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -146,6 +175,32 @@ def test_layouts(ops: Any, case: Case, layout: Layout, cluster: bool, precision:
         assert max(errors(ops, case, replace(layout, tiles=1, launches=2), dtype)) <= tolerance
 
 
+#: Of stacks: sizes whose rows are copied in whole chunks, and number by number.
+STACKS = [
+    *(Case(cell, lengths=True, reset=True) for cell in CELLS),
+    *(Case(cell, T=7, B=9, H=16) for cell in CELLS),
+    *(Case("gru", T=4, B=3, clip=clip) for clip in CLIPS),
+    Case("lstm", T=5, window=2, lengths=True, clip=Clip("norm", 0.3)),
+    Case("gru", T=6, B=10, H=24, window=3, reset=True, bias=False),
+    Case("lstm", T=1, B=1, H=1, I=1),
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
+@pytest.mark.parametrize("case", STACKS, ids=str)
+def test_stacks(ops: Any, case: Case, cluster: bool, precision: str) -> None:
+    """All layers at a time, or two of three."""
+    if not runs(case, precision):
+        pytest.skip("runs step by step")
+    dtype, tf32, tolerance = PRECISIONS[precision]
+    batch = 1 if precision == "float32" else 2
+    layout = Layout(cluster, batch, units=8 * (case.H % 3 + 1), tf32=tf32, seed=case.H)
+    for stages, layers, tiles in ((3, 3, 1), (2, 3, 2), (2, 2, 1)):
+        layout = replace(layout, stages=stages, tiles=tiles)
+        assert max(errors(ops, case, layout, dtype, layers)) <= tolerance, layout
+
+
 #: What fills no tile, block or fragment: with every option and several blocks and tiles, and with
 #: none and weights beyond the registers.
 ODD: list[tuple[dict[str, Any], Layout]] = [
@@ -180,7 +235,7 @@ def test_same_bits_in_any_order(ops: Any, case: Case, cluster: bool) -> None:
     wanted = results(ops, case, layout)
     for mode, seed in SCHEDULES:
         got = results(ops, case, replace(layout, mode=mode, seed=seed))
-        assert all(torch.equal(g, w) for g, w in zip(got, wanted, strict=True)), (mode, seed)
+        assert all(map(same, got, wanted)), (mode, seed)
 
 
 @pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
@@ -206,7 +261,7 @@ PRIMITIVE = re.compile(rf"\b(?:{'|'.join(PRIMITIVES)})\(")
 def written_sites() -> set[str]:
     """file:line of every barrier, message and flag in the sources of the kernels."""
     found = set()
-    for name in ("exchange.cuh", "persistent.cuh", "product.cuh"):
+    for name in ("exchange.cuh", "feed.cuh", "persistent.cuh", "product.cuh"):
         for number, line in enumerate((ROOT / "csrc/cuda" / name).read_text().splitlines(), 1):
             code = line.split("//")[0]
             declares = "RNN_DEVICE" in code or "exchange_.send(" in code
@@ -215,10 +270,12 @@ def written_sites() -> set[str]:
     return found
 
 
-def noticed(ops: Any, site: str, case: Case, layout: Layout, wanted: list[Tensor]) -> bool:
+def noticed(
+    ops: Any, site: str, case: Case, layout: Layout, outs: list[list[Tensor]], backs: Any
+) -> bool:
     """Does a run without this primitive fail, or compute something else?"""
 
-    def run(op: Callable[[], list[Tensor]]) -> list[Tensor]:
+    def run(op: Callable[[], list[list[Tensor]]]) -> list[list[Tensor]]:
         ops.configure(*astuple(replace(layout, skip=site)))
         try:
             return op()
@@ -227,17 +284,13 @@ def noticed(ops: Any, site: str, case: Case, layout: Layout, wanted: list[Tensor
             ops.configure(*astuple(layout))
             return op()
 
-    call = op_parity.make(case, torch.float32)
+    calls = stack_parity.make(case, layout.stages, torch.float32)
     try:
-        out = run(lambda: op_parity.forward(ops, call))
-        if not all(torch.equal(g, w) for g, w in zip(out, wanted[:6], strict=True)):
-            return True
-        grads = op_parity.random_gradients(call, out)
-        back = run(lambda: op_parity.backward(ops, call, out, grads))
+        got = run(lambda: forward(ops, calls))
+        return not same(got, outs) or not same(run(lambda: backward(ops, calls, got)), backs)
     except RuntimeError as error:
         assert re.match(r"block \d+, thread \d+, |deadlock: ", str(error)), error
         return True
-    return not all(torch.equal(g, w) for g, w in zip(back, wanted[6:], strict=True))
 
 
 def test_every_primitive_is_needed(ops: Any) -> None:
@@ -245,21 +298,26 @@ def test_every_primitive_is_needed(ops: Any) -> None:
     seen: set[str] = set()
     needless = []
     layouts = [
-        Layout(cluster, units=16, tiles=tiles) for cluster in (True, False) for tiles in (2, 1)
+        Layout(cluster, units=16, tiles=tiles, stages=stages)
+        for cluster in (True, False)
+        for tiles in (2, 1)
+        for stages in (1, 3)
     ]
-    visits: dict[str, list[tuple[Case, Layout, list[Tensor]]]] = {}
+    visits: dict[str, list[tuple[Any, ...]]] = {}
     for layout in layouts:
         for case in VISITS:
+            if layout.stages > 1:  # of one direction
+                case = replace(case, D=1)
             wanted = results(ops, case, layout)
             for place, primitive in (site.split() for site in ops.sites()):
                 if primitive in PRIMITIVES:
-                    visits.setdefault(place, []).append((case, layout, wanted))
+                    visits.setdefault(place, []).append((case, layout, *wanted))
     for site, where in sorted(visits.items()):
         name = site.split("/")[-1]
         seen.add(name)
         if not any(
-            noticed(ops, site, case, replace(layout, mode=mode, seed=seed), wanted)
-            for case, layout, wanted in where
+            noticed(ops, site, case, replace(layout, mode=mode, seed=seed), *wanted)
+            for case, layout, *wanted in where
             for mode, seed in SCHEDULES
         ):
             needless.append(name)

@@ -27,7 +27,7 @@ cudaError_t launch_block(const Persistent<Pass>& p, int64_t D, cudaStream_t stre
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(D * l.groups * l.slices.blocks));
+  config.gridDim = dim3(unsigned(D * l.stages * l.groups * l.slices.blocks));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = size_t(l.shared_bytes);
   config.stream = stream;
@@ -45,12 +45,12 @@ cudaError_t launch_block(const Persistent<Pass>& p, int64_t D, cudaStream_t stre
   return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
-template <class Pass>
-cudaError_t launch_pass(const Pass& pass, const Plan& plan, const Part& part, Stream stream) {
-  const Persistent<Pass> p{pass, plan.layout, part.global, part.first_row};
+template <class Pass, class Call>
+cudaError_t launch_pass(int cell, const std::vector<Call>& stages, const Plan& plan, const Part& part, Stream stream) {
+  const auto p = parameter<Pass>(cell, stages, plan, part);
   cudaError_t error = cudaErrorInvalidValue;  // stays where there is no such kernel
   dispatch_block<Pass>(plan.kernel, [&]<class Block>(Block*) {
-    error = launch_block<Pass, Block>(p, pass.sequence().D, static_cast<cudaStream_t>(stream));
+    error = launch_block<Pass, Block>(p, stages[0].seq.D, static_cast<cudaStream_t>(stream));
   });
   return error;
 }
@@ -64,25 +64,23 @@ inline const char* text(cudaError_t error) {
 }  // namespace
 
 template <class IO>
-const char* launch_forward(int cell, const Forward<IO>& call, const Plan& plan, const Part& part, Stream stream) {
+const char* launch(int cell, const ForwardStages<IO>& stages, const Plan& plan, const Part& part, Stream stream) {
   cudaError_t error = cudaErrorInvalidValue;
   dispatch_cell_or_group(
-      cell, [&](auto of) { error = launch_pass(ForwardPass<decltype(of), IO>{call, cell}, plan, part, stream); });
+      cell, [&](auto of) { error = launch_pass<ForwardPass<decltype(of), IO>>(cell, stages, plan, part, stream); });
   return text(error);
 }
 
 template <class IO>
-const char* launch_backward(int cell, const Backward<IO>& call, double* all_dh, const Plan& plan, const Part& part,
-                            Stream stream) {
+const char* launch(int cell, const BackwardStages<IO>& stages, const Plan& plan, const Part& part, Stream stream) {
   cudaError_t error = cudaErrorInvalidValue;
-  dispatch_cell_or_group(cell, [&](auto of) {
-    error = launch_pass(BackwardPass<decltype(of), IO>{call, cell, all_dh}, plan, part, stream);
-  });
+  dispatch_cell_or_group(
+      cell, [&](auto of) { error = launch_pass<BackwardPass<decltype(of), IO>>(cell, stages, plan, part, stream); });
   return text(error);
 }
 
 }  // namespace rnn::cuda
 
-#define RNN_PERSISTENT(IO)                                                                                   \
-  template const char* rnn::cuda::launch_forward(int, const Forward<IO>&, const Plan&, const Part&, Stream); \
-  template const char* rnn::cuda::launch_backward(int, const Backward<IO>&, double*, const Plan&, const Part&, Stream);
+#define RNN_PERSISTENT(IO)                                                                                 \
+  template const char* rnn::cuda::launch(int, const ForwardStages<IO>&, const Plan&, const Part&, Stream); \
+  template const char* rnn::cuda::launch(int, const BackwardStages<IO>&, const Plan&, const Part&, Stream);

@@ -6,10 +6,14 @@
 //   kState  numbers per unit that stay with the block  kFirst  there is something to multiply in the first round
 //   kKept   numbers per unit that wait for the norm of their row
 //
+// A layer of a stack may be fed by another that runs at the same time: forward by the one below it, of which a row of y
+// is multiplied, backward by the one above it, of which a row of dgates is, as its first kSent * H numbers.
+//
 // The norm of the gate gradients of a row is known only after all blocks have sent their part of it. So they send what
 // is not bounded yet: the next round scales what it multiplied, and writes what was kept.
 #pragma once
 
+#include "cuda/stages.h"
 #include "cuda/unit.h"
 
 namespace rnn::cuda {
@@ -48,6 +52,20 @@ struct ForwardPass {
 
   RNN_HD Unit fetch(const Slot& slot, int64_t round, int64_t i) const { return Unit(call, slot, round, i); }
 
+  // Of a call whose x is y of another layer; its gx is null.
+  RNN_HD bool is_fed(int64_t) const { return true; }
+  RNN_HD int late() const { return 0; }
+  RNN_HD V fed_weight(int out, int64_t i, int64_t k) const {
+    return load(call.w_ih[0] + (out * call.seq.H + i) * call.seq.H + k);
+  }
+  RNN_HD const IO* fed(const Slot& slot, int64_t round) const {
+    const Place place = call.seq.place(slot.d, slot.row, round);
+    return place.active ? call.x + place.n * call.seq.H : nullptr;
+  }
+  RNN_HD void feed(Unit& unit, const V* product) const {
+    for (int g = 0; g < Cell::G; ++g) unit.gx[g] += product[g];
+  }
+
   RNN_HD void run(Unit& unit, const Slot& slot, int64_t round, int64_t i, const V* product, V* state, V* sent,
                   V*) const {
     unit.run(call, cell, i, product, state, false);
@@ -68,9 +86,8 @@ struct BackwardPass {
   static constexpr int kOut = 1, kSent = Cell::G, kState = Cell::S, kKept = Unit::kGates;
   static constexpr bool kFirst = false;
 
-  Backward<IO> call;
-  int cell;        // its number
-  double* all_dh;  // [T, B, D, H] or null: the whole gradient of every h
+  BackwardStage<IO> call;
+  int cell;  // its number
 
   RNN_HD const Sequence& sequence() const { return call.seq; }
   RNN_HD bool norm() const { return call.clip.kind == Clip::kNorm; }
@@ -94,6 +111,16 @@ struct BackwardPass {
     return step(round) >= 0 ? Unit(call, slot, step(round), i, false) : Unit();
   }
 
+  RNN_HD bool is_fed(int64_t round) const { return step(round) >= 0; }
+  // Rounds after which the results of a round are written.
+  RNN_HD int late() const { return norm() ? 1 : 0; }
+  RNN_HD V fed_weight(int, int64_t i, int64_t k) const { return load(call.w_ih_above + k * call.seq.H + i); }
+  RNN_HD const IO* fed(const Slot& slot, int64_t round) const {
+    const Place place = call.seq.place(slot.d, slot.row, step(round));
+    return place.active ? call.dgates_above + place.n * kKept * call.seq.H : nullptr;
+  }
+  RNN_HD void feed(Unit& unit, const V* product) const { unit.dout[0] += product[0]; }
+
   // dgates [kKept]: left behind, for bound().
   RNN_HD void run(const Unit& unit, const Slot& slot, int64_t round, int64_t i, const V* product, V* state, V* sent,
                   V* dgates) const {
@@ -101,7 +128,7 @@ struct BackwardPass {
     V dh(0);
     if (unit.place.active) {
       dh = unit.dh(state[0], product[0]);
-      if (all_dh) all_dh[unit.place.n * call.seq.H + i] = dh.v;
+      if (call.all_dh) call.all_dh[unit.place.n * call.seq.H + i] = dh.v;
     }
     unit.run(cell, dh, state, dgates);
     if (call.clip.kind != Clip::kNone) {

@@ -2,9 +2,13 @@
 // takes some rows of the batch, in tiles, through the whole sequence. Per round and tile: receive what all blocks of
 // the group have sent, multiply, compute the block's own units, send them on. With several tiles, one is on its way
 // while another is computed.
+//
+// The layers of a stack run at the same time, as stages of a wavefront: before a stage receives what its own blocks
+// have sent, it multiplies what the stage before it has left in global memory for the same round.
 #pragma once
 
 #include "cuda/exchange.cuh"
+#include "cuda/feed.cuh"
 #include "cuda/passes.h"
 #include "cuda/product.cuh"
 
@@ -18,26 +22,38 @@ constexpr int kPairs = kMostUnits * kBatch * kColumns / kThreads;
 
 template <class Pass>
 struct Persistent {
-  Pass pass;
+  Pass stages[kMostStages];  // of which layout.stages are there
   Layout layout;
-  char* global;       // [D, groups, layout.global_bytes], zeros
+  char* global;       // [D or stages, groups, layout.global_bytes], zeros
   int64_t first_row;  // of the launch
 };
+
+// The parameter of a kernel that runs these stages.
+template <class Pass, class Call>
+Persistent<Pass> parameter(int cell, const std::vector<Call>& stages, const Plan& plan, const Part& part) {
+  Persistent<Pass> p{{}, plan.layout, part.global, part.first_row};
+  p.layout.stages = int(stages.size());
+  for (size_t s = 0; s < stages.size(); ++s) p.stages[s] = {stages[s], cell};
+  return p;
+}
 
 template <class Pass, class P, class Exchange, int kBatch>
 class PersistentBlock {
   using V = Scalar<float>;
   using Bits = typename Operand<P>::Bits;
   using WarpProduct = Product<P, warp_tiles(Pass::kOut), kBatch>;
+  using Feed = cuda::Feed<Pass, P, kBatch>;
   static constexpr int kRows = kBatch * kColumns, kMost = kPairs<kBatch>;
 
  public:
   static constexpr bool kCluster = Exchange::kCluster;
 
   RNN_DEVICE explicit PersistentBlock(const Persistent<Pass>& p)
-      : p_(p),
-        l_(p.layout),
+      : l_(p.layout),
+        first_row_(p.first_row),
         group_(block_index() / l_.slices.blocks),
+        stage_(l_.stages > 1 ? group_ / l_.groups : 0),
+        pass_(p.stages[stage_]),
         exchange_(l_.slices, l_.tiles, shared_memory() + l_.exchange, p.global + group_ * l_.global_bytes),
         partial_(reinterpret_cast<float*>(shared_memory() + l_.partial)),
         staging_(reinterpret_cast<Bits*>(shared_memory() + l_.staging)),
@@ -46,12 +62,13 @@ class PersistentBlock {
         factors_(squares_ + l_.units * kRows),
         values_(Pass::kState + (l_.slices.tail ? Pass::kKept : 0)),
         slots_(reinterpret_cast<Slot*>(shared_memory() + l_.slots)),
-        d_(group_ / l_.groups),
-        first_unit_(int64_t(exchange_.rank()) * l_.units) {}
+        d_(l_.stages > 1 ? 0 : group_ / l_.groups),
+        first_unit_(int64_t(exchange_.rank()) * l_.units),
+        feed_(l_, p.global, group_, stage_) {}
 
   RNN_DEVICE void run() {
     begin();
-    const int64_t rounds = p_.pass.rounds();
+    const int64_t rounds = pass_.rounds();
     for (int64_t round = 0; round < rounds; ++round)
       for (int tile = 0; tile < l_.tiles; ++tile) run_round(round, tile, round + 1 < rounds);
   }
@@ -67,15 +84,15 @@ class PersistentBlock {
     return {i % l_.units, i / l_.units, i < l_.units * kRows};
   }
   RNN_DEVICE bool exists(const Slot& slot, int unit) const {
-    return slot.n >= 0 && first_unit_ + unit < p_.pass.sequence().H;
+    return slot.n >= 0 && first_unit_ + unit < pass_.sequence().H;
   }
   RNN_DEVICE float* state(int tile, int k, const Pair& at) const {
     return state_ + ((tile * values_ + k) * kRows + at.row) * l_.units + at.unit;
   }
 
   RNN_DEVICE void begin() {
-    const Sequence& q = p_.pass.sequence();
-    const int64_t rows = q.rows(), first = p_.first_row + int64_t(group_ % l_.groups) * l_.tiles * kRows;
+    const Sequence& q = pass_.sequence();
+    const int64_t rows = q.rows(), first = first_row_ + int64_t(group_ % l_.groups) * l_.tiles * kRows;
     for (int i = thread_index(); i < l_.tiles * kRows; i += kThreads) {
       Slot slot;
       slot.n = -1;
@@ -88,8 +105,9 @@ class PersistentBlock {
       const int64_t i = first_unit_ + m % l_.units;
       const int64_t j = int64_t(k / (l_.units * Pass::kSent)) * l_.units + k % l_.units;
       const bool inside = out < Pass::kOut && i < q.H && j < q.H && k < l_.slices.blocks * l_.units * Pass::kSent;
-      return Operand<P>::of(inside ? p_.pass.weight(d_, out, i, in, j).v : 0.0f);
+      return Operand<P>::of(inside ? pass_.weight(d_, out, i, in, j).v : 0.0f);
     });
+    if (feed_.exists()) feed_.begin(pass_, first_unit_);
     for (int tile = 0; tile < l_.tiles; ++tile)
       for (int n = 0; n < kMost; ++n) {
         const Pair at = pair(n);
@@ -97,7 +115,7 @@ class PersistentBlock {
         const Slot& slot = slots_[tile * kRows + at.row];
         V values[Pass::kState];
         for (V& x : values) x = V(0);
-        if (exists(slot, at.unit)) p_.pass.begin(slot, first_unit_ + at.unit, values);
+        if (exists(slot, at.unit)) pass_.begin(slot, first_unit_ + at.unit, values);
         for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
       }
   }
@@ -108,8 +126,8 @@ class PersistentBlock {
     for (int i = thread_index(); i < width * kRows; i += kThreads) {
       const int row = i / width, j = i % width;
       const Slot& slot = slots_[tile * kRows + row];
-      const bool inside = slot.n >= 0 && j < p_.pass.sequence().H;
-      const float x = inside ? p_.pass.first(slot, j).v : 0.0f;
+      const bool inside = slot.n >= 0 && j < pass_.sequence().H;
+      const float x = inside ? pass_.first(slot, j).v : 0.0f;
       reinterpret_cast<Bits*>(exchange_.first(tile) + int64_t(row) * l_.slices.pitch)[j] = Operand<P>::of(x);
     }
     sync_block();
@@ -122,8 +140,10 @@ class PersistentBlock {
       const Pair at = pair(n);
       if (!at.valid) break;
       const Slot& slot = slots_[tile * kRows + at.row];
-      if (exists(slot, at.unit)) units[n] = p_.pass.fetch(slot, round, first_unit_ + at.unit);
+      if (exists(slot, at.unit)) units[n] = pass_.fetch(slot, round, first_unit_ + at.unit);
     }
+    const bool fed = feed_.exists() && pass_.is_fed(round);
+    if (fed) feed_.receive(pass_, slots_ + tile * kRows, tile, round);
     const bool multiplies = Pass::kFirst || round > 0;
     if (multiplies) {
       if constexpr (Pass::kFirst) {
@@ -143,10 +163,14 @@ class PersistentBlock {
       for (V& x : sent) x = V(0);
       for (V& x : kept) x = V(0);
       if (exists(slot, at.unit)) {
-        for (int g = 0; g < Pass::kOut; ++g) product[g] = multiplies ? sum(g, at) : V(0);
+        if (fed) {
+          for (int g = 0; g < Pass::kOut; ++g) product[g] = sum(feed_.partial(), g, at);
+          pass_.feed(units[n], product);
+        }
+        for (int g = 0; g < Pass::kOut; ++g) product[g] = multiplies ? sum(partial_, g, at) : V(0);
         for (int k = 0; k < Pass::kState; ++k) values[k] = V(*state(tile, k, at));
         if (bounds() && multiplies) bound(round - 1, tile, at, slot, product);
-        p_.pass.run(units[n], slot, round, first_unit_ + at.unit, product, values, sent, kept);
+        pass_.run(units[n], slot, round, first_unit_ + at.unit, product, values, sent, kept);
         for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
       }
       Bits* row = staging_ + at.row * (l_.slices.bytes + l_.slices.tail) / int(sizeof(Bits));
@@ -159,6 +183,7 @@ class PersistentBlock {
       sync_block();
     }
     if (sends) exchange_.send(tile, round + 1, reinterpret_cast<const char*>(staging_));
+    feed_.leave(tile, round, exchange_.rank());
   }
 
   // Bounds by norm. Every block has squares of its own units, and receives those of the others beside what they send.
@@ -167,7 +192,7 @@ class PersistentBlock {
   RNN_DEVICE void keep(int tile, const Pair& at, const V* kept) const {
     if constexpr (Pass::kKept > 0) {
       for (int k = 0; k < Pass::kKept; ++k) *state(tile, Pass::kState + k, at) = kept[k].v;
-      squares_[at.row * l_.units + at.unit] = p_.pass.squares(kept);
+      squares_[at.row * l_.units + at.unit] = pass_.squares(kept);
     }
   }
   RNN_DEVICE void leave_squares() const {
@@ -185,28 +210,29 @@ class PersistentBlock {
     const char* tails = received + row * l_.slices.pitch + l_.slices.tails;
     for (int block = 0; block < l_.slices.blocks; ++block)
       total += *reinterpret_cast<const double*>(tails + block * l_.slices.tail);
-    if constexpr (Pass::kKept > 0) factors_[row] = p_.pass.call.clip.factor(total);
+    if constexpr (Pass::kKept > 0) factors_[row] = pass_.call.clip.factor(total);
   }
   RNN_DEVICE void bound(int64_t round, int tile, const Pair& at, const Slot& slot, V* product) const {
     if constexpr (Pass::kKept > 0) {
       V kept[Pass::kKept];
       for (int k = 0; k < Pass::kKept; ++k) kept[k] = V(*state(tile, Pass::kState + k, at));
-      p_.pass.bound(slot, round, first_unit_ + at.unit, factors_[at.row], kept);
+      pass_.bound(slot, round, first_unit_ + at.unit, factors_[at.row], kept);
       product[0] = product[0] * V(float(factors_[at.row]));
     }
   }
 
-  RNN_DEVICE V sum(int out, const Pair& at) const {
+  RNN_DEVICE V sum(const float* partial, int out, const Pair& at) const {
     const int m = out * l_.units + at.unit, rows = l_.product.groups * warp_tiles(Pass::kOut) * kFragment;
     float total = 0;
     for (int part = 0; part < l_.product.parts; ++part)
-      total += partial_[(int64_t(part) * rows + m) * WarpProduct::kPitch + at.row];
+      total += partial[(int64_t(part) * rows + m) * WarpProduct::kPitch + at.row];
     return V(total);
   }
 
-  const Persistent<Pass>& p_;
   const Layout& l_;
-  const int group_;
+  const int64_t first_row_;
+  const int group_, stage_;
+  const Pass& pass_;
   Exchange exchange_;
   WarpProduct product_;
   float* partial_;   // [parts, rows of the product, kPitch]
@@ -218,6 +244,7 @@ class PersistentBlock {
   Slot* slots_;  // [tiles, kRows]; n < 0 where there is no row
   const int64_t d_;
   const int64_t first_unit_;
+  Feed feed_;
 };
 
 // Calls f with the type of the block that a kernel of a plan is made of; false where there is none.

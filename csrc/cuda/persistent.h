@@ -1,13 +1,15 @@
 // A call on persistent kernels: whether they take it, and from its arguments and a plan to launches. The runner is a
 // parameter, so that the same text runs on a GPU and, in tests, in an emulator:
 //
-//   runner.forward(call, plan, global, first_row), runner.backward(call, all_dh, plan, global, first_row)
+//   runner(stages, plan, part)
 //
-// run one launch, after all that was asked for before; global is zeroed memory of the size that the plan asks for.
+// runs one launch, of ForwardStages or BackwardStages, after all that was asked for before; part.global is zeroed
+// memory of the size that the plan asks for.
 #pragma once
 
-#include "common/ops.h"
+#include "common/stack.h"
 #include "cuda/plan.h"
+#include "cuda/stages.h"
 
 namespace rnn::cuda {
 
@@ -39,6 +41,8 @@ inline Problem problem_of(const ForwardArguments&, const Sizes& n) { return {n.H
 inline Problem problem_of(const BackwardArguments& a, const Sizes& n) {
   return {n.H, sequence(a, n, a.window).rows(), int(n.D)};
 }
+inline int64_t steps_of(const ForwardArguments&, const Sizes& n) { return n.T; }
+inline int64_t steps_of(const BackwardArguments& a, const Sizes& n) { return sequence(a, n, a.window).steps(); }
 
 // Calls f.operator()<IO>() with the storage type of a dtype that persistent kernels take.
 template <class F>
@@ -55,13 +59,14 @@ void dispatch_narrow(at::ScalarType type, F&& f) {
   }
 }
 
-// Calls launch(global, first_row) for every launch of a plan.
-template <class F>
-void for_launches(const Plan& plan, int64_t D, const at::TensorOptions& options, F&& launch) {
+// Runs stages by all launches of a plan.
+template <class Stages, class Runner>
+void run_launches(const Stages& stages, const Plan& plan, const at::TensorOptions& options, const Runner& runner) {
   const Layout& l = plan.layout;
+  const int64_t groups = stages[0].seq.D * int64_t(stages.size()) * l.groups;
   for (int64_t i = 0; i < plan.launches; ++i) {
-    const Tensor global = at::zeros({D * l.groups * l.global_bytes}, options.dtype(at::kByte));
-    launch(pointer<char>(global), i * l.groups * l.tiles * l.slices.rows);
+    const Tensor global = at::zeros({groups * l.global_bytes}, options.dtype(at::kByte));
+    runner(stages, plan, Part{pointer<char>(global), i * l.groups * l.tiles * l.slices.rows});
   }
 }
 
@@ -69,9 +74,7 @@ template <class Runner>
 ForwardResults run_persistent(const ForwardArguments& a, const Sizes& n, const Plan& plan, const Runner& runner) {
   ForwardTensors t = prepare(a, n, Input::kProjected);
   dispatch_narrow(a.x.scalar_type(), [&]<class IO> {
-    const Forward<IO> call = parameters<IO>(a, n, t);
-    for_launches(plan, n.D, a.x.options(),
-                 [&](char* global, int64_t first_row) { runner.forward(call, plan, global, first_row); });
+    run_launches(ForwardStages<IO>{parameters<IO>(a, n, t)}, plan, a.x.options(), runner);
   });
   return t.results();
 }
@@ -81,13 +84,64 @@ BackwardResults run_persistent(const BackwardArguments& a, const Sizes& n, const
   const BackwardTensors t = prepare(a, n);
   const Tensor all_dh = at::zeros({a.flow ? n.T : 0, n.B, n.D, n.R}, a.y.options().dtype(at::kDouble));
   dispatch_narrow(a.y.scalar_type(), [&]<class IO> {
-    const Backward<IO> call = parameters<IO>(a, n, t);
-    for_launches(plan, n.D, a.y.options(), [&](char* global, int64_t first_row) {
-      runner.backward(call, pointer<double>(all_dh), plan, global, first_row);
-    });
+    const BackwardStage<IO> stage{parameters<IO>(a, n, t), pointer<double>(all_dh), nullptr, nullptr};
+    run_launches(BackwardStages<IO>{stage}, plan, a.y.options(), runner);
   });
   if (a.flow) t.flow.copy_(at::linalg_vector_norm(all_dh, 2, {3}));
   return t.results();
+}
+
+// The layers of a stack, as many at a time as the plan has stages. The plan has been made for all of them: one
+// direction, one hidden size.
+template <class Runner>
+std::vector<ForwardResults> run_stack(std::vector<ForwardArguments>& layers, const Stack& stack, const Runner& runner) {
+  std::vector<ForwardResults> results;
+  for (size_t first = 0; first < layers.size(); first += stack.stages) {
+    const size_t last = std::min(first + stack.stages, layers.size());
+    std::vector<ForwardTensors> tensors;
+    dispatch_narrow(layers[0].x.scalar_type(), [&]<class IO> {
+      ForwardStages<IO> stages;
+      for (size_t l = first; l < last; ++l) {
+        ForwardArguments& a = layers[l];
+        if (l > 0) a.x = std::get<0>(results.back());
+        const Sizes n = check(a);
+        tensors.push_back(prepare(a, n, l == first ? Input::kProjected : Input::kRaw));
+        stages.push_back(parameters<IO>(a, n, tensors.back()));
+        results.push_back(tensors.back().results());
+      }
+      run_launches(stages, stack.plan, layers[0].x.options(), runner);
+    });
+  }
+  return results;
+}
+
+// w_ih: of all layers but the first. What reaches y of a layer from outside is its dy.
+template <class Runner>
+std::vector<BackwardResults> run_stack(std::vector<BackwardArguments>& layers, TensorList w_ih, const Stack& stack,
+                                       const Runner& runner) {
+  std::vector<BackwardResults> results(layers.size());
+  std::vector<Tensor> weights;
+  for (const Tensor& w : w_ih) weights.push_back(w.contiguous());
+  for (size_t last = layers.size(); last > 0;) {
+    const size_t first = last > size_t(stack.stages) ? last - stack.stages : 0;
+    std::vector<BackwardTensors> tensors;
+    dispatch_narrow(layers[0].y.scalar_type(), [&]<class IO> {
+      BackwardStages<IO> stages;
+      for (size_t l = last; l-- > first;) {
+        BackwardArguments& a = layers[l];
+        const bool fed = l + 1 < last;
+        if (!fed && last < layers.size()) a.dy = add_from_above(a.dy, std::get<0>(results[last]), w_ih[l]);
+        const Sizes n = check(a);
+        tensors.push_back(prepare(a, n));
+        stages.push_back({parameters<IO>(a, n, tensors.back()), nullptr, fed ? stages.back().dgates : nullptr,
+                          fed ? pointer<IO>(weights[l]) : nullptr});
+        results[l] = tensors.back().results();
+      }
+      run_launches(stages, stack.plan, layers[0].y.options(), runner);
+    });
+    last = first;
+  }
+  return results;
 }
 
 }  // namespace rnn::cuda

@@ -18,6 +18,7 @@ double estimate(const Kernel& k, const Layout& l) {
   constexpr double kSharedBytes = 128, kClusterBytes = 32, kL2Bytes = 64;  // per cycle
   constexpr double kFragmentBytes = 512;                                   // of a warp: operands of 16 bytes per lane
   constexpr double kClusterMessage = 500, kGridMessage = 1100;             // until the last has arrived
+  constexpr double kGlobalRead = 700;                                      // from the L2 cache
   constexpr double kCell = 250, kBarriers = 100;
   const double warps = l.product.groups * l.product.parts, pairs = l.product.pairs, tiles = k.tiles();
   const double rest = std::max(0, l.product.pairs - k.held());
@@ -25,13 +26,18 @@ double estimate(const Kernel& k, const Layout& l) {
   const double multiply =
       k.exact ? warps * pairs * std::max(64 * tiles / 4, 32.0)
               : std::max(warps * pairs * 2 * tiles * k.batch * kMultiplyIssue / 4, pairs * 2 * kMultiplyLatency);
-  const double operands = warps * kFragmentBytes * (rest * 2 * tiles + (k.exact ? 0 : pairs * k.batch));
   const double sums = 2 * warps * tiles * kFragment * l.slices.rows * sizeof(float);
-  const double tile = multiply + (operands + sums) / kSharedBytes + kCell + kBarriers;
-  const double moved = l.slices.blocks * double(l.slices.slice()) / (k.cluster ? kClusterBytes : kL2Bytes);
+  const auto product = [&](double weights) {  // pairs of steps whose weights are read from shared memory
+    const double operands = warps * kFragmentBytes * (weights * 2 * tiles + (k.exact ? 0 : pairs * k.batch));
+    return multiply + (operands + sums) / kSharedBytes;
+  };
+  const double bytes = l.slices.blocks * double(l.slices.slice());
+  const double moved = bytes / (k.cluster ? kClusterBytes : kL2Bytes);
+  const double fed = k.fed ? kGlobalRead + bytes / kL2Bytes + product(pairs) : 0;
+  const double tile = product(rest) + kCell + kBarriers + moved;
   const double message = l.slices.blocks == 1 ? 0 : (k.cluster ? kClusterMessage : kGridMessage);
-  // While a tile is on its way, the others are computed.
-  return l.tiles * (tile + moved) + std::max(0.0, message - (l.tiles - 1) * (tile + moved));
+  // While a tile is on its way, the others are computed, and what feeds it is multiplied.
+  return l.tiles * (tile + fed) + std::max(0.0, message - fed - (l.tiles - 1) * (tile + fed));
 }
 
 }  // namespace
@@ -67,6 +73,7 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
   Layout l{};
   l.units = units;
   l.tiles = tiles;
+  l.stages = 1;
   l.product.groups = int(divide_up(int64_t(k.out) * units, int64_t(k.tiles()) * kFragment));
   l.product.parts = std::max(1, kWarps / l.product.groups);
   const int64_t steps = divide_up(int64_t(blocks) * units * k.sent * k.bytes, kStepBytes);
@@ -85,8 +92,13 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
   const int state = k.state + (k.norm ? k.kept : 0);
   l.squares = after(l.state, int64_t(tiles) * state * rows * units * int64_t(sizeof(float)));
   l.slots = after(l.squares, k.norm ? rows * (units + 1) * int64_t(sizeof(double)) : 0);
-  l.shared_bytes = after(l.slots, int64_t(tiles) * rows * kSlotBytes);
-  l.global_bytes = k.cluster ? 0 : tiles * (2 * l.slices.buffer() + int64_t(kFlagBytes) * blocks);
+  l.fed_weights = after(l.slots, int64_t(tiles) * rows * kSlotBytes);
+  l.fed_rows = after(l.fed_weights, k.fed ? warps * l.product.pairs * 2 * k.tiles() * kWarp * kChunkBytes : 0);
+  l.fed_partial = after(l.fed_rows, k.fed ? l.fed_bytes() : 0);
+  l.shared_bytes = after(l.fed_partial, k.fed ? l.staging - l.partial : 0);
+  const int64_t flags = int64_t(tiles) * blocks * kFlagBytes;
+  l.flags = k.cluster ? 0 : tiles * 2 * l.slices.buffer() + flags;
+  l.global_bytes = l.flags + (k.fed ? flags : 0);
   return l;
 }
 
@@ -102,7 +114,7 @@ static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d) {
     const int64_t blocks = divide_up(p.H, units);
     if (k.cluster ? blocks > d.most_blocks : blocks > d.multiprocessors) continue;
     if (k.cluster && (blocks & (blocks - 1))) continue;  // GPCs divide into such clusters without rest
-    const int at_once = (k.cluster ? d.clusters(int(blocks)) : d.multiprocessors / int(blocks)) / p.D;
+    const int at_once = (k.cluster ? d.clusters(int(blocks)) : d.multiprocessors / int(blocks)) / (p.D * p.stages);
     if (at_once == 0) continue;
     if (lay_out(k, int(blocks), units, 1).product.groups > kWarps) continue;
     // As many tiles as one launch needs, or as fit; the memory grows with them.
@@ -118,7 +130,9 @@ static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d) {
     if (tiles == 0) continue;
     Layout l = lay_out(k, int(blocks), units, int(tiles));
     const int64_t groups = divide_up(row_tiles, tiles), launches = divide_up(groups, at_once);
+    if (p.stages > 1 && launches > 1) continue;  // no stage waits for one that has not begun
     l.groups = int(k.cluster ? groups : std::min<int64_t>(groups, at_once));
+    l.stages = p.stages;
     const double cycles = estimate(k, l) * double(launches);
     if (!best.found || cycles < best.cycles) best = {true, "", k, l, int(k.cluster ? 1 : launches), cycles};
   }
@@ -137,9 +151,27 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d) {
       if (k.exact && batch > 1) continue;
       k.cluster = cluster;
       k.batch = batch;
+      k.fed = p.stages > 1;
       Plan plan = plan_kernel(k, p, d);
       if (plan.found ? !best.found || plan.cycles < best.cycles : !best.found) best = std::move(plan);
     }
+  }
+  return best;
+}
+
+Stack plan_stack(Family family, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d) {
+  p.stages = 1;
+  Stack best{1, make_plan(family, k, p, d)};
+  double least = best.plan.found ? double(layers * steps) * best.plan.cycles : 0;
+  for (p.stages = 2; p.stages <= std::min(layers, kMostStages); ++p.stages) {
+    Plan plan = make_plan(family, k, p, d);
+    if (!plan.found) break;
+    // A stage begins once the one before has told of its first step, which takes about as long as a step.
+    const int64_t launches = divide_up(layers, p.stages);
+    const double cycles = double(launches * (steps + 2 * (p.stages - 1))) * plan.cycles;
+    if (cycles >= least) continue;
+    least = cycles;
+    best = {p.stages, std::move(plan)};
   }
   return best;
 }

@@ -16,6 +16,7 @@ constexpr int kStepBytes = 32;       // of k in one product of a warp
 constexpr int kFragment = 16;        // rows of the weights in one product of a warp
 constexpr int kMostUnits = 64;       // of a block
 constexpr int kPortableCluster = 8;  // blocks of a cluster on every device that has clusters
+constexpr int kMostStages = 8;       // layers of a stack in one launch
 constexpr int kChunkBytes = 16, kBoxBytes = 8, kSlotBytes = 40,
               kFlagBytes = 16;  // of a Chunk, a Mailbox, a Slot, a flag
 
@@ -44,16 +45,24 @@ struct Slices {
   RNN_HD int64_t slice() const { return int64_t(rows) * (bytes + tail); }
 };
 
-// A launch. A group of blocks holds the weights of one direction and takes some tiles of rows through the sequence.
-// Offsets are bytes of a block's shared memory.
+// A launch. A group of blocks holds the weights of one direction and takes some tiles of rows through the sequence. Of
+// a stack of layers, each has groups of its own: a stage. All stages run at the same time, each fed by the one before
+// it. Offsets are bytes of a block's shared memory.
 struct Layout {
   int units;   // of a block; a multiple of 8, at most kMostUnits
   int tiles;   // of a group
-  int groups;  // per direction
+  int groups;  // per direction or stage
+  int stages;  // 1: a layer by itself, of one or two directions
   ProductShape product;
   Slices slices;
-  int64_t exchange, partial, staging, state, squares, slots, shared_bytes;  // weights lie at 0
-  int64_t global_bytes;  // of a group, for an exchange through global memory
+  int64_t exchange, partial, staging, state, squares, slots;  // weights lie at 0
+  int64_t fed_weights, fed_rows, fed_partial;                 // of the product with what feeds a stage
+  int64_t shared_bytes;
+  int64_t flags,
+      global_bytes;  // of a group, in global memory: what it exchanges; from `flags` on, how far its tiles are
+
+  RNN_HD int fed_pitch() const { return slices.tails + kChunkBytes; }
+  RNN_HD int64_t fed_bytes() const { return int64_t(slices.rows) * fed_pitch(); }
 };
 
 // What the layout has to know of a kernel: constants of its template.
@@ -63,6 +72,7 @@ struct Kernel {
   int bytes;             // of an operand
   bool exact;            // IEEE products of float32, without tensor cores
   bool norm;             // gradients are bounded by the norm of a row, which all blocks have a part of
+  bool fed;              // runs the layers of a stack as stages
   int batch;             // eights of rows in a tile
   bool cluster;          // else through the grid
 
@@ -87,6 +97,7 @@ struct Device {
 struct Problem {
   int64_t H, rows;  // rows of the loop, per direction
   int D;
+  int stages = 1;  // with D = 1, if more
 };
 
 struct Plan {
@@ -110,5 +121,13 @@ bool set_family(const std::string& name);
 // The fastest plan of a family for kernels with these numbers per unit and operands; their batch and exchange are
 // chosen here.
 Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d);
+
+// The fastest way to run a stack of layers of one direction through so many steps: one after the other, or as many as
+// `stages` at a time.
+struct Stack {
+  int stages;
+  Plan plan;
+};
+Stack plan_stack(Family family, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d);
 
 }  // namespace rnn::cuda

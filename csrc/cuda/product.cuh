@@ -31,8 +31,9 @@ struct Operand<float> {  // IEEE arithmetic
   static RNN_DEVICE Bits of(float x) { return float_bits(x); }
 };
 
-// A product of type P with kTiles * 16 rows of the weights and kBatch * 8 of the batch per warp.
-template <class P, int kTiles, int kBatch>
+// A product of type P with kTiles * 16 rows of the weights and kBatch * 8 of the batch per warp, which holds the
+// weights of kHeld pairs of steps in registers and the others in shared memory.
+template <class P, int kTiles, int kBatch, int kHeld = held_pairs(kTiles, std::is_same_v<P, float>)>
 class Product {
   using Bits = typename Operand<P>::Bits;
   static constexpr bool kExact = std::is_same_v<P, float>;
@@ -40,8 +41,7 @@ class Product {
 
  public:
   static constexpr int kStep = kStepBytes / int(sizeof(Bits));
-  static constexpr int kHeld = held_pairs(kTiles, kExact);  // pairs of steps in registers
-  static constexpr int kPitch = kBatch * kColumns + 1;      // of partial; odd, for the banks
+  static constexpr int kPitch = kBatch * kColumns + 1;  // of partial; odd, for the banks
 
   // weight(m, k) gives the bits of an operand; zero outside of the matrix.
   template <class F>
@@ -189,7 +189,7 @@ class Product {
   }
 
   int lane_, group_, part_, first_;
-  uint32_t held_[kHeld][2][kTiles][4];
+  uint32_t held_[kHeld > 0 ? kHeld : 1][2][kTiles][4];
   Chunk* rest_;  // [pairs - kHeld, 2, kTiles, lanes]
 };
 

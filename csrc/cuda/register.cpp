@@ -30,32 +30,29 @@ struct Launcher {
   void operator()(const Step& step) const {
     check(cuda::launch(cell, step, stream));
   }
-  template <class IO>
-  void forward(const Forward<IO>& call, const Plan& plan, char* global, int64_t first_row) const {
-    check(launch_forward(cell, call, plan, {global, first_row}, stream));
-  }
-  template <class IO>
-  void backward(const Backward<IO>& call, double* all_dh, const Plan& plan, char* global, int64_t first_row) const {
-    check(launch_backward(cell, call, all_dh, plan, {global, first_row}, stream));
+  template <class Stages>
+  void operator()(const Stages& stages, const Plan& plan, const Part& part) const {
+    check(cuda::launch(cell, stages, plan, part, stream));
   }
 };
 
 // Torch's switch for recurrent layers: torch.backends.cudnn.allow_tf32.
 bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(); }
 
+// How layers like this one run, with so many of them in a stack.
 template <class Arguments>
-Plan choose(const Arguments& a, const Sizes& n, const Launcher& launcher) {
-  Plan plan{};
+Stack choose(const Arguments& a, const Sizes& n, const Launcher& launcher, size_t layers = 1) {
+  Stack stack{1, {}};
   if (n.T == 0 || n.B == 0) {
-    plan.reason = "there is nothing to run";
+    stack.plan.reason = "there is nothing to run";
   } else if (const char* reason = refusal(a)) {
-    plan.reason = reason;
+    stack.plan.reason = reason;
   } else {
     Device device{};
     launcher.check(query(device));
-    plan = make_plan(family(), kernel_of(a, tf32_allowed()), problem_of(a, n), device);
+    stack = plan_stack(family(), kernel_of(a, tf32_allowed()), problem_of(a, n), int(layers), steps_of(a, n), device);
   }
-  return plan;
+  return stack;
 }
 
 template <class Arguments>
@@ -63,18 +60,36 @@ auto run(const char* op, Arguments& a, c10::Device device) {
   const c10::DeviceGuard guard(device);
   const Launcher launcher(op, a.cell.number, device);
   const Sizes n = check(a);
-  const Plan plan = choose(a, n, launcher);
+  const Plan plan = choose(a, n, launcher).plan;
   return plan.found ? run_persistent(a, n, plan, launcher) : run_stepwise(a, n, launcher);
 }
 
 ForwardResults forward(ForwardArguments& a) { return run("sequence_forward", a, a.x.device()); }
 BackwardResults backward(BackwardArguments& a) { return run("sequence_backward", a, a.y.device()); }
 
+// w_ih, in backward: of all layers but the first.
+template <class Arguments, class Layer, class... W>
+auto run_layers(const char* op, std::vector<Arguments>& layers, c10::Device device, Layer layer, const W&... w_ih) {
+  const c10::DeviceGuard guard(device);
+  const Launcher launcher(op, layers[0].cell.number, device);
+  const Sizes n = check(layers[0]);
+  const Stack stack = choose(layers[0], n, launcher, layers.size());
+  return stack.stages > 1 ? run_stack(layers, w_ih..., stack, launcher) : run_in_turn(layers, w_ih..., layer);
+}
+
+std::vector<ForwardResults> stack_forward(std::vector<ForwardArguments>& layers) {
+  return run_layers("stack_forward", layers, layers[0].x.device(), forward);
+}
+std::vector<BackwardResults> stack_backward(std::vector<BackwardArguments>& layers, TensorList w_ih) {
+  return run_layers("stack_backward", layers, layers[0].y.device(), backward, w_ih);
+}
+
 }  // namespace
 }  // namespace rnn::cuda
 
 TORCH_LIBRARY_IMPL(rnnkernels, CUDA, library) {
   rnn::register_sequence_ops<rnn::cuda::forward, rnn::cuda::backward>(library);
+  rnn::register_stack_ops<rnn::cuda::stack_forward, rnn::cuda::stack_backward>(library);
 }
 
 #endif

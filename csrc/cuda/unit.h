@@ -50,7 +50,7 @@ struct ForwardUnit {
     const IO* b_ih = slot.d == 0 ? call.b_ih[0] : call.b_ih[1];
     const IO* b_hh = slot.d == 0 ? call.b_hh[0] : call.b_hh[1];
     for (int g = 0; g < Cell::G; ++g) {
-      gx[g] = load(call.gx + place.n * Cell::G * q.H + g * q.H + i) + load_or_zero(b_ih, g * q.H + i);
+      gx[g] = load_or_zero(call.gx, place.n * Cell::G * q.H + g * q.H + i) + load_or_zero(b_ih, g * q.H + i);
       hidden[g] = load_or_zero(b_hh, g * q.H + i);
     }
   }

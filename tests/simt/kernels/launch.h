@@ -2,24 +2,19 @@
 // library may lack some of the types.
 #pragma once
 
-#include "common/layout.h"
 #include "cuda/plan.h"
+#include "cuda/stages.h"
 #include "simt/machine.h"
 
 namespace rnn::simt {
 
-// A launch of a plan: what blocks exchange through, the rows it begins with, and who runs when.
-struct Part {
-  char* global;
-  int64_t first_row;
-  const Schedule& schedule;
-};
-
 template <class IO>
 struct Kernels {
-  Report (*forward)(int cell, const Forward<IO>& call, const cuda::Plan& plan, const Part& part);
-  // all_dh: [T, B, D, H] or null.
-  Report (*backward)(int cell, const Backward<IO>& call, double* all_dh, const cuda::Plan& plan, const Part& part);
+  template <class Stages>
+  using Run = Report (*)(int cell, const Stages& stages, const cuda::Plan& plan, const cuda::Part& part,
+                         const Schedule& schedule);
+  Run<cuda::ForwardStages<IO>> forward;
+  Run<cuda::BackwardStages<IO>> backward;
 
   static inline const Kernels* compiled = nullptr;  // null where the library lacks the type
 };

@@ -11,7 +11,7 @@ namespace {
 
 struct Settings {
   bool cluster = true;
-  int64_t batch = 1, units = 8, tiles = 1, launches = 1;
+  int64_t batch = 1, units = 8, tiles = 1, launches = 1, stages = 1;
   bool tf32 = false;
   simt::Schedule schedule;
 };
@@ -20,9 +20,10 @@ std::set<std::pair<std::string, std::string>> visited;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Plan chosen(Kernel kernel, const Problem& problem) {
+Plan chosen(Kernel kernel, const Problem& problem, int stages = 1) {
   kernel.cluster = settings.cluster;
   kernel.batch = int(settings.batch);
+  kernel.fed = stages > 1;
   Plan plan{true, "", kernel, {}, int(settings.launches), 0};
   const int units = int(settings.units);
   plan.layout = lay_out(kernel, int(divide_up(problem.H, units)), units, int(settings.tiles));
@@ -35,12 +36,12 @@ struct Runner {
   int cell;
 
   template <class IO>
-  void forward(const Forward<IO>& call, const Plan& plan, char* global, int64_t first_row) const {
-    note(kernels<IO>().forward(cell, call, plan, {global, first_row, settings.schedule}));
+  void operator()(const ForwardStages<IO>& stages, const Plan& plan, const Part& part) const {
+    note(kernels<IO>().forward(cell, stages, plan, part, settings.schedule));
   }
   template <class IO>
-  void backward(const Backward<IO>& call, double* all_dh, const Plan& plan, char* global, int64_t first_row) const {
-    note(kernels<IO>().backward(cell, call, all_dh, plan, {global, first_row, settings.schedule}));
+  void operator()(const BackwardStages<IO>& stages, const Plan& plan, const Part& part) const {
+    note(kernels<IO>().backward(cell, stages, plan, part, settings.schedule));
   }
 
  private:
@@ -65,9 +66,23 @@ auto run(Arguments& a) {
 ForwardResults forward(ForwardArguments& a) { return run(a); }
 BackwardResults backward(BackwardArguments& a) { return run(a); }
 
-void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, bool tf32,
+// As many layers at a time as the settings have stages.
+template <class Arguments, class... W>
+auto run_layers(std::vector<Arguments>& layers, const W&... w_ih) {
+  Arguments& a = layers[0];
+  const Sizes n = check(a);
+  const int stages = int(settings.stages);
+  const Stack stack{stages, chosen(kernel_of(a, settings.tf32), problem_of(a, n), stages)};
+  return run_stack(layers, w_ih..., stack, Runner{a.cell.number});
+}
+std::vector<ForwardResults> stack_forward(std::vector<ForwardArguments>& layers) { return run_layers(layers); }
+std::vector<BackwardResults> stack_backward(std::vector<BackwardArguments>& layers, TensorList w_ih) {
+  return run_layers(layers, w_ih);
+}
+
+void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages, bool tf32,
                c10::string_view mode, int64_t seed, c10::string_view skip) {
-  settings = {cluster, batch, units, tiles, launches, tf32, {}};
+  settings = {cluster, batch, units, tiles, launches, stages, tf32, {}};
   settings.schedule.mode = mode == "forward"   ? simt::Mode::forward
                            : mode == "reverse" ? simt::Mode::reverse
                                                : simt::Mode::random;
@@ -87,10 +102,12 @@ std::vector<std::string> sites() {
 
 TORCH_LIBRARY(rnnkernels_simt, library) {
   rnn::define_sequence_ops(library);
+  rnn::define_stack_ops(library);
   library.def("configure", rnn::cuda::configure);
   library.def("sites", rnn::cuda::sites);
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels_simt, CPU, library) {
   rnn::register_sequence_ops<rnn::cuda::forward, rnn::cuda::backward>(library);
+  rnn::register_stack_ops<rnn::cuda::stack_forward, rnn::cuda::stack_backward>(library);
 }

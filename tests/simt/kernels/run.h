@@ -19,10 +19,11 @@ namespace {
 // The end of the last area is that of its memory. What rounds an area up to 128 bytes counts as its own.
 class Apart {
  public:
-  explicit Apart(cuda::Layout& l) : begins_{l.exchange, l.partial, l.staging, l.state, l.squares, l.slots} {
+  explicit Apart(cuda::Layout& l) {
 #if defined(RNN_SIMT_ASAN)
-    int64_t* moved[] = {&l.exchange, &l.partial, &l.staging, &l.state, &l.squares, &l.slots};
-    for (int i = 0; i < kAreas; ++i) *moved[i] = begins_[i] += (i + 1) * kGap;
+    int64_t* begins[kAreas] = {&l.exchange, &l.partial,     &l.staging,  &l.state,      &l.squares,
+                               &l.slots,    &l.fed_weights, &l.fed_rows, &l.fed_partial};
+    for (int i = 0; i < kAreas; ++i) begins_[i] = *begins[i] += (i + 1) * kGap;
     l.shared_bytes += kAreas * kGap;
 #endif
   }
@@ -35,21 +36,22 @@ class Apart {
   }
 
  private:
-  static constexpr int kAreas = 6, kGap = 128;
+  static constexpr int kAreas = 9, kGap = 128;
   int64_t begins_[kAreas];
 };
 
-template <class Pass>
-Report run(const Pass& pass, const cuda::Plan& plan, const Part& part) {
-  cuda::Layout l = plan.layout;
-  const Apart apart(l);
+template <class Pass, class Call>
+Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, const cuda::Part& part,
+           const Schedule& schedule) {
+  const Apart apart(plan.layout);
+  const cuda::Persistent<Pass> persistent = cuda::parameter<Pass>(cell, stages, plan, part);
+  const cuda::Layout& l = persistent.layout;
   const int blocks = l.slices.blocks;
-  const Grid grid{int(pass.sequence().D) * l.groups * blocks, plan.kernel.cluster ? blocks : 1, cuda::kThreads,
+  const Grid grid{int(stages[0].seq.D) * l.stages * l.groups * blocks, plan.kernel.cluster ? blocks : 1, cuda::kThreads,
                   int(l.shared_bytes)};
-  const cuda::Persistent<Pass> persistent{pass, l, part.global, part.first_row};
   Report report;
   const bool found = cuda::dispatch_block<Pass>(plan.kernel, [&]<class Block>(Block*) {
-    report = launch(grid, part.schedule, [&] {
+    report = launch(grid, schedule, [&] {
       apart.forbid();
       Block(persistent).run();
     });
@@ -58,26 +60,20 @@ Report run(const Pass& pass, const cuda::Plan& plan, const Part& part) {
   return report;
 }
 
-template <class IO>
-Report forward(int cell, const Forward<IO>& call, const cuda::Plan& plan, const Part& part) {
+template <template <class, class> class Pass, class IO, class Stages>
+Report run_cell(int cell, const Stages& stages, const cuda::Plan& plan, const cuda::Part& part,
+                const Schedule& schedule) {
   Report report;
   dispatch_cell_or_group(cell,
-                         [&](auto of) { report = run(cuda::ForwardPass<decltype(of), IO>{call, cell}, plan, part); });
-  return report;
-}
-
-template <class IO>
-Report backward(int cell, const Backward<IO>& call, double* all_dh, const cuda::Plan& plan, const Part& part) {
-  Report report;
-  dispatch_cell_or_group(
-      cell, [&](auto of) { report = run(cuda::BackwardPass<decltype(of), IO>{call, cell, all_dh}, plan, part); });
+                         [&](auto of) { report = run<Pass<decltype(of), IO>>(cell, stages, plan, part, schedule); });
   return report;
 }
 
 // Has the ops find the kernels of this type.
 template <class IO>
 struct Compiled {
-  Kernels<IO> kernels{forward<IO>, backward<IO>};
+  Kernels<IO> kernels{run_cell<cuda::ForwardPass, IO, cuda::ForwardStages<IO>>,
+                      run_cell<cuda::BackwardPass, IO, cuda::BackwardStages<IO>>};
   Compiled() { Kernels<IO>::compiled = &kernels; }
 };
 
