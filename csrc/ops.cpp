@@ -39,7 +39,7 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
   const rnn::cuda::Kernel kernel = rnn::cuda::kernel_of(info.G, info.A, info.S, backward, names.at(numbers), norm);
   const char* refusal = rnn::cuda::refusal(names.at(numbers), projected, norm);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
-  rnn::cuda::Stack stack{1, {}};
+  rnn::cuda::Stack stack{1, {}, 0};
   rnn::cuda::Plan& plan = stack.plan;
   if (refusal) {
     plan.reason = refusal;
@@ -60,6 +60,7 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
   found["stages"] = stack.stages;
   found["shared_bytes"] = l.shared_bytes;
   found["cycles"] = plan.cycles;
+  found["all_cycles"] = stack.cycles;
   return found;
 }
 

@@ -61,6 +61,7 @@ class Plan:
         stages: layers of a stack that run at the same time.
         shared_bytes: of shared memory of a block.
         cycles: of a step, estimated from published costs of instructions.
+        all_cycles: of all steps and all layers of the stack.
     """
 
     reason: str
@@ -74,6 +75,7 @@ class Plan:
     stages: int
     shared_bytes: int
     cycles: float
+    all_cycles: float
 
     def __str__(self) -> str:
         if self.reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,40 @@ def test_plans(cell: str, precision: str, backward: bool, device: Device) -> Non
                 else:
                     assert p.blocks * p.groups * D <= device.multiprocessors
     assert found >= 50
+
+
+@pytest.mark.parametrize("device", [*DEVICES.values(), SMALL], ids=str)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_stacks(cell: str, backward: bool, device: Device) -> None:
+    """All layers that run at a time fit on the device together, and are faster so."""
+    at_once = 0
+    for precision in ("bfloat16", "tf32", "float32"):
+        for H in (7, 64, 200, 256, 512, 1024):
+            for rows in (1, 17, 64, 1000):
+                sizes = cell, backward, precision, H, rows, 1, device
+                one = plan(*sizes, steps=100)
+                for layers in (2, 3, 6, 20):
+                    p = plan(*sizes, layers=layers, steps=100)
+                    if p.stages == 1:
+                        assert p.all_cycles == pytest.approx(layers * one.all_cycles)
+                        assert replace(p, all_cycles=one.all_cycles) == one
+                        continue
+                    at_once += 1
+                    assert p.stages <= min(layers, 8)
+                    assert p.all_cycles < layers * one.all_cycles
+                    assert p.launches == 1
+                    assert p.blocks * p.groups * p.stages <= device.multiprocessors
+                    assert p.groups * p.tiles * p.rows >= rows
+                    assert p.shared_bytes <= device.shared_bytes
+    assert at_once >= 20
+
+
+def test_stacks_of_short_sequences_run_layer_by_layer() -> None:
+    """A wavefront takes rounds to begin and to end."""
+    assert plan_of("auto", layers=4, steps=1).stages == 1
+    assert plan_of("auto", layers=4, steps=512).stages == 4
+    assert "4 layers at a time" in str(plan_of("grid", layers=4, steps=512))
 
 
 def plan_of(family: str, device: str = "H100", **changes: Any) -> Plan:
@@ -101,4 +136,5 @@ def test_estimates(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert gpu_estimates.main() == 0
     out = capsys.readouterr().out
     assert "| lstm | 16, 256 | bfloat16 | grid, " in out
+    assert "| lstm | 4 | 16, 256 | bfloat16 | 4 at a time, grid, " in out
     assert "cluster" not in out  # which that card has none of

@@ -161,17 +161,15 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d) {
 
 Stack plan_stack(Family family, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d) {
   p.stages = 1;
-  Stack best{1, make_plan(family, k, p, d)};
-  double least = best.plan.found ? double(layers * steps) * best.plan.cycles : 0;
-  for (p.stages = 2; p.stages <= std::min(layers, kMostStages); ++p.stages) {
+  Stack best{1, make_plan(family, k, p, d), 0};
+  best.cycles = double(layers * steps) * best.plan.cycles;
+  for (p.stages = 2; best.plan.found && p.stages <= std::min(layers, kMostStages); ++p.stages) {
     Plan plan = make_plan(family, k, p, d);
     if (!plan.found) break;
     // A stage begins once the one before has told of its first step, which takes about as long as a step.
-    const int64_t launches = divide_up(layers, p.stages);
-    const double cycles = double(launches * (steps + 2 * (p.stages - 1))) * plan.cycles;
-    if (cycles >= least) continue;
-    least = cycles;
-    best = {p.stages, std::move(plan)};
+    const int64_t launches = divide_up(layers, p.stages), rounds = steps + 2 * (p.stages - 1);
+    const double cycles = double(launches * rounds) * plan.cycles;
+    if (cycles < best.cycles) best = {p.stages, std::move(plan), cycles};
   }
   return best;
 }

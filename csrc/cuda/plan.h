@@ -127,6 +127,7 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d);
 struct Stack {
   int stages;
   Plan plan;
+  double cycles;  // of all layers and steps, estimated
 };
 Stack plan_stack(Family family, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d);
 

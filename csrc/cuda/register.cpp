@@ -42,7 +42,7 @@ bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(); }
 // How layers like this one run, with so many of them in a stack.
 template <class Arguments>
 Stack choose(const Arguments& a, const Sizes& n, const Launcher& launcher, size_t layers = 1) {
-  Stack stack{1, {}};
+  Stack stack{1, {}, 0};
   if (n.T == 0 || n.B == 0) {
     stack.plan.reason = "there is nothing to run";
   } else if (const char* reason = refusal(a)) {

@@ -72,7 +72,7 @@ auto run_layers(std::vector<Arguments>& layers, const W&... w_ih) {
   Arguments& a = layers[0];
   const Sizes n = check(a);
   const int stages = int(settings.stages);
-  const Stack stack{stages, chosen(kernel_of(a, settings.tf32), problem_of(a, n), stages)};
+  const Stack stack{stages, chosen(kernel_of(a, settings.tf32), problem_of(a, n), stages), 0};
   return run_stack(layers, w_ih..., stack, Runner{a.cell.number});
 }
 std::vector<ForwardResults> stack_forward(std::vector<ForwardArguments>& layers) { return run_layers(layers); }
