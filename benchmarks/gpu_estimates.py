@@ -67,8 +67,8 @@ def of_stacks(device: Device, megahertz: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_estimates",
-        description="Layouts of LSTM and GRU layers, and of stacks of them, over a GPU, and estimated "
-        "times of a step.",
+        description="Layouts of LSTM and GRU layers and of stacks of them over a GPU, and "
+        "estimated times of a step.",
     )
     parser.add_argument("--device", choices=DEVICES, default="H100", help="default: H100")
     parser.add_argument(
