@@ -21,11 +21,11 @@ BackwardResults backward_layer(BackwardArguments& a) {
   return std::tuple_cat(std::tuple(a.saved), call(Ops::backward_over_saved()));
 }
 
-std::vector<ForwardResults> forward(std::vector<ForwardArguments>& layers) {
-  return run_in_turn(layers, forward_layer);
+std::vector<ForwardResults> forward(std::vector<ForwardArguments>& layers, const Links& links) {
+  return run_in_turn(layers, links, forward_layer);
 }
-std::vector<BackwardResults> backward(std::vector<BackwardArguments>& layers, TensorList w_ih) {
-  return run_in_turn(layers, w_ih, backward_layer);
+std::vector<BackwardResults> backward(std::vector<BackwardArguments>& layers, const Links& links) {
+  return run_in_turn(layers, links, backward_layer);
 }
 
 }  // namespace

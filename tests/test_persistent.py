@@ -95,40 +95,54 @@ def runs(case: Case, precision: str = "float32") -> bool:
     return not (case.R or bounded or case.T * case.B == 0)
 
 
-def forward(ops: Any, calls: list[Call]) -> list[list[Tensor]]:
+def forward(ops: Any, calls: list[Call], dropout: float = 0) -> list[list[Tensor]]:
     """What each layer returns, one by itself or a stack."""
-    return stack_parity.forward(ops, calls) if calls[1:] else [op_parity.forward(ops, calls[0])]
+    if calls[1:]:
+        return stack_parity.forward(ops, calls, dropout)
+    return [op_parity.forward(ops, calls[0])]
 
 
-def backward(ops: Any, calls: list[Call], outs: list[list[Tensor]]) -> list[list[Tensor]]:
+def backward(
+    ops: Any, calls: list[Call], outs: list[list[Tensor]], dropout: float = 0
+) -> list[list[Tensor]]:
     grads = stack_parity.random_gradients(calls, outs)
     if calls[1:]:
-        return stack_parity.backward(ops, calls, outs, grads)
+        return stack_parity.backward(ops, calls, outs, grads, dropout)
     return [op_parity.backward(ops, calls[0], outs[0], grads[0])]
 
 
 def results(
-    ops: Any, case: Case, layout: Layout, dtype: torch.dtype = torch.float32, layers: int = 0
+    ops: Any,
+    case: Case,
+    layout: Layout,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 0,
+    dropout: float = 0,
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """Of both passes, for each layer; there are as many as the layout has stages, unless it says
     otherwise."""
     ops.configure(*astuple(layout))
     calls = stack_parity.make(case, layers or layout.stages, dtype)
-    outs = forward(ops, calls)
-    return outs, backward(ops, calls, outs)
+    outs = forward(ops, calls, dropout)
+    return outs, backward(ops, calls, outs, dropout)
 
 
 def errors(
-    ops: Any, case: Case, layout: Layout, dtype: torch.dtype, layers: int = 0
+    ops: Any,
+    case: Case,
+    layout: Layout,
+    dtype: torch.dtype,
+    layers: int = 0,
+    dropout: float = 0,
 ) -> tuple[float, float]:
-    outs, backs = results(ops, case, layout, dtype, layers)
+    outs, backs = results(ops, case, layout, dtype, layers, dropout)
     calls = stack_parity.make(case, len(outs), dtype)
     for call, out, back in zip(calls, outs, backs, strict=True):
         assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], *back[3:]])
     grads = stack_parity.random_gradients(calls, outs)
     return (
-        stack_parity.forward_error(calls, outs),
-        stack_parity.backward_error(calls, outs, backs, grads),
+        stack_parity.forward_error(calls, outs, dropout),
+        stack_parity.backward_error(calls, outs, backs, grads, dropout),
     )
 
 
@@ -196,9 +210,9 @@ def test_stacks(ops: Any, case: Case, cluster: bool, precision: str) -> None:
     dtype, tf32, tolerance = PRECISIONS[precision]
     batch = 1 if precision == "float32" else 2
     layout = Layout(cluster, batch, units=8 * (case.H % 3 + 1), tf32=tf32, seed=case.H)
-    for stages, layers, tiles in ((3, 3, 1), (2, 3, 2), (2, 2, 1)):
+    for stages, layers, tiles, dropout in ((3, 3, 1, 0), (2, 3, 2, 0.5), (2, 2, 1, 0.5)):
         layout = replace(layout, stages=stages, tiles=tiles)
-        assert max(errors(ops, case, layout, dtype, layers)) <= tolerance, layout
+        assert max(errors(ops, case, layout, dtype, layers, dropout)) <= tolerance, layout
 
 
 #: What fills no tile, block or fragment: with every option and several blocks and tiles, and with

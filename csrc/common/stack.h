@@ -10,20 +10,23 @@ namespace rnn {
 // ops. A list is empty where there is no bias or no c, and where its tensors are not kept or not asked for.
 // In backward, dy are the gradients that reach the y of each layer from outside of the stack: what reaches them through
 // the layer above, the op adds itself. An empty list is one of None. w_ih are those of all layers but the first.
+// masks [T, B, H] are factors of y on its way to the next layer (dropout), one between any two layers, or none at all.
 // `stack_backward_` writes dgates over `saved`, where a cell's K is G + A.
 inline void define_stack_ops(torch::Library& library) {
   library.def(
       "stack_forward(str cell, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] h0, "
-      "Tensor[] c0, Tensor? lengths, Tensor? reset, bool save, bool all_c, int window, str clip, float bound) "
-      "-> (Tensor[] y, Tensor[] h_n, Tensor[] c_n, Tensor[] c, Tensor[] saved)");
+      "Tensor[] c0, Tensor[] masks, Tensor? lengths, Tensor? reset, bool save, bool all_c, int window, str clip, "
+      "float bound) -> (Tensor[] y, Tensor[] h_n, Tensor[] c_n, Tensor[] c, Tensor[] saved)");
   library.def(
       "stack_backward(str cell, Tensor?[] dy, Tensor?[] dh_n, Tensor?[] dc_n, Tensor?[] dc, Tensor[] w_ih, "
-      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] y, Tensor[] c, Tensor[] saved, Tensor? lengths, "
+      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] masks, Tensor[] y, Tensor[] c, Tensor[] saved, Tensor? "
+      "lengths, "
       "Tensor? reset, int window, str clip, float bound, bool initial) "
       "-> (Tensor[] dgates, Tensor[] dh0, Tensor[] dc0)");
   library.def(
       "stack_backward_(str cell, Tensor?[] dy, Tensor?[] dh_n, Tensor?[] dc_n, Tensor?[] dc, Tensor[] w_ih, "
-      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] y, Tensor[] c, Tensor(a!)[] saved, Tensor? lengths, "
+      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] masks, Tensor[] y, Tensor[] c, Tensor(a!)[] saved, Tensor? "
+      "lengths, "
       "Tensor? reset, int window, str clip, float bound, bool initial) -> (Tensor[] dh0, Tensor[] dc0)");
 }
 
@@ -34,12 +37,12 @@ using StackBackwardResults = std::tuple<Tensors, Tensors, Tensors>;
 using StackBackwardOverSavedResults = std::tuple<Tensors, Tensors>;
 
 using StackForwardSchema = StackForwardResults(c10::string_view, const Tensor&, TensorList, TensorList, TensorList,
-                                               TensorList, TensorList, TensorList, const OptionalTensor&,
+                                               TensorList, TensorList, TensorList, TensorList, const OptionalTensor&,
                                                const OptionalTensor&, bool, bool, int64_t, c10::string_view, double);
 template <class Results>
 using StackBackwardSchema = Results(c10::string_view, const OptionalTensors&, const OptionalTensors&,
                                     const OptionalTensors&, const OptionalTensors&, TensorList, TensorList, TensorList,
-                                    TensorList, TensorList, TensorList, TensorList, const OptionalTensor&,
+                                    TensorList, TensorList, TensorList, TensorList, TensorList, const OptionalTensor&,
                                     const OptionalTensor&, int64_t, c10::string_view, double, bool);
 
 struct StackOps {
@@ -98,45 +101,68 @@ inline OptionalTensor optional_of(const OptionalTensors& list, size_t layer) {
   return list.empty() ? std::nullopt : list.get(layer);
 }
 
+// What leads from each layer to the next one, contiguous. Place n of a list is between the layers n and n + 1.
+struct Links {
+  Tensors w_ih, masks;  // the former in backward alone; masks may be an empty list
+
+  Links(TensorList w_ih, TensorList masks) {
+    for (const Tensor& t : w_ih) this->w_ih.push_back(t.contiguous());
+    for (const Tensor& t : masks) this->masks.push_back(t.contiguous());
+  }
+
+  // x of the layer above.
+  Tensor above(const Tensor& y, size_t n) const { return masks.empty() ? y : y.mul(masks[n]); }
+
+  // The whole gradient of y of the layer below: what reaches it from outside, if anything, and through the layer above.
+  Tensor below(const OptionalTensor& outside, const Tensor& dgates_above, size_t n) const {
+    const int64_t T = dgates_above.size(0), B = dgates_above.size(1), H = w_ih[n].size(1);
+    const Tensor dgx = dgates_above.view({T * B, dgates_above.size(3)}).narrow(1, 0, w_ih[n].size(0));
+    Tensor dy = fresh({T * B, H}, dgx.options());
+    at::mm_out(dy, dgx, w_ih[n]);
+    dy = dy.view({T, B, H});
+    if (!masks.empty()) dy.mul_(masks[n]);
+    return outside ? dy.add_(*outside) : dy;
+  }
+};
+
 // Runs layers from the first to the last. layer(ForwardArguments&) runs one of them; x is defined for the first alone.
 template <class Layer>
-std::vector<ForwardResults> run_in_turn(std::vector<ForwardArguments>& layers, Layer&& layer) {
+std::vector<ForwardResults> run_in_turn(std::vector<ForwardArguments>& layers, const Links& links, Layer&& layer) {
   std::vector<ForwardResults> results;
   results.reserve(layers.size());
-  for (ForwardArguments& a : layers) {
-    if (!results.empty()) a.x = std::get<0>(results.back());
-    results.push_back(layer(a));
+  for (size_t l = 0; l < layers.size(); ++l) {
+    if (l > 0) layers[l].x = links.above(std::get<0>(results.back()), l - 1);
+    results.push_back(layer(layers[l]));
   }
   return results;
 }
 
-// The whole gradient of a layer's y: what reaches it from outside, if anything, and through the layer above.
-inline Tensor add_from_above(const OptionalTensor& outside, const Tensor& dgates_above, const Tensor& w_ih_above) {
-  const int64_t T = dgates_above.size(0), B = dgates_above.size(1);
-  const Tensor dgx = dgates_above.view({T * B, dgates_above.size(3)}).narrow(1, 0, w_ih_above.size(0));
-  Tensor dy = fresh({T * B, w_ih_above.size(1)}, dgx.options());
-  at::mm_out(dy, dgx, w_ih_above);
-  dy = dy.view({T, B, w_ih_above.size(1)});
-  return outside ? dy.add_(*outside) : dy;
-}
-
-// Runs layers from the last to the first. layer(BackwardArguments&) runs one of them; w_ih: of all but the first.
+// Runs layers from the last to the first. layer(BackwardArguments&) runs one of them.
 template <class Layer>
-std::vector<BackwardResults> run_in_turn(std::vector<BackwardArguments>& layers, TensorList w_ih, Layer&& layer) {
+std::vector<BackwardResults> run_in_turn(std::vector<BackwardArguments>& layers, const Links& links, Layer&& layer) {
   std::vector<BackwardResults> results(layers.size());
   for (size_t l = layers.size(); l-- > 0;) {
     results[l] = layer(layers[l]);
     layers[l].dy.reset();  // its memory may serve the next
-    if (l == 0) break;
-    OptionalTensor& dy = layers[l - 1].dy;
-    dy = add_from_above(dy, std::get<0>(results[l]), w_ih[l - 1]);
+    if (l > 0) layers[l - 1].dy = links.below(layers[l - 1].dy, std::get<0>(results[l]), l - 1);
   }
   return results;
 }
 
-template <std::vector<ForwardResults> (*forward)(std::vector<ForwardArguments>&)>
+inline void check_masks(TensorList masks, size_t layers, at::IntArrayRef shape, const Tensor& like) {
+  check_layers(masks, layers - 1, "masks", Empty::kMaybe);
+  for (const Tensor& mask : masks) {
+    TORCH_CHECK(mask.sizes() == shape, "masks: expected shape ", shape, " (time, batch, hidden), got ", mask.sizes());
+    TORCH_CHECK_VALUE(mask.scalar_type() == like.scalar_type(), "masks: expected dtype ", like.scalar_type(),
+                      " like the input, got ", mask.scalar_type());
+    TORCH_CHECK(mask.device() == like.device(), "masks: expected device ", like.device(), " like the input, got ",
+                mask.device());
+  }
+}
+
+template <std::vector<ForwardResults> (*forward)(std::vector<ForwardArguments>&, const Links&)>
 StackForwardResults run_stack_forward(c10::string_view cell, const Tensor& x, TensorList w_ih, TensorList w_hh,
-                                      TensorList b_ih, TensorList b_hh, TensorList h0, TensorList c0,
+                                      TensorList b_ih, TensorList b_hh, TensorList h0, TensorList c0, TensorList masks,
                                       const OptionalTensor& lengths, const OptionalTensor& reset, bool save, bool all_c,
                                       int64_t, c10::string_view, double) {
   const at::AutoDispatchBelowADInplaceOrView below;  // what autograd is to know, the node of the stack has told it
@@ -145,6 +171,9 @@ StackForwardResults run_stack_forward(c10::string_view cell, const Tensor& x, Te
               "rnnkernels.batch_invariant: the products of a stack depend on the size of the batch. Run its layers one "
               "by one, or switch it off.");
   const size_t L = count_layers(info, w_ih, w_hh, b_ih, b_hh, h0, c0);
+  TORCH_CHECK(x.dim() == 3, "input: expected 3 dimensions (time, batch, features), got shape ", x.sizes());
+  TORCH_CHECK(h0[0].dim() == 3, "hx: expected 3 dimensions (1, batch, hidden), got shape ", h0[0].sizes());
+  check_masks(masks, L, {x.size(0), x.size(1), h0[0].size(2)}, x);
   std::vector<ForwardArguments> layers;
   layers.reserve(L);
   for (size_t l = 0; l < L; ++l) {
@@ -155,7 +184,7 @@ StackForwardResults run_stack_forward(c10::string_view cell, const Tensor& x, Te
   }
   StackForwardResults results;
   auto& [ys, h_ns, c_ns, cs, saveds] = results;
-  for (auto& [y, h_n, c_n, c, h_raw, saved] : forward(layers)) {
+  for (auto& [y, h_n, c_n, c, h_raw, saved] : forward(layers, Links({}, masks))) {
     ys.push_back(std::move(y));
     h_ns.push_back(std::move(h_n));
     if (info.S > 1) c_ns.push_back(std::move(c_n));
@@ -165,10 +194,10 @@ StackForwardResults run_stack_forward(c10::string_view cell, const Tensor& x, Te
   return results;
 }
 
-template <class Results, std::vector<BackwardResults> (*backward)(std::vector<BackwardArguments>&, TensorList)>
+template <class Results, std::vector<BackwardResults> (*backward)(std::vector<BackwardArguments>&, const Links&)>
 Results run_stack_backward(c10::string_view cell, const OptionalTensors& dy, const OptionalTensors& dh_n,
                            const OptionalTensors& dc_n, const OptionalTensors& dc, TensorList w_ih, TensorList w_hh,
-                           TensorList h0, TensorList c0, TensorList y, TensorList c, TensorList saved,
+                           TensorList h0, TensorList c0, TensorList masks, TensorList y, TensorList c, TensorList saved,
                            const OptionalTensor& lengths, const OptionalTensor& reset, int64_t window,
                            c10::string_view clip, double bound, bool initial) {
   constexpr bool over_saved = std::is_same_v<Results, StackBackwardOverSavedResults>;
@@ -185,6 +214,7 @@ Results run_stack_backward(c10::string_view cell, const OptionalTensors& dy, con
   check_layers(y, L, "y");
   check_layers(c, L, "c", no_c);
   check_layers(saved, L, "saved", info.K > 0 ? Empty::kNever : Empty::kAlways);
+  check_masks(masks, L, y[0].sizes(), y[0]);
 
   const Tensor nothing = at::empty({0}, y[0].options());
   std::vector<BackwardArguments> layers;
@@ -216,7 +246,7 @@ Results run_stack_backward(c10::string_view cell, const OptionalTensors& dy, con
                       over_saved});
   }
   Tensors dgates, dh0, dc0;
-  for (auto& [of_gates, of_h0, of_c0, dproj, flow] : backward(layers, w_ih)) {
+  for (auto& [of_gates, of_h0, of_c0, dproj, flow] : backward(layers, Links(w_ih, masks))) {
     dgates.push_back(std::move(of_gates));
     if (initial) dh0.push_back(std::move(of_h0));
     if (initial && info.S > 1) dc0.push_back(std::move(of_c0));
@@ -229,11 +259,10 @@ Results run_stack_backward(c10::string_view cell, const OptionalTensors& dy, con
 }
 
 // Registers a backend's way to run a stack in its TORCH_LIBRARY_IMPL block. The arguments are those of each layer, from
-// the first on, and nothing but the lists' lengths and what has to agree between layers is checked. forward sets x of
-// all layers but the first to the y below it; backward takes the W_ih of all layers but the first, and adds what goes
-// through them to dy.
-template <std::vector<ForwardResults> (*forward)(std::vector<ForwardArguments>&),
-          std::vector<BackwardResults> (*backward)(std::vector<BackwardArguments>&, TensorList)>
+// the first on, and nothing but the lists' lengths and what has to agree between layers is checked. forward sets the x
+// of all layers but the first; backward adds what comes through the layer above to the dy of each.
+template <std::vector<ForwardResults> (*forward)(std::vector<ForwardArguments>&, const Links&),
+          std::vector<BackwardResults> (*backward)(std::vector<BackwardArguments>&, const Links&)>
 void register_stack_ops(torch::Library& library) {
   library.impl("stack_forward", run_stack_forward<forward>);
   library.impl("stack_backward", run_stack_backward<StackBackwardResults, backward>);

@@ -7,8 +7,8 @@
 #pragma once
 
 #include "cuda/device.cuh"
+#include "cuda/passes.h"
 #include "cuda/product.cuh"
-#include "cuda/unit.h"
 
 namespace rnn::cuda {
 
@@ -45,19 +45,9 @@ class Feed {
     if (thread_index() < l_.slices.blocks)
       await(flag(group_ - l_.groups, tile, thread_index()), uint32_t(round + 1 + pass.late()));
     sync_block();
-    const int64_t width = Pass::kSent * pass.sequence().H;
-    const int lane = thread_index() % kWarp;
-    for (int row = thread_index() / kWarp; row < kRows; row += kWarps) {
-      const IO* from = slots[row].n >= 0 ? pass.fed(slots[row], round) : nullptr;
-      char* to = rows_ + row * l_.fed_pitch();
-      if (copies(from, width)) {
-        for (int64_t i = lane * kPerChunk; i < width; i += kWarp * kPerChunk)
-          copy_async(to + i * int64_t(sizeof(Bits)), from + i);
-      } else {
-        for (int64_t i = lane; i < width; i += kWarp)
-          reinterpret_cast<Bits*>(to)[i] = Operand<P>::of(load_or_zero(from, i).v);
-      }
-    }
+    for (int row = thread_index() / kWarp; row < kRows; row += kWarps)
+      copy(slots[row].n >= 0 ? pass.fed(slots[row], round) : FedRow<IO>{}, rows_ + row * l_.fed_pitch(),
+           Pass::kSent * pass.sequence().H);
     copies_arrive();
     sync_block();
     product_.run(l_.product, rows_, l_.fed_pitch(), reinterpret_cast<float*>(shared_memory() + l_.fed_partial));
@@ -71,10 +61,38 @@ class Feed {
   }
 
  private:
-  // Are the numbers of a row operands as they are, in whole chunks?
-  static RNN_DEVICE bool copies(const IO* from, int64_t width) {
-    return !std::is_same_v<P, TF32> && from && width % kPerChunk == 0 &&
-           reinterpret_cast<uintptr_t>(from) % kChunkBytes == 0;
+  // By a warp.
+  static RNN_DEVICE void copy(const FedRow<IO>& row, char* to, int64_t width) {
+    const int lane = thread_index() % kWarp;
+    const bool chunks = row.numbers && width % kPerChunk == 0 && in_chunks(row.numbers) && in_chunks(row.mask);
+    if (!std::is_same_v<P, TF32> && chunks && !row.mask) {  // the numbers are operands as they are
+      for (int64_t i = lane * kPerChunk; i < width; i += kWarp * kPerChunk)
+        copy_async(to + i * int64_t(sizeof(Bits)), row.numbers + i);
+    } else if (chunks) {
+      for (int64_t i = lane * kPerChunk; i < width; i += kWarp * kPerChunk) convert<kPerChunk>(row, to, i);
+    } else {
+      for (int64_t i = lane; i < width; i += kWarp) convert<1>(row, to, i);
+    }
+  }
+  static RNN_DEVICE bool in_chunks(const IO* p) { return reinterpret_cast<uintptr_t>(p) % kChunkBytes == 0; }
+
+  template <class T, int kNumbers>
+  struct alignas(kNumbers * sizeof(T)) Pack {
+    T values[kNumbers];
+  };
+  template <int kNumbers>
+  static RNN_DEVICE void convert(const FedRow<IO>& row, char* to, int64_t at) {
+    Pack<IO, kNumbers> numbers{}, mask{};
+    if (row.numbers) numbers = *reinterpret_cast<const Pack<IO, kNumbers>*>(row.numbers + at);
+    if (row.mask) mask = *reinterpret_cast<const Pack<IO, kNumbers>*>(row.mask + at);
+    Pack<Bits, kNumbers> operands;
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) {
+      Scalar<float> x = load(&numbers.values[i]);
+      if (row.mask) x = stored<IO>(x * load(&mask.values[i]));
+      operands.values[i] = Operand<P>::of(x.v);
+    }
+    *reinterpret_cast<Pack<Bits, kNumbers>*>(to + at * int64_t(sizeof(Bits))) = operands;
   }
   RNN_DEVICE uint32_t* flag(int group, int tile, int block) const {
     char* flags = global_ + group * l_.global_bytes + l_.flags;

@@ -18,6 +18,12 @@
 
 namespace rnn::cuda {
 
+// A row that feeds a step of a layer, and factors of its numbers; null where there is no such step, and no factors.
+template <class IO>
+struct FedRow {
+  const IO *numbers, *mask;
+};
+
 template <class Cell_, class IO_>
 struct ForwardPass {
   using Cell = Cell_;
@@ -27,7 +33,7 @@ struct ForwardPass {
   static constexpr int kOut = Cell::G, kSent = 1, kState = Cell::S, kKept = 0;
   static constexpr bool kFirst = true;
 
-  Forward<IO> call;
+  ForwardStage<IO> call;
   int cell;  // its number
 
   RNN_HD const Sequence& sequence() const { return call.seq; }
@@ -52,17 +58,18 @@ struct ForwardPass {
 
   RNN_HD Unit fetch(const Slot& slot, int64_t round, int64_t i) const { return Unit(call, slot, round, i); }
 
-  // Of a call whose x is y of another layer; its gx is null.
+  // Of a layer that is fed; its gx is null.
   RNN_HD bool is_fed(int64_t) const { return true; }
   RNN_HD int late() const { return 0; }
   RNN_HD V fed_weight(int out, int64_t i, int64_t k) const {
     return load(call.w_ih[0] + (out * call.seq.H + i) * call.seq.H + k);
   }
-  RNN_HD const IO* fed(const Slot& slot, int64_t round) const {
+  RNN_HD FedRow<IO> fed(const Slot& slot, int64_t round) const {
     const Place place = call.seq.place(slot.d, slot.row, round);
-    return place.active ? call.x + place.n * call.seq.H : nullptr;
+    const int64_t at = place.n * call.seq.H;
+    return place.active ? FedRow<IO>{call.x + at, call.mask_below ? call.mask_below + at : nullptr} : FedRow<IO>{};
   }
-  RNN_HD void feed(Unit& unit, const V* product) const {
+  RNN_HD void feed(Unit& unit, int64_t, const V* product) const {
     for (int g = 0; g < Cell::G; ++g) unit.gx[g] += product[g];
   }
 
@@ -115,11 +122,15 @@ struct BackwardPass {
   // Rounds after which the results of a round are written.
   RNN_HD int late() const { return norm() ? 1 : 0; }
   RNN_HD V fed_weight(int, int64_t i, int64_t k) const { return load(call.w_ih_above + k * call.seq.H + i); }
-  RNN_HD const IO* fed(const Slot& slot, int64_t round) const {
+  RNN_HD FedRow<IO> fed(const Slot& slot, int64_t round) const {
     const Place place = call.seq.place(slot.d, slot.row, step(round));
-    return place.active ? call.dgates_above + place.n * kKept * call.seq.H : nullptr;
+    return {place.active ? call.dgates_above + place.n * kKept * call.seq.H : nullptr, nullptr};
   }
-  RNN_HD void feed(Unit& unit, const V* product) const { unit.dout[0] += product[0]; }
+  RNN_HD void feed(Unit& unit, int64_t i, const V* product) const {
+    if (!unit.place.active) return;
+    const V mask = call.mask_above ? load(call.mask_above + unit.place.n * call.seq.H + i) : V(1);
+    unit.dout[0] += product[0] * mask;
+  }
 
   // dgates [kKept]: left behind, for bound().
   RNN_HD void run(const Unit& unit, const Slot& slot, int64_t round, int64_t i, const V* product, V* state, V* sent,

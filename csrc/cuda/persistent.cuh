@@ -165,7 +165,7 @@ class PersistentBlock {
       if (exists(slot, at.unit)) {
         if (fed) {
           for (int g = 0; g < Pass::kOut; ++g) product[g] = sum(feed_.partial(), g, at);
-          pass_.feed(units[n], product);
+          pass_.feed(units[n], first_unit_ + at.unit, product);
         }
         for (int g = 0; g < Pass::kOut; ++g) product[g] = multiplies ? sum(partial_, g, at) : V(0);
         for (int k = 0; k < Pass::kState; ++k) values[k] = V(*state(tile, k, at));

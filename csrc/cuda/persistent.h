@@ -74,7 +74,7 @@ template <class Runner>
 ForwardResults run_persistent(const ForwardArguments& a, const Sizes& n, const Plan& plan, const Runner& runner) {
   ForwardTensors t = prepare(a, n, Input::kProjected);
   dispatch_narrow(a.x.scalar_type(), [&]<class IO> {
-    run_launches(ForwardStages<IO>{parameters<IO>(a, n, t)}, plan, a.x.options(), runner);
+    run_launches(ForwardStages<IO>{{parameters<IO>(a, n, t), nullptr}}, plan, a.x.options(), runner);
   });
   return t.results();
 }
@@ -84,17 +84,23 @@ BackwardResults run_persistent(const BackwardArguments& a, const Sizes& n, const
   const BackwardTensors t = prepare(a, n);
   const Tensor all_dh = at::zeros({a.flow ? n.T : 0, n.B, n.D, n.R}, a.y.options().dtype(at::kDouble));
   dispatch_narrow(a.y.scalar_type(), [&]<class IO> {
-    const BackwardStage<IO> stage{parameters<IO>(a, n, t), pointer<double>(all_dh), nullptr, nullptr};
+    const BackwardStage<IO> stage{parameters<IO>(a, n, t), pointer<double>(all_dh), nullptr, nullptr, nullptr};
     run_launches(BackwardStages<IO>{stage}, plan, a.y.options(), runner);
   });
   if (a.flow) t.flow.copy_(at::linalg_vector_norm(all_dh, 2, {3}));
   return t.results();
 }
 
+template <class IO>
+const IO* mask(const Links& links, size_t n) {
+  return links.masks.empty() ? nullptr : pointer<IO>(links.masks[n]);
+}
+
 // The layers of a stack, as many at a time as the plan has stages. The plan has been made for all of them: one
 // direction, one hidden size.
 template <class Runner>
-std::vector<ForwardResults> run_stack(std::vector<ForwardArguments>& layers, const Stack& stack, const Runner& runner) {
+std::vector<ForwardResults> run_stack(std::vector<ForwardArguments>& layers, const Links& links, const Stack& stack,
+                                      const Runner& runner) {
   std::vector<ForwardResults> results;
   for (size_t first = 0; first < layers.size(); first += stack.stages) {
     const size_t last = std::min(first + stack.stages, layers.size());
@@ -103,10 +109,15 @@ std::vector<ForwardResults> run_stack(std::vector<ForwardArguments>& layers, con
       ForwardStages<IO> stages;
       for (size_t l = first; l < last; ++l) {
         ForwardArguments& a = layers[l];
-        if (l > 0) a.x = std::get<0>(results.back());
+        const bool fed = l > first;
+        if (fed) {
+          a.x = std::get<0>(results.back());
+        } else if (l > 0) {
+          a.x = links.above(std::get<0>(results.back()), l - 1);
+        }
         const Sizes n = check(a);
-        tensors.push_back(prepare(a, n, l == first ? Input::kProjected : Input::kRaw));
-        stages.push_back(parameters<IO>(a, n, tensors.back()));
+        tensors.push_back(prepare(a, n, fed ? Input::kRaw : Input::kProjected));
+        stages.push_back({parameters<IO>(a, n, tensors.back()), fed ? mask<IO>(links, l - 1) : nullptr});
         results.push_back(tensors.back().results());
       }
       run_launches(stages, stack.plan, layers[0].x.options(), runner);
@@ -115,13 +126,10 @@ std::vector<ForwardResults> run_stack(std::vector<ForwardArguments>& layers, con
   return results;
 }
 
-// w_ih: of all layers but the first. What reaches y of a layer from outside is its dy.
 template <class Runner>
-std::vector<BackwardResults> run_stack(std::vector<BackwardArguments>& layers, TensorList w_ih, const Stack& stack,
+std::vector<BackwardResults> run_stack(std::vector<BackwardArguments>& layers, const Links& links, const Stack& stack,
                                        const Runner& runner) {
   std::vector<BackwardResults> results(layers.size());
-  std::vector<Tensor> weights;
-  for (const Tensor& w : w_ih) weights.push_back(w.contiguous());
   for (size_t last = layers.size(); last > 0;) {
     const size_t first = last > size_t(stack.stages) ? last - stack.stages : 0;
     std::vector<BackwardTensors> tensors;
@@ -130,11 +138,16 @@ std::vector<BackwardResults> run_stack(std::vector<BackwardArguments>& layers, T
       for (size_t l = last; l-- > first;) {
         BackwardArguments& a = layers[l];
         const bool fed = l + 1 < last;
-        if (!fed && last < layers.size()) a.dy = add_from_above(a.dy, std::get<0>(results[last]), w_ih[l]);
+        if (!fed && last < layers.size()) a.dy = links.below(a.dy, std::get<0>(results[last]), l);
         const Sizes n = check(a);
         tensors.push_back(prepare(a, n));
-        stages.push_back({parameters<IO>(a, n, tensors.back()), nullptr, fed ? stages.back().dgates : nullptr,
-                          fed ? pointer<IO>(weights[l]) : nullptr});
+        BackwardStage<IO> stage{parameters<IO>(a, n, tensors.back())};
+        if (fed) {
+          stage.dgates_above = stages.back().dgates;
+          stage.w_ih_above = pointer<IO>(links.w_ih[l]);
+          stage.mask_above = mask<IO>(links, l);
+        }
+        stages.push_back(stage);
         results[l] = tensors.back().results();
       }
       run_launches(stages, stack.plan, layers[0].y.options(), runner);

@@ -67,21 +67,20 @@ auto run(const char* op, Arguments& a, c10::Device device) {
 ForwardResults forward(ForwardArguments& a) { return run("sequence_forward", a, a.x.device()); }
 BackwardResults backward(BackwardArguments& a) { return run("sequence_backward", a, a.y.device()); }
 
-// w_ih, in backward: of all layers but the first.
-template <class Arguments, class Layer, class... W>
-auto run_layers(const char* op, std::vector<Arguments>& layers, c10::Device device, Layer layer, const W&... w_ih) {
+template <class Arguments, class Layer>
+auto run_layers(const char* op, std::vector<Arguments>& layers, const Links& links, c10::Device device, Layer layer) {
   const c10::DeviceGuard guard(device);
   const Launcher launcher(op, layers[0].cell.number, device);
   const Sizes n = check(layers[0]);
   const Stack stack = choose(layers[0], n, launcher, layers.size());
-  return stack.stages > 1 ? run_stack(layers, w_ih..., stack, launcher) : run_in_turn(layers, w_ih..., layer);
+  return stack.stages > 1 ? run_stack(layers, links, stack, launcher) : run_in_turn(layers, links, layer);
 }
 
-std::vector<ForwardResults> stack_forward(std::vector<ForwardArguments>& layers) {
-  return run_layers("stack_forward", layers, layers[0].x.device(), forward);
+std::vector<ForwardResults> stack_forward(std::vector<ForwardArguments>& layers, const Links& links) {
+  return run_layers("stack_forward", layers, links, layers[0].x.device(), forward);
 }
-std::vector<BackwardResults> stack_backward(std::vector<BackwardArguments>& layers, TensorList w_ih) {
-  return run_layers("stack_backward", layers, layers[0].y.device(), backward, w_ih);
+std::vector<BackwardResults> stack_backward(std::vector<BackwardArguments>& layers, const Links& links) {
+  return run_layers("stack_backward", layers, links, layers[0].y.device(), backward);
 }
 
 }  // namespace

@@ -7,16 +7,23 @@
 
 namespace rnn::cuda {
 
-// A layer, or those of a stack that run at the same time, each fed by the one before it. The x of a fed layer is y of
-// the one below it.
+// A layer, or those of a stack that run at the same time, each fed by the one before it. Masks are factors of y on its
+// way to the next layer (dropout).
 template <class IO>
-using ForwardStages = std::vector<Forward<IO>>;
+struct ForwardStage : Forward<IO> {
+  // Where the layer below feeds this one, x is its y.
+  const IO* mask_below;  // [T, B, H] or null
+};
+template <class IO>
+using ForwardStages = std::vector<ForwardStage<IO>>;
 
 template <class IO>
 struct BackwardStage : Backward<IO> {
-  double* all_dh;          // [T, B, D, H] or null: the whole gradient of every h
-  const IO* dgates_above;  // [T, B, 1, (G+A)*H] of the layer above, where that feeds this one
+  double* all_dh;  // [T, B, D, H] or null: the whole gradient of every h
+  // Where the layer above feeds this one:
+  const IO* dgates_above;  // [T, B, 1, (G+A)*H]
   const IO* w_ih_above;    // [G*H, H]
+  const IO* mask_above;    // [T, B, H] or null
 };
 template <class IO>
 using BackwardStages = std::vector<BackwardStage<IO>>;

@@ -67,17 +67,19 @@ ForwardResults forward(ForwardArguments& a) { return run(a); }
 BackwardResults backward(BackwardArguments& a) { return run(a); }
 
 // As many layers at a time as the settings have stages.
-template <class Arguments, class... W>
-auto run_layers(std::vector<Arguments>& layers, const W&... w_ih) {
+template <class Arguments>
+auto run_layers(std::vector<Arguments>& layers, const Links& links) {
   Arguments& a = layers[0];
   const Sizes n = check(a);
   const int stages = int(settings.stages);
   const Stack stack{stages, chosen(kernel_of(a, settings.tf32), problem_of(a, n), stages), 0};
-  return run_stack(layers, w_ih..., stack, Runner{a.cell.number});
+  return run_stack(layers, links, stack, Runner{a.cell.number});
 }
-std::vector<ForwardResults> stack_forward(std::vector<ForwardArguments>& layers) { return run_layers(layers); }
-std::vector<BackwardResults> stack_backward(std::vector<BackwardArguments>& layers, TensorList w_ih) {
-  return run_layers(layers, w_ih);
+std::vector<ForwardResults> stack_forward(std::vector<ForwardArguments>& layers, const Links& links) {
+  return run_layers(layers, links);
+}
+std::vector<BackwardResults> stack_backward(std::vector<BackwardArguments>& layers, const Links& links) {
+  return run_layers(layers, links);
 }
 
 void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages, bool tf32,
