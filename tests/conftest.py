@@ -55,3 +55,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     require_backend(request.param)
     with rnnkernels.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def fresh_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing compiled before, be it by another version of the ops, is found again."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

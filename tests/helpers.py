@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,20 @@ def compare(actual: Results, expected: Results, **options: Any) -> None:
     assert actual.keys() == expected.keys()
     for name, value in actual.items():
         assert_close(value, expected[name], name=name, **options)
+
+
+def same_bits(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether all are equal to the bit; None is equal to None."""
+    return all(
+        s is t if s is None or t is None else torch.equal(s, t) for s, t in zip(a, b, strict=True)
+    )
+
+
+def counted(run: Callable[[], Any]) -> dict[str, int]:
+    """How often each op ran inside."""
+    with torch.autograd.profiler.profile() as profile:
+        run()
+    return {event.key: event.count for event in profile.key_averages()}
 
 
 def require_backend(name: str) -> None:

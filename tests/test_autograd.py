@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +10,7 @@ import op_parity
 import pytest
 import torch
 from cases import NAMES, backward_arguments, forward_arguments, make_call, random_like
+from helpers import counted, same_bits
 from op_parity import CASES, OVER_SAVED, Case
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -25,17 +25,6 @@ if ops.missing is not None:
 
 kernels = torch.ops.rnnkernels
 BACKWARD, OVER = "rnnkernels::sequence_backward", "rnnkernels::sequence_backward_"
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    return all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
-
-
-def counted(run: Callable[[], Any]) -> dict[str, int]:
-    """How often each op ran inside."""
-    with torch.autograd.profiler.profile() as profile:
-        run()
-    return {event.key: event.count for event in profile.key_averages()}
 
 
 def loss_of(call: Call) -> Tensor:

@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
+from graphs import Graphs, H, Model, assert_same, options_for, result, tokens
 from torch import Tensor, nn
-from torch._dynamo.backends.common import aot_autograd
 
 import rnnkernels
 
-VOCABULARY, H = 11, 6
-
-
-@pytest.fixture(autouse=True)
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing compiled before, be it by another version of the ops, is found again."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-class Model(nn.Module):
-    """Embedding, a recurrent layer, Linear."""
-
-    def __init__(self, kind: str = "LSTM", **options: Any) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(VOCABULARY, 5)
-        self.layer = getattr(rnnkernels, kind)(5, H, **options)
-        halves = 2 if self.layer.bidirectional and self.layer.merge_mode == "concat" else 1
-        self.head = nn.Linear((self.layer.proj_size or H) * halves, 3)
-
-    def forward(self, tokens: Tensor, **options: Any) -> Tensor:
-        return self.head(self.layer(self.embedding(tokens), **options)[0])
+FORWARD, BACKWARD = "rnnkernels.sequence_forward.default", "rnnkernels.sequence_backward.default"
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 class Steps(nn.Module):
@@ -57,56 +31,6 @@ class Steps(nn.Module):
             outputs.append(state[0] if isinstance(state, tuple) else state)
         return torch.stack(outputs)
 
-
-def tokens(T: int, B: int) -> Tensor:
-    return torch.randint(0, VOCABULARY, (T, B), generator=torch.Generator().manual_seed(T + B))
-
-
-def options_for(T: int, B: int, *names: str) -> dict[str, Tensor]:
-    """lengths and reset as far as they are named."""
-    gen = torch.Generator().manual_seed(T * B)
-    lengths = torch.randint(0, T + 1, (B,), generator=gen)
-    reset = torch.rand(T, B, generator=gen) < 0.3
-    return {k: v for k, v in (("lengths", lengths), ("reset", reset)) if k in names}
-
-
-def result(
-    model: nn.Module, run: Callable[..., Tensor], *args: Any, **options: Any
-) -> list[Tensor]:
-    """The output and the gradient of every parameter."""
-    model.zero_grad()
-    y = run(*args, **options)
-    y.square().sum().backward()
-    return [y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
-
-
-def assert_same(got: list[Tensor], want: list[Tensor]) -> None:
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-class Graphs:
-    """An aot backend that runs graphs as they are and keeps them."""
-
-    def __init__(self) -> None:
-        self.forward: list[torch.fx.GraphModule] = []
-        self.backward: list[torch.fx.GraphModule] = []
-
-        def keep(to: list[torch.fx.GraphModule]) -> Any:
-            def compiler(graph: torch.fx.GraphModule, _: Any) -> Any:
-                to.append(graph)
-                return make_boxed_func(graph.forward)
-
-            return compiler
-
-        self.backend = aot_autograd(fw_compiler=keep(self.forward), bw_compiler=keep(self.backward))
-
-    @staticmethod
-    def ops(graph: torch.fx.GraphModule) -> list[str]:
-        return [str(n.target) for n in graph.graph.nodes if "rnnkernels" in str(n.target)]
-
-
-FORWARD, BACKWARD = "rnnkernels.sequence_forward.default", "rnnkernels.sequence_backward.default"
 
 MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "lstm": ({"num_layers": 2}, ()),

@@ -19,6 +19,7 @@ from cases import (
     make_call,
     random_like,
 )
+from helpers import same_bits
 from torch import Tensor
 
 from rnnkernels import ops, reference
@@ -43,10 +44,6 @@ def both(call: Call) -> list[Tensor]:
     c = call.c0 is not None
     douts = [dy, dh_n, dc_n if c else None, dc if c else None]
     return [*outs, *backward(*backward_arguments(call, outs, douts))]
-
-
-def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
