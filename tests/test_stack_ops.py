@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -256,6 +257,23 @@ def test_changes_in_place_are_caught(part: str) -> None:
         (changed[0] if isinstance(changed, list) else changed).zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         results[2].y.sum().backward()
+
+
+def test_several_threads_go_backward_through_one_graph() -> None:
+    calls = make_calls("lstm", T=9, B=5, H=40)
+    loss, inputs = loss_of(ops.run_stack(calls)), inputs_of(calls)
+    want = torch.autograd.grad(loss, inputs, retain_graph=True)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: torch.autograd.grad(loss, inputs, retain_graph=True), range(12))
+    assert all(same_bits(f, want) for f in found)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_gradients_share_no_memory(cell: str) -> None:
+    """Gradients may be changed in place, as clipping does."""
+    calls = make_calls(cell)
+    found = torch.autograd.grad(loss_of(ops.run_stack(calls)), inputs_of(calls))
+    assert len({g.untyped_storage().data_ptr() for g in found}) == len(found)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by the compiler
