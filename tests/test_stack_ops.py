@@ -160,12 +160,28 @@ def test_differentiable_gradients(asked: int | None) -> None:
     )
 
 
+class Look(torch.utils._python_dispatch.TorchDispatchMode):
+    """Takes what each op of ours returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.namespace == "rnnkernels":
+            self.seen[str(func)] = out
+        return out
+
+
 def test_no_grad_keeps_nothing() -> None:
-    calls = make_calls("lstm", all_c=False)
-    with torch.no_grad():
-        assert same_bits(tensors(ops.run_stack(calls)), tensors(one_by_one(calls)))
-    y, h_n, c_n, c, saved = kernels.stack_forward(*forward_arguments(calls, save=False))
-    assert [len(t) for t in (y, h_n, c_n, c, saved)] == [3, 3, 3, 0, 0]
+    calls = make_calls("lstm")
+    with torch.no_grad(), Look() as look:
+        results = ops.run_stack(calls)
+    assert same_bits(tensors(results), tensors(one_by_one(calls)))
+    (lists,) = look.seen.values()
+    assert [len(t) for t in lists] == [3, 3, 3, 0, 0]  # y, h_n, c_n; neither c nor saved
+    y = kernels.stack_forward(*forward_arguments(calls, save=False))[0]
     with pytest.raises(RuntimeError, match=r"stack_forward: expected save=True"):
         y[2].sum().backward()
 
@@ -231,21 +247,14 @@ def test_values_from_hooks_are_left_alone() -> None:
 
 
 def test_modes_see_no_op_that_writes() -> None:
-    seen: list[str] = []
-
-    class Look(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            seen.append(str(func))
-            return func(*args, **(kwargs or {}))
-
     calls = make_calls("gru", T=6)
     inputs = inputs_of(calls)
     want = torch.autograd.grad(loss_of(ops.run_stack(calls)), inputs)
     loss = loss_of(ops.run_stack(calls))
-    with Look():
+    with Look() as look:
         got = torch.autograd.grad(loss, inputs)
     assert same_bits(got, want)
-    assert [name for name in seen if "rnnkernels" in name] == ["rnnkernels.stack_backward.default"]
+    assert list(look.seen) == ["rnnkernels.stack_backward.default"]
 
 
 # What torch's own nodes and ops do
@@ -375,6 +384,13 @@ def test_what_has_to_agree_between_layers(name: str, at: int) -> None:
         bad = [*arguments[at][:-1], change(arguments[at][-1])]
         with pytest.raises(error, match=rf"{name} of layer 2: expected"):
             kernels.stack_backward(*arguments[:at], bad, *arguments[at + 1 :])
+
+
+def test_all_layers_have_one_hidden_size() -> None:
+    calls = make_calls("gru", 2, grad=False)
+    wide = make_call("gru", inputs=5, H=6, grad=False)
+    with pytest.raises(RuntimeError, match=r"hx of layer 1: expected shape"):
+        kernels.stack_forward(*forward_arguments([calls[0], wide]))
 
 
 def test_batch_invariance_is_refused() -> None:

@@ -76,6 +76,7 @@ class KernelNode : public torch::autograd::Node {
 
   // These keep what backward reads, once the outputs have the node in their history.
   void keep_inputs(TensorList inputs) {
+    inputs_.reserve(num_outputs());
     for (const Tensor& t : inputs) inputs_.emplace_back(t, false);
   }
   void keep_rows(const OptionalTensor& lengths, const OptionalTensor& reset) {
