@@ -76,7 +76,7 @@ class Spec:
     @property
     def unbroken(self) -> bool:
         """Whether each layer takes the y of the one below it as it is."""
-        return self.num_layers > 1 and self.D == 1 and not self.proj_size and not self.drops
+        return not (self.bidirectional or self.proj_size or self.drops)
 
 
 class LayerWeights(NamedTuple):
@@ -294,30 +294,30 @@ def _layers(
 ) -> Outputs:
     """All layers at once where the backend offers that and nothing comes between them; else one
     after another, with ``dropout(layer, y)`` between them."""
-    call_of = partial(_call, spec, weights, hx, lengths, reset, return_all_states)
-    call = call_of(0, x)
-    run_stack = backends.stack_runner(call, spec.backend) if spec.unbroken else None
-    if run_stack is None:
-        at_once = None
-    else:
-        at_once = run_stack([call, *(call_of(i, x) for i in range(1, spec.num_layers))])
+    D, L, shared = spec.D, spec.num_layers, (hx, lengths, reset, return_all_states)
+    call = _call(spec, weights, 0, x, *shared)
+    at_once = None
+    if L > 1 and spec.unbroken and (run_stack := backends.stack_runner(call, spec.backend)):
+        at_once = run_stack([call, *(_call(spec, weights, i, x, *shared) for i in range(1, L))])
 
     finals: list[list[Tensor]] = [[], []]
     everything: list[list[Tensor]] = [[], []]
-    for layer in range(spec.num_layers):
+    for layer in range(L):
         if at_once is not None:
             result = at_once[layer]
         else:
-            result = backends.run(call if layer == 0 else call_of(layer, x), spec.backend)
+            if layer > 0:
+                call = _call(spec, weights, layer, x, *shared)
+            result = backends.run(call, spec.backend)
         finals[0].append(result.h_n)
         if result.c_n is not None:
             finals[1].append(result.c_n)
         if return_all_states:
-            everything[0].append(result.y.view(*result.y.shape[:2], spec.D, spec.R))
+            everything[0].append(result.y.view(*result.y.shape[:2], D, spec.R))
             if result.c is not None:
                 everything[1].append(result.c)
         x = _merge(result.y, spec)
-        if layer + 1 < spec.num_layers:
+        if layer + 1 < L:
             x = dropout(layer, x)
     states = [torch.cat(parts) for parts in finals if parts]
     return Outputs(x, states, everything)
@@ -326,15 +326,16 @@ def _layers(
 def _call(
     spec: Spec,
     weights: Sequence[Sequence[Tensor]],
+    layer: int,
+    x: Tensor,
     hx: list[Tensor],
     lengths: Tensor | None,
     reset: Tensor | None,
     return_all_states: bool,
-    layer: int,
-    x: Tensor,
 ) -> Call:
     """What one layer of a stack is asked to do."""
-    rows_of_layer = slice(layer * spec.D, (layer + 1) * spec.D)
+    D = spec.D
+    rows_of_layer = slice(layer * D, (layer + 1) * D)
     directions = [
         LayerWeights.from_list(group, spec.proj_size > 0) for group in weights[rows_of_layer]
     ]
