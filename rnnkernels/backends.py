@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rnnkernels import checks, cuda_plan, ops, reference, torch_backend, triton
 from rnnkernels.call import Call, Result
@@ -20,14 +21,15 @@ from rnnkernels.call import Call, Result
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-RunStack = Callable[[list[Call]], list[Result]]
+RunStack = Callable[[list[Call], list[Tensor]], list[Result]]
 
 
 @dataclass(frozen=True)
 class Backend:
     """A way to run a layer. ``supports(call)`` is None where it can, else the reason why not;
-    ``detail(call)`` tells how it lays one out, where there are several ways; ``run_stack(calls)``
-    runs layers of one direction at once, each on the y of the one before it."""
+    ``detail(call)`` tells how it lays one out, where there are several ways;
+    ``run_stack(calls, masks)`` runs layers of one direction at once, each on the y of the one
+    before it, times a mask where there are any."""
 
     name: str
     supports: Callable[[Call], str | None]

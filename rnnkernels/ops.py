@@ -111,10 +111,11 @@ def _called(forward: Callable[..., Any], call: Call) -> Result:
     return Result(y, h_n, c_n, c if call.all_c else None)
 
 
-def run_stack(calls: list[Call]) -> list[Result]:
+def run_stack(calls: list[Call], masks: Sequence[Tensor] = ()) -> list[Result]:
     """Runs layers of one direction, each on the y of the one before it, through one compiled op.
 
-    The first call's options are those of all; no layer has a projection or another x than that y.
+    ``masks`` are the factors of these y, one ``[T, B, H]`` between any two layers, or none. The
+    first call's options are those of all; no layer has a projection or another x than that y.
     """
     first = calls[0]
     save = needs_gradient(t for call in calls for t in call.tensors)
@@ -127,6 +128,7 @@ def run_stack(calls: list[Call]) -> list[Result]:
         [b for call in calls for b in call.b_hh],
         [call.h0 for call in calls],
         [call.c0 for call in calls if call.c0 is not None],
+        masks,
         first.lengths,
         first.reset,
         save,
@@ -247,6 +249,7 @@ def _fake_stack_forward(
     b_hh: Sequence[Tensor],
     h0: Sequence[Tensor],
     c0: Sequence[Tensor],
+    masks: Sequence[Tensor],
     lengths: MaybeTensor,
     reset: MaybeTensor,
     save: bool,
@@ -255,7 +258,7 @@ def _fake_stack_forward(
     clip: str,
     bound: float,
 ) -> tuple[list[Tensor], ...]:
-    _same_device(x, hx=h0, cx=c0, lengths=lengths, reset=reset)
+    _same_device(x, hx=h0, cx=c0, masks=masks, lengths=lengths, reset=reset)
     for layer in range(len(w_hh)):
         weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
         _same_device(x, layer, **{name: w[layer : layer + 1] for name, w in weights.items()})
@@ -283,6 +286,7 @@ def _fake_stack_backward(
     w_hh: Sequence[Tensor],
     h0: Sequence[Tensor],
     c0: Sequence[Tensor],
+    masks: Sequence[Tensor],
     y: Sequence[Tensor],
     c: Sequence[Tensor],
     saved: Sequence[Tensor],
@@ -297,7 +301,7 @@ def _fake_stack_backward(
     outside = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "dc": dc}
     given = {name: [t for t in grads if t is not None] for name, grads in outside.items()}
     _same_device(like, -1, **given, w_ih=w_ih, w_hh=w_hh, h0=h0, c0=c0, y=y, c=c, saved=saved)
-    _same_device(like, lengths=lengths, reset=reset)
+    _same_device(like, masks=masks, lengths=lengths, reset=reset)
     T, B, H, contract = like.size(0), like.size(1), h0[0].size(2), CELLS[cell]
 
     def each(yes: bool, *shape: int | torch.SymInt) -> list[Tensor]:

@@ -74,9 +74,9 @@ class Spec:
         return self.training and self.dropout > 0
 
     @property
-    def unbroken(self) -> bool:
-        """Whether each layer takes the y of the one below it as it is."""
-        return not (self.bidirectional or self.proj_size or self.drops)
+    def chained(self) -> bool:
+        """Whether each layer takes the y of the one below it, but for what falls out."""
+        return not (self.bidirectional or self.proj_size)
 
 
 class LayerWeights(NamedTuple):
@@ -292,13 +292,14 @@ def _layers(
     return_all_states: bool,
     dropout: Callable[[int, Tensor], Tensor],
 ) -> Outputs:
-    """All layers at once where the backend offers that and nothing comes between them; else one
-    after another, with ``dropout(layer, y)`` between them."""
+    """All layers, with ``dropout(layer, y)`` between them: at once where the backend offers that,
+    else one after another."""
     D, L, shared = spec.D, spec.num_layers, (hx, lengths, reset, return_all_states)
     call = _call(spec, weights, 0, x, *shared)
     at_once = None
-    if L > 1 and spec.unbroken and (run_stack := backends.stack_runner(call, spec.backend)):
-        at_once = run_stack([call, *(_call(spec, weights, i, x, *shared) for i in range(1, L))])
+    if L > 1 and spec.chained and (run_stack := backends.stack_runner(call, spec.backend)):
+        calls = [call, *(_call(spec, weights, i, x, *shared) for i in range(1, L))]
+        at_once = run_stack(calls, _masks(spec, x, dropout))
 
     finals: list[list[Tensor]] = [[], []]
     everything: list[list[Tensor]] = [[], []]
@@ -317,10 +318,19 @@ def _layers(
             if result.c is not None:
                 everything[1].append(result.c)
         x = _merge(result.y, spec)
-        if layer + 1 < L:
+        if at_once is None and layer + 1 < L:
             x = dropout(layer, x)
     states = [torch.cat(parts) for parts in finals if parts]
     return Outputs(x, states, everything)
+
+
+def _masks(spec: Spec, x: Tensor, dropout: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
+    """What ``dropout`` multiplies the y of each layer but the last by, drawn as it would be there;
+    none where nothing falls out."""
+    if not spec.drops:
+        return []
+    ones = x.new_ones(*x.shape[:2], spec.hidden_size)  # like any y
+    return [dropout(layer, ones) for layer in range(spec.num_layers - 1)]
 
 
 def _call(

@@ -8,18 +8,20 @@ namespace {
 
 class StackBackward final : public KernelNode {
  public:
-  // The edges are those of all layers, one layer after the other. The x of all but the first are undefined: they are
-  // outputs of this node.
-  StackBackward(Settings settings, const std::vector<Inputs>& layers)
+  // The edges are those of all layers, one layer after the other. The x of all but the first are undefined: they come
+  // from outputs of this node. Those of the masks follow, and lead nowhere.
+  StackBackward(Settings settings, const std::vector<Inputs>& layers, TensorList masks)
       : KernelNode("stack_forward", std::move(settings), layers[0].first), L_(layers.size()) {
     for (const Inputs& in : layers) add_edges(in.all);
+    add_edges(masks);
   }
 
   std::string name() const override { return "StackBackward"; }
 
-  void save(const std::vector<Inputs>& layers, const OptionalTensor& lengths, const OptionalTensor& reset,
-            const StackForwardResults& results) {
+  void save(const std::vector<Inputs>& layers, TensorList masks, const OptionalTensor& lengths,
+            const OptionalTensor& reset, const StackForwardResults& results) {
     for (const Inputs& in : layers) keep_inputs(in.all);
+    keep_inputs(masks);
     keep_rows(lengths, reset);
     const auto& [y, h_n, c_n, c, saved] = results;
     for (const Tensors* list : {&y, &c})
@@ -35,7 +37,7 @@ class StackBackward final : public KernelNode {
  protected:
   variable_list backward(const variable_list& grads, Pass& pass) override {
     std::vector<Layer> layers = split(grads, pass);
-    variable_list all(layers.size() * inputs());
+    variable_list all(pass.inputs.size());
     // No gradient comes from the layers above the last that one reaches, and nobody asks for those of the layers below
     // the first that wants one.
     const auto reached = [](const Layer& layer) {
@@ -62,7 +64,8 @@ class StackBackward final : public KernelNode {
 
  private:
   struct Layer {
-    Inputs in;
+    Inputs in;    // whose x is the y of the layer below, before the mask
+    Tensor mask;  // between the two, if there is any
     Kept kept;
     OutputGradients out;
     std::vector<bool> wanted;
@@ -73,7 +76,7 @@ class StackBackward final : public KernelNode {
 
   std::vector<Layer> split(const variable_list& grads, Pass& pass) const {
     const CellInfo& cell = find_cell(settings_.cell);
-    const bool has_c = cell.S > 1;
+    const bool has_c = cell.S > 1, masked = pass.inputs.size() > L_ * inputs();
     std::vector<Layer> layers(L_);
     for (size_t l = 0; l < L_; ++l) {
       Layer& layer = layers[l];
@@ -84,6 +87,7 @@ class StackBackward final : public KernelNode {
       layer.out = {grads[l], grads[L_ + l], has_c ? grads[2 * L_ + l] : Tensor(), has_c ? grads[3 * L_ + l] : Tensor()};
       layer.kept.y = pass.outputs[l];
       if (l > 0) layer.in.all[Inputs::kX] = pass.outputs[l - 1];
+      if (l > 0 && masked) layer.mask = pass.inputs[L_ * inputs() + l - 1];
       if (has_c) layer.kept.c = pass.outputs[L_ + l];
       layer.saved = (has_c ? 2 : 1) * L_ + l;
       if (cell.K > 0) layer.kept.saved = std::move(pass.outputs[layer.saved]);  // whose owners are counted
@@ -91,10 +95,15 @@ class StackBackward final : public KernelNode {
     return layers;
   }
 
+  static void apply_mask(Layer& layer) {
+    Tensor& x = layer.in.all[Inputs::kX];
+    if (layer.mask.defined()) x = x * layer.mask;
+  }
+
   // All layers at once, then the products of each.
   template <class Found>
   void run(std::vector<Layer>& layers, size_t first, size_t end, const Pass& pass, Found&& found) {
-    Tensors w_ih, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0;
+    Tensors w_ih, w_hh, h0, c0, masks, y, c, saved, dgates, dh0, dc0;
     OptionalTensors dy, dh_n, dc_n, dc;
     bool initial = false, overwrite = pass.last && pass.plain && can_overwrite(settings_.cell);
     const auto add = [](Tensors& to, const Tensor& t) {
@@ -103,7 +112,10 @@ class StackBackward final : public KernelNode {
     const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     for (size_t l = first; l < end; ++l) {
       Layer& layer = layers[l];
-      if (l > first) w_ih.push_back(layer.in.weights(kWIh)[0]);
+      if (l > first) {
+        w_ih.push_back(layer.in.weights(kWIh)[0]);
+        add(masks, layer.mask);
+      }
       w_hh.push_back(layer.in.weights(kWHh)[0]);
       h0.push_back(layer.in.h0());
       add(c0, layer.in.all[Inputs::kC0]);
@@ -118,8 +130,8 @@ class StackBackward final : public KernelNode {
       initial = initial || layer.wanted[Inputs::kH0] || layer.wanted[Inputs::kC0];
     }
     const auto call = [&](const auto& op) {
-      return op.call(settings_.cell, dy, dh_n, dc_n, dc, w_ih, w_hh, h0, c0, y, c, saved, pass.lengths, pass.reset,
-                     settings_.window, settings_.clip, settings_.bound, initial);
+      return op.call(settings_.cell, dy, dh_n, dc_n, dc, w_ih, w_hh, h0, c0, masks, y, c, saved, pass.lengths,
+                     pass.reset, settings_.window, settings_.clip, settings_.bound, initial);
     };
     if (overwrite) {
       std::tie(dh0, dc0) = call(StackOps::backward_over_saved());
@@ -128,11 +140,13 @@ class StackBackward final : public KernelNode {
       std::tie(dgates, dh0, dc0) = call(StackOps::backward());
     }
     for (size_t l = first; l < end; ++l) {
-      const Layer& layer = layers[l];
+      Layer& layer = layers[l];
+      if (layer.wanted[layer.in.index(kWIh, 0)]) apply_mask(layer);  // nothing else reads the values of x
       std::vector<Tensor> gradients = products(settings_, layer.in, pass.lengths, pass.reset, layer.kept,
                                                dgates[l - first], Tensor(), layer.wanted, pass.plain);
       if (layer.wanted[Inputs::kH0]) gradients[Inputs::kH0] = dh0[l - first];
       if (layer.wanted[Inputs::kC0]) gradients[Inputs::kC0] = dc0[l - first];
+      layer.in.all[Inputs::kX].reset();  // its memory may serve the next
       found(l, std::move(gradients));
     }
   }
@@ -146,9 +160,13 @@ class StackBackward final : public KernelNode {
       Tensor& dy = layer.out[0];
       if (from_above.defined()) dy = dy.defined() ? dy + from_above : from_above;
       if (l > first) layer.wanted[Inputs::kX] = true;
+      apply_mask(layer);
       std::vector<Tensor> gradients =
           differentiable_gradients(settings_, layer.in, pass.lengths, pass.reset, layer.out, layer.wanted, false).all;
-      if (l > first) from_above = std::exchange(gradients[Inputs::kX], Tensor());
+      if (l > first) {
+        from_above = std::exchange(gradients[Inputs::kX], Tensor());
+        if (layer.mask.defined()) from_above = from_above * layer.mask;
+      }
       found(l, std::move(gradients));
     }
   }
@@ -158,13 +176,16 @@ class StackBackward final : public KernelNode {
 
 StackForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Tensor& x, TensorList w_ih,
                             TensorList w_hh, TensorList b_ih, TensorList b_hh, TensorList h0, TensorList c0,
-                            const OptionalTensor& lengths, const OptionalTensor& reset, bool save, bool all_c,
-                            int64_t window, c10::string_view clip, double bound) {
+                            TensorList masks, const OptionalTensor& lengths, const OptionalTensor& reset, bool save,
+                            bool all_c, int64_t window, c10::string_view clip, double bound) {
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return StackOps::forward().redispatch(keys & c10::after_autograd_keyset, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0,
-                                          lengths, reset, save, all_c, window, clip, bound);
+                                          masks, lengths, reset, save, all_c, window, clip, bound);
   };
+  TORCH_CHECK(!needs_history(masks),
+              "masks: expected tensors that require no gradient, which none is computed for, got one that does. Pass "
+              "its detach(), or run the layers one by one.");
   if (!needs_history(x, w_ih, w_hh, b_ih, b_hh, h0, c0)) return run();
   const size_t L = count_layers(find_cell(cell), w_ih, w_hh, b_ih, b_hh, h0, c0);
   std::vector<Inputs> layers;
@@ -177,13 +198,13 @@ StackForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, con
     if (first == L && torch::autograd::compute_requires_grad(TensorList(layers[l].all))) first = l;
   }
   const auto node = make_node<StackBackward>(
-      Settings{Library::kCompiled, std::string(cell), window, std::string(clip), bound, false}, layers);
+      Settings{Library::kCompiled, std::string(cell), window, std::string(clip), bound, false}, layers, masks);
   StackForwardResults results = run();
   const auto& [y, h_n, c_n, c, saved] = results;
   for (const Tensors* list : {&y, &h_n, &c_n, &c})
     for (size_t l = 0; l < list->size(); ++l)
       torch::autograd::set_history(l < first ? Tensor() : (*list)[l], node);  // numbered from all
-  if (save) node->save(layers, lengths, reset, results);
+  if (save) node->save(layers, masks, lengths, reset, results);
   return results;
 }
 
