@@ -33,9 +33,9 @@ def at_once() -> Iterator[list[int]]:
     """The cpu backend runs stacks; yields the number of layers of each that it ran."""
     ran: list[int] = []
 
-    def run_stack(calls: list[Call]) -> list[Result]:
+    def run_stack(calls: list[Call], masks: list[Tensor]) -> list[Result]:
         ran.append(len(calls))
-        return ops.run_stack(calls)
+        return ops.run_stack(calls, masks)
 
     cpu = backends.BACKENDS["cpu"]
     with pytest.MonkeyPatch.context() as patch:
@@ -142,11 +142,9 @@ def test_what_runs_one_by_one() -> None:
         {"num_layers": 1},
         {"bidirectional": True},
         {"proj_size": 3},
-        {"dropout": 0.5},
         {"backend": "reference"},
     ):
         assert layers_run(rnnkernels.LSTM(I, H, **{"num_layers": 2, **options}), x) == []
-    assert layers_run(rnnkernels.LSTM(I, H, 2, dropout=0.5).eval(), x) == [2]
     with rnnkernels.batch_invariant():
         assert layers_run(plain, x) == []
     with at_once() as ran:
@@ -156,21 +154,51 @@ def test_what_runs_one_by_one() -> None:
     assert ran == [] and [record.layer for record in flow.records] == [1, 0]
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_overlapping_windows_with_dropout(training: bool) -> None:
-    """Between layers that train, every window sees the same noise; in eval mode there is none."""
-    module = build("gru", 3, F64, dropout=0.5, truncate=(2, 3)).train(training)
-    x = draw(T, B, I, seed=1, dtype=F64).requires_grad_()
+DROPS = {**USES, "everything": ({"dropout": 1.0}, {}), "float32": ({"dtype": torch.float32}, {})}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("use", DROPS)
+def test_dropout(use: str, training: bool) -> None:
+    """The same random numbers fall out as between layers one by one, and none are drawn in eval
+    mode: the same bits, and the same state of the generator behind them."""
+    options, extra = DROPS[use]
+    module = build("gru", 3, **{"dtype": F64, "dropout": 0.4} | options).train(training)
+    args = arguments_of("gru", 3, module.weight_hh_l0.dtype, True, module.batch_first)
+    drawn: list[Tensor] = []
 
     def run() -> dict[str, Tensor | None]:
-        torch.manual_seed(3)
-        return outputs_and_gradients(module, [x], F64)
+        generator = torch.manual_seed(3)
+        before = generator.get_state()
+        found = outputs_and_gradients(module, args, F64, **extra)
+        drawn.append(generator.get_state())
+        assert torch.equal(before, drawn[-1]) == (not training or use == "everything")
+        return found
 
     want = run()
     with at_once() as ran:
         got = run()
-    compare(got, want, rtol=1e-12)
-    assert ran == ([] if training else [3, 3])
+    assert ran == [3] * (2 if isinstance(extra.get("truncate"), tuple) else 1)
+    assert same_bits(list(got.values()), list(want.values()))
+    assert torch.equal(*drawn)
+
+
+def test_second_derivatives_with_dropout() -> None:
+    module = build("lstm", 3, F64, dropout=0.4)
+    x = draw(T, B, I, seed=1, dtype=F64).requires_grad_()
+
+    def derivatives() -> list[Tensor]:
+        torch.manual_seed(3)
+        loss = module(x)[0].square().sum()
+        first = torch.autograd.grad(loss, [x, *module.parameters()], create_graph=True)
+        square = torch.stack([g.square().sum() for g in first]).sum()
+        return [*first, *torch.autograd.grad(square, [x, *module.parameters()])]
+
+    want = derivatives()
+    with at_once() as ran:
+        got = derivatives()
+    assert ran == [3]
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["weight_ih_l2", "weight_hh_l1", "bias_ih_l0", "bias_hh_l2"])
@@ -198,16 +226,21 @@ def cpu_runs_stacks() -> Iterator[None]:
 FORWARD, BACKWARD = "rnnkernels.stack_forward.default", "rnnkernels.stack_backward.default"
 
 
-@pytest.mark.parametrize(("kind", "options"), [("LSTM", ("lengths", "reset")), ("GRU", ())])
+@pytest.mark.parametrize(
+    ("kind", "dropout", "options"),
+    [("LSTM", 0, ("lengths", "reset")), ("GRU", 0, ()), ("GRU", 0.4, ("lengths",))],
+)
 def test_one_graph_for_every_size(
-    kind: str, options: tuple[str, ...], fresh_compiler: None
+    kind: str, dropout: float, options: tuple[str, ...], fresh_compiler: None
 ) -> None:
     """fullgraph, dynamic T and B: one forward and one backward graph of one op each."""
-    model, graphs = Model(kind, num_layers=3), Graphs()
+    model, graphs = Model(kind, num_layers=3, dropout=dropout), Graphs()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs.backend)
     for i, (T, B) in enumerate([(5, 3), (7, 2), (4, 9)]):
         args, extra = tokens(T, B), options_for(T, B, *options)
+        torch.manual_seed(i)
         want = result(model, model, args, **extra)
+        torch.manual_seed(i)
         with cpu_runs_stacks(), torch._dynamo.config.patch(error_on_recompile=i > 0):
             assert_same(result(model, compiled, args, **extra), want)
     assert [graphs.ops(graph) for graph in graphs.forward] == [[FORWARD]]

@@ -19,15 +19,13 @@ inline void define_stack_ops(torch::Library& library) {
       "float bound) -> (Tensor[] y, Tensor[] h_n, Tensor[] c_n, Tensor[] c, Tensor[] saved)");
   library.def(
       "stack_backward(str cell, Tensor?[] dy, Tensor?[] dh_n, Tensor?[] dc_n, Tensor?[] dc, Tensor[] w_ih, "
-      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] masks, Tensor[] y, Tensor[] c, Tensor[] saved, Tensor? "
-      "lengths, "
-      "Tensor? reset, int window, str clip, float bound, bool initial) "
+      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] masks, Tensor[] y, Tensor[] c, Tensor[] saved, "
+      "Tensor? lengths, Tensor? reset, int window, str clip, float bound, bool initial) "
       "-> (Tensor[] dgates, Tensor[] dh0, Tensor[] dc0)");
   library.def(
       "stack_backward_(str cell, Tensor?[] dy, Tensor?[] dh_n, Tensor?[] dc_n, Tensor?[] dc, Tensor[] w_ih, "
-      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] masks, Tensor[] y, Tensor[] c, Tensor(a!)[] saved, Tensor? "
-      "lengths, "
-      "Tensor? reset, int window, str clip, float bound, bool initial) -> (Tensor[] dh0, Tensor[] dc0)");
+      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] masks, Tensor[] y, Tensor[] c, Tensor(a!)[] saved, "
+      "Tensor? lengths, Tensor? reset, int window, str clip, float bound, bool initial) -> (Tensor[] dh0, Tensor[] dc0)");
 }
 
 using Tensors = std::vector<Tensor>;
@@ -60,13 +58,14 @@ struct StackOps {
   }
 };
 
-// Raises where a list has not one tensor per layer; `empty`: it may have none, or has to.
+// Raises where a list has not so many tensors, one for each of `places`; `empty`: it may have none, or has to.
 enum class Empty { kNever, kMaybe, kAlways };
 template <class List>
-void check_layers(const List& list, size_t layers, const char* name, Empty empty = Empty::kNever) {
-  const size_t expected = empty == Empty::kAlways ? 0 : layers;
+void check_layers(const List& list, size_t count, const char* name, Empty empty = Empty::kNever,
+                  const char* places = "per layer") {
+  const size_t expected = empty == Empty::kAlways ? 0 : count;
   TORCH_CHECK_VALUE(list.size() == expected || (empty == Empty::kMaybe && list.empty()), name, ": expected ", expected,
-                    " tensors, one per layer", empty == Empty::kMaybe ? " or none" : "", ", got ", list.size());
+                    " tensors, one ", places, empty == Empty::kMaybe ? " or none" : "", ", got ", list.size());
 }
 
 // Raises where a tensor differs from the one that it stands beside.
@@ -150,7 +149,7 @@ std::vector<BackwardResults> run_in_turn(std::vector<BackwardArguments>& layers,
 }
 
 inline void check_masks(TensorList masks, size_t layers, at::IntArrayRef shape, const Tensor& like) {
-  check_layers(masks, layers - 1, "masks", Empty::kMaybe);
+  check_layers(masks, layers - 1, "masks", Empty::kMaybe, "between any two layers");
   for (const Tensor& mask : masks) {
     TORCH_CHECK(mask.sizes() == shape, "masks: expected shape ", shape, " (time, batch, hidden), got ", mask.sizes());
     TORCH_CHECK_VALUE(mask.scalar_type() == like.scalar_type(), "masks: expected dtype ", like.scalar_type(),
@@ -206,7 +205,7 @@ Results run_stack_backward(c10::string_view cell, const OptionalTensors& dy, con
   const Empty no_c = info.S > 1 ? Empty::kNever : Empty::kAlways;
   const size_t L = w_hh.size();
   TORCH_CHECK_VALUE(L > 0, "w_hh: expected at least 1 tensor, one per layer, got none");
-  check_layers(w_ih, L - 1, "w_ih");
+  check_layers(w_ih, L - 1, "w_ih", Empty::kNever, "per layer but the first");
   for (const auto& [list, name] : {std::pair(&dy, "dy"), {&dh_n, "dh_n"}, {&dc_n, "dc_n"}, {&dc, "dc"}})
     check_layers(*list, L, name, Empty::kMaybe);
   check_layers(h0, L, "h0");
