@@ -272,20 +272,20 @@ def test_gradients_share_no_memory(cell: str) -> None:
 def test_compiled_autograd(cell: str, dropout: float, fresh_compiler: None) -> None:
     """Also of other values by the same graph, which may hold none."""
     stacks = [make_calls(cell, 2, lengths=[5, 0, 3], seed=seed) for seed in (3, 4)]
+    between = [[mask * n for mask in masks(calls, dropout)] for n, calls in enumerate(stacks, 1)]
 
-    def loss(calls: list[Call]) -> Tensor:
-        return loss_of(ops.run_stack(calls, masks(calls, dropout)))
-
-    def gradients(calls: list[Call]) -> list[Tensor | None]:
-        loss(calls).backward()
+    def gradients(calls: list[Call], masks: list[Tensor]) -> list[Tensor | None]:
+        for t in inputs_of(calls):
+            t.grad = None
+        loss_of(ops.run_stack(calls, masks)).backward()
         return [t.grad for t in inputs_of(calls)]
 
-    want = [torch.autograd.grad(loss(calls), inputs_of(calls)) for calls in stacks]
+    want = [gradients(*both) for both in zip(stacks, between, strict=True)]
     compiler, graphs = CompileCounter(), torch._dynamo.compiled_autograd
     with graphs._enable(torch.compile(backend=compiler, fullgraph=True)):
-        got = [gradients(calls) for calls in stacks]
+        got = [gradients(*both) for both in zip(stacks, between, strict=True)]
     assert compiler.frame_count == 1
-    torch.testing.assert_close(got, [list(w) for w in want])
+    torch.testing.assert_close(got, want)
 
 
 @with_masks
