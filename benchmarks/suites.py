@@ -156,6 +156,17 @@ def _gpu() -> tuple[Case, ...]:
     )
 
 
+def _gpu_stacks() -> tuple[Case, ...]:
+    listed = ((2, "512,16,256,256"), (4, "512,1,256,256"), (4, "512,16,256,256"))
+    listed += ((6, "512,10,256,256"), (4, "512,64,256,256"), (4, "512,16,512,512"))
+    return tuple(
+        Case(cell, shape, layers=layers)
+        for cell in ("LSTM", "GRU")
+        for layers, text in listed
+        for shape in shapes(text)
+    )
+
+
 def _scaling() -> tuple[Case, ...]:
     """Along one axis at a time: ``variant`` names it."""
     found: list[Case] = []
@@ -220,6 +231,15 @@ SUITES: dict[str, Suite] = {
             "gpu",
             "long sequences on a GPU, one and two directions",
             _gpu,
+            ("inference", "training"),
+            floors=("gemm",),
+            stacks=True,
+            devices=("cuda",),
+        ),
+        Suite(
+            "gpu-stacks",
+            "stacks of layers of one direction on a GPU",
+            _gpu_stacks,
             ("inference", "training"),
             floors=("gemm",),
             stacks=True,

@@ -44,7 +44,7 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
   if (refusal) {
     plan.reason = refusal;
   } else {
-    stack = rnn::cuda::plan_stack(rnn::cuda::family(), kernel, {H, rows, D}, layers, steps,
+    stack = rnn::cuda::plan_stack(rnn::cuda::choice(), kernel, {H, rows, D}, layers, steps,
                                   {major, multiprocessors, shared_bytes, most_blocks});
   }
   const rnn::cuda::Layout& l = plan.layout;
@@ -96,6 +96,16 @@ PYBIND11_MODULE(_C, module) {
       py::arg("name"),
       "Which kernels run layers on a GPU, for tests and benchmarks: all that the sizes allow (auto), or one family; "
       "what it cannot run goes step by step.");
+
+  module.def(
+      "set_cuda_stacks",
+      [](const std::string& name) {
+        TORCH_CHECK_VALUE(rnn::cuda::set_stacks(name), "name: expected auto, in turn or together, got '", name, "'");
+      },
+      py::arg("name"),
+      "How the layers of a stack run on a GPU, for tests and benchmarks: as is estimated to be fastest (auto), layer "
+      "by "
+      "layer, or as many at a time as fit on the device.");
 
   module.def("cuda_plan", &cuda_plan, py::arg("cell"), py::arg("backward"), py::arg("numbers"), py::arg("projected"),
              py::arg("norm"), py::arg("H"), py::arg("rows"), py::arg("D"), py::arg("device"), py::arg("layers"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import op_parity
 import pytest
+import stack_parity
 import torch
 from op_parity import ALL, CASES, CLIPS, Case
 
-from rnnkernels import triton
+from rnnkernels import cuda_plan, triton
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU that torch can use", allow_module_level=True)
@@ -29,6 +31,23 @@ FULL = Case("lstm", 2, T=9, B=6, H=33, R=20, lengths=True, reset=True)
 each_dtype = pytest.mark.parametrize(
     "dtype", TOLERANCE, ids=lambda t: str(t).removeprefix("torch.")
 )
+
+
+def replayed(both, call):
+    """What a captured graph of `both` gives after the inputs of the call have changed."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # the libraries' first call may not be captured
+        both()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both()
+    call.x.mul_(-0.5)
+    call.lengths.sub_(1).clamp_(min=0)
+    call.reset.logical_not_()
+    graph.replay()
+    return captured
 
 
 def run(ops, call):
@@ -109,6 +128,70 @@ def test_without_saving(ops, case):
     assert all(torch.equal(a, b) for a, b in zip(kept[:4], out[:4], strict=True))
 
 
+STACKS = [
+    *(Case(cell, T=12, B=6, H=33, lengths=True, reset=True) for cell in op_parity.CELLS),
+    *(Case(cell, T=12, B=18, H=136, I=65, window=5, clip=CLIPS[1]) for cell in ("lstm", "gru")),
+    Case("lstm", T=300, B=16, H=256, I=40),
+]
+
+
+@pytest.fixture(params=["cluster", "grid"])
+def stacks(request):
+    """The ops of a stack, as many layers at a time as fit on the device."""
+    if not CUDA:
+        pytest.skip("needs an extension built with its CUDA kernels")
+    _C.set_cuda_family(request.param)
+    _C.set_cuda_stacks("together")
+    yield torch.ops.rnnkernels
+    _C.set_cuda_family("auto")
+    _C.set_cuda_stacks("auto")
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE)[1:], ids=str)
+@pytest.mark.parametrize("case", STACKS, ids=str)
+def test_stack_matches_reference(stacks, case, dtype):
+    calls = stack_parity.make(case, 3, dtype, "cuda")
+    outs = stack_parity.forward(stacks, calls, 0.5)
+    assert stack_parity.forward_error(calls, outs, 0.5) <= TOLERANCE[dtype]
+    grads = stack_parity.random_gradients(calls, outs)
+    backs = stack_parity.backward(stacks, calls, outs, grads, 0.5)
+    if dtype.itemsize > 2:
+        assert stack_parity.backward_error(calls, outs, backs, grads, 0.5) <= TOLERANCE[dtype]
+    else:
+        exact = [op_parity.converted(t, torch.float64, "cpu") for t in (calls, outs, grads)]
+        want = stack_parity.backward(torch.ops.rnnkernels, *exact, 0.5)
+        assert max(map(op_parity.error, chain(*backs), chain(*want))) <= TOLERANCE[dtype]
+    again = stack_parity.backward(stacks, calls, outs, grads, 0.5)
+    assert all(map(torch.equal, chain(*again), chain(*backs)))
+
+
+def test_stacks_run_at_a_time(stacks):
+    """What the tests of stacks mean to test."""
+    device = cuda_plan.Device.of(torch.device("cuda"))
+    for case in STACKS:
+        for backward in (False, True):
+            plan = cuda_plan.plan(
+                case.cell, backward, "bfloat16", case.H, case.B, 1, device, layers=3, steps=case.T
+            )
+            if "compute capability" in plan.reason:
+                pytest.skip(plan.reason)
+            assert plan.stages == 3, case
+
+
+@pytest.mark.parametrize("cell", op_parity.CELLS)
+def test_graph_capture_of_a_stack(stacks, cell):
+    case = Case(cell, T=9, B=6, H=33, lengths=True, reset=True)
+    calls = stack_parity.make(case, 3, torch.float32, "cuda")
+    grads = stack_parity.random_gradients(calls, stack_parity.forward(stacks, calls))
+
+    def both():
+        outs = stack_parity.forward(stacks, calls)
+        return [*chain(*outs), *chain(*stack_parity.backward(stacks, calls, outs, grads))]
+
+    captured = replayed(both, calls[0])
+    assert all(torch.equal(a, b) for a, b in zip(captured, both(), strict=True))
+
+
 @each_dtype
 @pytest.mark.parametrize("case", [FULL, *LARGE], ids=str)
 def test_same_bits_each_time(ops, case, dtype):
@@ -153,16 +236,5 @@ def test_graph_capture(ops, cell, options):
         out = op_parity.forward(ops, call)
         return [*out, *op_parity.backward(ops, call, out, grads)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # the libraries' first call may not be captured
-        both()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = both()
-    call.x.mul_(-0.5)
-    call.lengths.sub_(1).clamp_(min=0)
-    call.reset.logical_not_()
-    graph.replay()
+    captured = replayed(both, call)
     assert all(torch.equal(a, b) for a, b in zip(captured, both(), strict=True))

@@ -21,6 +21,7 @@ SMALL = Device(8, 28, 101376, 8)
 def _families() -> Iterator[None]:
     yield
     _C.set_cuda_family("auto")
+    _C.set_cuda_stacks("auto")
 
 
 @pytest.mark.parametrize("device", [*DEVICES.values(), SMALL], ids=str)
@@ -80,11 +81,18 @@ def test_stacks(cell: str, backward: bool, device: Device) -> None:
     assert at_once >= 20
 
 
-def test_stacks_of_short_sequences_run_layer_by_layer() -> None:
+def test_what_runs_layer_by_layer() -> None:
     """A wavefront takes rounds to begin and to end."""
     assert plan_of("auto", layers=4, steps=1).stages == 1
     assert plan_of("auto", layers=4, steps=512).stages == 4
     assert "4 layers at a time" in str(plan_of("grid", layers=4, steps=512))
+    _C.set_cuda_stacks("together")
+    assert plan_of("auto", layers=4, steps=1).stages == 4
+    assert plan_of("auto", layers=20, steps=1).stages == 8
+    _C.set_cuda_stacks("in turn")
+    assert plan_of("auto", layers=4, steps=512).stages == 1
+    with pytest.raises(ValueError, match="name: expected auto, in turn or together, got 'x'"):
+        _C.set_cuda_stacks("x")
 
 
 def plan_of(family: str, device: str = "H100", **changes: Any) -> Plan:

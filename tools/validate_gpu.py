@@ -77,10 +77,10 @@ def sanitizer(tool: str) -> list[str]:
     ]  # fmt: skip
 
 
-def bench(out: Path, name: str, *arguments: str) -> list[str]:
-    record = str(out / f"gpu-{name}.json")
+def bench(out: Path, suite: str, name: str, *arguments: str) -> list[str]:
+    record = str(out / f"{suite}-{name}.json")
     return [
-        PYTHON, "-m", "benchmarks.run", "--device", "cuda", "--suite", "gpu", *arguments,
+        PYTHON, "-m", "benchmarks.run", "--device", "cuda", "--suite", suite, *arguments,
         "--out", record,
     ]  # fmt: skip
 
@@ -109,11 +109,15 @@ def stages(out: Path) -> dict[str, list[Step]]:
             Step("micro", [str(out / "micro")], 60),
         ],
         "bench": [
-            Step(name, bench(out, name, *arguments), 120)
+            Step(name, bench(out, "gpu", name, *arguments), 120)
+            for name, arguments in numbers.items()
+        ],
+        "bench-stacks": [
+            Step(name, bench(out, "gpu-stacks", name, *arguments), 120)
             for name, arguments in numbers.items()
         ],
         "bench-triton": [
-            Step(name, bench(out, f"triton-{name}", "--backend", "triton", *arguments), 120)
+            Step(name, bench(out, "gpu", f"triton-{name}", "--backend", "triton", *arguments), 120)
             for name, arguments in numbers.items()
         ],
     }  # fmt: skip
@@ -184,7 +188,8 @@ def about() -> dict[str, str]:
 
 
 def main() -> int:
-    names = ["build", "test", "triton", "sanitize", "micro", "bench", "bench-triton"]
+    names = ["build", "test", "triton", "sanitize", "micro", "bench", "bench-stacks"]
+    names.append("bench-triton")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -212,7 +217,7 @@ def main() -> int:
         (out / "validation.json").write_text(json.dumps(record, indent=1) + "\n")
     print("\n" + ", ".join(found.values()))
     for each in results:
-        print(f"{each.stage:9} {each.name:10} {each.seconds:6.0f} s  {each.status}  {each.last}")
+        print(f"{each.stage:12} {each.name:10} {each.seconds:6.0f} s  {each.status}  {each.last}")
     return 0 if all(each.status == "passed" for each in results) else 1
 
 

@@ -20,6 +20,8 @@ class Feed {
   static constexpr int kPerChunk = kChunkBytes / int(sizeof(IO));
 
  public:
+  using FedProduct = Product<P, warp_tiles(Pass::kOut), kBatch, 0>;
+
   RNN_DEVICE Feed(const Layout& l, char* global, int group, int stage)
       : l_(l), global_(global), group_(group), stage_(stage), rows_(shared_memory() + l.fed_rows) {}
 
@@ -27,17 +29,13 @@ class Feed {
   RNN_DEVICE bool exists() const { return stage_ > 0; }
   RNN_DEVICE const float* partial() const { return reinterpret_cast<const float*>(shared_memory() + l_.fed_partial); }
 
-  // Followed by a sync_block().
-  RNN_DEVICE void begin(const Pass& pass, int64_t first_unit) {
-    const int64_t H = pass.sequence().H;
-    product_.load(l_.product, shared_memory() + l_.fed_weights, [&](int m, int k) {
-      const int out = m / l_.units;
-      const int64_t i = first_unit + m % l_.units;
-      const bool inside = out < Pass::kOut && i < H && k < Pass::kSent * H;
-      return Operand<P>::of(inside ? pass.fed_weight(out, i, k).v : 0.0f);
-    });
+  // The product whose weights are to be loaded, or null. Followed by a sync_block().
+  RNN_DEVICE const FedProduct* begin() {
+    if (!exists()) return nullptr;
+    product_.place(l_.product, shared_memory() + l_.fed_weights);
     for (int64_t i = thread_index(); i < l_.fed_bytes() / kChunkBytes; i += kThreads)
       reinterpret_cast<Chunk*>(rows_)[i] = Chunk{};
+    return &product_;
   }
 
   // Waits for what feeds a round of a tile, and leaves the product in partial(), for the block after its next barrier.
@@ -45,11 +43,16 @@ class Feed {
     if (thread_index() < l_.slices.blocks)
       await(flag(group_ - l_.groups, tile, thread_index()), uint32_t(round + 1 + pass.late()));
     sync_block();
-    for (int row = thread_index() / kWarp; row < kRows; row += kWarps)
-      copy(slots[row].n >= 0 ? pass.fed(slots[row], round) : FedRow<IO>{}, rows_ + row * l_.fed_pitch(),
-           Pass::kSent * pass.sequence().H);
+    const auto row = [&](int n) { return slots[n].n >= 0 ? pass.fed(slots[n], round) : FedRow<IO>{}; };
+    const int warp = thread_index() / kWarp;
+    const int64_t H = pass.sequence().H;
+    for (int n = warp; n < kRows; n += kWarps) copy(row(n).numbers, H, operands(n));
     copies_arrive();
     sync_block();
+    if (std::is_same_v<P, TF32> || pass.masked()) {  // the numbers are no operands yet
+      for (int n = warp; n < kRows; n += kWarps) convert(row(n).mask, H, operands(n));
+      sync_block();
+    }
     product_.run(l_.product, rows_, l_.fed_pitch(), reinterpret_cast<float*>(shared_memory() + l_.fed_partial));
   }
 
@@ -61,38 +64,31 @@ class Feed {
   }
 
  private:
-  // By a warp.
-  static RNN_DEVICE void copy(const FedRow<IO>& row, char* to, int64_t width) {
-    const int lane = thread_index() % kWarp;
-    const bool chunks = row.numbers && width % kPerChunk == 0 && in_chunks(row.numbers) && in_chunks(row.mask);
-    if (!std::is_same_v<P, TF32> && chunks && !row.mask) {  // the numbers are operands as they are
-      for (int64_t i = lane * kPerChunk; i < width; i += kWarp * kPerChunk)
-        copy_async(to + i * int64_t(sizeof(Bits)), row.numbers + i);
-    } else if (chunks) {
-      for (int64_t i = lane * kPerChunk; i < width; i += kWarp * kPerChunk) convert<kPerChunk>(row, to, i);
-    } else {
-      for (int64_t i = lane; i < width; i += kWarp) convert<1>(row, to, i);
-    }
-  }
-  static RNN_DEVICE bool in_chunks(const IO* p) { return reinterpret_cast<uintptr_t>(p) % kChunkBytes == 0; }
+  RNN_DEVICE Bits* operands(int row) const { return reinterpret_cast<Bits*>(rows_ + row * l_.fed_pitch()); }
 
-  template <class T, int kNumbers>
-  struct alignas(kNumbers * sizeof(T)) Pack {
-    T values[kNumbers];
-  };
-  template <int kNumbers>
-  static RNN_DEVICE void convert(const FedRow<IO>& row, char* to, int64_t at) {
-    Pack<IO, kNumbers> numbers{}, mask{};
-    if (row.numbers) numbers = *reinterpret_cast<const Pack<IO, kNumbers>*>(row.numbers + at);
-    if (row.mask) mask = *reinterpret_cast<const Pack<IO, kNumbers>*>(row.mask + at);
-    Pack<Bits, kNumbers> operands;
-#pragma unroll
-    for (int i = 0; i < kNumbers; ++i) {
-      Scalar<float> x = load(&numbers.values[i]);
-      if (row.mask) x = stored<IO>(x * load(&mask.values[i]));
-      operands.values[i] = Operand<P>::of(x.v);
+  // A row [kSent, H] to where a product finds it, like the slices of all blocks one after the other. By a warp.
+  RNN_DEVICE void copy(const IO* from, int64_t H, Bits* to) const {
+    static_assert(sizeof(IO) == sizeof(Bits));
+    const bool chunks = from && H % kPerChunk == 0 && reinterpret_cast<uintptr_t>(from) % kChunkBytes == 0;
+    const int step = chunks ? kPerChunk : 1;
+    for (int in = 0; in < Pass::kSent; ++in)
+      for (int j = thread_index() % kWarp * step; j < H; j += kWarp * step) {
+        const int block = Pass::kSent > 1 ? j / l_.units : 0;
+        Bits* at = to + (block * (Pass::kSent - 1) + in) * l_.units + j;
+        if (chunks) {
+          copy_async(at, from + in * H + j);
+        } else {
+          *at = from ? reinterpret_cast<const Bits*>(from)[in * H + j] : Bits(0);
+        }
+      }
+  }
+  // In place, by a warp.
+  RNN_DEVICE void convert(const IO* mask, int64_t H, Bits* row) const {
+    for (int k = thread_index() % kWarp; k < l_.slices.blocks * l_.units * Pass::kSent; k += kWarp) {
+      Scalar<float> x = load(reinterpret_cast<const IO*>(row) + k);
+      if (mask && k < H) x = stored<IO>(x * load(mask + k));
+      row[k] = Operand<P>::of(x.v);
     }
-    *reinterpret_cast<Pack<Bits, kNumbers>*>(to + at * int64_t(sizeof(Bits))) = operands;
   }
   RNN_DEVICE uint32_t* flag(int group, int tile, int block) const {
     char* flags = global_ + group * l_.global_bytes + l_.flags;
@@ -102,7 +98,7 @@ class Feed {
   const Layout& l_;
   char* global_;
   const int group_, stage_;
-  Product<P, warp_tiles(Pass::kOut), kBatch, 0> product_;
+  FedProduct product_;
   char* rows_;  // [kRows, fed_pitch()]
 };
 

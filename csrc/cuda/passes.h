@@ -18,7 +18,8 @@
 
 namespace rnn::cuda {
 
-// A row that feeds a step of a layer, and factors of its numbers; null where there is no such step, and no factors.
+// A row that feeds a step of a layer, [kSent, H], and factors of its numbers; null where there is no such step, and no
+// factors.
 template <class IO>
 struct FedRow {
   const IO *numbers, *mask;
@@ -39,11 +40,11 @@ struct ForwardPass {
   RNN_HD const Sequence& sequence() const { return call.seq; }
   RNN_HD int64_t rounds() const { return call.seq.T; }
 
-  // What number `in` of unit j, as it was sent, adds to number `out` of unit i.
-  RNN_HD V weight(int64_t d, int out, int64_t i, int, int64_t j) const {
-    const IO* w = d == 0 ? call.w_hh[0] : call.w_hh[1];
-    return load(w + (out * call.seq.H + i) * call.seq.H + j);
+  // What number `in` of unit j, as it was sent, adds to number `out` of unit i, by one of the matrices below.
+  RNN_HD V weight(const IO* matrix, int out, int64_t i, int, int64_t j) const {
+    return load(matrix + (out * call.seq.H + i) * call.seq.H + j);
   }
+  RNN_HD const IO* matrix(int64_t d) const { return d == 0 ? call.w_hh[0] : call.w_hh[1]; }
 
   // What the first round receives.
   RNN_HD V first(const Slot& slot, int64_t j) const {
@@ -61,9 +62,8 @@ struct ForwardPass {
   // Of a layer that is fed; its gx is null.
   RNN_HD bool is_fed(int64_t) const { return true; }
   RNN_HD int late() const { return 0; }
-  RNN_HD V fed_weight(int out, int64_t i, int64_t k) const {
-    return load(call.w_ih[0] + (out * call.seq.H + i) * call.seq.H + k);
-  }
+  RNN_HD const IO* fed_matrix() const { return call.w_ih[0]; }
+  RNN_HD bool masked() const { return call.mask_below; }
   RNN_HD FedRow<IO> fed(const Slot& slot, int64_t round) const {
     const Place place = call.seq.place(slot.d, slot.row, round);
     const int64_t at = place.n * call.seq.H;
@@ -100,10 +100,10 @@ struct BackwardPass {
   RNN_HD bool norm() const { return call.clip.kind == Clip::kNorm; }
   RNN_HD int64_t rounds() const { return call.seq.steps() + (call.dh0 || norm() ? 1 : 0); }
 
-  RNN_HD V weight(int64_t d, int, int64_t i, int in, int64_t j) const {
-    const IO* w = d == 0 ? call.w_hh[0] : call.w_hh[1];
-    return load(w + (in * call.seq.H + j) * call.seq.H + i);
+  RNN_HD V weight(const IO* matrix, int, int64_t i, int in, int64_t j) const {
+    return load(matrix + (in * call.seq.H + j) * call.seq.H + i);
   }
+  RNN_HD const IO* matrix(int64_t d) const { return d == 0 ? call.w_hh[0] : call.w_hh[1]; }
 
   RNN_HD void begin(const Slot& slot, int64_t i, V* state) const {
     const int64_t at = call.seq.state_at(slot.d, slot.row.b, call.seq.H) + i;
@@ -121,7 +121,8 @@ struct BackwardPass {
   RNN_HD bool is_fed(int64_t round) const { return step(round) >= 0; }
   // Rounds after which the results of a round are written.
   RNN_HD int late() const { return norm() ? 1 : 0; }
-  RNN_HD V fed_weight(int, int64_t i, int64_t k) const { return load(call.w_ih_above + k * call.seq.H + i); }
+  RNN_HD const IO* fed_matrix() const { return call.w_ih_above; }
+  RNN_HD bool masked() const { return false; }
   RNN_HD FedRow<IO> fed(const Slot& slot, int64_t round) const {
     const Place place = call.seq.place(slot.d, slot.row, step(round));
     return {place.active ? call.dgates_above + place.n * kKept * call.seq.H : nullptr, nullptr};

@@ -40,6 +40,7 @@ Persistent<Pass> parameter(int cell, const std::vector<Call>& stages, const Plan
 template <class Pass, class P, class Exchange, int kBatch>
 class PersistentBlock {
   using V = Scalar<float>;
+  using IO = typename Pass::IO;
   using Bits = typename Operand<P>::Bits;
   using WarpProduct = Product<P, warp_tiles(Pass::kOut), kBatch>;
   using Feed = cuda::Feed<Pass, P, kBatch>;
@@ -100,14 +101,15 @@ class PersistentBlock {
       slots_[i] = slot;
     }
     sync_block();
-    product_.load(l_.product, shared_memory(), [&](int m, int k) {
+    const IO* const matrices[] = {pass_.matrix(d_), feed_.exists() ? pass_.fed_matrix() : nullptr};
+    product_.place(l_.product, shared_memory());
+    product_.load(l_.product, feed_.begin(), [&](int which, int m, int k) {
       const int out = m / l_.units, in = k / l_.units % Pass::kSent;
       const int64_t i = first_unit_ + m % l_.units;
       const int64_t j = int64_t(k / (l_.units * Pass::kSent)) * l_.units + k % l_.units;
       const bool inside = out < Pass::kOut && i < q.H && j < q.H && k < l_.slices.blocks * l_.units * Pass::kSent;
-      return Operand<P>::of(inside ? pass_.weight(d_, out, i, in, j).v : 0.0f);
+      return Operand<P>::of(inside ? pass_.weight(which ? matrices[1] : matrices[0], out, i, in, j).v : 0.0f);
     });
-    if (feed_.exists()) feed_.begin(pass_, first_unit_);
     for (int tile = 0; tile < l_.tiles; ++tile)
       for (int n = 0; n < kMost; ++n) {
         const Pair at = pair(n);

@@ -9,7 +9,17 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-std::atomic<Family> chosen{Family::kAuto};
+std::atomic<Family> chosen_family{Family::kAuto};
+std::atomic<Stacks> chosen_stacks{Stacks::kAuto};
+
+// Sets what has this name, in the order of its values; false where nothing has.
+template <class Value>
+bool set(std::atomic<Value>& to, const std::string& name, std::initializer_list<const char*> names) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) return false;
+  to = Value(found - names.begin());
+  return true;
+}
 
 // Cycles of a round of a group on an H100, estimated from published costs of its instructions; docs/performance.md says
 // what has been measured. Only the order of the layouts counts here.
@@ -159,31 +169,25 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d) {
   return best;
 }
 
-Stack plan_stack(Family family, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d) {
+Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d) {
   p.stages = 1;
-  Stack best{1, make_plan(family, k, p, d), 0};
+  Stack best{1, make_plan(choice.family, k, p, d), 0};
   best.cycles = double(layers * steps) * best.plan.cycles;
-  for (p.stages = 2; best.plan.found && p.stages <= std::min(layers, kMostStages); ++p.stages) {
-    Plan plan = make_plan(family, k, p, d);
+  if (!best.plan.found || choice.stacks == Stacks::kInTurn) return best;
+  for (p.stages = 2; p.stages <= std::min(layers, kMostStages); ++p.stages) {
+    Plan plan = make_plan(choice.family, k, p, d);
     if (!plan.found) break;
     // A stage begins once the one before has told of its first step, which takes about as long as a step.
     const int64_t launches = divide_up(layers, p.stages), rounds = steps + 2 * (p.stages - 1);
     const double cycles = double(launches * rounds) * plan.cycles;
-    if (cycles < best.cycles) best = {p.stages, std::move(plan), cycles};
+    if (cycles < best.cycles || choice.stacks == Stacks::kTogether) best = {p.stages, std::move(plan), cycles};
   }
   return best;
 }
 
-Family family() { return chosen; }
+Choice choice() { return {chosen_family, chosen_stacks}; }
 
-bool set_family(const std::string& name) {
-  constexpr const char* kNames[] = {"auto", "stepwise", "cluster", "grid"};
-  for (int i = 0; i < 4; ++i) {
-    if (name != kNames[i]) continue;
-    chosen = Family(i);
-    return true;
-  }
-  return false;
-}
+bool set_family(const std::string& name) { return set(chosen_family, name, {"auto", "stepwise", "cluster", "grid"}); }
+bool set_stacks(const std::string& name) { return set(chosen_stacks, name, {"auto", "in turn", "together"}); }
 
 }  // namespace rnn::cuda

@@ -112,11 +112,18 @@ struct Plan {
 // Fills in what follows from blocks, units and tiles.
 Layout lay_out(const Kernel& k, int blocks, int units, int tiles);
 
-// Which kernels may run. For tests and benchmarks; the process-wide setting is kAuto unless somebody sets it.
+// Which kernels may run, and how stacks do: as the estimate says, layer by layer, or as many layers at a time as fit.
+// For tests and benchmarks; settings of the process, kAuto unless somebody sets them.
 enum class Family : int { kAuto, kStepwise, kCluster, kGrid };
-Family family();
-// "auto", "stepwise", "cluster" or "grid"; false where it is none of these.
+enum class Stacks : int { kAuto, kInTurn, kTogether };
+struct Choice {
+  Family family;
+  Stacks stacks;
+};
+Choice choice();
+// "auto", "stepwise", "cluster" or "grid"; "auto", "in turn" or "together". False where it is none of these.
 bool set_family(const std::string& name);
+bool set_stacks(const std::string& name);
 
 // The fastest plan of a family for kernels with these numbers per unit and operands; their batch and exchange are
 // chosen here.
@@ -129,6 +136,6 @@ struct Stack {
   Plan plan;
   double cycles;  // of all layers and steps, estimated
 };
-Stack plan_stack(Family family, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d);
+Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d);
 
 }  // namespace rnn::cuda

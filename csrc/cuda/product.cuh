@@ -43,26 +43,40 @@ class Product {
   static constexpr int kStep = kStepBytes / int(sizeof(Bits));
   static constexpr int kPitch = kBatch * kColumns + 1;  // of partial; odd, for the banks
 
-  // weight(m, k) gives the bits of an operand; zero outside of the matrix.
+  // Where a thread's part of the product lies, and in shared memory what it does not hold in registers.
+  RNN_DEVICE void place(const ProductShape& s, char* shared) {
+    const int warp = thread_index() / kWarp;
+    lane_ = thread_index() % kWarp;
+    group_ = warp % s.groups;
+    part_ = warp / s.groups;
+    first_ = part_ * s.pairs;
+    rest_ = reinterpret_cast<Chunk*>(shared) + int64_t(warp) * not_held(s) * 2 * kTiles * kWarp;
+  }
+
+  // weight(which, m, k) gives the bits of an operand; zero outside of the matrix. Of two matrices, the second is that
+  // of a product of the same shape which holds nothing in registers, if there is one.
   template <class F>
-  RNN_DEVICE void load(const ProductShape& s, char* shared, F&& weight) {
-    place(s, shared);
+  RNN_DEVICE void load(const ProductShape& s, const Product<P, kTiles, kBatch, 0>* second, F&& weight) {
     if (part_ >= s.parts) return;
-    // One text for all fragments; selecting its register is cheaper to compile than as many texts, and happens once.
-    for (int f = 0; f < kHeld * 2 * kTiles; ++f) {
-      const int q = f / (2 * kTiles);
-      const Chunk chunk = q < s.pairs ? fragment(f % kTiles, 2 * first_ + f / kTiles, weight) : Chunk{};
+    // One text for all fragments: it is much of a kernel. Selecting a register for one happens once.
+    constexpr int kOfPair = 2 * kTiles, held = kHeld * kOfPair;
+    const int own = held + not_held(s) * kOfPair, all = own + (second ? s.pairs * kOfPair : 0);
+#pragma unroll 1
+    for (int f = 0; f < all; ++f) {
+      const bool of_second = f >= own;
+      const int at = of_second ? f - own : f;
+      const Chunk chunk =
+          at < s.pairs * kOfPair ? fragment(of_second, at % kTiles, 2 * first_ + at / kTiles, weight) : Chunk{};
+      if (f >= held) {
+        (of_second ? second->rest_ : rest_ - held * kWarp)[at * kWarp + lane_] = chunk;
+        continue;
+      }
 #pragma unroll
-      for (int g = 0; g < kHeld * 2 * kTiles; ++g)
+      for (int g = 0; g < held; ++g)
 #pragma unroll
         for (int w = 0; w < 4; ++w)
-          if (g == f) held_[g / (2 * kTiles)][g / kTiles % 2][g % kTiles][w] = chunk.words[w];
+          if (g == f) held_[g / kOfPair][g / kTiles % 2][g % kTiles][w] = chunk.words[w];
     }
-    for (int q = kHeld; q < s.pairs; ++q)
-      for (int step = 0; step < 2; ++step)
-        for (int m = 0; m < kTiles; ++m)
-          rest_[((q - kHeld) * 2 + step) * kTiles * kWarp + m * kWarp + lane_] =
-              fragment(m, 2 * (first_ + q) + step, weight);
   }
 
   // rows: kBatch * 8 rows of operands, `pitch` bytes apart. partial [parts, groups * kTiles * 16, kPitch].
@@ -100,26 +114,21 @@ class Product {
   }
 
  private:
-  RNN_DEVICE void place(const ProductShape& s, char* shared) {
-    const int warp = thread_index() / kWarp;
-    lane_ = thread_index() % kWarp;
-    group_ = warp % s.groups;
-    part_ = warp / s.groups;
-    first_ = part_ * s.pairs;
-    const int rest = s.pairs > kHeld ? s.pairs - kHeld : 0;
-    rest_ = reinterpret_cast<Chunk*>(shared) + int64_t(warp) * rest * 2 * kTiles * kWarp;
-  }
+  template <class, int, int, int>
+  friend class Product;
+
+  static RNN_DEVICE int not_held(const ProductShape& s) { return s.pairs > kHeld ? s.pairs - kHeld : 0; }
 
   // What this lane holds of one tile and step: see multiply() in device.cuh. The exact product keeps the same words.
   template <class F>
-  RNN_DEVICE Chunk fragment(int m, int step, F&& weight) const {
+  RNN_DEVICE Chunk fragment(int which, int m, int step, F&& weight) const {
     constexpr int kPerWord = 4 / int(sizeof(Bits));
     Chunk chunk;
     for (int w = 0; w < 4; ++w) {
       const int row = (group_ * kTiles + m) * kFragment + lane_ / 4 + w % 2 * 8;
       const int k = step * kStep + (w / 2 * 4 + lane_ % 4) * kPerWord;
-      uint32_t word = weight(row, k);
-      if constexpr (kPerWord == 2) word |= uint32_t(weight(row, k + 1)) << 16;
+      uint32_t word = weight(which, row, k);
+      if constexpr (kPerWord == 2) word |= uint32_t(weight(which, row, k + 1)) << 16;
       chunk.words[w] = word;
     }
     return chunk;

@@ -50,7 +50,7 @@ Stack choose(const Arguments& a, const Sizes& n, const Launcher& launcher, size_
   } else {
     Device device{};
     launcher.check(query(device));
-    stack = plan_stack(family(), kernel_of(a, tf32_allowed()), problem_of(a, n), int(layers), steps_of(a, n), device);
+    stack = plan_stack(choice(), kernel_of(a, tf32_allowed()), problem_of(a, n), int(layers), steps_of(a, n), device);
   }
   return stack;
 }
