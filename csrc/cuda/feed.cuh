@@ -20,8 +20,6 @@ class Feed {
   static constexpr int kPerChunk = kChunkBytes / int(sizeof(IO));
 
  public:
-  using FedProduct = Product<P, warp_tiles(Pass::kOut), kBatch, 0>;
-
   RNN_DEVICE Feed(const Layout& l, char* global, int group, int stage)
       : l_(l), global_(global), group_(group), stage_(stage), rows_(shared_memory() + l.fed_rows) {}
 
@@ -29,13 +27,13 @@ class Feed {
   RNN_DEVICE bool exists() const { return stage_ > 0; }
   RNN_DEVICE const float* partial() const { return reinterpret_cast<const float*>(shared_memory() + l_.fed_partial); }
 
-  // The product whose weights are to be loaded, or null. Followed by a sync_block().
-  RNN_DEVICE const FedProduct* begin() {
+  // Where the weights are to be loaded, or null. Followed by a sync_block().
+  RNN_DEVICE Chunk* begin() {
     if (!exists()) return nullptr;
     product_.place(l_.product, shared_memory() + l_.fed_weights);
     for (int64_t i = thread_index(); i < l_.fed_bytes() / kChunkBytes; i += kThreads)
       reinterpret_cast<Chunk*>(rows_)[i] = Chunk{};
-    return &product_;
+    return product_.rest();
   }
 
   // Waits for what feeds a round of a tile, and leaves the product in partial(), for the block after its next barrier.
@@ -98,7 +96,7 @@ class Feed {
   const Layout& l_;
   char* global_;
   const int group_, stage_;
-  FedProduct product_;
+  Product<P, warp_tiles(Pass::kOut), kBatch, 0> product_;
   char* rows_;  // [kRows, fed_pitch()]
 };
 

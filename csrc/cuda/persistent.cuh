@@ -101,14 +101,14 @@ class PersistentBlock {
       slots_[i] = slot;
     }
     sync_block();
-    const IO* const matrices[] = {pass_.matrix(d_), feed_.exists() ? pass_.fed_matrix() : nullptr};
+    const IO *const own = pass_.matrix(d_), *const fed = pass_.fed_matrix();
     product_.place(l_.product, shared_memory());
     product_.load(l_.product, feed_.begin(), [&](int which, int m, int k) {
       const int out = m / l_.units, in = k / l_.units % Pass::kSent;
       const int64_t i = first_unit_ + m % l_.units;
       const int64_t j = int64_t(k / (l_.units * Pass::kSent)) * l_.units + k % l_.units;
       const bool inside = out < Pass::kOut && i < q.H && j < q.H && k < l_.slices.blocks * l_.units * Pass::kSent;
-      return Operand<P>::of(inside ? pass_.weight(which ? matrices[1] : matrices[0], out, i, in, j).v : 0.0f);
+      return Operand<P>::of(inside ? pass_.weight(which ? fed : own, out, i, in, j).v : 0.0f);
     });
     for (int tile = 0; tile < l_.tiles; ++tile)
       for (int n = 0; n < kMost; ++n) {

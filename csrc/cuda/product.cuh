@@ -53,10 +53,13 @@ class Product {
     rest_ = reinterpret_cast<Chunk*>(shared) + int64_t(warp) * not_held(s) * 2 * kTiles * kWarp;
   }
 
+  // What a warp keeps in shared memory.
+  RNN_DEVICE Chunk* rest() const { return rest_; }
+
   // weight(which, m, k) gives the bits of an operand; zero outside of the matrix. Of two matrices, the second is that
-  // of a product of the same shape which holds nothing in registers, if there is one.
+  // of a product of the same shape which holds nothing in registers, if there is one: `second` is its rest().
   template <class F>
-  RNN_DEVICE void load(const ProductShape& s, const Product<P, kTiles, kBatch, 0>* second, F&& weight) {
+  RNN_DEVICE void load(const ProductShape& s, Chunk* second, F&& weight) {
     if (part_ >= s.parts) return;
     // One text for all fragments: it is much of a kernel. Selecting a register for one happens once.
     constexpr int kOfPair = 2 * kTiles, held = kHeld * kOfPair;
@@ -68,7 +71,7 @@ class Product {
       const Chunk chunk =
           at < s.pairs * kOfPair ? fragment(of_second, at % kTiles, 2 * first_ + at / kTiles, weight) : Chunk{};
       if (f >= held) {
-        (of_second ? second->rest_ : rest_ - held * kWarp)[at * kWarp + lane_] = chunk;
+        (of_second ? second : rest_)[(of_second ? at : at - held) * kWarp + lane_] = chunk;
         continue;
       }
 #pragma unroll
@@ -114,9 +117,6 @@ class Product {
   }
 
  private:
-  template <class, int, int, int>
-  friend class Product;
-
   static RNN_DEVICE int not_held(const ProductShape& s) { return s.pairs > kHeld ? s.pairs - kHeld : 0; }
 
   // What this lane holds of one tile and step: see multiply() in device.cuh. The exact product keeps the same words.
