@@ -210,16 +210,18 @@ def test_stacks(ops: Any, case: Case, cluster: bool, precision: str) -> None:
     dtype, tf32, tolerance = PRECISIONS[precision]
     batch = 1 if precision == "float32" else 2
     layout = Layout(cluster, batch, units=8 * (case.H % 3 + 1), tf32=tf32, seed=case.H)
-    for stages, layers, tiles, dropout in ((3, 3, 1, 0), (2, 3, 2, 0.5), (2, 2, 1, 0.5)):
+    ways = [(2, 3, 2, 0.5), (3, 3, 1, 0), (2, 2, 1, 0.5)]
+    for stages, layers, tiles, dropout in ways if precision == "float32" else ways[:1]:
         layout = replace(layout, stages=stages, tiles=tiles)
         assert max(errors(ops, case, layout, dtype, layers, dropout)) <= tolerance, layout
 
 
-#: What fills no tile, block or fragment: with every option and several blocks and tiles, and with
-#: none and weights beyond the registers.
+#: What fills no tile, block or fragment: with every option and several blocks and tiles, with none
+#: and weights beyond the registers, and in stacks.
 ODD: list[tuple[dict[str, Any], Layout]] = [
     ({**ALL, "D": 2, "T": 5, "B": 9, "H": 13, "window": 2, "clip": CLIPS[1]}, Layout(tiles=2)),
     ({"D": 1, "T": 2, "B": 1, "H": 67, "bias": False}, Layout(units=64)),
+    ({"T": 4, "B": 9, "H": 13, "lengths": True, "reset": True}, Layout(tiles=2, stages=2)),
 ]
 
 
@@ -231,7 +233,8 @@ def test_odd_sizes(ops: Any, cell: str, cluster: bool, precision: str) -> None:
     dtype, _, tolerance = PRECISIONS[precision]
     for options, layout in ODD:
         layout = replace(layout, cluster=cluster, batch=1 if precision == "float32" else 2)
-        assert max(errors(ops, Case(cell, **options), layout, dtype)) <= tolerance, options
+        found = errors(ops, Case(cell, **options), layout, dtype, dropout=0.5)
+        assert max(found) <= tolerance, options
 
 
 SCHEDULES = [("forward", 0), ("reverse", 0), *(("random", seed) for seed in range(4))]
@@ -327,7 +330,7 @@ def test_every_primitive_is_needed(ops: Any) -> None:
                 case = replace(case, D=1)
             wanted = results(ops, case, layout, dropout=DROPPED)
             for place, primitive in (site.split() for site in ops.sites()):
-                if primitive in PRIMITIVES:
+                if primitive in PRIMITIVES and (layout.stages == 1 or "feed.cuh" in place):
                     visits.setdefault(place, []).append((case, layout, *wanted))
     for site, where in sorted(visits.items()):
         name = site.split("/")[-1]
