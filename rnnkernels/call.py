@@ -52,6 +52,7 @@ class Call(NamedTuple):
     window: int = 0  # no gradient crosses a boundary of windows of so many steps; 0: no windows
     clip: Clip = NO_CLIP
     flow: Callable[[Tensor], None] | None = None  # takes |dL/dh_t| [T, B, D] when backward has run
+    stack: int = 1  # layers of its stack, if a backend may run all of them at once
 
     @property
     def cell(self) -> Cell:

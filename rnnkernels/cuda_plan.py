@@ -132,10 +132,10 @@ def of_call(call: Call) -> str:
     windows = -(-T // call.window) if 0 < call.window < T else 1
     device, H = Device.of(call.x.device), call.w_hh[0].size(0) // call.cell.G
     norm, projected = call.clip.kind == "norm", bool(call.w_hr)
-    parts = [
-        plan(call.cell_name, False, precision, H, B, len(call.w_hh), device, projected),
-        plan(
-            call.cell_name, True, precision, H, B * windows, len(call.w_hh), device, projected, norm
-        ),
-    ]
-    return f"forward in {parts[0]}; backward in {parts[1]}"
+
+    def of_pass(backward: bool, rows: int, steps: int) -> Plan:
+        sizes = (call.cell_name, backward, precision, H, rows, len(call.w_hh), device)
+        return plan(*sizes, projected, norm and backward, layers=call.stack, steps=steps)
+
+    forward, backward = of_pass(False, B, T), of_pass(True, B * windows, min(T, call.window or T))
+    return f"forward in {forward}; backward in {backward}"

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import op_parity
 import pytest
+import torch
 
 from benchmarks import gpu_estimates
+from rnnkernels import cuda_plan
 from rnnkernels.cuda_plan import DEVICES, Device, Plan, plan
 
 _C = pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
@@ -137,6 +140,18 @@ def test_more_work_takes_longer() -> None:
 def test_text() -> None:
     assert str(plan_of("cluster")).startswith("a cluster of ")
     assert "step by step: the recurrent weights do not fit" in str(plan_of("auto", H=20000))
+
+
+def test_text_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both passes, with all windows as rows, and the layers of a stack that run at a time."""
+    monkeypatch.setattr(Device, "of", lambda _: DEVICES["H100"])
+    call = op_parity.make(op_parity.Case("lstm", T=512, B=16, H=256), torch.bfloat16)
+    forward, backward = cuda_plan.of_call(call).split("; ")
+    assert forward == f"forward in {plan('lstm', False, 'bfloat16', 256, 16, 1, DEVICES['H100'])}"
+    assert backward == f"backward in {plan('lstm', True, 'bfloat16', 256, 16, 1, DEVICES['H100'])}"
+    assert cuda_plan.of_call(call._replace(stack=4)).count("4 layers at a time") == 2
+    windows = cuda_plan.of_call(call._replace(window=2))
+    assert windows.endswith(str(plan("lstm", True, "bfloat16", 256, 4096, 1, DEVICES["H100"])))
 
 
 def test_estimates(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
