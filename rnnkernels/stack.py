@@ -365,6 +365,7 @@ def _call(
         layer=layer,
         window=spec.truncate if isinstance(spec.truncate, int) else 0,
         clip=spec.grad_clip,
+        stack=spec.num_layers if spec.chained else 1,
     )
 
 
