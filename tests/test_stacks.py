@@ -29,12 +29,15 @@ F64 = torch.float64
 
 
 @contextmanager
-def at_once() -> Iterator[list[int]]:
-    """The cpu backend runs stacks; yields the number of layers of each that it ran."""
+def at_once(masked: list[int] | None = None) -> Iterator[list[int]]:
+    """The cpu backend runs stacks; yields the number of layers of each that it ran, and adds the
+    numbers of masks between them to ``masked``."""
     ran: list[int] = []
 
     def run_stack(calls: list[Call], masks: list[Tensor]) -> list[Result]:
         ran.append(len(calls))
+        if masked is not None:
+            masked.append(len(masks))
         return ops.run_stack(calls, masks)
 
     cpu = backends.BACKENDS["cpu"]
@@ -163,7 +166,7 @@ def test_dropout(use: str, training: bool) -> None:
     """The same random numbers fall out as between layers one by one, and none are drawn in eval
     mode: the same bits, and the same state of the generator behind them."""
     options, extra = DROPS[use]
-    module = build("gru", 3, **{"dtype": F64, "dropout": 0.4} | options).train(training)
+    module = build("gru", 3, **{"dtype": F64, "dropout": 0.4, **options}).train(training)
     args = arguments_of("gru", 3, module.weight_hh_l0.dtype, True, module.batch_first)
     drawn: list[Tensor] = []
 
@@ -176,9 +179,11 @@ def test_dropout(use: str, training: bool) -> None:
         return found
 
     want = run()
-    with at_once() as ran:
+    masked: list[int] = []
+    with at_once(masked) as ran:
         got = run()
-    assert ran == [3] * (2 if isinstance(extra.get("truncate"), tuple) else 1)
+    assert ran == [3] * (2 if use == "overlapping" else 1)
+    assert masked == [2 if training else 0] * len(ran)
     assert same_bits(list(got.values()), list(want.values()))
     assert torch.equal(*drawn)
 
