@@ -269,5 +269,8 @@ def test_tables() -> None:
     both = [kernel_table.plan("lstm", b, "tf32", 1024, 64, 1, H100) for b in (False, True)]
     assert both[1].reason
     wanted = f" {both[0].shared_bytes / 1024:.1f} {both[0].family} / – "
-    (line,) = (r for r in kernel_table.shared_table().splitlines() if "| lstm | 64, 1024 |" in r)
-    assert line.split("|")[4] == wanted
+    lstm, gru = kernel_table.shared_table([(1, 64, 1024)]).splitlines()[2:]
+    assert lstm.split("|")[5] == wanted
+    assert gru.startswith("| gru | 1 | 64, 1024 |")
+    line = kernel_table.shared_table([(4, 16, 256)]).splitlines()[2]
+    assert re.search(r"\| \d+\.\d 4 x grid / \d+\.\d 4 x grid \|", line)

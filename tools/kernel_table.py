@@ -6,15 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cubin import Function
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_estimates import CELLS, PRECISIONS, SIZES
-from rnnkernels.cuda_plan import DEVICES, plan
+from benchmarks.gpu_estimates import CELLS, PRECISIONS, SIZES, STACKS, STEPS
+from rnnkernels.cuda_plan import DEVICES, Plan, plan
 
 PASSES = ("forward", "backward")
 NUMBERS = ("bfloat16", "float16", "tf32", "float32")
@@ -45,6 +45,10 @@ KiB of dynamic shared memory of a block, of the {limit:.0f} that it may have on 
 forward / backward. A dash runs step by step.
 
 {shared}
+
+Of stacks, whose layers run at the same time where a number stands before the family:
+
+{stacks}
 """
 
 
@@ -88,24 +92,30 @@ def kernel_table(functions: list[Function]) -> str:
     )
 
 
-def shared_table() -> str:
-    rows = [["cell", "B, H", *PRECISIONS]]
+def shared_table(sizes: Sequence[tuple[int, int, int]]) -> str:
+    """Of stacks of so many layers, B and H."""
+    rows = [["cell", "layers", "B, H", *PRECISIONS]]
     for cell in CELLS:
-        for B, H in SIZES:
-            row = [cell, f"{B}, {H}"]
+        for layers, B, H in sizes:
+            row = [cell, str(layers), f"{B}, {H}"]
             for precision in PRECISIONS:
                 plans = [
-                    plan(cell, backward, precision, H, B, 1, DEVICES["H100"])
-                    for backward in (False, True)
-                ]
-                row.append(
-                    " / ".join(
-                        "–" if p.reason else f"{p.shared_bytes / 1024:.1f} {p.family}"
-                        for p in plans
+                    plan(
+                        cell, backward, precision, H, B, 1, DEVICES["H100"],
+                        layers=layers, steps=STEPS,
                     )
-                )
+                    for backward in (False, True)
+                ]  # fmt: skip
+                row.append(" / ".join(map(shared, plans)))
             rows.append(row)
     return markdown(rows)
+
+
+def shared(p: Plan) -> str:
+    if p.reason:
+        return "–"
+    at_once = f"{p.stages} x " if p.stages > 1 else ""
+    return f"{p.shared_bytes / 1024:.1f} {at_once}{p.family}"
 
 
 def document(functions: list[Function], nvcc: str) -> str:
@@ -124,5 +134,6 @@ def document(functions: list[Function], nvcc: str) -> str:
         count=len(kernels),
         kernels=kernel_table(kernels),
         limit=DEVICES["H100"].shared_bytes / 1024,
-        shared=shared_table(),
+        shared=shared_table([(1, B, H) for B, H in SIZES]),
+        stacks=shared_table(STACKS),
     )

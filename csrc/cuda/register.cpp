@@ -58,8 +58,8 @@ Stack choose(const Arguments& a, const Sizes& n, const Launcher& launcher, size_
 template <class Arguments>
 auto run(const char* op, Arguments& a, c10::Device device) {
   const c10::DeviceGuard guard(device);
+  const Sizes n = check(a);  // first: the device may be none of ours
   const Launcher launcher(op, a.cell.number, device);
-  const Sizes n = check(a);
   const Plan plan = choose(a, n, launcher).plan;
   return plan.found ? run_persistent(a, n, plan, launcher) : run_stepwise(a, n, launcher);
 }
@@ -70,8 +70,8 @@ BackwardResults backward(BackwardArguments& a) { return run("sequence_backward",
 template <class Arguments, class Layer>
 auto run_layers(const char* op, std::vector<Arguments>& layers, const Links& links, c10::Device device, Layer layer) {
   const c10::DeviceGuard guard(device);
-  const Launcher launcher(op, layers[0].cell.number, device);
   const Sizes n = check(layers[0]);
+  const Launcher launcher(op, layers[0].cell.number, device);
   const Stack stack = choose(layers[0], n, launcher, layers.size());
   return stack.stages > 1 ? run_stack(layers, links, stack, launcher) : run_in_turn(layers, links, layer);
 }
