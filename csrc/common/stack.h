@@ -25,7 +25,8 @@ inline void define_stack_ops(torch::Library& library) {
   library.def(
       "stack_backward_(str cell, Tensor?[] dy, Tensor?[] dh_n, Tensor?[] dc_n, Tensor?[] dc, Tensor[] w_ih, "
       "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] masks, Tensor[] y, Tensor[] c, Tensor(a!)[] saved, "
-      "Tensor? lengths, Tensor? reset, int window, str clip, float bound, bool initial) -> (Tensor[] dh0, Tensor[] dc0)");
+      "Tensor? lengths, Tensor? reset, int window, str clip, float bound, bool initial) "
+      "-> (Tensor[] dh0, Tensor[] dc0)");
 }
 
 using Tensors = std::vector<Tensor>;
