@@ -15,6 +15,7 @@ from benchmarks import (
     contest,
     device,
     flow,
+    gpu_estimates,
     memory,
     providers,
     sequences,
@@ -157,13 +158,10 @@ def _gpu() -> tuple[Case, ...]:
 
 
 def _gpu_stacks() -> tuple[Case, ...]:
-    listed = ((2, "512,16,256,256"), (4, "512,1,256,256"), (4, "512,16,256,256"))
-    listed += ((6, "512,10,256,256"), (4, "512,64,256,256"), (4, "512,16,512,512"))
     return tuple(
-        Case(cell, shape, layers=layers)
+        Case(cell, Shape(512, B, H, H), layers=layers)
         for cell in ("LSTM", "GRU")
-        for layers, text in listed
-        for shape in shapes(text)
+        for layers, B, H in gpu_estimates.STACKS
     )
 
 

@@ -134,8 +134,10 @@ def of_call(call: Call) -> str:
     norm, projected = call.clip.kind == "norm", bool(call.w_hr)
 
     def of_pass(backward: bool, rows: int, steps: int) -> Plan:
-        sizes = (call.cell_name, backward, precision, H, rows, len(call.w_hh), device)
-        return plan(*sizes, projected, norm and backward, layers=call.stack, steps=steps)
+        return plan(
+            call.cell_name, backward, precision, H, rows, len(call.w_hh), device, projected,
+            norm and backward, call.stack, steps,
+        )  # fmt: skip
 
     forward, backward = of_pass(False, B, T), of_pass(True, B * windows, min(T, call.window or T))
     return f"forward in {forward}; backward in {backward}"
