@@ -17,6 +17,9 @@ def batch_invariant() -> bool:
 def set_cuda_family(name: str) -> None:
     """Which kernels run layers on a GPU: auto, stepwise, cluster or grid; for tests, benchmarks."""
 
+def set_cuda_stacks(name: str) -> None:
+    """How the layers of a stack run on a GPU: auto, in turn or together; for tests, benchmarks."""
+
 def cuda_plan(
     cell: str,
     backward: bool,
@@ -27,6 +30,8 @@ def cuda_plan(
     rows: int,
     D: int,
     device: tuple[int, int, int, int],
+    layers: int,
+    steps: int,
 ) -> dict[str, Any]:
     """How a persistent kernel would be laid out over a device, or why it would not."""
 
