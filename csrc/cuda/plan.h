@@ -58,8 +58,8 @@ struct Layout {
   int64_t exchange, partial, staging, state, squares, slots;  // weights lie at 0
   int64_t fed_weights, fed_rows, fed_partial;                 // of the product with what feeds a stage
   int64_t shared_bytes;
-  int64_t flags,
-      global_bytes;  // of a group, in global memory: what it exchanges; from `flags` on, how far its tiles are
+  // Of a group, in global memory: what it exchanges and, from `flags` on, how far its tiles are.
+  int64_t flags, global_bytes;
 
   RNN_HD int fed_pitch() const { return slices.tails + kChunkBytes; }
   RNN_HD int64_t fed_bytes() const { return int64_t(slices.rows) * fed_pitch(); }
