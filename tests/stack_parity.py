@@ -27,7 +27,7 @@ def make(case: Case, layers: int, dtype: torch.dtype, device: str = "cpu") -> li
 
 
 def masks(calls: list[Call], p: float) -> list[Tensor]:
-    """What falls between any two layers, y of dropout: 0, or 1 / (1 - p) in a share p."""
+    """Factors of dropout between any two layers, [T, B, H]: 0 for a share p, else 1 / (1 - p)."""
     gen = torch.Generator().manual_seed(3)
     shape = *calls[0].x.shape[:2], calls[0].h0.size(2)
     kept = [torch.rand(shape, generator=gen) >= p for _ in calls[1:]] if p else []
