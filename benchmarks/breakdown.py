@@ -65,9 +65,20 @@ class Loop:
         self.c0 = self.h0 if self.name == "lstm" else None
 
     def forward(self, save: bool) -> tuple[Tensor, ...]:
-        lists: list[list[Tensor]] = [[self.w_ih], [self.w_hh], [self.bias[0]], [self.bias[1]], []]
+        lists = [self.w_ih], [self.w_hh], [self.bias[0]], [self.bias[1]], None
         found: tuple[Tensor, ...] = torch.ops.rnnkernels.sequence_forward(
-            self.name, self.x, *lists, self.h0, self.c0, None, None, save, False, 0, *NO_WINDOW
+            self.name,
+            self.x,
+            *lists,
+            self.h0,
+            self.c0,
+            None,
+            None,
+            None,
+            save,
+            False,
+            0,
+            *NO_WINDOW,
         )
         return found
 
@@ -81,8 +92,9 @@ class Loop:
             None,
             None,
             [self.w_hh],
-            [],
+            None,
             *states,
+            None,
             None,
             None,
             *NO_WINDOW,

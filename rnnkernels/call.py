@@ -37,7 +37,7 @@ class Call(NamedTuple):
     """One layer over one sequence, both directions at once. Lists hold one tensor per direction."""
 
     cell_name: str
-    x: Tensor  # [T, B, I]
+    x: Tensor  # [T, B, I]; packed: [N, I]
     w_ih: list[Tensor]  # [G*H, I] each
     w_hh: list[Tensor]  # [G*H, R] each
     b_ih: list[Tensor]  # [G*H] each; empty: no bias
@@ -46,17 +46,28 @@ class Call(NamedTuple):
     h0: Tensor  # [D, B, R]
     c0: Tensor | None  # [D, B, H] where the cell has a c
     lengths: Tensor | None  # [B] int64
-    reset: Tensor | None  # [T, B] bool
+    reset: Tensor | None  # [T, B] bool; packed: [N]
     all_c: bool = False  # return every c
     layer: int = -1  # for the names of parameters in errors; -1: a single cell
     window: int = 0  # no gradient crosses a boundary of windows of so many steps; 0: no windows
     clip: Clip = NO_CLIP
     flow: Callable[[Tensor], None] | None = None  # takes |dL/dh_t| [T, B, D] when backward has run
     stack: int = 1  # layers of its stack, if a backend may run all of them at once
+    #: Of packed steps, without padding: rows stand longest first and none is empty, and of each
+    #: step t only those that reach it, from place ``starts[t]`` on. [T + 1] int64.
+    starts: Tensor | None = None
 
     @property
     def cell(self) -> Cell:
         return CELLS[self.cell_name]
+
+    @property
+    def T(self) -> int:
+        return self.x.size(0) if self.starts is None else self.starts.size(0) - 1
+
+    @property
+    def B(self) -> int:
+        return self.h0.size(1)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -79,7 +90,7 @@ def needs_gradient(tensors: Iterable[Tensor]) -> bool:
 
 
 class Result(NamedTuple):
-    """What a layer returns."""
+    """What a layer returns; packed, [N] takes the place of [T, B]."""
 
     y: Tensor  # [T, B, D*R]; zero past the end of a row
     h_n: Tensor  # [D, B, R]: the state at each row's own end

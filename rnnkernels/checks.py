@@ -183,7 +183,7 @@ def parameters(call: Call) -> None:
             f"w_hr: a projection needs a cell with a state beside h, got {call.cell_name!r}"
         )
     for name, tensors, shape in (
-        ("weight_ih", call.w_ih, (G * H, call.x.size(2))),
+        ("weight_ih", call.w_ih, (G * H, call.x.size(-1))),
         ("weight_hh", call.w_hh, (G * H, R)),
         ("bias_ih", call.b_ih, (G * H,)),
         ("bias_hh", call.b_hh, (G * H,)),
@@ -256,8 +256,8 @@ def packed(input: PackedSequence) -> None:
         )
 
 
-def lengths(value: Any, T: int, B: int, device: torch.device) -> Tensor:
-    """``lengths`` as int64 [B] on the input's device.
+def lengths(value: Any, T: int, B: int) -> Tensor:
+    """``lengths`` as int64 [B].
 
     Values are checked where they can be read without waiting for a device.
     """
@@ -281,7 +281,7 @@ def lengths(value: Any, T: int, B: int, device: torch.device) -> Tensor:
                 f"lengths: expected values from 0 to {T}, the length of the input, "
                 f"got {low if low < 0 else high}"
             )
-    return value.to(device=device, dtype=torch.int64)
+    return value.to(torch.int64)
 
 
 def reset(value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -128,7 +128,7 @@ def of_call(call: Call) -> str:
     """For a call on a CUDA device, in words: forward, and the backward that would follow."""
     dtype = str(call.x.dtype).removeprefix("torch.")
     precision = "tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else dtype
-    T, B, _ = call.x.shape
+    T, B = call.T, call.B
     windows = -(-T // call.window) if 0 < call.window < T else 1
     device, H = Device.of(call.x.device), call.w_hh[0].size(0) // call.cell.G
     norm, projected = call.clip.kind == "norm", bool(call.w_hr)

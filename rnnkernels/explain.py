@@ -102,7 +102,7 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
 
 
 def _describe(call: Call) -> str:
-    T, B, I = call.x.shape
+    T, B, I = call.T, call.B, call.x.size(-1)
     H = call.w_ih[0].size(0) // call.cell.G
     sizes = f"T={T}, B={B}, I={I}, D={len(call.w_hh)}, H={H}"
     if call.w_hr:

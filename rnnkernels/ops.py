@@ -35,6 +35,7 @@ else:
     missing = None
 
 MaybeTensor = Tensor | None
+MaybeList = Sequence[Tensor] | None
 
 
 def build_info() -> dict[str, Any]:
@@ -93,12 +94,13 @@ def _called(forward: Callable[..., Any], call: Call) -> Result:
         call.x,
         call.w_ih,
         call.w_hh,
-        call.b_ih,
-        call.b_hh,
-        call.w_hr,
+        call.b_ih or None,
+        call.b_hh or None,
+        call.w_hr or None,
         call.h0,
         call.c0,
         call.lengths,
+        call.starts,
         call.reset,
         save,
         call.all_c,
@@ -114,7 +116,7 @@ def _called(forward: Callable[..., Any], call: Call) -> Result:
 def run_stack(calls: list[Call], masks: Sequence[Tensor] = ()) -> list[Result]:
     """Runs layers of one direction, each on the y of the one before it, through one compiled op.
 
-    ``masks`` are the factors of these y, one ``[T, B, H]`` between any two layers, or none. The
+    ``masks`` are the factors of these y, one of their shape between any two layers, or none. The
     first call's options are those of all; no layer has a projection or another x than that y.
     """
     first = calls[0]
@@ -124,12 +126,13 @@ def run_stack(calls: list[Call], masks: Sequence[Tensor] = ()) -> list[Result]:
         first.x,
         [w for call in calls for w in call.w_ih],
         [w for call in calls for w in call.w_hh],
-        [b for call in calls for b in call.b_ih],
-        [b for call in calls for b in call.b_hh],
+        [b for call in calls for b in call.b_ih] or None,
+        [b for call in calls for b in call.b_hh] or None,
         [call.h0 for call in calls],
-        [call.c0 for call in calls if call.c0 is not None],
-        masks,
+        [call.c0 for call in calls if call.c0 is not None] or None,
+        masks or None,
         first.lengths,
+        first.starts,
         first.reset,
         save,
         first.all_c,
@@ -142,7 +145,7 @@ def run_stack(calls: list[Call], masks: Sequence[Tensor] = ()) -> list[Result]:
     ]
 
 
-def _same_device(like: Tensor, layer: int = -1, **others: MaybeTensor | Sequence[Tensor]) -> None:
+def _same_device(like: Tensor, layer: int = -1, **others: MaybeTensor | MaybeList) -> None:
     """A meta tensor among the arguments brings a call here, whatever the device of the others."""
     for name, value in others.items():
         for d, t in enumerate([value] if isinstance(value, Tensor) else value or ()):
@@ -158,12 +161,13 @@ def _fake_forward(
     x: Tensor,
     w_ih: Sequence[Tensor],
     w_hh: Sequence[Tensor],
-    b_ih: Sequence[Tensor],
-    b_hh: Sequence[Tensor],
-    w_hr: Sequence[Tensor],
+    b_ih: MaybeList,
+    b_hh: MaybeList,
+    w_hr: MaybeList,
     h0: Tensor,
     c0: MaybeTensor,
     lengths: MaybeTensor,
+    starts: MaybeTensor,
     reset: MaybeTensor,
     save: bool,
     all_c: bool,
@@ -172,10 +176,10 @@ def _fake_forward(
     clip: str,
     bound: float,
 ) -> tuple[Tensor, ...]:
-    _same_device(x, hx=h0, cx=c0, lengths=lengths, reset=reset)
+    _same_device(x, hx=h0, cx=c0, lengths=lengths, starts=starts, reset=reset)
     weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
     _same_device(x, layer, **weights, weight_hr=w_hr)
-    T, B, D = x.size(0), x.size(1), len(w_hh)
+    steps, B, D = x.shape[:-1], h0.size(1), len(w_hh)  # steps: [T, B], or packed [N]
     H, R = (h0 if c0 is None else c0).size(2), h0.size(2)
     K = CELLS[cell].K
 
@@ -183,12 +187,12 @@ def _fake_forward(
         return x.new_empty(shape if yes else (0,))
 
     return (
-        x.new_empty((T, B, D * R)),
+        x.new_empty((*steps, D * R)),
         x.new_empty((D, B, R)),
         kept(c0 is not None, D, B, H),
-        kept(c0 is not None and (save or all_c), T, B, D, H),
-        kept(save and len(w_hr) > 0, T, B, D, H),
-        kept(save and K > 0, T, B, D, K * H),
+        kept(c0 is not None and (save or all_c), *steps, D, H),
+        kept(save and bool(w_hr), *steps, D, H),
+        kept(save and K > 0, *steps, D, K * H),
     )
 
 
@@ -199,13 +203,14 @@ def _fake_backward(
     dc_n: MaybeTensor,
     dc: MaybeTensor,
     w_hh: Sequence[Tensor],
-    w_hr: Sequence[Tensor],
+    w_hr: MaybeList,
     h0: Tensor,
     c0: MaybeTensor,
     y: Tensor,
     c: Tensor,
     saved: Tensor,
     lengths: MaybeTensor,
+    starts: MaybeTensor,
     reset: MaybeTensor,
     window: int,
     clip: str,
@@ -215,17 +220,17 @@ def _fake_backward(
     invariant: bool,
 ) -> tuple[Tensor, ...]:
     _same_device(y, dy=dy, dh_n=dh_n, dc_n=dc_n, dc=dc, w_hh=w_hh, w_hr=w_hr, h0=h0, c0=c0)
-    _same_device(y, c=c, saved=saved, lengths=lengths, reset=reset)
-    T, B, D = y.size(0), y.size(1), len(w_hh)
+    _same_device(y, c=c, saved=saved, lengths=lengths, starts=starts, reset=reset)
+    steps, B, D = y.shape[:-1], h0.size(1), len(w_hh)
     H, R = (h0 if c0 is None else c0).size(2), h0.size(2)
     contract = CELLS[cell]
     return (
-        y.new_empty((T, B, D, (contract.G + contract.A) * H)),
+        y.new_empty((*steps, D, (contract.G + contract.A) * H)),
         y.new_empty((D, B, R) if initial else (0,)),
         y.new_empty((D, B, H) if initial and c0 is not None else (0,)),
-        y.new_empty((T, B, D, R) if len(w_hr) > 0 else (0,)),
+        y.new_empty((*steps, D, R) if w_hr else (0,)),
         y.new_empty(
-            (T, B, D) if flow else (0,),
+            (*steps, D) if flow else (0,),
             dtype=torch.float64 if y.dtype == torch.float64 else torch.float32,
         ),
     )
@@ -233,7 +238,7 @@ def _fake_backward(
 
 def _fake_input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
     _same_device(dgates, w_ih=w_ih)
-    return dgates.new_empty((dgates.size(0), dgates.size(1), w_ih[0].size(1)))
+    return dgates.new_empty((*dgates.shape[:-2], w_ih[0].size(1)))
 
 
 def _fake_backward_over_saved(*arguments: Any) -> tuple[Tensor, ...]:
@@ -245,12 +250,13 @@ def _fake_stack_forward(
     x: Tensor,
     w_ih: Sequence[Tensor],
     w_hh: Sequence[Tensor],
-    b_ih: Sequence[Tensor],
-    b_hh: Sequence[Tensor],
+    b_ih: MaybeList,
+    b_hh: MaybeList,
     h0: Sequence[Tensor],
-    c0: Sequence[Tensor],
-    masks: Sequence[Tensor],
+    c0: MaybeList,
+    masks: MaybeList,
     lengths: MaybeTensor,
+    starts: MaybeTensor,
     reset: MaybeTensor,
     save: bool,
     all_c: bool,
@@ -258,21 +264,23 @@ def _fake_stack_forward(
     clip: str,
     bound: float,
 ) -> tuple[list[Tensor], ...]:
-    _same_device(x, hx=h0, cx=c0, masks=masks, lengths=lengths, reset=reset)
+    _same_device(x, hx=h0, cx=c0, masks=masks, lengths=lengths, starts=starts, reset=reset)
     for layer in range(len(w_hh)):
         weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
-        _same_device(x, layer, **{name: w[layer : layer + 1] for name, w in weights.items()})
-    T, B, H, K, has_c = x.size(0), x.size(1), h0[0].size(2), CELLS[cell].K, len(c0) > 0
+        _same_device(
+            x, layer, **{name: (w or ())[layer : layer + 1] for name, w in weights.items()}
+        )
+    steps, (_, B, H), K, has_c = x.shape[:-1], h0[0].shape, CELLS[cell].K, bool(c0)
 
     def each(yes: bool, *shape: int | torch.SymInt) -> list[Tensor]:
         return [x.new_empty(shape) for _ in w_hh] if yes else []
 
     return (
-        each(True, T, B, H),
+        each(True, *steps, H),
         each(True, 1, B, H),
         each(has_c, 1, B, H),
-        each(has_c and (save or all_c), T, B, 1, H),
-        each(save and K > 0, T, B, 1, K * H),
+        each(has_c and (save or all_c), *steps, 1, H),
+        each(save and K > 0, *steps, 1, K * H),
     )
 
 
@@ -282,15 +290,16 @@ def _fake_stack_backward(
     dh_n: Sequence[MaybeTensor],
     dc_n: Sequence[MaybeTensor],
     dc: Sequence[MaybeTensor],
-    w_ih: Sequence[Tensor],
+    w_ih: MaybeList,
     w_hh: Sequence[Tensor],
     h0: Sequence[Tensor],
-    c0: Sequence[Tensor],
-    masks: Sequence[Tensor],
+    c0: MaybeList,
+    masks: MaybeList,
     y: Sequence[Tensor],
-    c: Sequence[Tensor],
-    saved: Sequence[Tensor],
+    c: MaybeList,
+    saved: MaybeList,
     lengths: MaybeTensor,
+    starts: MaybeTensor,
     reset: MaybeTensor,
     window: int,
     clip: str,
@@ -301,16 +310,16 @@ def _fake_stack_backward(
     outside = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "dc": dc}
     given = {name: [t for t in grads if t is not None] for name, grads in outside.items()}
     _same_device(like, -1, **given, w_ih=w_ih, w_hh=w_hh, h0=h0, c0=c0, y=y, c=c, saved=saved)
-    _same_device(like, masks=masks, lengths=lengths, reset=reset)
-    T, B, H, contract = like.size(0), like.size(1), h0[0].size(2), CELLS[cell]
+    _same_device(like, masks=masks, lengths=lengths, starts=starts, reset=reset)
+    steps, (_, B, H), contract = like.shape[:-1], h0[0].shape, CELLS[cell]
 
     def each(yes: bool, *shape: int | torch.SymInt) -> list[Tensor]:
         return [like.new_empty(shape) for _ in w_hh] if yes else []
 
     return (
-        each(True, T, B, 1, (contract.G + contract.A) * H),
+        each(True, *steps, 1, (contract.G + contract.A) * H),
         each(initial, 1, B, H),
-        each(initial and len(c0) > 0, 1, B, H),
+        each(initial and bool(c0), 1, B, H),
     )
 
 
@@ -327,12 +336,13 @@ def _differentiable_gradients(
     x: Tensor,
     w_ih: list[Tensor],
     w_hh: list[Tensor],
-    b_ih: list[Tensor],
-    b_hh: list[Tensor],
-    w_hr: list[Tensor],
+    b_ih: list[Tensor] | None,
+    b_hh: list[Tensor] | None,
+    w_hr: list[Tensor] | None,
     h0: Tensor,
     c0: MaybeTensor,
     lengths: MaybeTensor,
+    starts: MaybeTensor,
     reset: MaybeTensor,
     window: int,
     clip: str,
@@ -341,14 +351,15 @@ def _differentiable_gradients(
     flow: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """The gradients of a layer as functions of all inputs, through the reference."""
-    inputs: list[Any] = [x, h0, c0, *w_ih, *w_hh, *b_ih, *b_hh, *w_hr]
+    groups = (w_ih, w_hh, b_ih or [], b_hh or [], w_hr or [])
+    inputs: list[Any] = [x, h0, c0, *(w for group in groups for w in group)]
     for i, t in enumerate(inputs):
         if i in wanted and not t.requires_grad:  # torch.func asks outside of its transform
             inputs[i] = t.detach().requires_grad_()
         elif t is not None:  # a node of its own: no path from one input to another counts
             inputs[i] = t.view_as(t)
     x, h0, c0, *rest = inputs
-    weights, groups = iter(rest), (w_ih, w_hh, b_ih, b_hh, w_hr)
+    weights = iter(rest)
     w_ih, w_hh, b_ih, b_hh, w_hr = (list(islice(weights, len(group))) for group in groups)
     norms: list[Tensor] = []
     call = Call(
@@ -363,6 +374,7 @@ def _differentiable_gradients(
         c0,
         lengths,
         reset,
+        starts=starts,
         all_c=True,
         window=window,
         clip=Clip(clip, bound),
@@ -381,7 +393,7 @@ def _differentiable_gradients(
         materialize_grads=True,
     )
     # A backward through this graph hands over more norms, which are none of dL/dh_t.
-    return list(found), norms[0] if norms else x.new_zeros(*x.shape[:2], len(w_hh))
+    return list(found), norms[0] if norms else x.new_zeros(*x.shape[:-1], len(w_hh))
 
 
 if _C is not None:

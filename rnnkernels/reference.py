@@ -22,15 +22,17 @@ def run(call: Call) -> Result:
     A row of length n takes part in steps 0 to n-1: past its end its output is zero and its state
     stands still; direction 1 starts at its own end. ``reset[t]`` zeroes the state that crosses
     the boundary between t-1 and t, in both directions; a boundary of windows stops the gradient.
+    Where steps are packed, only the rows that reach a step are there, and [N] takes the place of
+    [T, B].
     """
     directions = range(len(call.w_hh))
     flow = _Flow(call)
     parts = [run_direction(call, d, partial(flow.record, d)) for d in directions]
-    y = torch.cat([part[0] for part in parts], dim=2)
+    y = torch.cat([part[0] for part in parts], dim=-1)
     h_n = torch.stack([part[1] for part in parts])
     if call.c0 is None:
         return Result(y, h_n, None, None)
-    c = torch.stack([part[3] for part in parts], dim=2) if call.all_c else None
+    c = torch.stack([part[3] for part in parts], dim=-2) if call.all_c else None
     return Result(y, h_n, torch.stack([part[2] for part in parts]), c)
 
 
@@ -39,18 +41,27 @@ class _Flow:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self.norms: Tensor | None = None  # [T, B, D]
+        self.norms: Tensor | None = None  # [T, B, D]; packed: [N, D]
         self.backward = -1
 
     def record(self, d: int, t: int, dh: Tensor) -> None:
         backward = torch._C._current_graph_task_id()
         if self.norms is None or self.backward != backward:
             self.backward = backward
-            T, B, _ = self.call.x.shape
-            self.norms = dh.new_zeros(T, B, len(self.call.w_hh))
+            self.norms = dh.new_zeros(*self.call.x.shape[:-1], len(self.call.w_hh))
             assert self.call.flow is not None
             self.call.flow(self.norms)  # filled step by step from here on
-        self.norms[t, :, d] = torch.linalg.vector_norm(dh.detach(), dim=-1)
+        _at_step(self.call, self.norms[..., d], t).copy_(
+            torch.linalg.vector_norm(dh.detach(), dim=-1)
+        )
+
+
+def _at_step(call: Call, t: Tensor, step: int) -> Tensor:
+    """The rows at a step of a tensor [T, B, ...]; of a packed one, as many as reach it."""
+    if call.starts is None:
+        return t[step]
+    first, last = call.starts[step : step + 2].tolist()
+    return t[first:last]
 
 
 def run_direction(
@@ -60,11 +71,13 @@ def run_direction(
 
     ``record(t, dh)`` is handed the gradient of every h on backward, if ``call.flow`` asks for it.
     """
-    cell, T = call.cell, call.x.size(0)
+    cell, T, packed = call.cell, call.T, call.starts is not None
     b_ih = call.b_ih[d] if call.b_ih else None
     b_hh = call.b_hh[d] if call.b_hh else None
     gx = F.linear(call.x, call.w_ih[d], b_ih)  # [T, B, G*H]
-    state = [call.h0[d]] if call.c0 is None else [call.h0[d], call.c0[d]]
+    initial = [call.h0[d]] if call.c0 is None else [call.h0[d], call.c0[d]]
+    state = [s[:0] for s in initial] if packed and d == 1 else initial
+    ended: list[list[Tensor]] = []  # states of packed rows that have no further steps
     outputs: list[list[Tensor]] = [[] for _ in range(T)]
 
     def step(gx: Tensor, prev: list[Tensor]) -> list[Tensor]:
@@ -78,38 +91,48 @@ def run_direction(
         return next
 
     if T == 0:  # a step over nothing: empty outputs that depend on every tensor all the same
-        empty = step(gx, [s[None][:0] for s in state])
-        return empty[0], state[0], state[-1], empty[-1]
+        empty = step(gx, [s[None][:0] for s in initial])
+        return empty[0], initial[0], initial[-1], empty[-1]
 
     for t in range(T) if d == 0 else reversed(range(T)):
-        active = None if call.lengths is None else (t < call.lengths)[:, None]  # [B, 1]
+        gx_t = _at_step(call, gx, t)
+        n = gx_t.size(0)  # rows that are there: all, unless steps are packed
+        lengths = None if call.lengths is None else call.lengths[:n]
+        active = None if lengths is None or packed else (t < lengths)[:, None]  # [B, 1]
         cut = boundary(call, d, t)
+        if n < state[0].size(0):
+            ended.append([s[n:] for s in state])
+            state = [s[:n] for s in state]
+        elif n > state[0].size(0):
+            begin = slice(state[0].size(0), n)
+            state = [torch.cat([s, first[begin]]) for s, first in zip(state, initial, strict=True)]
         prev = state if cut is None else [s.masked_fill(cut, 0) for s in state]
         if call.window and starts_window(call, d, t):
-            inside = None if call.lengths is None else (t + d < call.lengths)[:, None]
+            inside = None if lengths is None else (t + d < lengths)[:, None]
             prev = [
                 s.detach() if inside is None else torch.where(inside, s.detach(), s) for s in prev
             ]
-        next = step(gx[t], prev)
+        next = step(gx_t, prev)
         if record is not None and call.flow is not None and next[0].requires_grad:
             next[0].register_hook(partial(record, t))  # type: ignore[no-untyped-call]
         if active is None:
-            state = next
-            outputs[t] = next
+            state = outputs[t] = next
         else:
             state = [torch.where(active, n, s) for n, s in zip(next, state, strict=True)]
             outputs[t] = [n.masked_fill(~active, 0) for n in next]
 
-    def stack(slot: int) -> Tensor:
-        return torch.stack([out[slot] for out in outputs])
+    def join(slot: int) -> Tensor:
+        steps = [out[slot] for out in outputs]
+        return torch.cat(steps) if packed else torch.stack(steps)
 
-    return stack(0), state[0], state[-1], stack(-1)
+    finals = [torch.cat(parts) for parts in zip(state, *reversed(ended), strict=True)]
+    return join(0), finals[0], finals[-1], join(-1)
 
 
 def starts_window(call: Call, d: int, t: int) -> bool:
     """Whether direction d enters another window with its step at t."""
     first = t if d == 0 else t + 1  # of the later window
-    return first % call.window == 0 and 0 < first < call.x.size(0)
+    return first % call.window == 0 and 0 < first < call.T
 
 
 class _Bound(torch.autograd.Function):
@@ -138,10 +161,13 @@ def boundary(call: Call, d: int, t: int) -> Tensor | None:
     if call.reset is None:
         return None
     if d == 0:
-        return call.reset[t][:, None]
-    if t + 1 == call.x.size(0):
+        return _at_step(call, call.reset, t)[:, None]
+    if t + 1 == call.T:
         return None
-    cut = call.reset[t + 1]
+    cut = _at_step(call, call.reset, t + 1)
+    if call.starts is not None:  # rows that end at t have no boundary behind it
+        first, last = call.starts[t : t + 2].tolist()
+        return F.pad(cut, (0, last - first - cut.size(0)))[:, None]
     if call.lengths is not None:
         cut = cut & (t + 1 < call.lengths)  # a reset in the padding is no boundary of the row
     return cut[:, None]

@@ -18,6 +18,7 @@ from rnnkernels import backends, checks, truncation
 from rnnkernels.call import NO_CLIP, Call, Clip, needs_gradient
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import Truncate
+from rnnkernels.packing import Packed, Rows
 from rnnkernels.truncation import Outputs
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -166,32 +167,53 @@ def _forward_packed(
     return_all_states: bool,
 ) -> Any:
     checks.packed(input)
-    if input.data.dim() != 2:
-        raise RuntimeError(f"input must have 2 dimensions, got {input.data.dim()}")
+    data, sizes, order, back = input
+    if data.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+    T, B = sizes.size(0), int(sizes[0])
     # Inside, rows stand in the order of the packed data: longest first.
-    padded, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
-    order, back = input.sorted_indices, input.unsorted_indices
     initial = None if hx is None else _checked_structure(spec, hx, 3)
-    if initial is not None:
-        _check_states(spec, initial, padded)
-        if order is not None:
-            initial = [s.index_select(1, order) for s in initial]
+    initial = _checked(spec, data, B, initial, weights)
+    if hx is not None and order is not None:
+        initial = [s.index_select(1, order) for s in initial]
     if reset is not None:
-        T, B = padded.shape[:2]
-        reset = checks.reset(reset, (B, T) if spec.batch_first else (T, B), padded.device)
+        reset = checks.reset(reset, (B, T) if spec.batch_first else (T, B), data.device)
         reset = reset.transpose(0, 1) if spec.batch_first else reset
         reset = reset if order is None else reset.index_select(1, order)
-    y, states, all_states = _stack(
-        spec, padded, initial, weights, lengths, reset, return_all_states
-    )
+    packed = Packed.of_batch_sizes(sizes, data.device)
+    shared = weights, return_all_states
+    if data.size(0) == T * B:  # nobody is shorter than others
+        outputs = _run(spec, data.view(T, B, -1), initial, None, None, reset, *shared)
 
-    def restore(t: Tensor) -> PackedSequence:
-        data, sizes = _VF._pack_padded_sequence(t, lengths, False)
-        return PackedSequence(data, sizes, order, back)
+        def restore(t: Tensor) -> PackedSequence:
+            return PackedSequence(t.flatten(0, 1), sizes, order, back)
 
+    elif _keeps_padding(spec):
+        padded, _ = pad_packed_sequence(PackedSequence(data, sizes))
+        outputs = _run(spec, padded, initial, packed.lengths, None, reset, *shared)
+
+        def restore(t: Tensor) -> PackedSequence:
+            values, _ = _VF._pack_padded_sequence(t, packed.lengths.cpu(), False)
+            return PackedSequence(values, sizes, order, back)
+
+    else:
+        if reset is not None:
+            reset, _ = _VF._pack_padded_sequence(reset, packed.lengths.cpu(), False)
+        outputs = _run(spec, data, initial, *packed, reset, *shared)
+
+        def restore(t: Tensor) -> PackedSequence:
+            return PackedSequence(t, sizes, order, back)
+
+    y, states, all_states = outputs
     if back is not None:
         states = [s.index_select(1, back) for s in states]
     return _results(spec, restore(y), states, all_states, restore, return_all_states)
+
+
+def _keeps_padding(spec: Spec) -> bool:
+    """Whether something needs all rows to be of one length: who looks on, and the overlapping
+    windows of a pair."""
+    return backends.observed() or isinstance(spec.truncate, tuple)
 
 
 def _results(
@@ -229,13 +251,26 @@ def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
     return states
 
 
-def _check_states(spec: Spec, hx: list[Tensor], input: Tensor) -> None:
-    autocast = checks.autocast(input.device)
-    rows = spec.num_layers * spec.D, input.size(1)
-    for slot, (s, width) in enumerate(zip(hx, (spec.R, spec.hidden_size), strict=False)):
+def _checked(
+    spec: Spec, x: Tensor, B: int, hx: list[Tensor] | None, weights: Sequence[Sequence[Tensor]]
+) -> list[Tensor]:
+    """The initial states, after a check of them and of the input [..., I] of B rows."""
+    autocast = checks.autocast(x.device)
+    checks.input_like_weight(x, weights[0][0], autocast)
+    if x.size(-1) != spec.input_size:
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {spec.input_size}, got {x.size(-1)}"
+        )
+    rows = spec.num_layers * spec.D, B
+    widths = (spec.R, spec.hidden_size) if spec.has_c else (spec.R,)
+    if hx is None:
+        return [x.new_zeros(*rows, width) for width in widths]
+    for slot, (s, width) in enumerate(zip(hx, widths, strict=True)):
         name = f"hidden[{slot}]" if spec.has_c else "hidden"
         message = f"Expected {name} size {{}}, got {{}}"
-        checks.state(("hx", "cx")[slot], s, input, (*rows, width), message, autocast)
+        checks.state(("hx", "cx")[slot], s, x, (*rows, width), message, autocast)
+    return hx
 
 
 def _stack(
@@ -248,32 +283,47 @@ def _stack(
     return_all_states: bool,
 ) -> Outputs:
     """All layers over a batch: x [T, B, I], hx [L*D, B, R] and [L*D, B, H], reset [T, B]."""
-    R, H = spec.R, spec.hidden_size
-    autocast = checks.autocast(x.device)
-    checks.input_like_weight(x, weights[0][0], autocast)
-    if x.size(-1) != spec.input_size:
-        raise RuntimeError(
-            "input.size(-1) must be equal to input_size. "
-            f"Expected {spec.input_size}, got {x.size(-1)}"
-        )
     T, B = x.size(0), x.size(1)
-    if hx is None:
-        rows = spec.num_layers * spec.D, B
-        hx = [x.new_zeros(*rows, R), *([x.new_zeros(*rows, H)] if spec.has_c else [])]
-    else:
-        _check_states(spec, hx, x)
+    hx = _checked(spec, x, B, hx, weights)
     if lengths is not None:
-        lengths = checks.lengths(lengths, T, B, x.device)
-    if autocast:
+        lengths = checks.lengths(lengths, T, B)
+        rows = None if _keeps_padding(spec) else Rows.worth_packing(lengths, T, x.device)
+        if rows is not None:
+            entering = [rows.enter(s) for s in hx]
+            reset = None if reset is None else rows.pack(reset)
+            y, finals, everything = _run(
+                spec, rows.pack(x), entering, *rows.packed, reset, weights, return_all_states
+            )
+            finals = [
+                rows.leave(s.to(final.dtype), final) for s, final in zip(hx, finals, strict=True)
+            ]
+            everything = [[rows.unpack(t) for t in kind] for kind in everything]
+            return Outputs(rows.unpack(y), finals, everything)
+        lengths = lengths.to(x.device)
+    return _run(spec, x, hx, lengths, None, reset, weights, return_all_states)
+
+
+def _run(
+    spec: Spec,
+    x: Tensor,
+    hx: list[Tensor],
+    lengths: Tensor | None,
+    starts: Tensor | None,
+    reset: Tensor | None,
+    weights: Sequence[Sequence[Tensor]],
+    return_all_states: bool,
+) -> Outputs:
+    """The same after all checks, over padded or packed steps; see :class:`packing.Packed`."""
+    if checks.autocast(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, hx = cast(x, dtype), [cast(s, dtype) for s in hx]
         weights = [[cast(w, dtype) for w in group] for group in weights]
 
-    run = partial(_layers, spec, weights)
+    run = partial(_layers, spec, weights, starts)
     drop = partial(F.dropout, p=spec.dropout) if spec.drops else None
     backward = needs_gradient((x, *hx, *(w for group in weights for w in group)))
-    if lengths is not None and backward:
-        padding = torch.arange(T, device=x.device)[:, None] >= lengths  # [T, B]
+    if lengths is not None and starts is None and backward:
+        padding = torch.arange(x.size(0), device=x.device)[:, None] >= lengths  # [T, B]
         x = x.masked_fill(padding[:, :, None], 0)  # what stands there reaches no gradient
     if isinstance(spec.truncate, tuple) and backward:
         return truncation.overlapping(
@@ -285,6 +335,7 @@ def _stack(
 def _layers(
     spec: Spec,
     weights: Sequence[Sequence[Tensor]],
+    starts: Tensor | None,
     x: Tensor,
     hx: list[Tensor],
     lengths: Tensor | None,
@@ -294,7 +345,7 @@ def _layers(
 ) -> Outputs:
     """All layers, with ``dropout(layer, y)`` between them: at once where the backend offers that,
     else one after another."""
-    D, L, shared = spec.D, spec.num_layers, (hx, lengths, reset, return_all_states)
+    D, L, shared = spec.D, spec.num_layers, (hx, lengths, starts, reset, return_all_states)
     call = _call(spec, weights, 0, x, *shared)
     at_once = None
     if L > 1 and spec.chained and (run_stack := backends.stack_runner(call, spec.backend)):
@@ -314,7 +365,7 @@ def _layers(
         if result.c_n is not None:
             finals[1].append(result.c_n)
         if return_all_states:
-            everything[0].append(result.y.view(*result.y.shape[:2], D, spec.R))
+            everything[0].append(result.y.view(*result.y.shape[:-1], D, spec.R))
             if result.c is not None:
                 everything[1].append(result.c)
         x = _merge(result.y, spec)
@@ -329,7 +380,7 @@ def _masks(spec: Spec, x: Tensor, dropout: Callable[[int, Tensor], Tensor]) -> l
     none where nothing falls out."""
     if not spec.drops:
         return []
-    ones = x.new_ones(*x.shape[:2], spec.hidden_size)  # like any y
+    ones = x.new_ones(*x.shape[:-1], spec.hidden_size)  # like any y
     return [dropout(layer, ones) for layer in range(spec.num_layers - 1)]
 
 
@@ -340,6 +391,7 @@ def _call(
     x: Tensor,
     hx: list[Tensor],
     lengths: Tensor | None,
+    starts: Tensor | None,
     reset: Tensor | None,
     return_all_states: bool,
 ) -> Call:
@@ -366,6 +418,7 @@ def _call(
         window=spec.truncate if isinstance(spec.truncate, int) else 0,
         clip=spec.grad_clip,
         stack=spec.num_layers if spec.chained else 1,
+        starts=starts,
     )
 
 

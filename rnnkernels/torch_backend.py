@@ -22,7 +22,7 @@ def refusal(call: Call) -> str | None:
     """None where torch.nn can run this call, else the reason why not."""
     if call.cell_name not in _FUNCTIONS:
         return f"torch.nn has no cell {call.cell_name!r}"
-    if call.lengths is not None:
+    if call.lengths is not None and call.starts is None:
         return "torch.nn takes no lengths"
     if call.reset is not None:
         return "torch.nn takes no reset"
@@ -36,7 +36,7 @@ def refusal(call: Call) -> str | None:
         return "torch.nn does not return every c"
     if len(call.b_ih) != len(call.b_hh):
         return "torch.nn has two biases or none"
-    if call.x.size(0) == 0:
+    if call.T == 0:
         return "torch.nn takes no empty sequence"
     return None
 
@@ -48,15 +48,16 @@ def run(call: Call) -> Result:
         lists = (call.w_ih, call.w_hh, call.b_ih, call.b_hh, call.w_hr)
         weights += [tensors[d] for tensors in lists if tensors]
     hx = call.h0 if call.c0 is None else (call.h0, call.c0)
-    y, *states = _FUNCTIONS[call.cell_name](
-        call.x,
-        hx,
-        weights,
+    options = (
         bool(call.b_ih),
         1,  # layers
         0.0,  # dropout
         torch.is_grad_enabled(),  # cuDNN keeps what backward needs only in training mode
         len(call.w_hh) == 2,
-        False,  # batch_first
     )
+    function = _FUNCTIONS[call.cell_name]
+    if call.starts is None:
+        y, *states = function(call.x, hx, weights, *options, False)  # batch_first
+    else:
+        y, *states = function(call.x, call.starts.diff().cpu(), hx, weights, *options)
     return Result(y, states[0], states[1] if len(states) > 1 else None, None)

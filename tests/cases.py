@@ -88,7 +88,16 @@ def convert(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
 
 def forward_arguments(call: Call, *, save: bool = True) -> list[Any]:
     """The arguments of ``torch.ops.rnnkernels.sequence_forward``."""
-    return [*call[:11], save, call.all_c, call.layer, call.window, *call.clip]
+    return [
+        *call[:10],
+        call.starts,
+        call.reset,
+        save,
+        call.all_c,
+        call.layer,
+        call.window,
+        *call.clip,
+    ]
 
 
 def backward_arguments(
@@ -102,7 +111,7 @@ def backward_arguments(
     """The arguments of ``sequence_backward`` for dy, dh_n, dc_n and dc."""
     y, _, _, c, _, saved = (t.detach() for t in outputs)
     kept = call.w_hh, call.w_hr, call.h0, call.c0, y, c, saved
-    rows = call.lengths, call.reset
+    rows = call.lengths, call.starts, call.reset
     return [call.cell_name, *douts, *kept, *rows, call.window, *call.clip, flow, initial, False]
 
 

@@ -30,9 +30,11 @@ class Case:
     window: int = 0
     clip: Clip = field(default_factory=Clip)
     flow: bool = False
+    packed: bool = False  # in place of lengths
 
     def __str__(self) -> str:
-        options = [name for name in ("bias", "lengths", "reset", "flow") if getattr(self, name)]
+        names = ("bias", "lengths", "reset", "flow", "packed")
+        options = [name for name in names if getattr(self, name)]
         options += [f"window{self.window}"] * (self.window > 0)
         options += [f"{self.clip.kind}{self.clip.bound}"] * (self.clip.kind != "none")
         return "-".join([self.cell, f"D{self.D}T{self.T}B{self.B}H{self.H}R{self.R}", *options])
@@ -62,11 +64,19 @@ CASES = [
     *(Case("gru", 1, T=6, window=k, clip=clip) for k, clip in enumerate(CLIPS, 1)),
     *(Case("lstm", 2, T=6, R=3, window=k, flow=True) for k in WINDOWS),
     *(Case("gru", 2, T=T, B=B, window=1, clip=CLIPS[1], **ALL) for T, B in ((0, 3), (3, 0))),
+    *(Case(cell, 2, B=6, reset=True, flow=True, packed=True) for cell in CELLS),
+    *(Case("gru", 1, window=k, flow=True, packed=True) for k in WINDOWS[:3]),
+    *(Case("lstm", 2, B=9, H=20, reset=True, window=2, clip=c, packed=True) for c in CLIPS),
+    Case("lstm", 2, R=3, B=6, window=2, reset=True, flow=True, packed=True),
+    Case("gru", 1, T=1, B=3, packed=True),
 ]
 
 
 def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
-    """A call with random values; row 0 has length 0 where there are lengths, one row is whole."""
+    """A call with random values; row 0 has length 0 where there are lengths, one row is whole.
+
+    Packed rows get shorter one by one, and the last has a single step.
+    """
     gen = torch.Generator().manual_seed(1)
     cell, R = CELLS[case.cell], case.R or case.H
 
@@ -79,9 +89,11 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
     rows = cell.G * case.H
     lengths = (torch.arange(case.B) * 2) % (case.T + 1)
     lengths[case.B // 2 :][:1] = case.T
+    if case.packed:
+        lengths = (case.T - torch.arange(case.B)).clamp(min=1)
     reset = torch.rand(case.T, case.B, generator=gen) < 0.4
     reset[-1:, case.B // 2 :][:, :1] = True  # in the last step of a whole row
-    return Call(
+    call = Call(
         case.cell,
         values(case.T, case.B, case.I),
         each(rows, case.I),
@@ -91,13 +103,42 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
         each(case.R, case.H, yes=case.R > 0),
         values(case.D, case.B, R),
         values(case.D, case.B, case.H) if cell.S > 1 else None,
-        lengths.to(device) if case.lengths else None,
+        lengths.to(device) if case.lengths or case.packed else None,
         reset.to(device) if case.reset else None,
         all_c=cell.S > 1,
         window=case.window,
         clip=case.clip,
         flow=(lambda norms: None) if case.flow else None,
     )
+    return packed(call) if case.packed else call
+
+
+def exists(call: Call) -> Tensor:
+    """Whether there is a step at each position: [T, B]."""
+    assert call.lengths is not None
+    return torch.arange(call.T, device=call.x.device)[:, None] < call.lengths
+
+
+def packed(call: Call) -> Call:
+    """The same call without its padding; its rows stand longest first."""
+    steps = exists(call)
+    starts = torch.nn.functional.pad(steps.sum(1).cumsum(0), (1, 0))
+    reset = None if call.reset is None else call.reset[steps]
+    return call._replace(x=call.x[steps], reset=reset, starts=starts)
+
+
+def padded(call: Call, t: Tensor) -> Tensor:
+    """A tensor [N, ...] of a packed call as [T, B, ...]; an empty one was not kept."""
+    whole = t.new_zeros(call.T, call.B, *t.shape[1:])
+    if t.numel():
+        whole[exists(call)] = t
+    return whole
+
+
+def unpacked(call: Call) -> Call:
+    """A packed call with padding in its place."""
+    reset = None if call.reset is None else padded(call, call.reset)
+    return call._replace(x=padded(call, call.x), reset=reset, starts=None)
 
 
 def converted(tensors: Any, dtype: torch.dtype, device: str | None = None) -> Any:
@@ -117,8 +158,8 @@ def forward(ops: Any, call: Call, save: bool = True) -> list[Tensor]:
     c = call
     return list(
         ops.sequence_forward(
-            c.cell_name, c.x, c.w_ih, c.w_hh, c.b_ih, c.b_hh, c.w_hr, c.h0, c.c0,
-            c.lengths, c.reset, save, c.all_c, c.layer, c.window, *c.clip,
+            c.cell_name, c.x, c.w_ih, c.w_hh, c.b_ih or None, c.b_hh or None, c.w_hr or None, c.h0,
+            c.c0, c.lengths, c.starts, c.reset, save, c.all_c, c.layer, c.window, *c.clip,
         )
     )  # fmt: skip
 
@@ -142,8 +183,9 @@ def backward_arguments(
     """The arguments of `sequence_backward`."""
     y, _, _, c, _, saved = out
     return [
-        call.cell_name, *grads, call.w_hh, call.w_hr, call.h0, call.c0, y, c, saved,
-        call.lengths, call.reset, call.window, *call.clip, call.flow is not None, initial, False,
+        call.cell_name, *grads, call.w_hh, call.w_hr or None, call.h0, call.c0, y, c, saved,
+        call.lengths, call.starts, call.reset, call.window, *call.clip, call.flow is not None,
+        initial, False,
     ]  # fmt: skip
 
 
@@ -174,6 +216,11 @@ def entering(call: Call, y: Tensor, d: int) -> Tensor:
 
 def parameter_gradients(call: Call, out: list[Tensor], back: list[Tensor]) -> list[Tensor]:
     """Gradients of `call.tensors`, in that order, from the results of both ops."""
+    if call.starts is not None:
+        outs = [padded(call, t) if i in (0, 3, 4) else t for i, t in enumerate(out)]
+        backs = [padded(call, t) if i in (0, 3) else t for i, t in enumerate(back)]
+        dx, *others = parameter_gradients(unpacked(call), outs, backs)
+        return [dx[exists(call)], *others]
     cell, (y, _, _, _, h_raw, _), (dgates, dh0, dc0, dproj, _) = call.cell, out, back
     GH, AH = (n * (dgates.size(3) // (cell.G + cell.A)) for n in (cell.G, cell.A))
     directions = range(len(call.w_hh))
@@ -235,7 +282,7 @@ def backward_error(
 
 def padding_is_zero(call: Call, tensors: list[Tensor]) -> bool:
     """Are these [T, B, ...] tensors zero past the end of each row? An empty tensor was not kept."""
-    if call.lengths is None:
+    if call.lengths is None or call.starts is not None:
         return True
-    past = torch.arange(call.x.size(0), device=call.x.device)[:, None] >= call.lengths
+    past = ~exists(call)
     return all(bool((t[past] == 0).all()) for t in tensors if t.numel())

@@ -55,7 +55,7 @@ def forward_arguments(
     lists = [[w for c in calls for w in getattr(c, k)] for k in ("w_ih", "w_hh", "b_ih", "b_hh")]
     c0 = [c.c0 for c in calls if c.c0 is not None]
     options = save, first.all_c, first.window, *first.clip
-    rows = first.lengths, first.reset
+    rows = first.lengths, first.starts, first.reset
     h0 = [c.h0 for c in calls]
     return [first.cell_name, first.x, *lists, h0, c0, list(masks), *rows, *options]
 

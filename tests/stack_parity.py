@@ -53,8 +53,8 @@ def forward(ops: Any, calls: list[Call], dropout: float = 0) -> list[list[Tensor
     """y, h_n, c_n, c, h_raw and saved of each layer."""
     c, lists = calls[0], _lists(calls, "w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0")
     y, h_n, c_n, all_c, saved = ops.stack_forward(
-        c.cell_name, c.x, *lists, masks(calls, dropout), c.lengths, c.reset, True, c.all_c,
-        c.window, *c.clip,
+        c.cell_name, c.x, *lists, masks(calls, dropout), c.lengths, c.starts, c.reset, True,
+        c.all_c, c.window, *c.clip,
     )  # fmt: skip
     return _transposed([y, h_n, c_n, all_c, [], saved], len(calls))
 
@@ -73,7 +73,7 @@ def backward(
     dgates, dh0, dc0 = ops.stack_backward(
         c.cell_name, *([g[n] for g in grads] for n in range(4)), w_ih[1:], w_hh, h0, c0,
         masks(calls, dropout), [out[0] for out in outs], [out[3] for out in outs if c0],
-        [out[5] for out in outs if c.cell.K], c.lengths, c.reset, c.window, *c.clip, True,
+        [out[5] for out in outs if c.cell.K], c.lengths, c.starts, c.reset, c.window, *c.clip, True,
     )  # fmt: skip
     return _transposed([dgates, dh0, dc0, [], []], len(calls))
 

@@ -227,6 +227,7 @@ PLACES = {
             "c",
             "saved",
             "lengths",
+            "starts",
             "reset",
         ]
     )

@@ -54,20 +54,17 @@ struct Gradients {
 
 // `plain`: no subclass of a tensor is among these, and nothing traces. `overwrite` allows the gradients of the gates to
 // take the memory of kept.saved, whose values are lost.
-Gradients gradients(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,
-                    const OptionalTensor& reset, const OutputGradients& out, const Kept& kept,
-                    const std::vector<bool>& wanted, bool flow, bool plain, bool overwrite);
+Gradients gradients(const Settings& settings, const Inputs& in, const Steps& steps, const OutputGradients& out,
+                    const Kept& kept, const std::vector<bool>& wanted, bool flow, bool plain, bool overwrite);
 
 // What of these follows the loop over time: from the gradients of the gates, and of the projected h where there is a
 // projection, the gradients of all inputs but the initial states.
-std::vector<Tensor> products(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,
-                             const OptionalTensor& reset, const Kept& kept, const Tensor& dgates, const Tensor& dproj,
-                             const std::vector<bool>& wanted, bool plain);
+std::vector<Tensor> products(const Settings& settings, const Inputs& in, const Steps& steps, const Kept& kept,
+                             const Tensor& dgates, const Tensor& dproj, const std::vector<bool>& wanted, bool plain);
 
 // The same as gradients(), as differentiable functions of all inputs and of `out`, from the reference in Python.
-Gradients differentiable_gradients(const Settings& settings, const Inputs& in, const OptionalTensor& lengths,
-                                   const OptionalTensor& reset, const OutputGradients& out,
-                                   const std::vector<bool>& wanted, bool flow);
+Gradients differentiable_gradients(const Settings& settings, const Inputs& in, const Steps& steps,
+                                   const OutputGradients& out, const std::vector<bool>& wanted, bool flow);
 
 // Whether the gradients of the gates fit the memory of what forward saved.
 bool can_overwrite(const std::string& cell);

@@ -37,7 +37,7 @@ class KernelNode : public torch::autograd::Node {
     args.collect(settings_.invariant);
     for (const size_t n : first_) args.collect(static_cast<int64_t>(n));
     args.collect(inputs_, false);
-    for (const SavedVariable* t : {&lengths_, &reset_}) args.collect(*t, false);
+    for (const SavedVariable& t : steps_) args.collect(t, false);
     for (const SavedVariable& t : outputs_) args.collect(t, true);
   }
 
@@ -55,7 +55,7 @@ class KernelNode : public torch::autograd::Node {
   // What one backward starts with.
   struct Pass {
     std::vector<Tensor> inputs;  // one for each edge
-    OptionalTensor lengths, reset;
+    Steps steps;
     c10::SmallVector<Tensor, 4> outputs;
     std::vector<bool> wanted;  // of the inputs
     bool last;                 // what is saved is released after this pass
@@ -79,10 +79,10 @@ class KernelNode : public torch::autograd::Node {
     inputs_.reserve(num_outputs());
     for (const Tensor& t : inputs) inputs_.emplace_back(t, false);
   }
-  void keep_rows(const OptionalTensor& lengths, const OptionalTensor& reset) {
+  void keep_steps(const Steps& steps) {
     saves_ = true;
-    lengths_ = SavedVariable(lengths, false);
-    reset_ = SavedVariable(reset, false);
+    steps_ = {SavedVariable(steps.lengths, false), SavedVariable(steps.starts, false),
+              SavedVariable(steps.reset, false)};
   }
   void keep_output(const Tensor& t) { outputs_.emplace_back(t, true); }
   // An alias: an object that Python once had of the tensor itself would live, and count as an owner, as long as it.
@@ -106,8 +106,7 @@ class KernelNode : public torch::autograd::Node {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     pass.inputs.reserve(inputs_.size());
     for (const SavedVariable& t : inputs_) pass.inputs.push_back(t.unpack());
-    pass.lengths = unpack(lengths_);
-    pass.reset = unpack(reset_);
+    pass.steps = {unpack(steps_[0]), unpack(steps_[1]), unpack(steps_[2])};
     for (const SavedVariable& t : outputs_) pass.outputs.push_back(t.unpack(getptr()));
 
     pass.differentiable = c10::GradMode::is_enabled();
@@ -128,7 +127,7 @@ class KernelNode : public torch::autograd::Node {
   template <class F>
   void for_all_saved(F&& f) {
     for (SavedVariable& t : inputs_) f(t);
-    for (SavedVariable* t : {&lengths_, &reset_}) f(*t);
+    for (SavedVariable& t : steps_) f(t);
     for (SavedVariable& t : outputs_) f(t);
   }
 
@@ -147,7 +146,7 @@ class KernelNode : public torch::autograd::Node {
   bool saves_ = false;
   bool last_ = false;  // the next apply is the last one
   std::vector<SavedVariable> inputs_;
-  SavedVariable lengths_, reset_;
+  std::array<SavedVariable, 3> steps_;  // lengths, starts and reset
   c10::SmallVector<SavedVariable, 4> outputs_;
 };
 

@@ -21,9 +21,9 @@ class SequenceBackward final : public KernelNode {
 
   std::string name() const override { return "SequenceBackward"; }
 
-  void save(const Inputs& in, const OptionalTensor& lengths, const OptionalTensor& reset, const Kept& kept) {
+  void save(const Inputs& in, const Steps& steps, const Kept& kept) {
     keep_inputs(in.all);
-    keep_rows(lengths, reset);
+    keep_steps(steps);
     for (const Tensor* t : {&kept.y, &kept.c, &kept.h_raw}) keep_output(*t);
     keep_own(kept.saved);
   }
@@ -47,11 +47,10 @@ class SequenceBackward final : public KernelNode {
       TORCH_CHECK(!settings_.invariant,
                   "batch_invariant: a gradient that is to be differentiated again (create_graph=True) comes from the "
                   "reference, whose products depend on the batch. Run forward without batch_invariant.");
-      found = differentiable_gradients(settings_, in, pass.lengths, pass.reset, out, pass.wanted, bool(flow_));
+      found = differentiable_gradients(settings_, in, pass.steps, out, pass.wanted, bool(flow_));
     } else {
       const bool overwrite = pass.last && pass.plain && can_overwrite(settings_.cell) && take(kSaved, kept.saved);
-      found = gradients(settings_, in, pass.lengths, pass.reset, out, kept, pass.wanted, bool(flow_), pass.plain,
-                        overwrite);
+      found = gradients(settings_, in, pass.steps, out, kept, pass.wanted, bool(flow_), pass.plain, overwrite);
     }
     if (form_ == Form::kStep) {
       for (size_t i = 0; i < Inputs::kFirst; ++i)
@@ -82,17 +81,18 @@ class SequenceBackward final : public KernelNode {
 
 template <Library library>
 ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Tensor& x, TensorList w_ih,
-                       TensorList w_hh, TensorList b_ih, TensorList b_hh, TensorList w_hr, const Tensor& h0,
-                       const OptionalTensor& c0, const OptionalTensor& lengths, const OptionalTensor& reset, bool save,
-                       bool all_c, int64_t layer, int64_t window, c10::string_view clip, double bound) {
+                       TensorList w_hh, const OptionalList& b_ih, const OptionalList& b_hh, const OptionalList& w_hr,
+                       const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& lengths,
+                       const OptionalTensor& starts, const OptionalTensor& reset, bool save, bool all_c, int64_t layer,
+                       int64_t window, c10::string_view clip, double bound) {
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return SequenceOps<library>::forward().redispatch(keys & c10::after_autograd_keyset, cell, x, w_ih, w_hh, b_ih,
-                                                      b_hh, w_hr, h0, c0, lengths, reset, save, all_c, layer, window,
-                                                      clip, bound);
+                                                      b_hh, w_hr, h0, c0, lengths, starts, reset, save, all_c, layer,
+                                                      window, clip, bound);
   };
-  if (!needs_history(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0)) return run();
-  const Inputs in(x, h0, c0, {w_ih, w_hh, b_ih, b_hh, w_hr});
+  if (!needs_history(x, w_ih, w_hh, list_of(b_ih), list_of(b_hh), list_of(w_hr), h0, c0)) return run();
+  const Inputs in(x, h0, c0, {w_ih, w_hh, list_of(b_ih), list_of(b_hh), list_of(w_hr)});
   const auto node = make_node<SequenceBackward>(
       Form::kSequence, Settings{library, std::string(cell), window, std::string(clip), bound, batch_invariant()}, in);
   ForwardResults results = run();
@@ -100,7 +100,7 @@ ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Te
   for (const Tensor* t : {&y, &h_n}) torch::autograd::set_history(*t, node);
   if (c0)
     for (const Tensor* t : {&c_n, &c}) torch::autograd::set_history(*t, node);
-  if (save) node->save(in, lengths, reset, {y, c, h_raw, saved});
+  if (save) node->save(in, {lengths, starts, reset}, {y, c, h_raw, saved});
   return results;
 }
 
@@ -123,9 +123,9 @@ State cell_step(c10::string_view cell, const Tensor& x, const Tensor& w_ih, cons
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto results = SequenceOps<Library::kCompiled>::forward().call(
-        cell, x.unsqueeze(0), w_ih, w_hh, b_ih, b_hh, TensorList(), h0.unsqueeze(0),
-        c0 ? OptionalTensor(c0->unsqueeze(0)) : std::nullopt, std::nullopt, std::nullopt, save, false, -1, 0, "none",
-        1.0);
+        cell, x.unsqueeze(0), w_ih, w_hh, given(b_ih), given(b_hh), std::nullopt, h0.unsqueeze(0),
+        c0 ? OptionalTensor(c0->unsqueeze(0)) : std::nullopt, std::nullopt, std::nullopt, std::nullopt, save, false, -1,
+        0, "none", 1.0);
     next.h = std::get<0>(results).squeeze(0);
     if (c0) next.c = std::get<2>(results).squeeze(0);
     h_raw = std::get<4>(results);
@@ -134,7 +134,7 @@ State cell_step(c10::string_view cell, const Tensor& x, const Tensor& w_ih, cons
   if (save) {
     torch::autograd::set_history(next.h, node);
     if (c0) torch::autograd::set_history(*next.c, node);
-    node->save(in, std::nullopt, std::nullopt, {next.h, next.c.value_or(h_raw), h_raw, saved});
+    node->save(in, {}, {next.h, next.c.value_or(h_raw), h_raw, saved});
   }
   return next;
 }

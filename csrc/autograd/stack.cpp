@@ -18,11 +18,11 @@ class StackBackward final : public KernelNode {
 
   std::string name() const override { return "StackBackward"; }
 
-  void save(const std::vector<Inputs>& layers, TensorList masks, const OptionalTensor& lengths,
-            const OptionalTensor& reset, const StackForwardResults& results) {
+  void save(const std::vector<Inputs>& layers, TensorList masks, const Steps& steps,
+            const StackForwardResults& results) {
     for (const Inputs& in : layers) keep_inputs(in.all);
     keep_inputs(masks);
-    keep_rows(lengths, reset);
+    keep_steps(steps);
     const auto& [y, h_n, c_n, c, saved] = results;
     for (const Tensors* list : {&y, &c})
       for (const Tensor& t : *list) keep_output(t);
@@ -130,8 +130,9 @@ class StackBackward final : public KernelNode {
       initial = initial || layer.wanted[Inputs::kH0] || layer.wanted[Inputs::kC0];
     }
     const auto call = [&](const auto& op) {
-      return op.call(settings_.cell, dy, dh_n, dc_n, dc, w_ih, w_hh, h0, c0, masks, y, c, saved, pass.lengths,
-                     pass.reset, settings_.window, settings_.clip, settings_.bound, initial);
+      return op.call(settings_.cell, dy, dh_n, dc_n, dc, given(w_ih), w_hh, h0, given(c0), given(masks), y, given(c),
+                     saved, pass.steps.lengths, pass.steps.starts, pass.steps.reset, settings_.window, settings_.clip,
+                     settings_.bound, initial);
     };
     if (overwrite) {
       std::tie(dh0, dc0) = call(StackOps::backward_over_saved());
@@ -142,8 +143,8 @@ class StackBackward final : public KernelNode {
     for (size_t l = first; l < end; ++l) {
       Layer& layer = layers[l];
       if (layer.wanted[layer.in.index(kWIh, 0)]) apply_mask(layer);  // nothing else reads the values of x
-      std::vector<Tensor> gradients = products(settings_, layer.in, pass.lengths, pass.reset, layer.kept,
-                                               dgates[l - first], Tensor(), layer.wanted, pass.plain);
+      std::vector<Tensor> gradients =
+          products(settings_, layer.in, pass.steps, layer.kept, dgates[l - first], Tensor(), layer.wanted, pass.plain);
       if (layer.wanted[Inputs::kH0]) gradients[Inputs::kH0] = dh0[l - first];
       if (layer.wanted[Inputs::kC0]) gradients[Inputs::kC0] = dc0[l - first];
       layer.in.all[Inputs::kX].reset();  // its memory may serve the next
@@ -162,7 +163,7 @@ class StackBackward final : public KernelNode {
       if (l > first) layer.wanted[Inputs::kX] = true;
       apply_mask(layer);
       std::vector<Tensor> gradients =
-          differentiable_gradients(settings_, layer.in, pass.lengths, pass.reset, layer.out, layer.wanted, false).all;
+          differentiable_gradients(settings_, layer.in, pass.steps, layer.out, layer.wanted, false).all;
       if (l > first) {
         from_above = std::exchange(gradients[Inputs::kX], Tensor());
         if (layer.mask.defined()) from_above = from_above * layer.mask;
@@ -175,13 +176,17 @@ class StackBackward final : public KernelNode {
 };
 
 StackForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Tensor& x, TensorList w_ih,
-                            TensorList w_hh, TensorList b_ih, TensorList b_hh, TensorList h0, TensorList c0,
-                            TensorList masks, const OptionalTensor& lengths, const OptionalTensor& reset, bool save,
-                            bool all_c, int64_t window, c10::string_view clip, double bound) {
+                            TensorList w_hh, const OptionalList& biases_ih, const OptionalList& biases_hh,
+                            TensorList h0, const OptionalList& initial_c, const OptionalList& factors,
+                            const OptionalTensor& lengths, const OptionalTensor& starts, const OptionalTensor& reset,
+                            bool save, bool all_c, int64_t window, c10::string_view clip, double bound) {
+  const TensorList b_ih = list_of(biases_ih), b_hh = list_of(biases_hh), c0 = list_of(initial_c),
+                   masks = list_of(factors);
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return StackOps::forward().redispatch(keys & c10::after_autograd_keyset, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0,
-                                          masks, lengths, reset, save, all_c, window, clip, bound);
+    return StackOps::forward().redispatch(keys & c10::after_autograd_keyset, cell, x, w_ih, w_hh, biases_ih, biases_hh,
+                                          h0, initial_c, factors, lengths, starts, reset, save, all_c, window, clip,
+                                          bound);
   };
   TORCH_CHECK(!needs_history(masks),
               "masks: expected tensors that require no gradient, which none is computed for, got one that does. Pass "
@@ -204,7 +209,7 @@ StackForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, con
   for (const Tensors* list : {&y, &h_n, &c_n, &c})
     for (size_t l = 0; l < list->size(); ++l)
       torch::autograd::set_history(l < first ? Tensor() : (*list)[l], node);  // numbered from all
-  if (save) node->save(layers, masks, lengths, reset, results);
+  if (save) node->save(layers, masks, {lengths, starts, reset}, results);
   return results;
 }
 

@@ -92,20 +92,27 @@ struct Checker {
     for (size_t d = 0; d < list.size(); ++d) tensor(list[d], parameter_name(base, layer, d), shape, meaning);
   }
 
-  void rows(const OptionalTensor& lengths, const OptionalTensor& reset, int64_t T, int64_t B) const {
-    if (lengths) {
-      TORCH_CHECK_VALUE(lengths->sizes() == at::IntArrayRef({B}), "lengths: expected shape [", B, "] (batch), got ",
-                        lengths->sizes());
-      TORCH_CHECK_TYPE(lengths->scalar_type() == at::kLong, "lengths: expected dtype int64, got ",
-                       lengths->scalar_type());
-      on_device(*lengths, "lengths");
+  void steps(const Steps& steps, const Sizes& n) const {
+    const auto& [lengths, starts, reset] = steps;
+    if (lengths) numbers(*lengths, "lengths", n.B, "batch");
+    if (starts) {
+      TORCH_CHECK_VALUE(lengths, "starts: packed sequences need lengths beside their starts, got none");
+      numbers(*starts, "starts", n.T + 1, "time, and one more");
     }
     if (reset) {
-      TORCH_CHECK_VALUE(reset->sizes() == at::IntArrayRef({T, B}), "reset: expected shape [", T, ", ", B,
-                        "] (time, batch), got ", reset->sizes());
+      TORCH_CHECK_VALUE(reset->sizes() == n.shape({}), "reset: expected shape ", at::IntArrayRef(n.shape({})),
+                        n.packed ? " (packed steps)" : " (time, batch)", ", got ", reset->sizes());
       TORCH_CHECK_TYPE(reset->scalar_type() == at::kBool, "reset: expected dtype bool, got ", reset->scalar_type());
       on_device(*reset, "reset");
     }
+  }
+
+ private:
+  void numbers(const Tensor& t, const char* name, int64_t count, const char* meaning) const {
+    TORCH_CHECK_VALUE(t.sizes() == at::IntArrayRef({count}), name, ": expected shape [", count, "] (", meaning,
+                      "), got ", t.sizes());
+    TORCH_CHECK_TYPE(t.scalar_type() == at::kLong, name, ": expected dtype int64, got ", t.scalar_type());
+    on_device(t, name);
   }
 };
 
@@ -124,6 +131,10 @@ Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
 void make_contiguous(Tensor& t) { t = t.contiguous(); }
 void make_contiguous(OptionalTensor& t) {
   if (t) t = t->contiguous();
+}
+
+void make_contiguous(Steps& steps) {
+  for (OptionalTensor* t : {&steps.lengths, &steps.starts, &steps.reset}) make_contiguous(*t);
 }
 
 std::vector<Tensor> contiguous(TensorList list) {
@@ -153,16 +164,31 @@ Sizes sizes_of_states(const CellInfo& cell, const Tensor& h0, const OptionalTens
   return n;
 }
 
+// Of a tensor that has every step, `last` its last dimension: T, N and whether it is packed; returns the B that it has.
+int64_t sizes_of_steps(Sizes& n, const Steps& steps, const Tensor& t, const char* name, const char* last) {
+  n.packed = steps.starts.has_value();
+  if (n.packed) {
+    TORCH_CHECK(t.dim() == 2, name, ": expected 2 dimensions (packed steps, ", last, "), got shape ", t.sizes());
+    n.T = steps.starts->numel() - 1;
+    n.N = t.size(0);
+    TORCH_CHECK_VALUE(n.T > 0, "starts: expected the places of 1 step or more, and their end, got shape ",
+                      steps.starts->sizes());
+    return n.B;
+  }
+  TORCH_CHECK(t.dim() == 3, name, ": expected 3 dimensions (time, batch, ", last, "), got shape ", t.sizes());
+  n.T = t.size(0);
+  n.N = n.T * t.size(1);
+  return t.size(1);
+}
+
 }  // namespace
 
 Sizes check(ForwardArguments& a) {
   floating(a.x, "input");
-  TORCH_CHECK(a.x.dim() == 3, "input: expected 3 dimensions (time, batch, features), got shape ", a.x.sizes());
   Sizes n = sizes_of_states(a.cell, a.h0, a.c0, a.w_hh, a.w_hr);
-  n.T = a.x.size(0);
-  n.I = a.x.size(2);
+  const int64_t B = sizes_of_steps(n, a.steps, a.x, "input", "features"), rows = a.cell.G * n.H;
+  n.I = a.x.size(-1);
   const Checker like{a.x};
-  const int64_t B = a.x.size(1), rows = a.cell.G * n.H;
   count(a.w_ih.size(), n.D, "w_ih");
   if (!a.b_ih.empty()) count(a.b_ih.size(), n.D, "b_ih");
   if (!a.b_hh.empty()) count(a.b_hh.size(), n.D, "b_hh");
@@ -174,23 +200,21 @@ Sizes check(ForwardArguments& a) {
   like.per_direction(a.b_ih, "bias_ih", a.layer, {rows}, "gates * hidden_size");
   like.per_direction(a.b_hh, "bias_hh", a.layer, {rows}, "gates * hidden_size");
   like.per_direction(a.w_hr, "weight_hr", a.layer, {n.R, n.H}, "proj_size, hidden_size");
-  like.rows(a.lengths, a.reset, n.T, B);
+  like.steps(a.steps, n);
   make_contiguous(a.h0);
   make_contiguous(a.c0);
-  make_contiguous(a.lengths);
-  make_contiguous(a.reset);
+  make_contiguous(a.steps);
   return n;
 }
 
 Sizes check(BackwardArguments& a) {
   floating(a.y, "y");
   Sizes n = sizes_of_states(a.cell, a.h0, a.c0, a.w_hh, a.w_hr);
-  TORCH_CHECK(a.y.dim() == 3, "y: expected 3 dimensions (time, batch, directions * state), got shape ", a.y.sizes());
-  n.T = a.y.size(0);
+  sizes_of_steps(n, a.steps, a.y, "y", "directions * state");
   const Checker like{a.y};
   const int64_t B = n.B, rows = a.cell.G * n.H;
   if (!a.w_hr.empty()) count(a.w_hr.size(), n.D, "w_hr");
-  like.tensor(a.y, "y", {n.T, B, n.D * n.R}, "time, batch, directions * state");
+  like.tensor(a.y, "y", n.shape({n.D * n.R}), "time, batch, directions * state");
   like.tensor(a.h0, "h0", {n.D, B, n.R}, "directions, batch, state");
   like.optional(a.c0, "c0", {n.D, B, n.H}, "directions, batch, hidden");
   like.per_direction(a.w_hh, "w_hh", -1, {rows, n.R}, "gates * hidden, state");
@@ -201,29 +225,34 @@ Sizes check(BackwardArguments& a) {
   TORCH_CHECK_VALUE(c || (!a.dc_n && !a.dc), "dc: a cell '", a.cell.name, "' has no c");
   if (c) {
     like.optional(a.dc_n, "dc_n", a.c0->sizes(), "the shape of c0");
-    like.optional(a.dc, "dc", {n.T, B, n.D, n.H}, "time, batch, directions, hidden");
-    like.tensor(a.c, "c", {n.T, B, n.D, n.H}, "time, batch, directions, hidden");
+    like.optional(a.dc, "dc", n.shape({n.D, n.H}), "time, batch, directions, hidden");
+    like.tensor(a.c, "c", n.shape({n.D, n.H}), "time, batch, directions, hidden");
   }
-  if (a.cell.K) like.tensor(a.saved, "saved", {n.T, B, n.D, a.cell.K * n.H}, "time, batch, directions, saved * hidden");
+  if (a.cell.K)
+    like.tensor(a.saved, "saved", n.shape({n.D, a.cell.K * n.H}), "time, batch, directions, saved * hidden");
   if (a.over_saved) {
     TORCH_CHECK_VALUE(a.cell.K > 0 && a.cell.K == a.cell.G + a.cell.A, "saved: a cell '", a.cell.name,
                       "' saves values of another size than the gradients of its gates. Call sequence_backward.");
     TORCH_CHECK(a.saved.is_contiguous(), "saved: expected contiguous memory to write over. Call sequence_backward.");
   }
-  like.rows(a.lengths, a.reset, n.T, B);
+  like.steps(a.steps, n);
   TORCH_CHECK_VALUE(a.window >= 0, "window: expected a number of steps, or 0 for none, got ", a.window);
   for (Tensor* t : {&a.h0, &a.y, &a.c, &a.saved}) make_contiguous(*t);
-  for (OptionalTensor* t : {&a.dy, &a.dh_n, &a.dc_n, &a.dc, &a.c0, &a.lengths, &a.reset}) make_contiguous(*t);
+  for (OptionalTensor* t : {&a.dy, &a.dh_n, &a.dc_n, &a.dc, &a.c0}) make_contiguous(*t);
+  make_contiguous(a.steps);
   return n;
 }
 
 void check_input_gradient(const Tensor& dgates, TensorList w_ih) {
   floating(dgates, "dgates");
-  TORCH_CHECK(dgates.dim() == 4, "dgates: expected 4 dimensions (time, batch, directions, gates * hidden), got shape ",
-              dgates.sizes());
-  count(w_ih.size(), dgates.size(2), "w_ih");
-  TORCH_CHECK(!w_ih.empty() && w_ih[0].dim() == 2 && w_ih[0].size(0) > 0 && w_ih[0].size(0) <= dgates.size(3),
-              "w_ih: expected matrices of 1 to ", dgates.size(3), " rows (gates * hidden), like dgates");
+  TORCH_CHECK(
+      dgates.dim() == 4 || dgates.dim() == 3,
+      "dgates: expected 4 dimensions (time, batch, directions, gates * hidden), or 3 where steps are packed, got "
+      "shape ",
+      dgates.sizes());
+  count(w_ih.size(), dgates.size(-2), "w_ih");
+  TORCH_CHECK(!w_ih.empty() && w_ih[0].dim() == 2 && w_ih[0].size(0) > 0 && w_ih[0].size(0) <= dgates.size(-1),
+              "w_ih: expected matrices of 1 to ", dgates.size(-1), " rows (gates * hidden), like dgates");
   Checker{dgates}.per_direction(w_ih, "w_ih", -1, w_ih[0].sizes(), "gates * hidden, input, like the first");
 }
 
@@ -235,10 +264,10 @@ static Tensor project_input(const ForwardArguments& a, const Sizes& n) {
   TORCH_CHECK(!batch_invariant(), "rnnkernels.batch_invariant: expected a CPU tensor, got one on ", a.x.device(),
               ", where torch's products depend on the size of the batch. Move the layer to the CPU, or switch it off.");
   const int64_t width = a.cell.G * n.H;
-  Tensor gx = fresh({n.T, n.B, n.D, width}, a.x.options());
-  const Tensor x = a.x.reshape({n.T * n.B, n.I});
+  Tensor gx = fresh(n.shape({n.D, width}), a.x.options());
+  const Tensor x = a.x.reshape({n.N, n.I});
   for (int64_t d = 0; d < n.D && gx.numel(); ++d) {
-    Tensor out = gx.view({n.T * n.B, n.D * width}).narrow(1, d * width, width);
+    Tensor out = gx.view({n.N, n.D * width}).narrow(1, d * width, width);
     at::mm_out(out, x, a.w_ih[d].t());
   }
   return gx;
@@ -248,23 +277,23 @@ ForwardTensors prepare(const ForwardArguments& a, const Sizes& n, Input input) {
   ForwardTensors t;
   const auto options = a.x.options();
   if (input == Input::kProjected) t.gx = project_input(a, n);
-  t.x = a.x.numel() == 0 || a.x.stride(2) == 1 ? a.x : a.x.contiguous();
+  t.x = a.x.numel() == 0 || a.x.stride(-1) == 1 ? a.x : a.x.contiguous();
   t.w_ih = contiguous(a.w_ih);
   t.w_hh = contiguous(a.w_hh);
   t.b_ih = contiguous(a.b_ih);
   t.b_hh = contiguous(a.b_hh);
   t.w_hr = contiguous(a.w_hr);
   const bool c = a.cell.S > 1;
-  t.y = fresh({n.T, n.B, n.D * n.R}, options);
+  t.y = fresh(n.shape({n.D * n.R}), options);
   t.h_n = fresh({n.D, n.B, n.R}, options);
   t.c_n = c ? fresh({n.D, n.B, n.H}, options) : nothing(a.x);
-  t.c = c && (a.save || a.all_c) ? fresh({n.T, n.B, n.D, n.H}, options) : nothing(a.x);
-  t.h_raw = a.save && !t.w_hr.empty() ? fresh({n.T, n.B, n.D, n.H}, options) : nothing(a.x);
+  t.c = c && (a.save || a.all_c) ? fresh(n.shape({n.D, n.H}), options) : nothing(a.x);
+  t.h_raw = a.save && !t.w_hr.empty() ? fresh(n.shape({n.D, n.H}), options) : nothing(a.x);
   if (!a.save || a.cell.K == 0) {
     t.saved = nothing(a.x);
   } else {
     const bool shared = t.gx.defined() && a.cell.K == a.cell.G;
-    t.saved = shared ? t.gx : fresh({n.T, n.B, n.D, a.cell.K * n.H}, options);
+    t.saved = shared ? t.gx : fresh(n.shape({n.D, a.cell.K * n.H}), options);
   }
   return t;
 }
@@ -274,12 +303,12 @@ BackwardTensors prepare(const BackwardArguments& a, const Sizes& n) {
   const auto options = a.y.options();
   t.w_hh = contiguous(a.w_hh);
   t.w_hr = contiguous(a.w_hr);
-  t.dgates = a.over_saved ? a.saved : fresh({n.T, n.B, n.D, (a.cell.G + a.cell.A) * n.H}, options);
+  t.dgates = a.over_saved ? a.saved : fresh(n.shape({n.D, (a.cell.G + a.cell.A) * n.H}), options);
   t.dh0 = a.initial ? fresh({n.D, n.B, n.R}, options) : nothing(a.y);
   t.dc0 = a.initial && a.cell.S > 1 ? fresh({n.D, n.B, n.H}, options) : nothing(a.y);
-  t.dproj = t.w_hr.empty() ? nothing(a.y) : fresh({n.T, n.B, n.D, n.R}, options);
+  t.dproj = t.w_hr.empty() ? nothing(a.y) : fresh(n.shape({n.D, n.R}), options);
   const auto wide = options.dtype(a.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  t.flow = a.flow ? at::empty({n.T, n.B, n.D}, wide) : at::empty({0}, wide);
+  t.flow = a.flow ? at::empty(n.shape({n.D}), wide) : at::empty({0}, wide);
   return t;
 }
 

@@ -24,13 +24,19 @@ struct CellInfo {
 };
 const CellInfo& find_cell(std::string_view name);
 
-// Everything that sequence_forward and sequence_backward take; shapes as in layout.h, x [T, B, I].
+// Which steps each row has, and where its state is reset: see Sequence in layout.h.
+struct Steps {
+  OptionalTensor lengths, starts, reset;
+};
+
+// Everything that sequence_forward and sequence_backward take; shapes as in layout.h, x [T, B, I], or packed [N, I].
 struct ForwardArguments {
   CellInfo cell;
   Tensor x;
   TensorList w_ih, w_hh, b_ih, b_hh, w_hr;  // one per direction; biases and w_hr may be empty
   Tensor h0;
-  OptionalTensor c0, lengths, reset;
+  OptionalTensor c0;
+  Steps steps;
   bool save;      // keep what backward needs
   bool all_c;     // keep all c
   int64_t layer;  // for the names of parameters in errors; negative: a single cell
@@ -43,7 +49,7 @@ struct BackwardArguments {
   Tensor h0;
   OptionalTensor c0;
   Tensor y, c, saved;
-  OptionalTensor lengths, reset;
+  Steps steps;
   int64_t window;  // 0: none
   Clip clip;
   bool flow;        // keep the norms of the gradients of all h
@@ -60,6 +66,14 @@ Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options);
 
 struct Sizes {
   int64_t T, B, I, D, H, R;
+  int64_t N;    // of all steps that have a place in memory: T*B, or the sum of the lengths
+  bool packed;  // [N] takes the place of [T, B]
+
+  at::DimVector shape(std::initializer_list<int64_t> after) const {
+    at::DimVector sizes = packed ? at::DimVector{N} : at::DimVector{T, B};
+    sizes.append(after.begin(), after.end());
+    return sizes;
+  }
 };
 
 // Checks every tensor and makes all but the weights of the input contiguous; raises naming what is wrong.
@@ -84,7 +98,7 @@ ForwardTensors prepare(const ForwardArguments& a, const Sizes& n, Input input);
 bool batch_invariant();
 void set_batch_invariant(bool on);
 
-// Checks dgates [T, B, D, (G+A)*H] and w_ih [G*H, I] each.
+// Checks dgates [T, B, D, (G+A)*H], or [N, D, (G+A)*H], and w_ih [G*H, I] each.
 void check_input_gradient(const Tensor& dgates, TensorList w_ih);
 
 struct BackwardTensors {
@@ -106,7 +120,15 @@ const IO* pointer(const OptionalTensor& t) {
 
 template <class Arguments>
 Sequence sequence(const Arguments& a, const Sizes& n, int64_t window) {
-  return {n.T, n.B, n.D, n.H, n.R, pointer<int64_t>(a.lengths), pointer<bool>(a.reset), window};
+  return {n.T,
+          n.B,
+          n.D,
+          n.H,
+          n.R,
+          pointer<int64_t>(a.steps.lengths),
+          n.packed ? pointer<int64_t>(a.steps.starts) : nullptr,
+          pointer<bool>(a.steps.reset),
+          window};
 }
 
 template <class IO>
@@ -114,8 +136,8 @@ Forward<IO> parameters(const ForwardArguments& a, const Sizes& n, const ForwardT
   Forward<IO> p{};
   p.seq = sequence(a, n, 0);
   p.I = n.I;
-  p.x_time = t.x.stride(0);
-  p.x_batch = t.x.stride(1);
+  p.x_time = n.packed ? 0 : t.x.stride(0);
+  p.x_batch = t.x.stride(n.packed ? 0 : 1);
   p.x = pointer<IO>(t.x);
   p.gx = t.gx.defined() ? pointer<IO>(t.gx) : nullptr;
   for (int64_t d = 0; d < n.D; ++d) {

@@ -9,6 +9,10 @@
 //   flow   [T, B, D]
 //
 // dgates holds the G gradients of gx, then the hidden gradients of the last A gates.
+//
+// Packed sequences have no padding: rows stand longest first, and of each step only those that reach it, so that [N]
+// takes the place of [T, B] in all of these, and of x and reset, with N the sum of the lengths. `starts` has the place
+// of each step's first row.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +40,7 @@ struct Place {
 struct Sequence {
   int64_t T, B, D, H, R;
   const int64_t* lengths;  // [B] or null: every row is T long
+  const int64_t* starts;   // [T + 1] or null: nothing is packed; with lengths that descend, and none of 0
   const bool* reset;       // [T, B] or null: state is zeroed before the step at [t, b]
   int64_t window;          // 0, or the number of steps after which no gradient flows on (truncated BPTT)
 
@@ -68,22 +73,27 @@ struct Sequence {
 
   RNN_HD Place place(int64_t d, const Row& row, int64_t s) const {
     const bool active = s < row.length;
+    if (starts && !active) return {false, true, 0};
     const int64_t t = active ? position(d, row, s) : row.start + s;
     return {active, t >= T, at(t, row.b, d, 1)};
   }
-  // The place of the step before, in the order of direction d, where both have the same row.
-  RNN_HD int64_t before(int64_t d, const Place& place) const { return place.n + (d == 0 ? -B * D : B * D); }
+  // The place of the step before s, in the order of direction d.
+  RNN_HD int64_t before(int64_t d, const Row& row, int64_t s) const {
+    return at(position(d, row, s) + (d == 0 ? -1 : 1), row.b, d, 1);
+  }
 
   // Is the state entering step s < row.length zeroed? A reset at t cuts the boundary between t-1 and t, in both
   // directions.
   RNN_HD bool cut_before(int64_t d, const Row& row, int64_t s) const {
     if (!reset) return false;
     const int64_t boundary = position(d, row, s) + (d == 0 ? 0 : 1);
-    return (d == 0 || boundary < length(row.b)) && reset[boundary * B + row.b];
+    return (d == 0 || boundary < length(row.b)) && reset[step(boundary, row.b)];
   }
 
+  // The place of row b's step at position t in a [T, B] tensor.
+  RNN_HD int64_t step(int64_t t, int64_t b) const { return starts ? starts[t] + b : t * B + b; }
   // Offset of unit 0 of row b, direction d at position t in a [T, B, D, width] tensor.
-  RNN_HD int64_t at(int64_t t, int64_t b, int64_t d, int64_t width) const { return ((t * B + b) * D + d) * width; }
+  RNN_HD int64_t at(int64_t t, int64_t b, int64_t d, int64_t width) const { return (step(t, b) * D + d) * width; }
   // The same in a [D, B, width] tensor.
   RNN_HD int64_t state_at(int64_t d, int64_t b, int64_t width) const { return (d * B + b) * width; }
 
@@ -100,7 +110,7 @@ template <class IO>
 struct Forward {
   Sequence seq;
   int64_t I;                       // input features
-  int64_t x_time, x_batch;         // strides of x
+  int64_t x_time, x_batch;         // strides of x; where it is packed, the latter is that of N
   const IO* x;                     // [T, B, I]
   const IO* w_ih[kMaxDirections];  // [G*H, I] each
   const IO* gx;                    // [T, B, D, G*H]: W_ih x; null where the loop projects the input
@@ -116,6 +126,10 @@ struct Forward {
   IO* c;                           // [T, B, D, H] or null: not kept
   IO* h_raw;                       // [T, B, D, H] or null: h before the projection, not kept
   IO* saved;                       // [T, B, D, K*H] or null: not kept; may be gx itself where K == G
+
+  RNN_HD const IO* input(int64_t t, int64_t b) const {
+    return x + (seq.starts ? seq.step(t, b) * x_batch : t * x_time + b * x_batch);
+  }
 };
 
 // Pointers of one backward call.

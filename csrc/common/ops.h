@@ -12,32 +12,30 @@ using ForwardResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 using BackwardResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardOverSavedResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// Shapes: layout.h. Lists hold one tensor per direction; biases and w_hr are empty lists where there are none.
-// `save` keeps what backward needs, `all_c` keeps all c, `flow` the norm of the gradient of every h, `initial` the
-// gradients of h0 and c0; an output that is not kept is an empty tensor. `window` (0: none), `clip` and `bound`
-// (layout.h, clip.h) say how backward goes; forward takes them for its backward alone. `sequence_backward_` writes
-// dgates over `saved`, where a cell's K is G + A.
+// Shapes: layout.h. Lists hold one tensor per direction; where there are no biases or no w_hr there is no list:
+// compilers ahead of time hand on an empty one as if it were missing. `save` keeps what backward needs, `all_c` keeps
+// all c, `flow` the norm of the gradient of every h, `initial` the gradients of h0 and c0; an output that is not kept
+// is an empty tensor. `window` (0: none), `clip` and `bound` (layout.h, clip.h) say how backward goes; forward takes
+// them for its backward alone. `sequence_backward_` writes dgates over `saved`, where a cell's K is G + A.
 inline void define_sequence_ops(torch::Library& library) {
   library.def(
-      "sequence_forward(str cell, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, "
-      "Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor? lengths, Tensor? reset, bool save, bool all_c, int layer, "
-      "int window, str clip, float bound) "
+      "sequence_forward(str cell, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[]? b_ih, Tensor[]? b_hh, "
+      "Tensor[]? w_hr, Tensor h0, Tensor? c0, Tensor? lengths, Tensor? starts, Tensor? reset, bool save, bool all_c, "
+      "int layer, int window, str clip, float bound) "
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor c, Tensor h_raw, Tensor saved)");
   library.def(
-      "sequence_backward(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, Tensor[] w_hr, "
-      "Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor saved, Tensor? lengths, Tensor? reset, int window, "
-      "str clip, float bound, bool flow, bool initial, bool invariant) -> (Tensor dgates, Tensor dh0, Tensor dc0, "
-      "Tensor dproj, "
-      "Tensor flow)");
+      "sequence_backward(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, Tensor[]? w_hr, "
+      "Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor saved, Tensor? lengths, Tensor? starts, Tensor? reset, "
+      "int window, str clip, float bound, bool flow, bool initial, bool invariant) "
+      "-> (Tensor dgates, Tensor dh0, Tensor dc0, Tensor dproj, Tensor flow)");
   library.def(
       "sequence_backward_(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor[] w_hh, "
-      "Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor(a!) saved, Tensor? lengths, Tensor? reset, "
-      "int window, str clip, float bound, bool flow, bool initial, bool invariant) -> (Tensor dh0, Tensor dc0, Tensor "
-      "dproj, "
-      "Tensor flow)");
+      "Tensor[]? w_hr, Tensor h0, Tensor? c0, Tensor y, Tensor c, Tensor(a!) saved, Tensor? lengths, Tensor? starts, "
+      "Tensor? reset, int window, str clip, float bound, bool flow, bool initial, bool invariant) "
+      "-> (Tensor dh0, Tensor dc0, Tensor dproj, Tensor flow)");
 }
 
-// dx [T, B, I] of dgates [T, B, D, (G+A)*H], each row by itself, whatever the batch.
+// dx [T, B, I] of dgates [T, B, D, (G+A)*H], packed or not, each row by itself, whatever the batch.
 inline void define_input_gradient_op(torch::Library& library) {
   library.def("input_gradient(Tensor dgates, Tensor[] w_ih) -> Tensor dx");
 }
@@ -48,23 +46,31 @@ inline void define_input_gradient_op(torch::Library& library) {
 inline void define_differentiable_op(torch::Library& library) {
   library.def(
       "sequence_gradients(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc, Tensor x, Tensor[] w_ih, "
-      "Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor? lengths, "
-      "Tensor? reset, int window, str clip, float bound, int[] wanted, bool flow) -> (Tensor[] gradients, Tensor "
-      "flow)");
+      "Tensor[] w_hh, Tensor[]? b_ih, Tensor[]? b_hh, Tensor[]? w_hr, Tensor h0, Tensor? c0, Tensor? lengths, "
+      "Tensor? starts, Tensor? reset, int window, str clip, float bound, int[] wanted, bool flow) "
+      "-> (Tensor[] gradients, Tensor flow)");
 }
 
-using ForwardSchema = ForwardResults(c10::string_view, const Tensor&, TensorList, TensorList, TensorList, TensorList,
-                                     TensorList, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                     const OptionalTensor&, bool, bool, int64_t, int64_t, c10::string_view, double);
+// A list that may be missing; inside, a missing one is an empty one.
+using OptionalList = std::optional<TensorList>;
+inline OptionalList given(TensorList list) { return list.empty() ? std::nullopt : OptionalList(list); }
+inline TensorList list_of(const OptionalList& list) { return list.value_or(TensorList()); }
+
+using ForwardSchema = ForwardResults(c10::string_view, const Tensor&, TensorList, TensorList, const OptionalList&,
+                                     const OptionalList&, const OptionalList&, const Tensor&, const OptionalTensor&,
+                                     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool, bool,
+                                     int64_t, int64_t, c10::string_view, double);
 template <class Results>
 using BackwardSchema = Results(c10::string_view, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                               const OptionalTensor&, TensorList, TensorList, const Tensor&, const OptionalTensor&,
-                               const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                               const OptionalTensor&, int64_t, c10::string_view, double, bool, bool, bool);
+                               const OptionalTensor&, TensorList, const OptionalList&, const Tensor&,
+                               const OptionalTensor&, const Tensor&, const Tensor&, const Tensor&,
+                               const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
+                               c10::string_view, double, bool, bool, bool);
 using GradientsSchema = std::tuple<std::vector<Tensor>, Tensor>(
     c10::string_view, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-    const Tensor&, TensorList, TensorList, TensorList, TensorList, TensorList, const Tensor&, const OptionalTensor&,
-    const OptionalTensor&, const OptionalTensor&, int64_t, c10::string_view, double, at::IntArrayRef, bool);
+    const Tensor&, TensorList, TensorList, const OptionalList&, const OptionalList&, const OptionalList&, const Tensor&,
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
+    c10::string_view, double, at::IntArrayRef, bool);
 
 template <class Schema>
 c10::TypedOperatorHandle<Schema> find_op(const char* name) {
@@ -107,10 +113,10 @@ inline const auto& gradients_op() {
 
 template <class Results, BackwardResults (*backward)(BackwardArguments&)>
 Results run_backward(c10::string_view cell, const OptionalTensor& dy, const OptionalTensor& dh_n,
-                     const OptionalTensor& dc_n, const OptionalTensor& dc, TensorList w_hh, TensorList w_hr,
+                     const OptionalTensor& dc_n, const OptionalTensor& dc, TensorList w_hh, const OptionalList& w_hr,
                      const Tensor& h0, const OptionalTensor& c0, const Tensor& y, const Tensor& c, const Tensor& saved,
-                     const OptionalTensor& lengths, const OptionalTensor& reset, int64_t window, c10::string_view clip,
-                     double bound, bool flow, bool initial, bool invariant) {
+                     const OptionalTensor& lengths, const OptionalTensor& starts, const OptionalTensor& reset,
+                     int64_t window, c10::string_view clip, double bound, bool flow, bool initial, bool invariant) {
   constexpr bool over_saved = std::is_same_v<Results, BackwardOverSavedResults>;
   BackwardArguments a{find_cell(cell),
                       dy,
@@ -118,14 +124,13 @@ Results run_backward(c10::string_view cell, const OptionalTensor& dy, const Opti
                       dc_n,
                       dc,
                       w_hh,
-                      w_hr,
+                      list_of(w_hr),
                       h0,
                       c0,
                       y,
                       c,
                       saved,
-                      lengths,
-                      reset,
+                      {lengths, starts, reset},
                       window,
                       find_clip(clip, bound),
                       flow,
@@ -145,11 +150,12 @@ Results run_backward(c10::string_view cell, const OptionalTensor& dy, const Opti
 template <ForwardResults (*forward)(ForwardArguments&), BackwardResults (*backward)(BackwardArguments&)>
 void register_sequence_ops(torch::Library& library) {
   library.impl("sequence_forward", [](c10::string_view cell, const Tensor& x, TensorList w_ih, TensorList w_hh,
-                                      TensorList b_ih, TensorList b_hh, TensorList w_hr, const Tensor& h0,
-                                      const OptionalTensor& c0, const OptionalTensor& lengths,
-                                      const OptionalTensor& reset, bool save, bool all_c, int64_t layer, int64_t,
-                                      c10::string_view, double) {
-    ForwardArguments a{find_cell(cell), x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, reset, save, all_c, layer};
+                                      const OptionalList& b_ih, const OptionalList& b_hh, const OptionalList& w_hr,
+                                      const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& lengths,
+                                      const OptionalTensor& starts, const OptionalTensor& reset, bool save, bool all_c,
+                                      int64_t layer, int64_t, c10::string_view, double) {
+    ForwardArguments a{find_cell(cell),          x,    w_ih,  w_hh, list_of(b_ih), list_of(b_hh), list_of(w_hr), h0, c0,
+                       {lengths, starts, reset}, save, all_c, layer};
     return forward(a);
   });
   library.impl("sequence_backward", run_backward<BackwardResults, backward>);

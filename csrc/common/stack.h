@@ -7,25 +7,27 @@
 namespace rnn {
 
 // Lists hold one tensor per layer; shapes: layout.h with D = 1, every layer of the same H. Options: as of the sequence
-// ops. A list is empty where there is no bias or no c, and where its tensors are not kept or not asked for.
+// ops. A list is missing where there is no bias or no c; one of results is empty where its tensors are not kept or not
+// asked for.
 // In backward, dy are the gradients that reach the y of each layer from outside of the stack: what reaches them through
-// the layer above, the op adds itself. An empty list is one of None. w_ih are those of all layers but the first.
-// masks [T, B, H] are factors of y on its way to the next layer (dropout), one between any two layers, or none at all.
-// `stack_backward_` writes dgates over `saved`, where a cell's K is G + A.
+// the layer above, the op adds itself. A missing list is one of None. w_ih are those of all layers but the first.
+// masks, of the shape of y, are factors of y on its way to the next layer (dropout), one between any two layers, or
+// none at all. `stack_backward_` writes dgates over `saved`, where a cell's K is G + A.
 inline void define_stack_ops(torch::Library& library) {
   library.def(
-      "stack_forward(str cell, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] h0, "
-      "Tensor[] c0, Tensor[] masks, Tensor? lengths, Tensor? reset, bool save, bool all_c, int window, str clip, "
+      "stack_forward(str cell, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[]? b_ih, Tensor[]? b_hh, Tensor[] h0, "
+      "Tensor[]? c0, Tensor[]? masks, Tensor? lengths, Tensor? starts, Tensor? reset, bool save, bool all_c, int "
+      "window, str clip, "
       "float bound) -> (Tensor[] y, Tensor[] h_n, Tensor[] c_n, Tensor[] c, Tensor[] saved)");
   library.def(
-      "stack_backward(str cell, Tensor?[] dy, Tensor?[] dh_n, Tensor?[] dc_n, Tensor?[] dc, Tensor[] w_ih, "
-      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] masks, Tensor[] y, Tensor[] c, Tensor[] saved, "
-      "Tensor? lengths, Tensor? reset, int window, str clip, float bound, bool initial) "
+      "stack_backward(str cell, Tensor?[] dy, Tensor?[] dh_n, Tensor?[] dc_n, Tensor?[] dc, Tensor[]? w_ih, "
+      "Tensor[] w_hh, Tensor[] h0, Tensor[]? c0, Tensor[]? masks, Tensor[] y, Tensor[]? c, Tensor[]? saved, "
+      "Tensor? lengths, Tensor? starts, Tensor? reset, int window, str clip, float bound, bool initial) "
       "-> (Tensor[] dgates, Tensor[] dh0, Tensor[] dc0)");
   library.def(
-      "stack_backward_(str cell, Tensor?[] dy, Tensor?[] dh_n, Tensor?[] dc_n, Tensor?[] dc, Tensor[] w_ih, "
-      "Tensor[] w_hh, Tensor[] h0, Tensor[] c0, Tensor[] masks, Tensor[] y, Tensor[] c, Tensor(a!)[] saved, "
-      "Tensor? lengths, Tensor? reset, int window, str clip, float bound, bool initial) "
+      "stack_backward_(str cell, Tensor?[] dy, Tensor?[] dh_n, Tensor?[] dc_n, Tensor?[] dc, Tensor[]? w_ih, "
+      "Tensor[] w_hh, Tensor[] h0, Tensor[]? c0, Tensor[]? masks, Tensor[] y, Tensor[]? c, Tensor(a!)[] saved, "
+      "Tensor? lengths, Tensor? starts, Tensor? reset, int window, str clip, float bound, bool initial) "
       "-> (Tensor[] dh0, Tensor[] dc0)");
 }
 
@@ -35,13 +37,17 @@ using StackForwardResults = std::tuple<Tensors, Tensors, Tensors, Tensors, Tenso
 using StackBackwardResults = std::tuple<Tensors, Tensors, Tensors>;
 using StackBackwardOverSavedResults = std::tuple<Tensors, Tensors>;
 
-using StackForwardSchema = StackForwardResults(c10::string_view, const Tensor&, TensorList, TensorList, TensorList,
-                                               TensorList, TensorList, TensorList, TensorList, const OptionalTensor&,
-                                               const OptionalTensor&, bool, bool, int64_t, c10::string_view, double);
-template <class Results>
+using StackForwardSchema = StackForwardResults(c10::string_view, const Tensor&, TensorList, TensorList,
+                                               const OptionalList&, const OptionalList&, TensorList,
+                                               const OptionalList&, const OptionalList&, const OptionalTensor&,
+                                               const OptionalTensor&, const OptionalTensor&, bool, bool, int64_t,
+                                               c10::string_view, double);
+// Saved: how the list `saved` comes, which sequence_backward_ has to have.
+template <class Results, class Saved>
 using StackBackwardSchema = Results(c10::string_view, const OptionalTensors&, const OptionalTensors&,
-                                    const OptionalTensors&, const OptionalTensors&, TensorList, TensorList, TensorList,
-                                    TensorList, TensorList, TensorList, TensorList, TensorList, const OptionalTensor&,
+                                    const OptionalTensors&, const OptionalTensors&, const OptionalList&, TensorList,
+                                    TensorList, const OptionalList&, const OptionalList&, TensorList,
+                                    const OptionalList&, Saved, const OptionalTensor&, const OptionalTensor&,
                                     const OptionalTensor&, int64_t, c10::string_view, double, bool);
 
 struct StackOps {
@@ -50,11 +56,13 @@ struct StackOps {
     return op;
   }
   static const auto& backward() {
-    static const auto op = find_op<StackBackwardSchema<StackBackwardResults>>("rnnkernels::stack_backward");
+    static const auto op =
+        find_op<StackBackwardSchema<StackBackwardResults, const OptionalList&>>("rnnkernels::stack_backward");
     return op;
   }
   static const auto& backward_over_saved() {
-    static const auto op = find_op<StackBackwardSchema<StackBackwardOverSavedResults>>("rnnkernels::stack_backward_");
+    static const auto op =
+        find_op<StackBackwardSchema<StackBackwardOverSavedResults, TensorList>>("rnnkernels::stack_backward_");
     return op;
   }
 };
@@ -115,11 +123,12 @@ struct Links {
 
   // The whole gradient of y of the layer below: what reaches it from outside, if anything, and through the layer above.
   Tensor below(const OptionalTensor& outside, const Tensor& dgates_above, size_t n) const {
-    const int64_t T = dgates_above.size(0), B = dgates_above.size(1), H = w_ih[n].size(1);
-    const Tensor dgx = dgates_above.view({T * B, dgates_above.size(3)}).narrow(1, 0, w_ih[n].size(0));
-    Tensor dy = fresh({T * B, H}, dgx.options());
+    const Tensor dgx = dgates_above.flatten(0, -2).narrow(1, 0, w_ih[n].size(0));  // one direction
+    at::DimVector shape(dgates_above.sizes().slice(0, dgates_above.dim() - 2));
+    shape.push_back(w_ih[n].size(1));
+    Tensor dy = fresh({dgx.size(0), shape.back()}, dgx.options());
     at::mm_out(dy, dgx, w_ih[n]);
-    dy = dy.view({T, B, H});
+    dy = dy.view(shape);
     if (!masks.empty()) dy.mul_(masks[n]);
     return outside ? dy.add_(*outside) : dy;
   }
@@ -152,7 +161,7 @@ std::vector<BackwardResults> run_in_turn(std::vector<BackwardArguments>& layers,
 inline void check_masks(TensorList masks, size_t layers, at::IntArrayRef shape, const Tensor& like) {
   check_layers(masks, layers - 1, "masks", Empty::kMaybe, "between any two layers");
   for (const Tensor& mask : masks) {
-    TORCH_CHECK(mask.sizes() == shape, "masks: expected shape ", shape, " (time, batch, hidden), got ", mask.sizes());
+    TORCH_CHECK(mask.sizes() == shape, "masks: expected shape ", shape, ", that of y, got ", mask.sizes());
     TORCH_CHECK_VALUE(mask.scalar_type() == like.scalar_type(), "masks: expected dtype ", like.scalar_type(),
                       " like the input, got ", mask.scalar_type());
     TORCH_CHECK(mask.device() == like.device(), "masks: expected device ", like.device(), " like the input, got ",
@@ -162,24 +171,42 @@ inline void check_masks(TensorList masks, size_t layers, at::IntArrayRef shape, 
 
 template <std::vector<ForwardResults> (*forward)(std::vector<ForwardArguments>&, const Links&)>
 StackForwardResults run_stack_forward(c10::string_view cell, const Tensor& x, TensorList w_ih, TensorList w_hh,
-                                      TensorList b_ih, TensorList b_hh, TensorList h0, TensorList c0, TensorList masks,
-                                      const OptionalTensor& lengths, const OptionalTensor& reset, bool save, bool all_c,
-                                      int64_t, c10::string_view, double) {
+                                      const OptionalList& biases_ih, const OptionalList& biases_hh, TensorList h0,
+                                      const OptionalList& initial_c, const OptionalList& factors,
+                                      const OptionalTensor& lengths, const OptionalTensor& starts,
+                                      const OptionalTensor& reset, bool save, bool all_c, int64_t, c10::string_view,
+                                      double) {
+  const TensorList b_ih = list_of(biases_ih), b_hh = list_of(biases_hh), c0 = list_of(initial_c),
+                   masks = list_of(factors);
   const at::AutoDispatchBelowADInplaceOrView below;  // what autograd is to know, the node of the stack has told it
   const CellInfo& info = find_cell(cell);
   TORCH_CHECK(!batch_invariant(),
               "rnnkernels.batch_invariant: the products of a stack depend on the size of the batch. Run its layers one "
               "by one, or switch it off.");
   const size_t L = count_layers(info, w_ih, w_hh, b_ih, b_hh, h0, c0);
-  TORCH_CHECK(x.dim() == 3, "input: expected 3 dimensions (time, batch, features), got shape ", x.sizes());
+  TORCH_CHECK(x.dim() == (starts ? 2 : 3), "input: expected ",
+              starts ? "2 dimensions (packed steps, features)" : "3 dimensions (time, batch, features)", ", got shape ",
+              x.sizes());
   TORCH_CHECK(h0[0].dim() == 3, "hx: expected 3 dimensions (1, batch, hidden), got shape ", h0[0].sizes());
-  check_masks(masks, L, {x.size(0), x.size(1), h0[0].size(2)}, x);
+  at::DimVector shape(x.sizes());
+  shape.back() = h0[0].size(2);
+  check_masks(masks, L, shape, x);
   std::vector<ForwardArguments> layers;
   layers.reserve(L);
   for (size_t l = 0; l < L; ++l) {
     check_alike(h0[l], h0[0], "hx", l);
-    layers.push_back({info, l == 0 ? x : Tensor(), w_ih.slice(l, 1), w_hh.slice(l, 1), layer_of(b_ih, l),
-                      layer_of(b_hh, l), TensorList(), h0[l], optional_of(c0, l), lengths, reset, save, all_c,
+    layers.push_back({info,
+                      l == 0 ? x : Tensor(),
+                      w_ih.slice(l, 1),
+                      w_hh.slice(l, 1),
+                      layer_of(b_ih, l),
+                      layer_of(b_hh, l),
+                      TensorList(),
+                      h0[l],
+                      optional_of(c0, l),
+                      {lengths, starts, reset},
+                      save,
+                      all_c,
                       int64_t(l)});
   }
   StackForwardResults results;
@@ -194,12 +221,16 @@ StackForwardResults run_stack_forward(c10::string_view cell, const Tensor& x, Te
   return results;
 }
 
-template <class Results, std::vector<BackwardResults> (*backward)(std::vector<BackwardArguments>&, const Links&)>
+template <class Results, class Saved,
+          std::vector<BackwardResults> (*backward)(std::vector<BackwardArguments>&, const Links&)>
 Results run_stack_backward(c10::string_view cell, const OptionalTensors& dy, const OptionalTensors& dh_n,
-                           const OptionalTensors& dc_n, const OptionalTensors& dc, TensorList w_ih, TensorList w_hh,
-                           TensorList h0, TensorList c0, TensorList masks, TensorList y, TensorList c, TensorList saved,
-                           const OptionalTensor& lengths, const OptionalTensor& reset, int64_t window,
+                           const OptionalTensors& dc_n, const OptionalTensors& dc, const OptionalList& weights_ih,
+                           TensorList w_hh, TensorList h0, const OptionalList& initial_c, const OptionalList& factors,
+                           TensorList y, const OptionalList& all_c, Saved kept, const OptionalTensor& lengths,
+                           const OptionalTensor& starts, const OptionalTensor& reset, int64_t window,
                            c10::string_view clip, double bound, bool initial) {
+  const TensorList w_ih = list_of(weights_ih), c0 = list_of(initial_c), masks = list_of(factors), c = list_of(all_c),
+                   saved = list_of(kept);
   constexpr bool over_saved = std::is_same_v<Results, StackBackwardOverSavedResults>;
   const at::AutoDispatchBelowADInplaceOrView below;
   const CellInfo& info = find_cell(cell);
@@ -236,8 +267,7 @@ Results run_stack_backward(c10::string_view cell, const OptionalTensors& dy, con
                       y[l],
                       c.empty() ? nothing : c[l],
                       saved.empty() ? nothing : saved[l],
-                      lengths,
-                      reset,
+                      {lengths, starts, reset},
                       window,
                       find_clip(clip, bound),
                       false,
@@ -265,8 +295,8 @@ template <std::vector<ForwardResults> (*forward)(std::vector<ForwardArguments>&,
           std::vector<BackwardResults> (*backward)(std::vector<BackwardArguments>&, const Links&)>
 void register_stack_ops(torch::Library& library) {
   library.impl("stack_forward", run_stack_forward<forward>);
-  library.impl("stack_backward", run_stack_backward<StackBackwardResults, backward>);
-  library.impl("stack_backward_", run_stack_backward<StackBackwardOverSavedResults, backward>);
+  library.impl("stack_backward", run_stack_backward<StackBackwardResults, const OptionalList&, backward>);
+  library.impl("stack_backward_", run_stack_backward<StackBackwardOverSavedResults, TensorList, backward>);
 }
 
 }  // namespace rnn

@@ -3,6 +3,8 @@
 // rows like any other; rows run in blocks whose state fits the cache, however many there are.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/loop.h"
 
 namespace rnn::cpu::RNN_ISA {
@@ -22,6 +24,10 @@ class BackwardLoop : LoopBase<IO> {
     const Sequence& q = p.seq;
     const bool norm = p.clip.kind == Clip::kNorm;
     row_count_ = q.rows();
+    if (q.starts && q.truncated()) {  // windows that no row reaches are left out
+      row_count_ = 0;
+      for (int64_t t = 0; t < q.T; t += q.window) row_count_ += q.starts[t + 1] - q.starts[t];
+    }
     slots_ = least(row_count_, kBlockRows * threads);
     rows_ = arena_.take<Row>(row_count_);
     products_ = arena_.take<T>(threads * kMostRows * kWidth * kLanes);
@@ -59,17 +65,22 @@ class BackwardLoop : LoopBase<IO> {
         if (dir.dprojected) Base::clear_padding(dir.dprojected + slot * padded_factors(p_.seq.R), p_.seq.R);
       }
     }
-    for (int64_t r = thread; r < row_count_; r += threads) rows_[r] = p_.seq.row(r);
+    if (row_count_ < p_.seq.rows()) {
+      if (thread == 0) find_windows();
+    } else {
+      for (int64_t r = thread; r < row_count_; r += threads) rows_[r] = p_.seq.row(r);
+    }
   }
 
-  void run(const Plan&, const Share& share, Barrier& barrier) {
-    const int64_t n = share.last_row - share.first_row;
+  void run(const Plan& plan, const Share& share, Barrier& barrier) {
+    const auto [first_row, last_row] = Base::rows_of(p_.seq, rows_, row_count_, plan, share);
+    const int64_t n = last_row - first_row;
     if (n == 0) return;
-    const int64_t slot = share.first_row * slots_ / row_count_;  // of the workspace; so many are this group's:
-    const int64_t blocks = (n - 1) / least(kMostRows, share.last_row * slots_ / row_count_ - slot) + 1;
+    const int64_t slots = slots_ / plan.row_parts, slot = share.group % plan.row_parts * slots;  // this group's
+    const int64_t blocks = (n - 1) / least(kMostRows, slots) + 1;
     for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
       for (int64_t k = 0; k < blocks; ++k) {
-        const int64_t first = share.first_row + n * k / blocks, last = share.first_row + n * (k + 1) / blocks;
+        const int64_t first = first_row + n * k / blocks, last = first_row + n * (k + 1) / blocks;
         run_block(d, {first, last, slot - first}, share, barrier);
       }
     }
@@ -93,6 +104,18 @@ class BackwardLoop : LoopBase<IO> {
     int64_t first, last, slot;
   };
 
+  // The windows of packed rows, the longest first, as rows of packed sequences always are: those that take part in a
+  // step then stand in front of all others.
+  void find_windows() {
+    const Sequence& q = p_.seq;
+    Row* row = rows_;
+    for (int64_t t = 0; t < q.T; t += q.window)
+      for (int64_t b = 0; b < q.starts[t + 1] - q.starts[t]; ++b) *row++ = q.row(t / q.window * q.B + b);
+    std::sort(rows_, row, [](const Row& a, const Row& b) {
+      return a.length != b.length ? a.length > b.length : a.start != b.start ? a.start < b.start : a.b < b.b;
+    });
+  }
+
   // The units of a step in the order of its cell: behind W_hh, or W_hr where there is one.
   const Panels<F>& cells(int64_t d) const {
     return directions_[d].dprojected ? directions_[d].projection : directions_[d].hidden;
@@ -104,10 +127,13 @@ class BackwardLoop : LoopBase<IO> {
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t gates = padded_factors(Cell::G * q.H), rows = k.last - k.first;
+    const int64_t gates = padded_factors(Cell::G * q.H);
     T* product = products_ + share.thread * kMostRows * kWidth * kLanes;
+    int64_t rows = q.starts ? 0 : k.last - k.first;  // that take part in a step, if only in its padding
     begin(d, k, share);
-    for (int64_t s = q.steps() - 1; s >= 0; --s) {
+    for (int64_t s = (q.starts ? rows_[k.first].length : q.steps()) - 1; s >= 0; --s) {
+      while (k.first + rows < k.last && rows_[k.first + rows].length > s) ++rows;
+      const Block now{k.first, k.first + rows, k.slot};
       // The product carries what comes from step s + 1: there is none where that step is not active.
       Base::for_tiles(
           dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, rows, share, product,
@@ -128,10 +154,10 @@ class BackwardLoop : LoopBase<IO> {
         barrier.wait(share.size);
       }
       if (dir.unbounded) {
-        bound_norm(d, k, s, share);
+        bound_norm(d, now, s, share);
         barrier.wait(share.size);
       }
-      if (p_.flow) write_flow(d, k, s, share);
+      if (p_.flow) write_flow(d, now, s, share);
     }
     finish(d, k, share, product);
     barrier.wait(share.size);
@@ -150,6 +176,9 @@ class BackwardLoop : LoopBase<IO> {
   void begin(int64_t d, const Block& k, const Share& share) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
+    const int64_t gates = padded_factors(Cell::G * q.H);
+    for (int64_t r = k.first + share.rank; q.starts && r < k.last; r += share.size)  // products reach them before cells
+      for (F* dgh : dir.dgh) std::memset(dgh + (r + k.slot) * gates, 0, gates * sizeof(F));
     for_units(dir.hidden, k, share, [&](int64_t r, int64_t i) {
       const IO* from = q.last(d, rows_[r]) ? p_.dh_n : nullptr;
       store(dir.dh + (r + k.slot) * padded(q.R) + i,
@@ -233,13 +262,13 @@ class BackwardLoop : LoopBase<IO> {
         if (dir.dprojected) {  // h before the projection: no cell with a projection asks for its value
           prev[0] = next[0] = V(T(0));
         } else {
-          prev[0] = cut ? V(T(0)) : before(p_.h0, p_.y, d, r, s, at, i, n);
+          prev[0] = cut ? V(T(0)) : before(p_.h0, p_.y, d, r, s, i, n);
           next[0] = load(p_.y + at.n * q.H + i, n);
           dnext[0] += load(dir.dh + slot * padded(q.H) + i) + load_or_zero(p_.dy, at.n * q.H + i, n);
           if (p_.flow) dh_squares.add(dnext[0], n);
         }
         if constexpr (Cell::S > 1) {
-          prev[1] = cut ? V(T(0)) : before(p_.c0, p_.c, d, r, s, at, i, n);
+          prev[1] = cut ? V(T(0)) : before(p_.c0, p_.c, d, r, s, i, n);
           next[1] = load(p_.c + at.n * q.H + i, n);
           dnext[1] = load(dir.dc + slot * padded(q.H) + i) + load_or_zero(p_.dc, at.n * q.H + i, n);
         }
@@ -282,11 +311,11 @@ class BackwardLoop : LoopBase<IO> {
   }
 
   // The state that entered step s, where it is no cut: from all states [T, B, D, H], or from the initial ones.
-  V before(const IO* initial, const IO* all, int64_t d, int64_t r, int64_t s, const Place& at, int64_t i, int n) const {
+  V before(const IO* initial, const IO* all, int64_t d, int64_t r, int64_t s, int64_t i, int n) const {
     const Sequence& q = p_.seq;
     const Row& row = rows_[r];
     if (s == 0 && q.first(d, row)) return load(initial + q.state_at(d, row.b, q.H) + i, n);
-    return load(all + q.before(d, at) * q.H + i, n);
+    return load(all + q.before(d, row, s) * q.H + i, n);
   }
 
   // Bounds the gate gradients of a step by their norms, which the cells of all tiles have left behind.

@@ -87,10 +87,11 @@ class ForwardLoop : LoopBase<IO> {
 
   void run(const Plan& plan, const Share& share, Barrier& barrier) {
     const Desk mine = desk(plan, desks_ + share.thread * desk(plan, nullptr).bytes);
-    const int64_t n = share.last_row - share.first_row, blocks = (n + kBlockRows - 1) / kBlockRows;
+    const auto [first, last] = Base::rows_of(p_.seq, rows_, p_.seq.B, plan, share);
+    const int64_t n = last - first, blocks = (n + kBlockRows - 1) / kBlockRows;
     for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
       for (int64_t k = 0; k < blocks; ++k)
-        run_block(d, share.first_row + n * k / blocks, share.first_row + n * (k + 1) / blocks, share, mine, barrier);
+        run_block(d, first + n * k / blocks, first + n * (k + 1) / blocks, share, mine, barrier);
     }
   }
 
@@ -115,26 +116,26 @@ class ForwardLoop : LoopBase<IO> {
 
   // What one thread keeps for itself.
   struct Desk {
-    int64_t steps;  // of a chunk
-    Now* now;       // [rows]
-    F* x;           // [steps, rows, I]
-    bool* filled;   // [steps, rows]: which of them are steps of a row
-    T* gx;          // [tiles, steps, rows, kPanel]
-    T* product;     // [rows, panel]: of one tile
+    int64_t places;  // of a chunk: steps of rows
+    Now* now;        // [rows]
+    F* x;            // [places, I]
+    bool* filled;    // [places]: which of them are steps of a row
+    T* gx;           // [tiles, places, kPanel]
+    T* product;      // [rows, panel]: of one tile
     int64_t bytes;
   };
   Desk desk(const Plan& plan, void* base) const {
     const Sequence& q = p_.seq;
-    const int64_t rows = least(kBlockRows, (q.B + plan.row_parts - 1) / plan.row_parts);
+    const int64_t rows = least(kBlockRows, q.starts ? q.B : (q.B + plan.row_parts - 1) / plan.row_parts);
     const int64_t tiles = (directions_[0].hidden.tiles() + plan.unit_parts - 1) / plan.unit_parts;
     const int64_t row = most(1, rows * most(tiles * kPanel, padded(p_.I)));
     Arena arena(base);
     Desk mine{};
-    mine.steps = most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
+    mine.places = rows * most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
     mine.now = arena.take<Now>(rows);
-    mine.x = arena.take<F>(mine.steps * rows * padded_factors(p_.I));
-    mine.filled = arena.take<bool>(mine.steps * rows);
-    mine.gx = arena.take<T>(tiles * mine.steps * rows * kPanel);
+    mine.x = arena.take<F>(mine.places * padded_factors(p_.I));
+    mine.filled = arena.take<bool>(mine.places);
+    mine.gx = arena.take<T>(tiles * mine.places * kPanel);
     mine.product = arena.take<T>(rows * kMaxVectors * kLanes);
     mine.bytes = arena.used();
     return mine;
@@ -158,13 +159,19 @@ class ForwardLoop : LoopBase<IO> {
   void run_block(int64_t d, int64_t first, int64_t last, const Share& share, const Desk& mine, Barrier& barrier) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t rows = last - first, tile = mine.steps * rows * kPanel;
+    const int64_t tile = mine.places * kPanel;
     const auto active = [&](int64_t r) { return mine.now[r].active; };
+    int64_t projected = 0, at = 0;  // steps whose input is, and the place in their chunk
     for (int64_t s = 0; s < q.T; ++s) {
-      const int64_t ahead = s % mine.steps;
-      if (ahead == 0) project_input(d, first, last, s, least(s + mine.steps, q.T), share, mine);
+      const int64_t rows = present(first, last, s);
+      if (rows == 0) break;  // of packed rows, none goes on
+      if (s == projected) {
+        projected = project_input(d, first, last, s, share, mine);
+        at = 0;
+      }
       for (int64_t r = 0; r < rows; ++r) mine.now[r] = look(d, first + r, s);
-      const T* gx = mine.gx + ahead * rows * kPanel - share.begin(dir.hidden.tiles()) * tile;
+      const T* gx = mine.gx + at * kPanel - share.begin(dir.hidden.tiles()) * tile;
+      at += rows;
       const F* h = dir.h[s & 1] + first * padded_factors(q.R);
       Base::for_tiles(dir.hidden, h, padded_factors(q.R), rows, share, mine.product, active,
                       [&](int64_t r, int64_t j, const T* gh) {
@@ -187,8 +194,8 @@ class ForwardLoop : LoopBase<IO> {
           [&](int64_t r, int64_t j, const T* out) { project(mine.now[r], state(dir, first + r, s), j, out); });
       barrier.wait(share.size);
     }
-    const T* h = dir.exact_h[q.T & 1];
     for (int64_t b = first + share.rank; b < last; b += share.size) {
+      const T* h = dir.exact_h[(q.starts ? rows_[b].length : q.T) & 1];
       for (int64_t i = 0; i < q.R; i += kLanes)
         store(p_.h_n + q.state_at(d, b, q.R) + i, load(h + b * padded(q.R) + i), left(q.R, i));
       for (int64_t i = 0; Cell::S > 1 && i < q.H; i += kLanes)
@@ -201,25 +208,34 @@ class ForwardLoop : LoopBase<IO> {
     return {at.n, at.active, s + 1 < rows_[b].length && p_.seq.cut_before(d, rows_[b], s + 1)};
   }
 
-  // W_ih x of steps s0 to s1, for rows first to last and this share's units.
-  void project_input(int64_t d, int64_t first, int64_t last, int64_t s0, int64_t s1, const Share& share,
-                     const Desk& mine) const {
+  // How many of the rows first to last take part in step s: all of them, some perhaps in their padding; of packed rows
+  // those that reach it.
+  int64_t present(int64_t first, int64_t last, int64_t s) const {
+    const int64_t* starts = p_.seq.starts;
+    return starts ? most(0, least(last, starts[s + 1] - starts[s]) - first) : last - first;
+  }
+
+  // W_ih x of as many steps from s on as a chunk has places for, of rows first to last and this share's units. Returns
+  // the step after the last.
+  int64_t project_input(int64_t d, int64_t first, int64_t last, int64_t s, const Share& share, const Desk& mine) const {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t rows = last - first, stride = padded_factors(p_.I);
+    const int64_t stride = padded_factors(p_.I);
     int64_t m = 0;
-    for (int64_t s = s0; s < s1; ++s) {
-      for (int64_t b = first; b < last; ++b, ++m) {
+    for (; s < q.T; ++s) {
+      const int64_t end = first + present(first, last, s);
+      if (m + end - first > mine.places) break;
+      for (int64_t b = first; b < end; ++b, ++m) {
         mine.filled[m] = s < rows_[b].length;
         if (!mine.filled[m]) continue;
-        const IO* x = p_.x + q.position(d, rows_[b], s) * p_.x_time + b * p_.x_batch;
-        Base::copy_factors(x, p_.I, mine.x + m * stride);
+        Base::copy_factors(p_.input(q.position(d, rows_[b], s), b), p_.I, mine.x + m * stride);
       }
     }
     const auto filled = [&](int64_t r) { return mine.filled[r]; };
     const int64_t begin = share.begin(dir.input.tiles()), end = share.end(dir.input.tiles());
     for (int64_t j = begin; j < end; ++j)
-      multiply(dir.input, j, mine.x, stride, m, mine.gx + (j - begin) * mine.steps * rows * kPanel, filled);
+      multiply(dir.input, j, mine.x, stride, m, mine.gx + (j - begin) * mine.places * kPanel, filled);
+    return s;
   }
 
   // Where row b's state stands before and after a step.

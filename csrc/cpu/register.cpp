@@ -43,14 +43,30 @@ void dispatch_dtype(at::ScalarType type, F&& f) {
   }
 }
 
-// What only a look into the tensor can tell; a compiled graph reaches no check but this one.
-void check_values(const OptionalTensor& lengths, int64_t T) {
-  if (!lengths) return;
-  const int64_t* n = pointer<int64_t>(lengths);
-  for (int64_t b = 0; b < lengths->numel(); ++b) {
-    TORCH_CHECK_VALUE(n[b] >= 0 && n[b] <= T, "lengths: expected values from 0 to ", T,
-                      ", the length of the input, got ", n[b]);
+// What only a look into the tensors can tell; a compiled graph reaches no check but this one.
+void check_values(const Steps& steps, const Sizes& n) {
+  if (!steps.lengths) return;
+  const int64_t* lengths = pointer<int64_t>(steps.lengths);
+  for (int64_t b = 0; b < n.B; ++b) {
+    TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= n.T, "lengths: expected values from 0 to ", n.T,
+                      ", the length of the input, got ", lengths[b]);
   }
+  if (!n.packed) return;
+  const int64_t* starts = pointer<int64_t>(steps.starts);
+  TORCH_CHECK_VALUE(starts[0] == 0 && starts[n.T] == n.N, "starts: expected the first place to be 0 and the end ", n.N,
+                    ", the packed steps of the input, got ", starts[0], " and ", starts[n.T]);
+  for (int64_t t = 0, rows = n.B; t < n.T; ++t) {
+    while (rows > 0 && lengths[rows - 1] <= t) --rows;
+    TORCH_CHECK_VALUE((t > 0 || rows == n.B) && starts[t + 1] - starts[t] == rows && (rows == 0 || lengths[0] > t),
+                      "starts: expected ", rows, " places at step ", t,
+                      ", as many as rows that reach it, with lengths above 0 that descend, got ",
+                      starts[t + 1] - starts[t]);
+  }
+  for (int64_t b = 1; b < n.B; ++b)
+    TORCH_CHECK_VALUE(lengths[b] <= lengths[b - 1],
+                      "lengths: expected the longest row first where steps are packed, "
+                      "got ",
+                      lengths[b], " behind ", lengths[b - 1]);
 }
 
 template <class Run>
@@ -67,7 +83,7 @@ ForwardResults forward(ForwardArguments& a) {
     dispatch_dtype(a.x.scalar_type(), [&](const auto& entry) { results = forward_single(a, n, entry); });
     return results;
   }
-  check_values(a.lengths, n.T);
+  check_values(a.steps, n);
   const ForwardTensors t = prepare(a, n, Input::kRaw);
   with_launch(a.cell.number, [&](const Launch& launch) {
     dispatch_dtype(a.x.scalar_type(),
@@ -83,7 +99,7 @@ BackwardResults backward(BackwardArguments& a) {
     dispatch_dtype(a.y.scalar_type(), [&](const auto& entry) { results = backward_single(a, n, entry); });
     return results;
   }
-  check_values(a.lengths, n.T);
+  check_values(a.steps, n);
   const BackwardTensors t = prepare(a, n);
   with_launch(a.cell.number, [&](const Launch& launch) {
     dispatch_dtype(a.y.scalar_type(),
@@ -94,15 +110,18 @@ BackwardResults backward(BackwardArguments& a) {
 
 Tensor input_gradient(const Tensor& dgates, TensorList w_ih) {
   check_input_gradient(dgates, w_ih);
-  const int64_t T = dgates.size(0), B = dgates.size(1), D = dgates.size(2), G_H = w_ih[0].size(0), I = w_ih[0].size(1);
-  const Tensor a = dgates.contiguous(), dx = fresh({T, B, I}, dgates.options());
+  const int64_t D = dgates.size(-2), G_H = w_ih[0].size(0), I = w_ih[0].size(1);
+  at::DimVector shape(dgates.sizes().slice(0, dgates.dim() - 2));
+  const int64_t rows = c10::multiply_integers(shape);
+  shape.push_back(I);
+  const Tensor a = dgates.contiguous(), dx = fresh(shape, dgates.options());
   if (dx.numel() == 0) return dx;
   for (int64_t d = 0; d < D; ++d) {
-    const Tensor columns = a.select(2, d), w = w_ih[d].contiguous();
+    const Tensor columns = a.select(-2, d), w = w_ih[d].contiguous();
     with_launch(0, [&](const Launch& launch) {
       dispatch_dtype(a.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
         entry.rows(launch,
-                   {T * B, G_H, I, pointer<IO>(columns), columns.stride(1), pointer<IO>(w), pointer<IO>(dx), d > 0});
+                   {rows, G_H, I, pointer<IO>(columns), a.stride(-2) * D, pointer<IO>(w), pointer<IO>(dx), d > 0});
       });
     });
   }

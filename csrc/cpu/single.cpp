@@ -24,7 +24,8 @@ void share_out(int64_t n, int64_t work_of_unit, F&& f) {
 template <class Arguments>
 bool is_single(const Arguments& a, const Sizes& n, at::ScalarType type) {
   const bool products = type == at::kFloat || type == at::kDouble;
-  return n.T == 1 && n.D == 1 && n.B > 0 && (n.B == 1 || products) && !a.lengths && !a.reset && a.w_hr.empty();
+  return n.T == 1 && n.D == 1 && n.B > 0 && (n.B == 1 || products) && !a.steps.lengths && !a.steps.reset &&
+         a.w_hr.empty();
 }
 
 }  // namespace

@@ -82,12 +82,12 @@ ForwardResults run_persistent(const ForwardArguments& a, const Sizes& n, const P
 template <class Runner>
 BackwardResults run_persistent(const BackwardArguments& a, const Sizes& n, const Plan& plan, const Runner& runner) {
   const BackwardTensors t = prepare(a, n);
-  const Tensor all_dh = at::zeros({a.flow ? n.T : 0, n.B, n.D, n.R}, a.y.options().dtype(at::kDouble));
+  const Tensor all_dh = at::zeros(a.flow ? n.shape({n.D, n.R}) : at::DimVector{0}, a.y.options().dtype(at::kDouble));
   dispatch_narrow(a.y.scalar_type(), [&]<class IO> {
     const BackwardStage<IO> stage{parameters<IO>(a, n, t), pointer<double>(all_dh), nullptr, nullptr, nullptr};
     run_launches(BackwardStages<IO>{stage}, plan, a.y.options(), runner);
   });
-  if (a.flow) t.flow.copy_(at::linalg_vector_norm(all_dh, 2, {3}));
+  if (a.flow) t.flow.copy_(at::linalg_vector_norm(all_dh, 2, {-1}));
   return t.results();
 }
 

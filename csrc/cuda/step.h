@@ -63,6 +63,7 @@ struct ForwardProject {
     const Sequence& q = call.seq;
     const Place place = q.place(slot.d, slot.row, s);
     const int64_t state = slot.n * q.R + i;
+    if (place.outside) return;
     const V value = place.active ? load(projected + state) : V(0);
     store(call.y + place.n * q.R + i, value);
     if (place.active) store(h + state, value);

@@ -84,7 +84,7 @@ BackwardResults run_stepwise(const BackwardArguments& a, const Sizes& n, const L
   const Tensor unbounded = carried(norm ? (a.cell.G + a.cell.A) * n.H : 0, at::kDouble);
   const Tensor dgx = unbounded.narrow(2, 0, norm ? a.cell.G * n.H : 0);
   Tensor norms = at::empty({n.D, norm ? rows : 0}, unbounded.options());
-  const Tensor all_dh = at::zeros({a.flow ? n.T : 0, n.B, n.D, n.R}, unbounded.options());
+  const Tensor all_dh = at::zeros(a.flow ? n.shape({n.D, n.R}) : at::DimVector{0}, unbounded.options());
   dispatch_dtype(io, [&]<class IO> {
     using Wide = Arithmetic<IO>;
     const Backward<IO> call = parameters<IO>(a, n, t);
@@ -109,7 +109,7 @@ BackwardResults run_stepwise(const BackwardArguments& a, const Sizes& n, const L
     launch(BackwardFinish<IO>{q, n.R, c.dh_through, c.dh, call.dh0});
     if (has_c) launch(BackwardFinish<IO>{q, n.H, nullptr, c.dc, call.dc0});
   });
-  if (a.flow) t.flow.copy_(at::linalg_vector_norm(all_dh, 2, {3}));
+  if (a.flow) t.flow.copy_(at::linalg_vector_norm(all_dh, 2, {-1}));
   return t.results();
 }
 

@@ -72,6 +72,7 @@ struct ForwardUnit {
       state[0] = stored<IO>(next[0]);
       for (int k = 1; k < Cell::S; ++k) state[k] = next[k];
     }
+    if (place.outside) return;  // packed steps have no padding to fill
     if (call.saved) {
       for (int k = 0; k < Cell::K; ++k) store(call.saved + place.n * Cell::K * q.H + k * q.H + i, saved[k]);
     }
@@ -147,7 +148,7 @@ struct BackwardUnit {
     const Sequence& q = call.seq;
     if (cut) return V(0);
     if (s == 0 && q.first(slot.d, slot.row)) return load(initial + q.state_at(slot.d, slot.row.b, q.H) + i);
-    return load(all + q.before(slot.d, place) * q.H + i);
+    return load(all + q.before(slot.d, slot.row, s) * q.H + i);
   }
 };
 

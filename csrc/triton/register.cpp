@@ -37,14 +37,16 @@ void refuse(const Tensor& like, TensorList w_hr) {
 
 // What both passes take; w_hh [D, G*H, H].
 template <class Arguments>
-py::dict common(const Arguments& a, const Tensor& w_hh) {
+py::dict common(const Arguments& a, const Sizes& n, const Tensor& w_hh) {
   py::dict arguments;
   arguments["cell"] = std::string(a.cell.name);
   arguments["w_hh"] = w_hh;
   arguments["h0"] = a.h0;
   arguments["c0"] = given(a.c0);
-  arguments["lengths"] = given(a.lengths);
-  arguments["reset"] = bytes(a.reset);
+  arguments["lengths"] = given(a.steps.lengths);
+  arguments["starts"] = given(a.steps.starts);
+  arguments["reset"] = bytes(a.steps.reset);
+  arguments["T"] = n.T;
   return arguments;
 }
 
@@ -64,7 +66,7 @@ ForwardResults forward(ForwardArguments& a) {
     return others.empty() ? py::object(py::none()) : py::cast(at::zeros_like(stacked(others)));
   };
   const py::gil_scoped_acquire gil;
-  py::dict arguments = common(a, w_hh);
+  py::dict arguments = common(a, n, w_hh);
   arguments["gx"] = t.gx;
   arguments["b_ih"] = bias(t.b_ih, t.b_hh);
   arguments["b_hh"] = bias(t.b_hh, t.b_ih);
@@ -93,7 +95,7 @@ BackwardResults backward(BackwardArguments& a) {
   const Sequence q = sequence(a, n, a.window);
   const Tensor w_hh = stacked(t.w_hh);
   const py::gil_scoped_acquire gil;
-  py::dict arguments = common(a, w_hh);
+  py::dict arguments = common(a, n, w_hh);
   arguments["dy"] = given(a.dy);
   arguments["dh_n"] = given(a.dh_n);
   arguments["dc_n"] = given(a.dc_n);

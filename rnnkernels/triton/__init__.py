@@ -35,7 +35,7 @@ def refusal(call: Call) -> str | None:
         return f"it has no kernels for {call.x.dtype}"
     if call.w_hr:
         return "it has no kernels for proj_size"
-    T, B, H = call.x.size(0), call.x.size(1), call.h0.size(2)
+    T, B, H = call.T, call.B, call.h0.size(2)
     if max(call.cell.G * H * H, 4 * T * B, T * H) >= LARGEST:
         return f"T={T}, B={B}, H={H} is more than it counts"
     return None

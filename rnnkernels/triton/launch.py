@@ -23,7 +23,7 @@ REGISTERS = 65536  # of an NVIDIA multiprocessor
 
 def describe(call: Call) -> str:
     """The layouts of forward, and of the backward that would follow."""
-    T, B, _ = call.x.shape
+    T, B = call.T, call.B
     windows = -(-T // call.window) if 0 < call.window < T else 1
     w_hh = call.w_hh[0].unsqueeze(0).expand(len(call.w_hh), -1, -1)
     passes = layout_of(w_hh, B, False), layout_of(w_hh, B * windows, call.clip.kind == "norm")
@@ -113,17 +113,18 @@ def _carry(layout: Layout, S: int, rows: int, w_hh: Tensor) -> Tensor | None:
 def forward(
     cell: str, gx: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor,
     c0: Tensor | None, y: Tensor, h_n: Tensor, c_n: Tensor | None, c: Tensor | None,
-    saved: Tensor | None, lengths: Tensor | None, reset: Tensor | None,
+    saved: Tensor | None, lengths: Tensor | None, starts: Tensor | None, reset: Tensor | None,
+    T: int,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_forward``."""
-    T, B = gx.shape[:2]
+    B = h0.size(1)
     layout = layout_of(w_hh, B, False)
     carry = _carry(layout, CELLS[cell].S, B, w_hh)
     more = _more(cell, w_hh, layout)
     for first, last, block, blocks in _launches(layout, B, T):
         sequence.forward[(blocks, layout.parts, len(w_hh))](
-            gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset, carry,
-            _counts(layout, w_hh), T, B, -(-w_hh.size(2) // layout.block_k),
+            gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts,
+            reset, carry, _counts(layout, w_hh), T, B, -(-w_hh.size(2) // layout.block_k),
             first, last, block, CELL=PAIRS[cell][0], **more,
         )  # fmt: skip
 
@@ -132,13 +133,13 @@ def backward(
     cell: str, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, dc: Tensor | None,
     w_hh: Tensor, h0: Tensor, c0: Tensor | None, y: Tensor, c: Tensor | None,
     saved: Tensor | None, dgates: Tensor, dh0: Tensor | None, dc0: Tensor | None,
-    flow: Tensor | None, lengths: Tensor | None, reset: Tensor | None, steps: int, rows: int,
-    clip: str, bound: float,
+    flow: Tensor | None, lengths: Tensor | None, starts: Tensor | None, reset: Tensor | None,
+    T: int, steps: int, rows: int, clip: str, bound: float,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_backward``, over `rows` windows of `steps` steps."""
     if saved is not None and saved.data_ptr() == dgates.data_ptr() and torch.version.hip:
         saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
-    T, B, D, width = dgates.shape
+    (D, B, _), width = h0.shape, dgates.size(-1)
     norm = clip == "norm"
     layout = layout_of(w_hh, rows, norm)
     carry = _carry(layout, CELLS[cell].S, rows, w_hh)
@@ -147,7 +148,7 @@ def backward(
         pending = torch.empty(2, D, rows, width, dtype=torch.float32, device=y.device)
         squares = torch.empty(2, D, rows, layout.parts, dtype=torch.float64, device=y.device)
     if flow is not None:
-        parts = torch.empty(T, B, D, layout.parts, dtype=torch.float64, device=y.device)
+        parts = torch.empty(*flow.shape, layout.parts, dtype=torch.float64, device=y.device)
     more, pieces = _more(cell, w_hh, layout), -(-w_hh.size(2) // layout.block_k)
     finish = norm or dh0 is not None
     launches = list(_launches(layout, rows, steps))
@@ -158,7 +159,7 @@ def backward(
     for first, last, block, blocks in launches:
         sequence.backward[(blocks, layout.parts, D)](
             dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths,
-            reset, carry, _counts(layout, w_hh), pending, squares, parts,
+            starts, reset, carry, _counts(layout, w_hh), pending, squares, parts,
             T, B, CELLS[cell].G * pieces, steps, rows, first, last, block, bound,
             CELL=PAIRS[cell][1], A=CELLS[cell].A, CLIP=clip,
             FINISH=finish and (layout.kind != "step" or first == last),

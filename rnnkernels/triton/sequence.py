@@ -13,8 +13,8 @@ In the last two, values go through the results themselves: y in forward, dgates 
 gradients are bounded by the norm of their row, no program knows the norm before all have added to
 it: gradients then pass through ``pending``, in float32, and the next step bounds them.
 
-Shapes and the order of steps are those of ``csrc/common/layout.h``; w_hh [D, G*H, H] and biases
-[D, G*H] have all directions. Names in capitals are constants of a compiled kernel.
+Shapes, packed steps and the order of steps are those of ``csrc/common/layout.h``; w_hh [D, G*H, H]
+and biases [D, G*H] have all directions. Names in capitals are constants of a compiled kernel.
 """
 
 import triton
@@ -49,19 +49,46 @@ def _position(s, d, start, length):
 
 
 @triton.jit
-def _cut(reset, active, t, d, b, whole, B):
+def _step(starts, t, b, mask, B):
+    """The place of row b's position t in a tensor [T, B, ...]; of packed steps, within mask."""
+    step = t.to(tl.int64) * B + b
+    if starts is not None:
+        step = tl.load(starts + t, mask=mask, other=0) + b
+    return step
+
+
+@triton.jit
+def _cut(reset, starts, active, t, d, b, whole, B):
     """Whether the state that enters position t is zeroed."""
     cut = tl.zeros(active.shape, tl.int1)
     if reset is not None:
-        at = (t + d).to(tl.int64) * B + b
-        cut = tl.load(reset + at, mask=active & (t + d < whole), other=0) != 0
+        inside = active & (t + d < whole)
+        cut = tl.load(reset + _step(starts, t + d, b, inside, B), mask=inside, other=0) != 0
     return cut
 
 
 @triton.jit
-def _at(t, b, d, B, D):
-    """The place of position t in a tensor [T, B, D, ...]."""
-    return (t.to(tl.int64) * B + b) * D + d
+def _at(starts, t, b, d, mask, B, D):
+    """The place of position t in a tensor [T, B, D, ...]; of packed steps, where mask is set."""
+    return _step(starts, t, b, mask, B) * D + d
+
+
+@triton.jit
+def _before(starts, at, t, b, d, mask, B, D):
+    """The place of the step before, in the order of direction d, of one that is at place `at`."""
+    before = at + tl.where(d == 0, -D, D) * B.to(tl.int64)
+    if starts is not None:
+        before = _at(starts, t + tl.where(d == 0, -1, 1), b, d, mask, B, D)
+    return before
+
+
+@triton.jit
+def _kept(starts, active, t, T, real):
+    """Which rows have a place at this position: in their padding too, where there is one."""
+    kept = real & (t < T)
+    if starts is not None:
+        kept = active
+    return kept
 
 
 @triton.jit
@@ -181,7 +208,8 @@ def _taken_over(initial, at, carry, at_carry, columns, mask, first):
 
 
 @triton.jit(do_not_specialize=["T", "B", "pieces", "first", "last", "first_block"])
-def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset, carry, counts,
+def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts, reset,
+            carry, counts,
             T, B, pieces, first, last, first_block,
             CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
             D: tl.constexpr, H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -227,9 +255,10 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
     for n in range(first, last):
         s = n + tl.zeros([BLOCK_B], tl.int32)
         active, t = _position(s, d, start, length)
-        at = _at(t, b, d, B, D)
-        linked = active & (_cut(reset, active, t, d, b, whole, B) == 0)
+        at = _at(starts, t, b, d, active, B, D)
+        linked = active & (_cut(reset, starts, active, t, d, b, whole, B) == 0)
         runs = active[:, None] & exists
+        kept = _kept(starts, active, t, T, real)[:, None] & exists
         links = linked[:, None] & exists
         inputs = ()
         for g in tl.static_range(G):
@@ -240,7 +269,7 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
             at_source = at_state
         else:
             source = y
-            at_source = (at + tl.where(d == 0, -D, D) * B.to(tl.int64)) * H
+            at_source = _before(starts, at, t, b, d, linked, B, D) * H
         product = _product(w, held, sent, source, at_source, linked, None, first_unit, pieces, G,
                            1, 0, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, False,
                            PRECISION)  # fmt: skip
@@ -258,11 +287,11 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, reset,
             left = left + (tl.where(runs, value, states[k]),)
             result = y if k == 0 else c
             if result is not None:
-                _store(result, at * H, unit, tl.where(runs, next[k], 0.0), exists)
+                _store(result, at * H, unit, tl.where(runs, next[k], 0.0), kept)
         if saved is not None:
             for k in tl.static_range(K):
                 value = tl.where(runs, saves[k], 0.0)
-                _store(saved, at * (K * H) + k * H, unit, value, exists)
+                _store(saved, at * (K * H) + k * H, unit, value, kept)
         states = left
         sent = (next[0].to(IO),)
         _signal(counts)
@@ -305,8 +334,8 @@ def _squares(values):
 
 
 @triton.jit
-def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit, T, B, pieces,
-             steps, rows, bound, G, A, D, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD,
+def _through(w, held, sent, dgates, pending, squares, row, starts, reset, n, d, first_unit, T, B,
+             pieces, steps, rows, bound, G, A, D, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD,
              PRECISION):  # fmt: skip
     """What comes back through W_hh from the step of round n - 1.
 
@@ -315,8 +344,8 @@ def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_un
     number, b, start, length, whole, real = row
     s = steps - n + tl.zeros([BLOCK_B], tl.int32)
     active, t = _position(s, d, start, length)
-    linked = active & (_cut(reset, active, t, d, b, whole, B) == 0)
-    at = _at(t, b, d, B, D) * ((G + A) * H)
+    linked = active & (_cut(reset, starts, active, t, d, b, whole, B) == 0)
+    at = _at(starts, t, b, d, active, B, D) * ((G + A) * H)
     source = dgates
     at_source = at
     factor = None
@@ -326,7 +355,8 @@ def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_un
         at_source = slot * ((G + A) * H)
         factor = _factor(squares, slot, real & (s < steps), bound)
         unit = first_unit + tl.arange(0, BLOCK_H)
-        written = (real & (t < T) & (s < steps))[:, None] & (unit < H)[None, :]
+        written = _kept(starts, active, t, T, real) & (s < steps)
+        written = written[:, None] & (unit < H)[None, :]
         for g in tl.static_range(G + A):
             value = _load(pending, at_source + g * H, unit, written)
             _store(dgates, at + g * H, unit, value * factor[:, None], written)
@@ -337,8 +367,8 @@ def _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_un
 
 
 @triton.jit(do_not_specialize=["T", "B", "pieces", "steps", "rows", "first", "last", "first_block"])
-def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths, reset,
-             carry, counts, pending, squares, flow,
+def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths, starts,
+             reset, carry, counts, pending, squares, flow,
              T, B, pieces, steps, rows, first, last, first_block, bound,
              CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
              A: tl.constexpr, D: tl.constexpr, H: tl.constexpr, CLIP: tl.constexpr,
@@ -384,12 +414,14 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
     for n in range(first, last):
         s = steps - 1 - n + tl.zeros([BLOCK_B], tl.int32)
         active, t = _position(s, d, start, length)
-        at = _at(t, b, d, B, D)
-        at_before = (at + tl.where(d == 0, -D, D) * B.to(tl.int64)) * H
+        at = _at(starts, t, b, d, active, B, D)
         runs = active[:, None] & exists
-        links = runs & (_cut(reset, active, t, d, b, whole, B) == 0)[:, None]
-        enters = (is_first & (s == 0))[:, None]
-        written = (t < T)[:, None] & exists
+        links = runs & (_cut(reset, starts, active, t, d, b, whole, B) == 0)[:, None]
+        first_step = is_first & (s == 0)
+        at_before = _before(starts, at, t, b, d, active & (first_step == 0), B, D) * H
+        enters = first_step[:, None]
+        kept = _kept(starts, active, t, T, real)
+        written = kept[:, None] & exists
         saves = ()
         for k in tl.static_range(K):
             saves = saves + (_load(saved, at * (K * H) + k * H, unit, runs),)
@@ -406,9 +438,9 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
             dnext = dnext + (tl.where(runs, states[k] + gradient, 0.0),)
         tl.debug_barrier()  # dgates may be the memory of saved
         _wait(counts, n - first)
-        through = _through(w, held, sent, dgates, pending, squares, row, reset, n, d, first_unit,
-                           T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B, BLOCK_H,
-                           BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
+        through = _through(w, held, sent, dgates, pending, squares, row, starts, reset, n, d,
+                           first_unit, T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B,
+                           BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
         dh = tl.where(runs, dnext[0] + through, 0.0)
         if S > 1:
             dnext = (dh, dnext[1])
@@ -434,7 +466,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
         if pending is not None:
             tl.store(squares + slot * tl.num_programs(1) + part, norm, mask=real)
         if flow is not None:
-            tl.store(flow + at * tl.num_programs(1) + part, _squares(dh), mask=real & (t < T))
+            tl.store(flow + at * tl.num_programs(1) + part, _squares(dh), mask=kept)
         states = left
         sent = ()
         for g in tl.static_range(G):
@@ -447,7 +479,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
             _store(carry, at_k, unit, states[k], exists)
     if FINISH:
         _wait(counts, last - first)
-        through = _through(w, held, sent, dgates, pending, squares, row, reset, last, d,
+        through = _through(w, held, sent, dgates, pending, squares, row, starts, reset, last, d,
                            first_unit, T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B,
                            BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
         starts = exists & is_first[:, None]

@@ -1,0 +1,144 @@
+"""Sequences without their padding: [N] steps in place of [T, B].
+
+The rows stand longest first and none is empty; of each step only the rows that reach it are there,
+side by side, as in the data of a PackedSequence. ``starts[t]`` is the place of step t's first row.
+Layers take such data as they take padded one, and memory and work go with the steps that exist.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Less padding than this share of all steps stays: it costs less than to copy what surrounds it.
+LEAST_PADDING = 1 / 16
+
+
+class Packed(NamedTuple):
+    """Which steps packed data has, as the kernels take it."""
+
+    lengths: Tensor  # [B] int64, descending, above zero
+    starts: Tensor  # [T + 1] int64
+
+    @classmethod
+    def of_batch_sizes(cls, batch_sizes: Tensor, device: torch.device) -> Packed:
+        """Of the batch sizes [T] of a PackedSequence, which descend and are on the CPU."""
+        rows = torch.arange(int(batch_sizes[0]))
+        # Row b has as many steps as there are batch sizes above b.
+        lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), rows, right=True)
+        starts = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
+        return cls(lengths.to(device), starts.to(device))
+
+
+class Rows:
+    """Rows of padded data [T, B], some of them shorter than T: the way to packed data and back.
+
+    Rows without a step are left out; their final state is the initial one.
+    """
+
+    def __init__(self, lengths: Tensor, T: int, device: torch.device) -> None:
+        """``lengths`` [B] are on the CPU, from 0 to T, not all of them 0."""
+        B = lengths.size(0)
+        ordered, order = lengths.sort(descending=True, stable=True)
+        some = int((lengths > 0).sum())
+        ordered, order = ordered[:some], order[:some]
+        steps = torch.arange(int(ordered[0]))
+        sizes = some - torch.searchsorted(ordered.flip(0), steps, right=True)  # of the batch
+        starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+        t = steps.repeat_interleave(sizes)
+        b = order[torch.arange(len(t)) - starts[:-1].repeat_interleave(sizes)]
+        self.T, self.B = T, B
+        self.packed = Packed(ordered.to(device), starts.to(device))
+        self._order = order.to(device)
+        self._places = (t * B + b).to(device)  # in [T, B]
+        self._transposed = (b * T + t).to(device)  # in [B, T]
+
+    @classmethod
+    def worth_packing(cls, lengths: Tensor, T: int, device: torch.device) -> Rows | None:
+        """None where the values of ``lengths`` are not to be had now, or so little is padding that
+        packing costs more than it saves."""
+        known = type(lengths) is Tensor and lengths.device.type == "cpu"
+        if not known or torch.compiler.is_compiling() or torch._C._get_tracing_state():
+            return None
+        steps, all_steps = int(lengths.sum()), T * lengths.size(0)
+        if steps == 0 or all_steps - steps < LEAST_PADDING * all_steps:
+            return None
+        return cls(lengths, T, device)
+
+    def pack(self, t: Tensor) -> Tensor:
+        """[T, B, ...] as [N, ...]."""
+        if t.transpose(0, 1).is_contiguous():  # batch_first: no copy of all of it comes before
+            return _pick(t.transpose(0, 1).flatten(0, 1), self._transposed)
+        return _pick(t.flatten(0, 1), self._places)
+
+    def unpack(self, t: Tensor) -> Tensor:
+        """[N, ...] as [T, B, ...], with zeros for padding."""
+        whole = _place(t, self._places, self.T * self.B)
+        return whole.view(self.T, self.B, *t.shape[1:])
+
+    def enter(self, state: Tensor) -> Tensor:
+        """An initial state [L, B, R] in the order of packed rows."""
+        return state.index_select(1, self._order)
+
+    def leave(self, initial: Tensor, final: Tensor) -> Tensor:
+        """The final state of all rows [L, B, R] from that of the packed ones."""
+        return initial.index_copy(1, self._order, final)
+
+
+class _Pick(torch.autograd.Function):
+    """Rows of a tensor at places that all differ, whose gradient no two of them share."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, places: Tensor) -> Tensor:
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        rows, ctx.places = inputs
+        ctx.count = rows.size(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _place(grad, ctx.places, ctx.count), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent.index_select(0, ctx.places)
+
+
+class _Place(torch.autograd.Function):
+    """The other way round: zeros but for these rows."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, places: Tensor, count: int) -> Tensor:
+        return values.new_zeros(count, *values.shape[1:]).index_copy_(0, places, values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        _, ctx.places, ctx.count = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _pick(grad, ctx.places), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _Place.forward(tangent, ctx.places, ctx.count)
+
+
+def _pick(rows: Tensor, places: Tensor) -> Tensor:
+    """rows [M, ...] at places [N]."""
+    result: Tensor = _Pick.apply(rows, places)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _place(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """values [N, ...] at places [N] of [count, ...]."""
+    result: Tensor = _Place.apply(values, places, count)  # type: ignore[no-untyped-call]
+    return result
