@@ -84,6 +84,8 @@ def run_direction(
     for t in range(T) if d == 0 else reversed(range(T)):
         active = None if call.lengths is None else (t < call.lengths)[:, None]  # [B, 1]
         cut = boundary(call, d, t)
+        if active is not None:  # what a step that does not count multiplies by zero must be a number
+            cut = ~active if cut is None else cut | ~active
         prev = state if cut is None else [s.masked_fill(cut, 0) for s in state]
         if call.window and starts_window(call, d, t):
             inside = None if call.lengths is None else (t + d < call.lengths)[:, None]
