@@ -113,7 +113,8 @@ CELLS: dict[str, Cell] = {
     cell.name: cell
     for cell in (
         elman("rnn_tanh", torch.tanh, lambda y, dy: dy * (1 - y * y)),
-        elman("rnn_relu", torch.relu, lambda y, dy: torch.where(y > 0, dy, 0)),
+        # Where y is NaN, dy goes on, as in torch: a zero would hide what went wrong.
+        elman("rnn_relu", torch.relu, lambda y, dy: torch.where(y <= 0, 0, dy)),
         elman("rnn_sigmoid", torch.sigmoid, lambda y, dy: dy * y * (1 - y)),
         # Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
         Cell("lstm", "ifgo", S=2, K=4, A=0, forward=lstm_forward, backward=lstm_backward),

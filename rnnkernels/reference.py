@@ -106,6 +106,8 @@ def run_direction(
         elif n > state[0].size(0):
             begin = slice(state[0].size(0), n)
             state = [torch.cat([s, first[begin]]) for s, first in zip(state, initial, strict=True)]
+        if active is not None:  # what a step that does not count multiplies by zero must be a number
+            cut = ~active if cut is None else cut | ~active
         prev = state if cut is None else [s.masked_fill(cut, 0) for s in state]
         if call.window and starts_window(call, d, t):
             inside = None if lengths is None else (t + d < lengths)[:, None]

@@ -141,6 +141,25 @@ def unpacked(call: Call) -> Call:
     return call._replace(x=padded(call, call.x), reset=reset, starts=None)
 
 
+def with_exact_projection(call: Call) -> Call:
+    """The same call with x and W_ih in eighths: float32 holds every sum of their products.
+
+    The product in front of the loop is torch's, which adds in an order that may depend on the
+    number of rows; where no order rounds, the bits of the result are those of the loop alone.
+    """
+
+    def eighths(t: Tensor) -> Tensor:
+        return (t * 8).round().clamp(-32, 32) / 8
+
+    return call._replace(x=eighths(call.x), w_ih=[eighths(w) for w in call.w_ih])
+
+
+def rows(call: Call, b: slice) -> Call:
+    """The same weights for some rows of a call without lengths and resets."""
+    some = {name: getattr(call, name) for name in ("x", "h0", "c0")}
+    return call._replace(**{n: t if t is None else t[:, b].contiguous() for n, t in some.items()})
+
+
 def converted(tensors: Any, dtype: torch.dtype, device: str | None = None) -> Any:
     """The same call, list or tensor with floating tensors in this dtype, away from autograd; on
     this device, or where it is."""

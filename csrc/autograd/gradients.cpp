@@ -146,7 +146,14 @@ class Products {
     if (known == 1) return;
 
     Tensor h = some(states(d), d == 0 ? SymInt(0) : B_, later);
-    if (reset) h = h.masked_fill(some(*reset, 1, T_ - 1).reshape_symint({later, 1}), 0);
+    // A zero gradient times what a row leaves behind at a cut or at its end, which may be no number, is not always
+    // zero.
+    OptionalTensor left = reset ? OptionalTensor(some(*reset, 1, T_ - 1)) : std::nullopt;
+    if (d == 0 && lengths) {
+      const Tensor past = lengths->new_ones_symint({T_ - 1, 1}).cumsum(0) >= *lengths;  // of steps 1 to T-1
+      left = left ? left->logical_or(past) : past;
+    }
+    if (left) h = h.masked_fill(left->reshape_symint({later, 1}), 0);
     out.addmm_(some(dgh, d == 0 ? B_ : SymInt(0), later).t(), h);
   }
 

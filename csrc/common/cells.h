@@ -2,7 +2,7 @@
 //
 // A cell is a struct of constants and two static templates on the arithmetic type V, which is a scalar on a GPU and a
 // SIMD vector on a CPU. V brings operators and, found by argument-dependent lookup, sigmoid(V), tanh(V) and
-// where_positive(condition, then_value, else_value).
+// where_at_most_zero(x, a, b): a where x <= 0, else b, which is what a NaN takes.
 //
 //   gx   [G]  input part of the gates, W_ih x + b_ih
 //   gh   [G]  hidden part of the gates, W_hh h + b_hh
@@ -30,11 +30,11 @@ struct Tanh {
 struct Relu {
   template <class V>
   static RNN_HD V value(V x) {
-    return where_positive(-x, V(0), x);  // a NaN stays a NaN
+    return where_at_most_zero(x, V(0), x);  // a NaN stays a NaN
   }
   template <class V>
   static RNN_HD V gradient(V y, V dy) {
-    return where_positive(y, dy, V(0));
+    return where_at_most_zero(y, V(0), dy);  // not hidden behind a zero where y is NaN
   }
 };
 

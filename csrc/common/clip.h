@@ -23,13 +23,15 @@ struct Clip {
   template <class T, class V>
   RNN_HD V elementwise(V g) const {
     const T b = static_cast<T>(bound);
-    if (kind == kValue) return where_positive(g - V(b), V(b), where_positive(V(-b) - g, V(-b), g));  // a NaN stays one
+    // A NaN stays one in both.
+    if (kind == kValue) return where_at_most_zero(V(b) - g, V(b), where_at_most_zero(g + V(b), V(-b), g));
     if (kind == kTanh) return V(b) * tanh(g * V(1 / b));
     return g;
   }
 
-  // What kNorm multiplies a row by whose numbers have this sum of squares.
-  RNN_HD double factor(double squares) const { return squares > bound * bound ? bound / std::sqrt(squares) : 1.0; }
+  // What kNorm multiplies a row by whose numbers have this sum of squares. Of a NaN among them nobody knows the norm:
+  // then nothing of the row is left, rather than passed on without a bound.
+  RNN_HD double factor(double squares) const { return squares <= bound * bound ? 1.0 : bound / std::sqrt(squares); }
 };
 
 }  // namespace rnn

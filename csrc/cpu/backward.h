@@ -134,10 +134,10 @@ class BackwardLoop : LoopBase<IO> {
     for (int64_t s = (q.starts ? rows_[k.first].length : q.steps()) - 1; s >= 0; --s) {
       while (k.first + rows < k.last && rows_[k.first + rows].length > s) ++rows;
       const Block now{k.first, k.first + rows, k.slot};
-      // The product carries what comes from step s + 1: there is none where that step is not active.
+      // The product carries what comes from step s + 1: there is none where no such step takes the state of this one.
       Base::for_tiles(
           dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, rows, share, product,
-          [&](int64_t r) { return s + 1 < rows_[k.first + r].length; },
+          [&](int64_t r) { return linked(d, rows_[k.first + r], s + 1); },
           [&](int64_t r, int64_t j, const T* dh) {
             if (dir.dprojected) {
               project(d, k.first + r, k.first + r + k.slot, s, j, dh);
@@ -172,6 +172,9 @@ class BackwardLoop : LoopBase<IO> {
       for (int64_t i = begin; i < end; i += kLanes) then(r, i);
   }
 
+  // Does step s take place, with the state that the step before left?
+  bool linked(int64_t d, const Row& row, int64_t s) const { return s < row.length && !p_.seq.cut_before(d, row, s); }
+
   // What reaches the last state of each row from outside.
   void begin(int64_t d, const Block& k, const Share& share) {
     const Sequence& q = p_.seq;
@@ -200,7 +203,7 @@ class BackwardLoop : LoopBase<IO> {
     const int64_t gates = padded_factors(Cell::G * q.H);
     Base::for_tiles(
         dir.hidden, dir.dgh[0] + (k.first + k.slot) * gates, gates, k.last - k.first, share, product,
-        [&](int64_t r) { return rows_[k.first + r].length > 0 && q.first(d, rows_[k.first + r]); },
+        [&](int64_t r) { return linked(d, rows_[k.first + r], 0) && q.first(d, rows_[k.first + r]); },
         [&](int64_t n, int64_t j, const T* dh) {
           const int64_t r = k.first + n;
           for (int u = 0; u < kWidth && q.first(d, rows_[r]); ++u) {

@@ -17,19 +17,23 @@ RNN_HD Vec<float> reciprocal(Vec<float> x) {
 #endif
 }
 
-RNN_HD Vec<float> clamp(Vec<float> x, float low, float high) {  // a NaN stays a NaN
+RNN_HD Vec<float> at_most(Vec<float> x, float high) {  // a NaN stays a NaN
   using V = Vec<float>;
-  x.v = x.v < V(low).v ? V(low).v : x.v;
   return x.v > V(high).v ? V(high).v : x.v;
 }
+RNN_HD Vec<float> at_least(Vec<float> x, float low) {
+  using V = Vec<float>;
+  return x.v < V(low).v ? V(low).v : x.v;
+}
 
-// e^x = scale * (1 + rest) for |x| <= 87. Argument reduction after Cody and Waite 1980: rest = e^r - 1 with
+// e^x * 2^Raised = scale * (1 + rest) where scale is a normal number. Argument reduction after Cody and Waite 1980: rest = e^r - 1 with
 // |r| <= ln(2)/2, by a polynomial whose relative error is 2^-26 (coefficients: minimax fit of (e^r - 1 - r) / r^2).
+template <int Raised = 0>
 struct Exponential {
   Vec<float> scale, rest;
   RNN_HD explicit Exponential(Vec<float> x) {
     using V = Vec<float>;
-    const V shift(12582912.0f + 127);  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+    const V shift(12582912.0f + 127 + Raised);  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
     const V shifted = x * V(1.44269504088896341f) + shift;
     const V n = shifted - shift;
     const V r = x - n * V(0.693359375f) + n * V(2.12194440e-4f);  // ln(2) in two parts: n times the first is exact
@@ -38,22 +42,27 @@ struct Exponential {
     p = p * r + V(1.6666543484e-1f);
     p = p * r + V(4.9999997020e-1f);
     rest = p * (r * r) + r;
-    scale = V::from_bits(shifted.bits() << 23);  // 2^n
+    scale = V::from_bits(shifted.bits() << 23);  // 2^(n + Raised)
   }
 };
 
-// To within 3 units in the last place; stays at e^-87 below -87.
+// To within 3 units in the last place, down to the last number whose 1 + e^-x is none of float32; 0 below. Exactly 0 is
+// what an infinite state needs, which any other number keeps infinite, and what a gate that is shut means.
+// What is inverted is a quarter of 1 + e^-x, whose reciprocal is a normal number wherever there is any. Above 20
+// nothing but 1 is left; below the last number whatever comes out is replaced.
 RNN_HD Vec<float> sigmoid(Vec<float> x) {
-  const Exponential e(-clamp(x, -87, 87));
-  return reciprocal(e.scale * e.rest + (e.scale + Vec<float>(1)));
+  using V = Vec<float>;
+  const Exponential<-2> e(-at_most(x, 20));
+  const V y = reciprocal(e.scale * e.rest + (e.scale + V(0.25f))) * V(0.25f);
+  return x.v < V(-88.7228394f).v ? V(0).v : y.v;
 }
 
-// To within 4 units in the last place: (e^2x - 1) / (e^2x + 1).
+// To within 4 units in the last place: (e^2x - 1) / (e^2x + 1), which roundings would take beyond 1 but never below -1.
 RNN_HD Vec<float> tanh(Vec<float> x) {
-  x = clamp(x, -10, 10);
-  const Exponential e(x + x);
+  x = at_least(at_most(x, 10), -10);
+  const Exponential<> e(x + x);
   const Vec<float> d = e.scale * e.rest + (e.scale - Vec<float>(1));
-  return d * reciprocal(d + Vec<float>(2));
+  return at_most(d * reciprocal(d + Vec<float>(2)), 1);
 }
 
 // float64 serves gradient checks more than speed: the C library's functions.

@@ -11,8 +11,8 @@ namespace rnn::cpu::RNN_ISA {
 
 constexpr int64_t kPanelBytes = 32 << 10;  // of a panel that stay in L1 while one tile of rows after another uses it
 
-// out [rows, w.width()] = a [rows, w.depth()] * one panel, a few rows at a time. Where none of those is active(row),
-// there is no product, and they are zero. Register tiles that have one height overlap where it does not divide the
+// out [rows, w.width()] = a [rows, w.depth()] * one panel, a few rows at a time. A row that is not active(row) has no
+// product, and is zero: weights may be infinite, so that multiplying by zero would not make it so. Register tiles that have one height overlap where it does not divide the
 // rows. K is not split then, or rows in two of them would be added up twice.
 template <class T, class Active>
 void multiply(const Panels<T>& w, int64_t tile, const T* a, int64_t row_stride, int64_t rows, Arithmetic<T>* out,
@@ -29,9 +29,9 @@ void multiply(const Panels<T>& w, int64_t tile, const T* a, int64_t row_stride, 
     for (int64_t r = 0; r < rows; r += each) {
       const int64_t first = overlap && rows - r < each ? rows - each : r;
       const int n = int(rows - first < each ? rows - first : each);
-      bool any = false;
-      for (int i = 0; i < n && !any; ++i) any = active(first + i);
-      if (any) {
+      int idle = 0;
+      for (int i = 0; i < n; ++i) idle += !active(first + i);
+      if (idle < n) {
         const Product<T> f = vectors == 1   ? Products<T>::template of<1>(n)
                              : vectors == 2 ? Products<T>::template of<2>(n)
                              : vectors == 3 ? Products<T>::template of<3>(n)
@@ -39,9 +39,9 @@ void multiply(const Panels<T>& w, int64_t tile, const T* a, int64_t row_stride, 
         const int64_t t = r / each;
         f(a + first * row_stride + k, row_stride, w.panel(tile) + k * width, K, k > 0, out + first * width,
           w.panel(tile) + (t < vectors ? (k + K) * width + t * K * kLanes : k * width));
-      } else if (k == 0) {
-        for (int64_t i = 0; i < n * width; ++i) out[first * width + i] = 0;
       }
+      for (int i = 0; idle > 0 && i < n; ++i)
+        if (!active(first + i)) std::memset(out + (first + i) * width, 0, width * sizeof(Arithmetic<T>));
     }
     k += K;
   } while (k < depth);

@@ -59,8 +59,8 @@ struct Vec {
 };
 
 template <class T>
-RNN_HD Vec<T> where_positive(Vec<T> condition, Vec<T> a, Vec<T> b) {
-  return Vec<T>(condition.v > Vec<T>(0).v ? a.v : b.v);
+RNN_HD Vec<T> where_at_most_zero(Vec<T> x, Vec<T> a, Vec<T> b) {
+  return Vec<T>(x.v <= Vec<T>(0).v ? a.v : b.v);
 }
 
 // Rows to columns. Merging the first with the second half of all vectors, lane by lane, turns the bits of a value's

@@ -30,7 +30,7 @@ struct Scalar {
   // saturates at 0 and 1; a NaN stays a NaN.
   friend RNN_HD Scalar sigmoid(Scalar x) { return T(1) / (T(1) + std::exp(-x.v)); }
   friend RNN_HD Scalar tanh(Scalar x) { return std::tanh(x.v); }
-  friend RNN_HD Scalar where_positive(Scalar condition, Scalar a, Scalar b) { return condition.v > T(0) ? a : b; }
+  friend RNN_HD Scalar where_at_most_zero(Scalar x, Scalar a, Scalar b) { return x.v <= T(0) ? a : b; }
 };
 
 // How a storage type is read and written; specialised for the types of 16 bits, whose conversions are the GPU's own.

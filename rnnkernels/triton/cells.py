@@ -47,7 +47,7 @@ def rnn_relu_forward(gx, gh, prev):
 
 @triton.jit
 def rnn_relu_backward(saved, prev, next, dnext):
-    d = tl.where(next[0] > 0, dnext[0], 0.0)
+    d = tl.where(next[0] <= 0, 0.0, dnext[0])  # not hidden behind a zero where it is NaN
     return (d,), (d,), (tl.zeros_like(d),)
 
 

@@ -314,8 +314,8 @@ def _factor(squares, at, mask, bound):
     for part in range(tl.num_programs(1)):
         total += tl.load(squares + part, mask=mask, other=0, cache_modifier=".cg")
     limit = tl.cast(bound, tl.float64)
-    large = total > limit * limit
-    return tl.where(large, limit / tl.sqrt(tl.where(large, total, 1.0)), 1.0).to(tl.float32)
+    small = total <= limit * limit  # not so where it is NaN, which nothing bounds
+    return tl.where(small, 1.0, limit / tl.sqrt(tl.where(small, 1.0, total))).to(tl.float32)
 
 
 @triton.jit
