@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels import backends, checks
+from rnnkernels import backends, checks, tracing
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import GradClip, Truncate
 from rnnkernels.stack import Spec, State, forward
@@ -117,6 +117,58 @@ class RNNBase(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: our kernels take parameters wherever they lie."""
 
+    def _weights(self) -> list[Tensor]:
+        """The weights that a call takes, of all layers and directions in torch's order.
+
+        As in torch.nn: the attributes, where one of them is another object than at the call
+        before (a replaced parameter, ``functional_call``, a parametrization, which is computed
+        once here); else ``_flat_weights``, into which subclasses put weights of their own.
+
+        Raises:
+            TypeError: ``_flat_weights`` holds something else than tensors.
+            ValueError: it has another length than ``_flat_weights_names``.
+        """
+        names, refs, registered = self._flat_weights_names, self._flat_weight_refs, self._parameters
+        now: list[Any] = []
+        changed, computed = len(refs) != len(names), False
+        for name, ref in zip(names, refs, strict=False):
+            weight = registered.get(name)
+            if weight is None and hasattr(type(self), name):
+                weight, computed = getattr(self, name), True
+            elif weight is None:
+                weight = getattr(self, name, None)
+            now.append(weight)
+            if weight is not None and ref is not None and ref() is not weight:
+                changed = True
+        flat: Any = self._flat_weights
+        if changed and (computed or torch.compiler.is_compiling()):
+            flat = now  # not kept: graphs of a parametrization, and what a compiler traces with
+        elif changed:
+            self._init_flat_weights()
+            flat = self._flat_weights
+        if not isinstance(flat, (list, tuple)) or len(flat) != len(names):
+            got = f"{len(flat)}" if isinstance(flat, (list, tuple)) else f"a {type(flat).__name__}"
+            raise ValueError(
+                f"_flat_weights: expected a list of {len(names)} tensors, in the order of "
+                f"_flat_weights_names ({', '.join(names)}), got {got}"
+            )
+        for i, weight in enumerate(flat):
+            if not isinstance(weight, Tensor):
+                raise TypeError(
+                    f"_flat_weights[{i}]: expected a Tensor for {names[i]}, got "
+                    f"{type(weight).__name__}"
+                )
+        return flat if type(flat) is list else list(flat)
+
+    def _grouped(self, flat: list[Tensor]) -> list[list[Tensor]]:
+        """What :meth:`_weights` gives, a list for each layer and direction."""
+        size = len(flat) // len(self._all_weights)
+        return [flat[i : i + size] for i in range(0, len(flat), size)]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles: torch.nn's layer, with a warning."""
+        return tracing.scriptable(self)
+
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -129,6 +181,18 @@ class RNNBase(nn.RNNBase):
         grad_clip: GradClip | EllipsisType = ...,
     ) -> Any:
         """Runs the layers; see :class:`LSTM` for arguments, shapes and errors."""
+        if type(input) is not Tensor or not (hx is lengths is reset is None):
+            proxy = tracing.fx_proxy(input, hx, lengths, reset)
+            if proxy is not None:
+                options: dict[str, Any] = {"hx": hx, "lengths": lengths, "reset": reset}
+                if return_all_states:
+                    options["return_all_states"] = True
+                if truncate is not ...:
+                    options["truncate"] = truncate
+                if grad_clip is not ...:
+                    options["grad_clip"] = grad_clip
+                return tracing.fx_leaf(self, proxy, input, **options)
+        tracing.refuse_onnx(self.backend)
         truncate = self.truncate if truncate is ... else truncate
         grad_clip = self.grad_clip if grad_clip is ... else grad_clip
         spec = Spec(
@@ -151,7 +215,7 @@ class RNNBase(nn.RNNBase):
             spec,
             input,
             hx,
-            self.all_weights,
+            self._grouped(self._weights()),
             lengths=lengths,
             reset=reset,
             return_all_states=return_all_states,
