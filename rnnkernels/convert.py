@@ -38,10 +38,10 @@ def from_torch(module: nn.Module, *, keep_type: bool = False) -> nn.Module:
     """
     table = KEEPING if keep_type else OURS
     check_module("module", module)
-    _refuse(module, table, "module")
-    if type(module) not in table:
+    if type(module) not in table and not survey.parametrized(module, table):
         known = ", ".join(map(type_name, table))
         raise TypeError(f"module: expected one of {known}, got {type_name(type(module))}")
+    _refuse(module, table, "module")
     return _rebuilt(module, table[type(module)])
 
 
@@ -57,10 +57,10 @@ def to_torch(module: nn.Module) -> nn.Module:
         theirs = rnnkernels.to_torch(rnnkernels.GRU(8, 16))
     """
     check_module("module", module)
-    _refuse(module, THEIRS, "module")
-    if type(module) not in THEIRS:
+    if type(module) not in THEIRS and not survey.parametrized(module, THEIRS):
         known = ", ".join(map(type_name, OURS.values()))
         raise TypeError(f"module: expected one of {known}, got {type_name(type(module))}")
+    _refuse(module, THEIRS, "module")
     _refuse_options(module, "module")
     return _rebuilt(module, THEIRS[type(module)])
 

@@ -129,17 +129,29 @@ class RNNBase(nn.RNNBase):
             ValueError: it has another length than ``_flat_weights_names``.
         """
         names, refs, registered = self._flat_weights_names, self._flat_weight_refs, self._parameters
+        flat: Any = self._flat_weights
+        if type(flat) is not list or not len(flat) == len(refs) == len(names):
+            return self._unusual_weights()
+        for name, ref, weight in zip(names, refs, flat, strict=True):
+            parameter = registered.get(name)
+            if parameter is not weight or parameter is None or ref is None or ref() is not weight:
+                return self._unusual_weights()
+        return flat
+
+    def _unusual_weights(self) -> list[Tensor]:
+        """What :meth:`_weights` gives where not every weight is the parameter that it was."""
+        names, refs = self._flat_weights_names, self._flat_weight_refs
         now: list[Any] = []
-        changed, computed = len(refs) != len(names), False
-        for name, ref in zip(names, refs, strict=False):
-            weight = registered.get(name)
+        computed = False
+        for name in names:
+            weight = self._parameters.get(name)
             if weight is None and hasattr(type(self), name):
-                weight, computed = getattr(self, name), True
-            elif weight is None:
-                weight = getattr(self, name, None)
-            now.append(weight)
-            if weight is not None and ref is not None and ref() is not weight:
-                changed = True
+                weight, computed = getattr(self, name), True  # its own AttributeError, if any
+            now.append(getattr(self, name, None) if weight is None else weight)
+        changed = len(refs) != len(names) or any(
+            weight is not None and ref is not None and ref() is not weight
+            for weight, ref in zip(now, refs, strict=True)
+        )
         flat: Any = self._flat_weights
         if changed and (computed or torch.compiler.is_compiling()):
             flat = now  # not kept: graphs of a parametrization, and what a compiler traces with
@@ -147,7 +159,7 @@ class RNNBase(nn.RNNBase):
             self._init_flat_weights()
             flat = self._flat_weights
         if not isinstance(flat, (list, tuple)) or len(flat) != len(names):
-            got = f"{len(flat)}" if isinstance(flat, (list, tuple)) else f"a {type(flat).__name__}"
+            got = len(flat) if isinstance(flat, (list, tuple)) else f"a {type(flat).__name__}"
             raise ValueError(
                 f"_flat_weights: expected a list of {len(names)} tensors, in the order of "
                 f"_flat_weights_names ({', '.join(names)}), got {got}"
@@ -158,7 +170,7 @@ class RNNBase(nn.RNNBase):
                     f"_flat_weights[{i}]: expected a Tensor for {names[i]}, got "
                     f"{type(weight).__name__}"
                 )
-        return flat if type(flat) is list else list(flat)
+        return list(flat)
 
     def _grouped(self, flat: list[Tensor]) -> list[list[Tensor]]:
         """What :meth:`_weights` gives, a list for each layer and direction."""
