@@ -100,7 +100,8 @@ def convert(model: nn.Module, *, keep_type: bool = False, strict: bool = False) 
     found = survey.convertible(model, keep_type=keep_type)
     for layer in found.layers:
         if layer.refused:
-            raise TypeError(f"model: {layer.name or 'the model itself'}: {layer.reason}")
+            where = f"model: {layer.name}" if layer.name else "model"
+            raise TypeError(f"{where}: {layer.reason}")
     if strict and found.left_alone:
         lines = "\n".join(f"  {layer}" for layer in found.left_alone)
         raise TypeError(f"model: strict=True, and not every layer can be converted:\n{lines}")
@@ -193,6 +194,4 @@ def _become(module: nn.Module, cls: type[nn.Module]) -> None:
                 setattr(module, name, value)
         if isinstance(module, RNNCellBase):
             gated = {"LSTMCell": "lstm", "GRUCell": "gru"}
-            module.cell = gated.get(
-                cls.__name__, f"rnn_{getattr(module, 'nonlinearity', '')}"
-            )
+            module.cell = gated.get(cls.__name__, f"rnn_{getattr(module, 'nonlinearity', '')}")

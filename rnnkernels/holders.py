@@ -7,6 +7,7 @@ the module; and a layer in a plain list is no part of the model for ``model.modu
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 import weakref
 from collections import deque
@@ -32,11 +33,11 @@ def walk(model: nn.Module) -> Iterator[Edge]:
 
     Goes through the attributes of modules and plain objects, containers, partials, closures and
     defaults of functions, bound methods and weak references. A place is yielded however often
-    what stands there has been seen; what is behind it is walked once.
+    what stands there has been seen; what is behind it is walked once. TorchScript is closed.
     """
     seen = {id(model)}
     alive: list[Any] = [model]  # an object made on the way must not hand its id to another
-    stack = [_behind("", model)]
+    stack = [] if isinstance(model, torch.jit.ScriptModule) else [_behind("", model)]
     while stack:
         edge = next(stack[-1], None)
         if edge is None:
@@ -118,9 +119,7 @@ def _attributes(path: str, value: Any) -> Iterator[Edge]:
 
 def replaces_forward(module: nn.Module) -> bool:
     """Whether another forward than that of its class stands on the module itself."""
-    patch = module.__dict__.get("forward")
-    own = types.MethodType(type(module).forward, module)  # type: ignore[arg-type]
-    return patch is not None and patch != own
+    return "forward" in module.__dict__ and bound_forward(module.__dict__["forward"]) is not module
 
 
 def bound_forward(value: Any) -> nn.Module | None:
@@ -132,7 +131,9 @@ def bound_forward(value: Any) -> nn.Module | None:
         function, module = value.func, value.args[0]
     else:
         return None
-    return module if issubclass(type(module), nn.Module) and function is type(module).forward else None
+    if not issubclass(type(module), nn.Module):
+        return None
+    return module if function is inspect.getattr_static(type(module), "forward") else None
 
 
 def describe(function: Any) -> str:

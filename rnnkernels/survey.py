@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from torch.nn.utils import parametrize
 from rnnkernels import holders
 from rnnkernels.cell_modules import RNNCellBase
 from rnnkernels.modules import RNNBase
-from rnnkernels.torch_types import KEEPING, OURS, THEIRS, Table
+from rnnkernels.torch_types import KEEPING, OURS, Table
 
 _KINDS = frozenset(cls.__name__ for cls in OURS)
 
@@ -101,13 +100,12 @@ def table_of(keep_type: bool) -> Table:
 
 
 def check_module(argument: str, value: object) -> None:
+    """Raises a TypeError where a model is expected and something else came."""
     if isinstance(value, type) and issubclass(value, nn.Module):
+        ours = f", or use rnnkernels.{value.__name__} in its place" if value in OURS else ""
         raise TypeError(
             f"{argument}: expected a module, got the class {type_name(value)}. Pass an instance of "
-            f"it, or use rnnkernels.{value.__name__} in its place"
-            if value.__name__ in _KINDS
-            else f"{argument}: expected a module, got the class {type_name(value)}. Pass an "
-            "instance of it"
+            f"it, or a model that holds some{ours}"
         )
     if not isinstance(value, nn.Module):
         raise TypeError(f"{argument}: expected a torch.nn.Module, got {type_name(type(value))}")

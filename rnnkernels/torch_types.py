@@ -25,15 +25,15 @@ from rnnkernels import cell_modules, modules
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
-class RNN(modules.RNN, nn.RNN):  # type: ignore[misc]
+class RNN(modules.RNN, nn.RNN):
     """:class:`rnnkernels.RNN` that is a :class:`torch.nn.RNN`; same arguments, shapes, errors."""
 
 
-class LSTM(modules.LSTM, nn.LSTM):  # type: ignore[misc]
+class LSTM(modules.LSTM, nn.LSTM):
     """:class:`rnnkernels.LSTM` that is a :class:`torch.nn.LSTM`; same arguments, shapes, errors."""
 
 
-class GRU(modules.GRU, nn.GRU):  # type: ignore[misc]
+class GRU(modules.GRU, nn.GRU):
     """:class:`rnnkernels.GRU` that is a :class:`torch.nn.GRU`; same arguments, shapes, errors."""
 
 

@@ -42,8 +42,8 @@ def refuse_onnx(backend: str | None) -> None:
         RuntimeError: torch.onnx.export runs the layer, and no backend that it can read is asked
             for.
     """
-    exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if not exporting or not torch.onnx.is_in_onnx_export():
+    traced = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
+    if not traced or not _exports_onnx():
         return
     if backends.asked_for(backend) not in ("torch", "reference"):
         raise RuntimeError(
@@ -51,6 +51,11 @@ def refuse_onnx(backend: str | None) -> None:
             "rnnkernels.revert(model), whose layers are torch.nn's with the same parameters; "
             "rnnkernels.convert(model) takes it back"
         )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # else it compiles False
+def _exports_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
 
 
 def scriptable(module: nn.Module) -> nn.Module:
@@ -73,6 +78,6 @@ def scriptable(module: nn.Module) -> nn.Module:
         "torch.jit.script: TorchScript cannot hold the kernels of rnnkernels. The scripted model "
         "runs torch.nn's layers with the same parameters, and torch.jit.script has put them into "
         "the model itself as well; rnnkernels.convert(model) takes that back",
-        stacklevel=2,
+        stacklevel=1,  # one place for all layers: Python's filters then show it once
     )
     return theirs
