@@ -155,7 +155,7 @@ def refusals(model: nn.Module, table: Table, places: list[holders.Edge]) -> dict
                 id(runs),
                 f"{path} holds the layer's forward, which would go on to run "
                 f"{type_name(type(runs))}. Hold the module instead of its forward; or remove what "
-                "holds it, convert, and put it back.",
+                "holds it (a hook, a wrapper, torch.compile), convert, and put it back.",
             )
         if value is model and type(model) in table:
             found.setdefault(
