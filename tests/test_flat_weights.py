@@ -78,6 +78,9 @@ def test_an_entry_of_the_list_may_be_replaced(name: str) -> None:
         module.weight_ih_l0 = nn.Parameter(module.weight_ih_l0.detach().clone())
     same(pair)
     torch.testing.assert_close(pair[1](X)[0], plain(X)[0])
+    for module in pair:  # and an entry put in place after that call counts again
+        module._flat_weights[1] = module.weight_hh_l0.detach() * -1
+    same(pair, plain)
 
 
 def set_parameter(module: Any) -> None:
