@@ -21,7 +21,7 @@ from torch import Tensor, nn
 _OPAQUE = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray, range, slice),
     *(type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType),
-    *(Tensor, torch.dtype, torch.device, torch.Generator, *weakref.ProxyTypes),
+    *(Tensor, torch.dtype, torch.device, torch.Generator),
 )
 
 #: A place as it is told to users, and what stands there.

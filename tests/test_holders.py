@@ -76,6 +76,10 @@ def method(held: Any) -> Any:
     return types.MethodType(lambda self, x: self.held(x), Anything(held))
 
 
+def method_closure(held: Any) -> Any:
+    return types.MethodType(lambda self, x: held(x), Anything(None))
+
+
 def wrapped(held: Any) -> Any:
     @functools.wraps(held)
     def use(x: Tensor) -> Any:
@@ -108,6 +112,7 @@ HOLDERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "default": (default, r"default 0 of default\.<locals>\.use \(.*test_holders\.py:\d+\)"),
     "keyword-default": (keyword_default, r"default 'inner' of keyword_default"),
     "method": (method, r"holder\.__self__\.held holds"),
+    "method-closure": (method_closure, r"variable 'held' of method_closure\.<locals>\.<lambda>"),
     "wrapped": (wrapped, r"holder\.__wrapped__ holds"),
     "cache": (lambda f: functools.lru_cache(f), r"holder\.__wrapped__ holds"),
     "cycle": (cycle, r"holder\[1\] holds"),
