@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels import backends, checks, tracing
+from rnnkernels import backends, checks, flat_weights, tracing
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import GradClip, Truncate
 from rnnkernels.stack import Spec, State, forward
@@ -131,46 +131,12 @@ class RNNBase(nn.RNNBase):
         names, refs, registered = self._flat_weights_names, self._flat_weight_refs, self._parameters
         flat: Any = self._flat_weights
         if type(flat) is not list or not len(flat) == len(refs) == len(names):
-            return self._unusual_weights()
+            return flat_weights.unusual(self)
         for name, ref, weight in zip(names, refs, flat, strict=True):
             parameter = registered.get(name)
             if parameter is not weight or parameter is None or ref is None or ref() is not weight:
-                return self._unusual_weights()
+                return flat_weights.unusual(self)
         return flat
-
-    def _unusual_weights(self) -> list[Tensor]:
-        """What :meth:`_weights` gives where not every weight is the parameter that it was."""
-        names, refs = self._flat_weights_names, self._flat_weight_refs
-        now: list[Any] = []
-        computed = False
-        for name in names:
-            weight = self._parameters.get(name)
-            if weight is None and hasattr(type(self), name):
-                weight, computed = getattr(self, name), True  # its own AttributeError, if any
-            now.append(getattr(self, name, None) if weight is None else weight)
-        changed = len(refs) != len(names) or any(
-            weight is not None and ref is not None and ref() is not weight
-            for weight, ref in zip(now, refs, strict=True)
-        )
-        flat: Any = self._flat_weights
-        if changed and (computed or torch.compiler.is_compiling()):
-            flat = now  # not kept: graphs of a parametrization, and what a compiler traces with
-        elif changed:
-            self._init_flat_weights()
-            flat = self._flat_weights
-        if not isinstance(flat, (list, tuple)) or len(flat) != len(names):
-            got = len(flat) if isinstance(flat, (list, tuple)) else f"a {type(flat).__name__}"
-            raise ValueError(
-                f"_flat_weights: expected a list of {len(names)} tensors, in the order of "
-                f"_flat_weights_names ({', '.join(names)}), got {got}"
-            )
-        for i, weight in enumerate(flat):
-            if not isinstance(weight, Tensor):
-                raise TypeError(
-                    f"_flat_weights[{i}]: expected a Tensor for {names[i]}, got "
-                    f"{type(weight).__name__}"
-                )
-        return list(flat)
 
     def _grouped(self, flat: list[Tensor]) -> list[list[Tensor]]:
         """What :meth:`_weights` gives, a list for each layer and direction."""
