@@ -1,6 +1,6 @@
 """Fused RNN, LSTM and GRU layers for PyTorch: drop-in for torch.nn, on hand-written kernels."""
 
-from rnnkernels import diagnostics, functional, streaming
+from rnnkernels import diagnostics, functional, streaming, torch_types
 from rnnkernels.backends import (
     batch_invariant,
     is_batch_invariant,
@@ -13,6 +13,7 @@ from rnnkernels.explain import explain
 from rnnkernels.modules import GRU, LSTM, RNN
 from rnnkernels.ops import build_info
 from rnnkernels.stack import AllStates
+from rnnkernels.survey import convertible
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "batch_invariant",
     "build_info",
     "convert",
+    "convertible",
     "diagnostics",
     "explain",
     "from_torch",
@@ -36,5 +38,6 @@ __all__ = [
     "set_batch_invariant",
     "streaming",
     "to_torch",
+    "torch_types",
     "use_backend",
 ]

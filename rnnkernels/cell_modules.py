@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnnkernels import backends, checks, functional, ops
+from rnnkernels import backends, checks, functional, ops, tracing
 from rnnkernels.cells import CELLS
 from rnnkernels.stack import LayerWeights, State
 
@@ -33,7 +33,8 @@ class RNNCellBase(nn.RNNCellBase):
         checks.parameter_dtype(dtype)
         checks.choice("bias_mode", bias_mode, checks.BIAS_MODES)
         backends.check_name(backend)
-        super().__init__(
+        nn.RNNCellBase.__init__(  # whatever other base a subclass has
+            self,
             checks.size("input_size", input_size),
             checks.size("hidden_size", hidden_size),
             checks.flag("bias", bias),
@@ -54,12 +55,20 @@ class RNNCellBase(nn.RNNCellBase):
             )
             if state is not None:
                 return state
+        proxy = tracing.fx_proxy(input, hx)
+        if proxy is not None:
+            return tracing.fx_leaf(self, proxy, input, hx=hx)  # type: ignore[return-value]
+        tracing.refuse_onnx(self.backend)
         weights = LayerWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         kind = type(self).__name__
         sizes = self.input_size, self.hidden_size
         return functional.cell(
             kind, self.cell, input, hx, weights, sizes=sizes, backend=self.backend
         )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles: torch.nn's cell, with a warning."""
+        return tracing.scriptable(self)
 
     def extra_repr(self) -> str:
         extra = "" if self.bias_mode == "double" else f", bias_mode={self.bias_mode!r}"

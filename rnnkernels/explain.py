@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnnkernels import backends, watch
+from rnnkernels import backends, survey, watch
 from rnnkernels.call import Call, Result
 
 
@@ -37,9 +37,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` found, a :class:`Choice` per layer; prints as text."""
+    """What :func:`explain` found; prints as text.
+
+    Attributes:
+        choices: a :class:`Choice` per layer of ours that ran.
+        others: the recurrent layers of the model that are not ours, as :func:`convertible` has
+            them.
+    """
 
     choices: list[Choice] = field(default_factory=list)
+    others: tuple[survey.Layer, ...] = ()
 
     def __str__(self) -> str:
         lines = []
@@ -48,7 +55,14 @@ class Explanation:
             lines.append(f"{watch.label(c.module, c.layer)}: {c.call} -> {chosen}")
             lines += [f"    {c.detail}"] * bool(c.detail)
             lines += [f"    not {name}: {reason}" for name, reason in c.refusals.items()]
-        return "\n".join(lines) or "no layer of rnnkernels was run"
+        lines = lines or ["no layer of rnnkernels was run"]
+        for other in self.others:
+            why = f"rnnkernels.convert(model) makes it {other.becomes}"
+            lines.append(
+                f"{other.name or 'the model itself'}: {other.type}, not run by rnnkernels: "
+                + (why if other.becomes else other.reason)
+            )
+        return "\n".join(lines)
 
 
 def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
@@ -59,7 +73,11 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         args, kwargs: the arguments of its forward.
 
     Returns:
-        An :class:`Explanation`; ``print`` it. The random number generators are left as they were.
+        An :class:`Explanation`; ``print`` it. It names the recurrent layers that are not ours as
+        well. The random number generators are left as they were.
+
+    Raises:
+        TypeError: ``module`` is no module.
 
     Example::
 
@@ -67,7 +85,8 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         layer 0: gru [T=5, B=2, I=8, D=1, H=16] float32 on cpu -> cpu
             not cuda: this build has no kernels for cuda tensors
     """
-    found = Explanation()
+    others = tuple(part for part in survey.convertible(module).layers if not part.ours)
+    found = Explanation(others=others)
 
     def observer(call: Call, name: str | None) -> Result:
         asked_for = backends.asked_for(name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels import backends, checks
+from rnnkernels import backends, checks, flat_weights, tracing
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import GradClip, Truncate
 from rnnkernels.stack import Spec, State, forward
@@ -117,6 +117,36 @@ class RNNBase(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: our kernels take parameters wherever they lie."""
 
+    def _weights(self) -> list[Tensor]:
+        """The weights that a call takes, of all layers and directions in torch's order.
+
+        As in torch.nn: the attributes, where one of them is another object than at the call
+        before (a replaced parameter, ``functional_call``, a parametrization, which is computed
+        once here); else ``_flat_weights``, into which subclasses put weights of their own.
+
+        Raises:
+            TypeError: ``_flat_weights`` holds something else than tensors.
+            ValueError: it has another length than ``_flat_weights_names``.
+        """
+        names, refs, registered = self._flat_weights_names, self._flat_weight_refs, self._parameters
+        flat: Any = self._flat_weights
+        if type(flat) is not list or not len(flat) == len(refs) == len(names):
+            return flat_weights.unusual(self)
+        for name, ref, weight in zip(names, refs, flat, strict=True):
+            parameter = registered.get(name)
+            if parameter is not weight or parameter is None or ref is None or ref() is not weight:
+                return flat_weights.unusual(self)
+        return flat
+
+    def _grouped(self, flat: list[Tensor]) -> list[list[Tensor]]:
+        """What :meth:`_weights` gives, a list for each layer and direction."""
+        size = len(flat) // len(self._all_weights)
+        return [flat[i : i + size] for i in range(0, len(flat), size)]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles: torch.nn's layer, with a warning."""
+        return tracing.scriptable(self)
+
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -129,6 +159,18 @@ class RNNBase(nn.RNNBase):
         grad_clip: GradClip | EllipsisType = ...,
     ) -> Any:
         """Runs the layers; see :class:`LSTM` for arguments, shapes and errors."""
+        if type(input) is not Tensor or not (hx is lengths is reset is None):
+            proxy = tracing.fx_proxy(input, hx, lengths, reset)
+            if proxy is not None:
+                options: dict[str, Any] = {"hx": hx, "lengths": lengths, "reset": reset}
+                if return_all_states:
+                    options["return_all_states"] = True
+                if truncate is not ...:
+                    options["truncate"] = truncate
+                if grad_clip is not ...:
+                    options["grad_clip"] = grad_clip
+                return tracing.fx_leaf(self, proxy, input, **options)
+        tracing.refuse_onnx(self.backend)
         truncate = self.truncate if truncate is ... else truncate
         grad_clip = self.grad_clip if grad_clip is ... else grad_clip
         spec = Spec(
@@ -151,7 +193,7 @@ class RNNBase(nn.RNNBase):
             spec,
             input,
             hx,
-            self.all_weights,
+            self._grouped(self._weights()),
             lengths=lengths,
             reset=reset,
             return_all_states=return_all_states,

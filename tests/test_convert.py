@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import weakref
 from typing import Any
 
 import pytest
 import torch
-from helpers import compare, draw, outputs_and_gradients
+from helpers import compare, counted, draw, outputs_and_gradients, same_bits
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -38,6 +39,11 @@ pytestmark = pytest.mark.filterwarnings(
 def theirs(build: str, **more: Any) -> Any:
     name, options = BUILDS[build]
     return getattr(nn, name)(I, H, dtype=F64, **options | more).eval()
+
+
+def ours(build: str) -> type[nn.Module]:
+    cls: type[nn.Module] = getattr(rnnkernels, BUILDS[build][0])
+    return cls
 
 
 def results(module: nn.Module) -> dict[str, Tensor | None]:
@@ -104,10 +110,10 @@ def test_to_torch_goes_back(build: str) -> None:
 @each_build
 def test_to_torch_of_one_built_by_us(build: str) -> None:
     name, options = BUILDS[build]
-    ours = getattr(rnnkernels, name)(I, H, dtype=F64, **options, backend="reference").eval()
-    back = to_torch(ours)
+    built = getattr(rnnkernels, name)(I, H, dtype=F64, **options, backend="reference").eval()
+    back = to_torch(built)
     assert vars(back).keys() == vars(theirs(build)).keys()
-    compare(results(back), results(ours))
+    compare(results(back), results(built))
 
 
 def test_convert_replaces_every_place_and_revert_undoes_it() -> None:
@@ -149,15 +155,120 @@ def test_hooks_are_kept_and_can_still_be_removed() -> None:
         layer.register_full_backward_hook(lambda m, gi, go: calls.append(("back", type(m)))),
     ]
     model = convert(nn.Sequential(layer))
-    gone = weakref.ref(layer)
-    del layer
     results(model)
     assert calls == [(name, rnnkernels.GRU) for name in ("before", "after", "back")]
-    assert gone() is None  # nothing of the old module is held
     for handle in handles:
         handle.remove()
     results(model)
     assert len(calls) == 3
+
+
+def test_a_new_module_in_place_of_a_layer_holds_nothing_of_it() -> None:
+    layer: nn.Module = nn.GRU(I, H)
+    layer.register_forward_hook(lambda *_: None)
+    new, gone = convert(layer), weakref.ref(layer)
+    del layer
+    assert type(new) is rnnkernels.GRU and gone() is None
+
+
+@each_build
+def test_layers_inside_a_model_change_in_place(build: str) -> None:
+    """The same object before and after, with all that either class sets and nothing of the other's;
+    who holds it keeps holding what runs."""
+    layer, other = theirs(build), theirs(build)
+    held: list[nn.Module] = [layer]
+    expected = results(layer)
+    with torch.no_grad():
+        for parameter, same in zip(other.parameters(), layer.parameters(), strict=True):
+            parameter.copy_(same)
+    model = nn.ModuleList([layer])
+    assert convert(model) is model and model[0] is layer and type(held[0]) is ours(build)
+    assert vars(layer).keys() == vars(from_torch(other)).keys()
+    compare(results(held[0]), expected)
+    model.train()
+    assert held[0].training
+    model.eval()
+    assert revert(model) is model and model[0] is layer and type(layer) is type(other)
+    assert vars(layer).keys() == vars(other).keys()
+    compare(results(layer), expected, rtol=0.0)
+
+
+def test_flat_weights_survive_conversion() -> None:
+    """What was put in place of a weight before is still there after."""
+    layer = nn.GRU(I, H, dtype=F64)
+    layer._flat_weights[1] = torch.zeros_like(layer.weight_hh_l0)
+    expected = layer(torch.ones(2, I, dtype=F64))[0]
+    model = convert(nn.Sequential(layer))
+    torch.testing.assert_close(model(torch.ones(2, I, dtype=F64))[0], expected)
+    revert(model)
+    torch.testing.assert_close(model(torch.ones(2, I, dtype=F64))[0], expected)
+
+
+@each_build
+def test_kept_types_run_our_kernels(build: str) -> None:
+    """Instances of torch.nn's classes, like built, copied and reverted."""
+    name, options = BUILDS[build]
+    kept: Any = getattr(rnnkernels.torch_types, name)
+    old = theirs(build)
+    model = convert(nn.Sequential(copy.deepcopy(old)), keep_type=True)
+    layer, new, built = model[0], from_torch(old, keep_type=True), kept(I, H, dtype=F64, **options)
+    for module in (layer, new, built):
+        assert type(module) is kept
+        assert isinstance(module, getattr(nn, name)) and isinstance(module, ours(build))
+        assert vars(module).keys() == vars(built).keys()
+        assert repr(module) == repr(old)
+    seen = counted(lambda: layer(draw(2, I, seed=3, dtype=F64)))
+    assert any(op.startswith("rnnkernels::") for op in seen)
+    for module in (layer, new, pickle.loads(pickle.dumps(new)), copy.deepcopy(new)):
+        compare(results(module), results(old))
+    assert type(convert(new, keep_type=True)) is kept and convert(new) is new
+    assert type(to_torch(new)) is type(old) and type(revert(model)[0]) is type(old)
+    compare(results(model[0]), results(old), rtol=0.0)
+
+
+def test_keep_type_is_kept_for_ours_as_well() -> None:
+    model = convert(nn.Sequential(rnnkernels.LSTM(I, H, bias_mode="single")), keep_type=True)
+    assert type(model[0]) is rnnkernels.torch_types.LSTM and model[0].bias_mode == "single"
+
+
+def test_same_seed_gives_kept_types_the_same_parameters() -> None:
+    for name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"):
+        states = []
+        for library in (nn, rnnkernels.torch_types):
+            torch.manual_seed(4)
+            states.append(getattr(library, name)(I, H).state_dict())
+        assert same_bits(list(states[0].values()), list(states[1].values()))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_kept_types_compile_only_where_torch_lets_rnns() -> None:
+    """What keep_type costs, as documented; cells compile."""
+    lstm, x = rnnkernels.torch_types.LSTM(I, H), torch.randn(2, I)
+    compiled = torch.compile(lstm, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="allow_rnn"):
+        compiled(x)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        torch.testing.assert_close(compiled(x)[0], lstm(x)[0])
+    cell = rnnkernels.torch_types.GRUCell(I, H)
+    torch.testing.assert_close(torch.compile(cell, fullgraph=True, backend="eager")(x), cell(x))
+
+
+FUNCTIONS = [convert, revert, rnnkernels.convertible, from_torch, to_torch, rnnkernels.explain]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (nn.LSTM, r"got the class torch\.nn\.LSTM\. Pass an instance .* rnnkernels\.LSTM"),
+        (nn.Sequential, r"got the class torch\.nn\..*Sequential\. Pass an instance"),
+        ([nn.LSTM(I, H)], r"expected a torch\.nn\.Module, got list"),
+    ],
+    ids=["layer", "model", "list"],
+)
+def test_what_is_no_module_is_refused(function: Any, value: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        function(value)
 
 
 def test_optimizer_goes_on() -> None:

@@ -1,0 +1,50 @@
+"""The weights of a layer where not every one is the parameter that it was at the call before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def unusual(module: nn.RNNBase) -> list[Tensor]:
+    """The weights of all layers and directions in torch's order, as torch.nn's forward finds them.
+
+    The attributes, where one of them is another object than at the call before; else
+    ``_flat_weights``.
+
+    Raises:
+        TypeError: ``_flat_weights`` holds something else than tensors.
+        ValueError: it has another length than ``_flat_weights_names``.
+    """
+    names, refs = module._flat_weights_names, module._flat_weight_refs
+    now: list[Any] = []
+    computed = False
+    for name in names:
+        weight: Any = module._parameters.get(name)
+        if weight is None and hasattr(type(module), name):
+            weight, computed = getattr(module, name), True  # its own AttributeError, if any
+        now.append(getattr(module, name, None) if weight is None else weight)
+    changed = len(refs) != len(names) or any(
+        weight is not None and ref is not None and ref() is not weight
+        for weight, ref in zip(now, refs, strict=True)
+    )
+    flat: Any = module._flat_weights
+    if changed and (computed or torch.compiler.is_compiling()):
+        flat = now  # not kept: graphs of a parametrization, and what a compiler traces with
+    elif changed:
+        module._init_flat_weights()
+        flat = module._flat_weights
+    if not isinstance(flat, (list, tuple)) or len(flat) != len(names):
+        got = len(flat) if isinstance(flat, (list, tuple)) else f"a {type(flat).__name__}"
+        raise ValueError(
+            f"_flat_weights: expected a list of {len(names)} tensors, in the order of "
+            f"_flat_weights_names ({', '.join(names)}), got {got}"
+        )
+    for i, weight in enumerate(flat):
+        if not isinstance(weight, Tensor):
+            raise TypeError(
+                f"_flat_weights[{i}]: expected a Tensor for {names[i]}, got {type(weight).__name__}"
+            )
+    return list(flat)

@@ -1,0 +1,83 @@
+"""What layers answer to torch's own ways out of Python: FX, TorchScript and ONNX."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Proxy
+
+from rnnkernels import backends
+
+
+def fx_proxy(*values: Any) -> Proxy | None:
+    """The first value of torch.fx.symbolic_trace among the arguments of a layer, if any."""
+    for value in values:
+        if isinstance(value, Proxy):
+            return value
+        if isinstance(value, (tuple, list)):
+            found = next((part for part in value if isinstance(part, Proxy)), None)
+            if found is not None:
+                return found
+    return None
+
+
+def fx_leaf(module: nn.Module, proxy: Proxy, *args: Any, **kwargs: Any) -> Proxy:
+    """The call of a layer as one node of the graph that torch.fx traces, as torch.nn's are.
+
+    Arguments that are None are left out.
+    """
+    tracer: Any = proxy.tracer
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    node: Proxy = tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)
+    return node
+
+
+def refuse_onnx(backend: str | None) -> None:
+    """ONNX has no operator for our kernels.
+
+    Raises:
+        RuntimeError: torch.onnx.export runs the layer, and no backend that it can read is asked
+            for.
+    """
+    traced = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
+    if not traced or not _exports_onnx():
+        return
+    if backends.asked_for(backend) not in ("torch", "reference"):
+        raise RuntimeError(
+            "torch.onnx.export: ONNX has no operators for the kernels of rnnkernels. Export "
+            "rnnkernels.revert(model), whose layers are torch.nn's with the same parameters; "
+            "rnnkernels.convert(model) takes it back"
+        )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # else it compiles False
+def _exports_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+def scriptable(module: nn.Module) -> nn.Module:
+    """The torch.nn module that torch.jit.script compiles in place of one of ours.
+
+    Raises:
+        TypeError: it is a subclass of ours, or parametrized.
+        ValueError: it has an option that torch.nn has not.
+    """
+    from rnnkernels.convert import to_torch  # which imports the modules that import this
+
+    try:
+        theirs = to_torch(module)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            "torch.jit.script compiles torch.nn's layers in place of rnnkernels', as "
+            f"rnnkernels.revert(model) puts them, and cannot here: {error}"
+        ) from error
+    warnings.warn(
+        "torch.jit.script: TorchScript cannot hold the kernels of rnnkernels. The scripted model "
+        "runs torch.nn's layers with the same parameters, and torch.jit.script has put them into "
+        "the model itself as well; rnnkernels.convert(model) takes that back",
+        stacklevel=1,  # one place for all layers: Python's filters then show it once
+    )
+    return theirs
