@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels import checks, reference
-from rnnkernels.call import Call, Clip, Result, needs_gradient
+from rnnkernels.call import Call, Clip, Result
 from rnnkernels.cells import CELLS
 
 try:
@@ -87,7 +87,6 @@ def _run(forward: Callable[..., Any], call: Call) -> Result:
 
 
 def _called(forward: Callable[..., Any], call: Call) -> Result:
-    save = needs_gradient(call.tensors)
     y, h_n, c_n, c, _, _ = forward(
         call.cell_name,
         call.x,
@@ -100,7 +99,7 @@ def _called(forward: Callable[..., Any], call: Call) -> Result:
         call.c0,
         call.lengths,
         call.reset,
-        save,
+        False,  # autograd has it save what a backward needs
         call.all_c,
         call.layer,
         call.window,
@@ -118,7 +117,6 @@ def run_stack(calls: list[Call], masks: Sequence[Tensor] = ()) -> list[Result]:
     first call's options are those of all; no layer has a projection or another x than that y.
     """
     first = calls[0]
-    save = needs_gradient(t for call in calls for t in call.tensors)
     y, h_n, c_n, c, _ = torch.ops.rnnkernels.stack_forward(
         first.cell_name,
         first.x,
@@ -131,7 +129,7 @@ def run_stack(calls: list[Call], masks: Sequence[Tensor] = ()) -> list[Result]:
         masks,
         first.lengths,
         first.reset,
-        save,
+        False,  # autograd has it save what a backward needs
         first.all_c,
         first.window,
         *first.clip,

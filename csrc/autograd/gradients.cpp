@@ -64,7 +64,8 @@ class Products {
     const Tensor dgx = columns(d, {0, 0, rows_});
     if (Tensor* dw_ih = want(kWIh)) *dw_ih = at::mm(dgx.t(), in_.x().reshape_symint({T_ * B_, in_.x().sym_size(2)}));
     if (Tensor* dw_hh = want(kWHh)) {
-      // Memory of our own holds the values of plain tensors alone: whoever looks on is shown parts that are put together.
+      // Memory of our own holds the values of plain tensors alone: whoever looks on is shown parts that are put
+      // together.
       const bool in_place = apart_ && plain_;
       if (in_place) *dw_hh = at::empty_symint({rows_, R_}, dgates_.options());
       std::vector<Tensor> parts;

@@ -28,7 +28,6 @@ class KernelNode : public torch::autograd::Node {
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    args.collect(saves_);
     args.collect(settings_.library == Library::kTriton);
     args.collect(settings_.cell);
     args.collect(settings_.window);
@@ -63,9 +62,9 @@ class KernelNode : public torch::autograd::Node {
     bool plain;                // nothing asks for a history or traces, and no subclass of a tensor is among these
   };
 
-  // `first`: of the Inputs of a layer; `op`: as errors call forward.
-  KernelNode(const char* op, Settings settings, const std::array<size_t, kWeights + 1>& first)
-      : settings_(std::move(settings)), first_(first), op_(op) {}
+  // `first`: of the Inputs of a layer.
+  KernelNode(Settings settings, const std::array<size_t, kWeights + 1>& first)
+      : settings_(std::move(settings)), first_(first) {}
 
   virtual variable_list backward(const variable_list& grads, Pass& pass) = 0;
 
@@ -80,7 +79,6 @@ class KernelNode : public torch::autograd::Node {
     for (const Tensor& t : inputs) inputs_.emplace_back(t, false);
   }
   void keep_rows(const OptionalTensor& lengths, const OptionalTensor& reset) {
-    saves_ = true;
     lengths_ = SavedVariable(lengths, false);
     reset_ = SavedVariable(reset, false);
   }
@@ -99,9 +97,6 @@ class KernelNode : public torch::autograd::Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     Pass pass;
     pass.last = std::exchange(last_, false);
-    TORCH_CHECK(saves_, op_,
-                ": expected save=True where a gradient is asked for, got save=False. Pass save=True, or call it under "
-                "torch.no_grad().");
     // Forward has cast what autocast casts; a region around backward must not cast once more.
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     pass.inputs.reserve(inputs_.size());
@@ -143,8 +138,6 @@ class KernelNode : public torch::autograd::Node {
     return false;
   }
 
-  const char* const op_;
-  bool saves_ = false;
   bool last_ = false;  // the next apply is the last one
   std::vector<SavedVariable> inputs_;
   SavedVariable lengths_, reset_;

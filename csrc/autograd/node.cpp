@@ -13,9 +13,7 @@ enum class Form { kSequence, kStep };
 class SequenceBackward final : public KernelNode {
  public:
   SequenceBackward(Form form, Settings settings, const Inputs& in)
-      : KernelNode("sequence_forward", std::move(settings), in.first),
-        form_(form),
-        flow_(std::exchange(next_flow_sink, {})) {
+      : KernelNode(std::move(settings), in.first), form_(form), flow_(std::exchange(next_flow_sink, {})) {
     add_edges(in.all);
   }
 
@@ -92,6 +90,7 @@ ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Te
                                                       clip, bound);
   };
   if (!needs_history(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0)) return run();
+  save = true;  // decided here, so that callers, and graphs of their calls, are the same with gradients and without
   const Inputs in(x, h0, c0, {w_ih, w_hh, b_ih, b_hh, w_hr});
   const auto node = make_node<SequenceBackward>(
       Form::kSequence, Settings{library, std::string(cell), window, std::string(clip), bound, batch_invariant()}, in);
@@ -100,7 +99,7 @@ ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Te
   for (const Tensor* t : {&y, &h_n}) torch::autograd::set_history(*t, node);
   if (c0)
     for (const Tensor* t : {&c_n, &c}) torch::autograd::set_history(*t, node);
-  if (save) node->save(in, lengths, reset, {y, c, h_raw, saved});
+  node->save(in, lengths, reset, {y, c, h_raw, saved});
   return results;
 }
 
