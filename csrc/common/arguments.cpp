@@ -50,7 +50,7 @@ Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = 2 << 20;
   if (t.is_cpu() && t.nbytes() >= 2 * kHugePage) {
-    const auto address = reinterpret_cast<uintptr_t>(t.data_ptr());
+    const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
     const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
     const uintptr_t last = (address + t.nbytes()) / kHugePage * kHugePage;
     madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing depends on its being heard

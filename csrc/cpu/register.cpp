@@ -13,7 +13,7 @@ struct Workspace {
   static void* allocate(int64_t bytes, void* context) {
     auto* self = static_cast<Workspace*>(context);
     self->memory = at::empty({bytes}, at::kByte);
-    return self->memory.data_ptr();
+    return self->memory.mutable_data_ptr();
   }
 };
 
@@ -46,7 +46,7 @@ void dispatch_dtype(at::ScalarType type, F&& f) {
 // What only a look into the tensor can tell; a compiled graph reaches no check but this one.
 void check_values(const OptionalTensor& lengths, int64_t T) {
   if (!lengths) return;
-  const int64_t* n = pointer<int64_t>(lengths);
+  const auto* n = pointer<const int64_t>(lengths);
   for (int64_t b = 0; b < lengths->numel(); ++b) {
     TORCH_CHECK_VALUE(n[b] >= 0 && n[b] <= T, "lengths: expected values from 0 to ", T,
                       ", the length of the input, got ", n[b]);
@@ -101,8 +101,8 @@ Tensor input_gradient(const Tensor& dgates, TensorList w_ih) {
     const Tensor columns = a.select(2, d), w = w_ih[d].contiguous();
     with_launch(0, [&](const Launch& launch) {
       dispatch_dtype(a.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
-        entry.rows(launch,
-                   {T * B, G_H, I, pointer<IO>(columns), columns.stride(1), pointer<IO>(w), pointer<IO>(dx), d > 0});
+        entry.rows(launch, {T * B, G_H, I, pointer<const IO>(columns), columns.stride(1), pointer<const IO>(w),
+                            pointer<IO>(dx), d > 0});
       });
     });
   }
