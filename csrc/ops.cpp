@@ -127,6 +127,7 @@ PYBIND11_MODULE(_C, module) {
           row["S"] = cell.S;
           row["K"] = cell.K;
           row["A"] = cell.A;
+          row["reads_h"] = cell.kReadsH;
           table.append(row);
         });
         return table;

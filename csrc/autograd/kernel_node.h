@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/TensorSubclassLikeUtils.h>
+#include <c10/core/impl/COW.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -58,7 +59,7 @@ class KernelNode : public torch::autograd::Node {
     c10::SmallVector<Tensor, 4> outputs;
     std::vector<bool> wanted;  // of the inputs
     bool last;                 // what is saved is released after this pass
-    bool differentiable;       // the gradients are to have a history
+    bool differentiable;       // the gradients come from torch's operators alone, for a history or a batch of them
     bool plain;                // nothing asks for a history or traces, and no subclass of a tensor is among these
   };
 
@@ -83,6 +84,12 @@ class KernelNode : public torch::autograd::Node {
     reset_ = SavedVariable(reset, false);
   }
   void keep_output(const Tensor& t) { outputs_.emplace_back(t, true); }
+  // An output that callers may change before backward, as they may torch.nn's: its values are kept whatever becomes of
+  // it, in the memory that both share until somebody writes to it.
+  void keep_shared(const Tensor& t) {
+    const Tensor values = shared_until_written(t);
+    keep_output(values.defined() ? values : t);
+  }
   // An alias: an object that Python once had of the tensor itself would live, and count as an owner, as long as it.
   void keep_own(const Tensor& t) { keep_output(t.tensor_data()); }
 
@@ -105,7 +112,8 @@ class KernelNode : public torch::autograd::Node {
     pass.reset = unpack(reset_);
     for (const SavedVariable& t : outputs_) pass.outputs.push_back(t.unpack(getptr()));
 
-    pass.differentiable = c10::GradMode::is_enabled();
+    // Kernels take no batches of gradients (is_grads_batched, vmap); torch's operators do.
+    pass.differentiable = c10::GradMode::is_enabled() || std::ranges::any_of(grads, is_batched);
     pass.plain = !pass.differentiable && !subclasses(pass.inputs) && !subclasses(grads) &&
                  !at::isTensorSubclassLike(pass.outputs[0]);
     // Nothing below asks for a history or tracks views, so that half of the dispatcher's work can be left out.
@@ -120,6 +128,17 @@ class KernelNode : public torch::autograd::Node {
   const std::array<size_t, kWeights + 1> first_;
 
  private:
+  // Undefined where memory cannot be shared so, or somebody has to see how the values of a backward came about.
+  static Tensor shared_until_written(const Tensor& t) {
+    if (!t.is_cpu() || !t.numel() || at::isTensorSubclassLike(t)) return {};
+    auto storage = c10::impl::cow::lazy_clone_storage(*t.storage().unsafeGetStorageImpl());
+    if (!storage) return {};  // it is not torch's own memory
+    Tensor clone = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(storage)),
+                                                            c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
+    clone.unsafeGetTensorImpl()->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
+    return clone;
+  }
+
   template <class F>
   void for_all_saved(F&& f) {
     for (SavedVariable& t : inputs_) f(t);
@@ -130,6 +149,11 @@ class KernelNode : public torch::autograd::Node {
   static OptionalTensor unpack(const SavedVariable& saved) {
     Tensor t = saved.unpack();
     return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt;
+  }
+
+  static bool is_batched(const Tensor& t) {
+    return t.defined() &&
+           t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched}));
   }
 
   static bool subclasses(TensorList tensors) {

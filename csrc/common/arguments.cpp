@@ -15,8 +15,9 @@ namespace rnn {
 const CellInfo& find_cell(std::string_view name) {
   static const std::vector<CellInfo> table = [] {
     std::vector<CellInfo> t;
-    for_each_cell(
-        [&](auto cell) { t.push_back({int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A}); });
+    for_each_cell([&](auto cell) {
+      t.push_back({int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A, cell.kReadsH});
+    });
     return t;
   }();
   for (const CellInfo& info : table)

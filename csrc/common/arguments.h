@@ -21,6 +21,7 @@ struct CellInfo {
   int number;  // in AllCells
   std::string_view name, gates;
   int G, S, K, A;
+  bool reads_h;
 };
 const CellInfo& find_cell(std::string_view name);
 
