@@ -55,11 +55,12 @@ class RNNCellBase(nn.RNNCellBase):
             if state is not None:
                 return state
         weights = LayerWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        kind = type(self).__name__
-        sizes = self.input_size, self.hidden_size
-        return functional.cell(
-            kind, self.cell, input, hx, weights, sizes=sizes, backend=self.backend
-        )
+        kind, sizes = type(self).__name__, (self.input_size, self.hidden_size)
+        if functional.is_overridden():
+            return functional.cell(
+                kind, self.cell, input, hx, weights, sizes=sizes, backend=self.backend
+            )
+        return functional.checked_cell(kind, self.cell, input, hx, weights, sizes, self.backend)
 
     def extra_repr(self) -> str:
         extra = "" if self.bias_mode == "double" else f", bias_mode={self.bias_mode!r}"
