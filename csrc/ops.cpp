@@ -9,6 +9,8 @@
 #include <map>
 
 #include "autograd/cell_step.h"
+#include "autograd/direct.h"
+#include "autograd/layers_call.h"
 #include "autograd/node.h"
 #include "common/cells.h"
 #include "common/stack.h"
@@ -127,6 +129,7 @@ PYBIND11_MODULE(_C, module) {
           row["S"] = cell.S;
           row["K"] = cell.K;
           row["A"] = cell.A;
+          row["reads_h"] = cell.kReadsH;
           table.append(row);
         });
         return table;
@@ -137,10 +140,17 @@ PYBIND11_MODULE(_C, module) {
              "Has `sink` called with |dL/dh_t| [T, B, D] by every backward of this thread's next sequence_forward that "
              "makes a graph. None takes it back.");
 
-  static PyMethodDef cell_step{"cell_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cell_step)),
-                               METH_FASTCALL,
-                               "cell_step(cell, parameters, input_size, hidden_size, input, hx)\n\nThe next state of a "
-                               "cell with these parameters (a "
-                               "module's dictionary of them), or None where anything is unusual."};
-  module.add_object("cell_step", py::reinterpret_steal<py::object>(PyCFunction_New(&cell_step, nullptr)));
+  static std::array<PyMethodDef, 3> fast{{
+      {"cell_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cell_step)), METH_FASTCALL,
+       "cell_step(cell, parameters, input_size, hidden_size, input, hx)\n\nThe next state of a cell with these "
+       "parameters (a module's dictionary of them, or a tuple of four), or None where anything is unusual."},
+      {"layers_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_layers_call)), METH_FASTCALL,
+       "layers_call(cell, weights, input_size, hidden_size, proj_size, num_layers, directions, batch_first, input, "
+       "hx)\n\nWhat layers with this flat list of weights return, or None where anything is unusual."},
+      {"cast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cast)), METH_FASTCALL,
+       "cast(tensor, dtype)\n\nA tensor as autocast casts it to this type, parameters once per region, or None where "
+       "anything is unusual."},
+  }};
+  for (PyMethodDef& method : fast)
+    module.add_object(method.ml_name, py::reinterpret_steal<py::object>(PyCFunction_New(&method, nullptr)));
 }

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 def build_info() -> dict[str, Any]:
     """How this module was built, and the instruction set that its CPU kernels use here."""
@@ -43,13 +43,30 @@ def cell_table() -> list[dict[str, Any]]:
 
 def cell_step(
     cell: str,
-    parameters: Mapping[str, Tensor | None],
+    parameters: Mapping[str, Tensor | None] | tuple[Tensor | None, ...],
     input_size: int,
     hidden_size: int,
     input: Any,
     hx: Any,
 ) -> Any:
     """The next state of a cell with these parameters, or None where anything is unusual."""
+
+def layers_call(
+    cell: str,
+    weights: list[Tensor],
+    input_size: int,
+    hidden_size: int,
+    proj_size: int,
+    num_layers: int,
+    directions: int,
+    batch_first: bool,
+    input: Any,
+    hx: Any,
+) -> Any:
+    """What layers with this flat list of weights return, or None where anything is unusual."""
+
+def cast(tensor: Tensor, dtype: dtype) -> Tensor | None:
+    """A tensor as autocast casts it, parameters once per region; None where it is unusual."""
 
 def set_flow_sink(sink: Callable[[Tensor], None] | None) -> None:
     """Has ``sink`` called with |dL/dh_t| [T, B, D] by every backward of this thread's next

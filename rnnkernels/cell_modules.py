@@ -60,11 +60,12 @@ class RNNCellBase(nn.RNNCellBase):
             return tracing.fx_leaf(self, proxy, input, hx=hx)  # type: ignore[return-value]
         tracing.refuse_onnx(self.backend)
         weights = LayerWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        kind = type(self).__name__
-        sizes = self.input_size, self.hidden_size
-        return functional.cell(
-            kind, self.cell, input, hx, weights, sizes=sizes, backend=self.backend
-        )
+        kind, sizes = type(self).__name__, (self.input_size, self.hidden_size)
+        if functional.is_overridden():
+            return functional.cell(
+                kind, self.cell, input, hx, weights, sizes=sizes, backend=self.backend
+            )
+        return functional.checked_cell(kind, self.cell, input, hx, weights, sizes, self.backend)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles: torch.nn's cell, with a warning."""

@@ -14,7 +14,7 @@ symbol    meaning                                               count
 ========  ====================================================  =====
 
 ``A`` is the number of trailing gates whose hidden part is kept apart: only for them do the
-gradients of ``gx`` and ``gh`` differ.
+gradients of ``gx`` and ``gh`` differ. ``reads_h`` says whether backward reads ``next[0]``.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Cell:
     S: int
     K: int
     A: int
+    reads_h: bool
     forward: Callable[[Values, Values, Values], tuple[Values, Values]]
     backward: Callable[[Values, Values, Values, Values], tuple[Values, Values, Values]]
 
@@ -64,7 +65,7 @@ def elman(
         d = gradient(next[0], dnext[0])
         return [d], [d], [torch.zeros_like(d)]
 
-    return Cell(name, "h", S=1, K=0, A=0, forward=forward, backward=backward)
+    return Cell(name, "h", S=1, K=0, A=0, reads_h=True, forward=forward, backward=backward)
 
 
 def lstm_forward(gx: Values, gh: Values, prev: Values) -> tuple[Values, Values]:
@@ -117,8 +118,19 @@ CELLS: dict[str, Cell] = {
         elman("rnn_relu", torch.relu, lambda y, dy: torch.where(y <= 0, 0, dy)),
         elman("rnn_sigmoid", torch.sigmoid, lambda y, dy: dy * y * (1 - y)),
         # Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
-        Cell("lstm", "ifgo", S=2, K=4, A=0, forward=lstm_forward, backward=lstm_backward),
+        Cell(
+            "lstm",
+            "ifgo",
+            S=2,
+            K=4,
+            A=0,
+            reads_h=False,
+            forward=lstm_forward,
+            backward=lstm_backward,
+        ),
         # Cho et al. 2014, reset gate after the recurrent product as in torch.nn.GRU.
-        Cell("gru", "rzn", S=1, K=4, A=1, forward=gru_forward, backward=gru_backward),
+        Cell(
+            "gru", "rzn", S=1, K=4, A=1, reads_h=False, forward=gru_forward, backward=gru_backward
+        ),
     )
 }

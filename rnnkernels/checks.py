@@ -274,7 +274,8 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
             f"lengths: expected shape [{B}], one length per row of the batch, "
             f"got {list(value.shape)}"
         )
-    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+    readable = value.device.type == "cpu" and not torch._C._functorch.is_batchedtensor(value)
+    if readable and not torch.compiler.is_compiling():
         low, high = (int(v) for v in value.aminmax()) if B else (0, 0)
         if low < 0 or high > T:
             raise ValueError(

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import handle_torch_function
 
-from rnnkernels import backends, checks
+from rnnkernels import backends, checks, ops
 from rnnkernels.call import Call
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import GradClip, Truncate
-from rnnkernels.stack import LayerWeights, Spec, State, cast, forward
+from rnnkernels.stack import LayerWeights, Spec, State, forward
 
 Weights = Sequence[Sequence[Tensor]]
 
@@ -164,6 +165,36 @@ def cell(
         ValueError: wrong number of dimensions, or dtypes differ.
         RuntimeError: wrong sizes or devices.
     """
+    sizes = sizes or (weights.w_ih.size(-1), weights.w_hh.size(-1))
+    if is_overridden():
+        return handle_torch_function(
+            _cell, (input,), kind, cell, input, hx, weights, sizes=sizes, backend=backend
+        )
+    if backends.undisturbed(backend):
+        state: State | None = ops.cell_step(cell, weights, *sizes, input, hx)
+        if state is not None:
+            return state
+    return checked_cell(kind, cell, input, hx, weights, sizes, backend)
+
+
+_cell = cell  # which has an argument of that name
+
+
+def is_overridden() -> bool:
+    """Whether a mode is to see a call of :func:`cell`: one, as it sees of torch.nn's cells."""
+    return not torch.compiler.is_compiling() and torch._C._is_torch_function_mode_enabled()
+
+
+def checked_cell(
+    kind: str,
+    cell: str,
+    input: Tensor,
+    hx: State | None,
+    weights: LayerWeights,
+    sizes: tuple[int, int],
+    backend: str | None,
+) -> State:
+    """:func:`cell` by the way that takes whatever is allowed, and tells what is wrong."""
     has_c = CELLS[cell].S > 1
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
@@ -173,14 +204,14 @@ def cell(
     checks.input_like_weight(input, weights.w_ih, autocast)
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
-    I, H = sizes or (weights.w_ih.size(-1), weights.w_hh.size(-1))
+    I, H = sizes
     if x.size(1) != I:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
     states = _cell_states(kind, hx, x, H, batched, has_c, autocast)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, states = cast(x, dtype), [cast(s, dtype) for s in states]
-        weights = LayerWeights(*(None if w is None else cast(w, dtype) for w in weights))  # type: ignore[arg-type]
+        x, states = ops.cast(x, dtype), [ops.cast(s, dtype) for s in states]
+        weights = LayerWeights(*(None if w is None else ops.cast(w, dtype) for w in weights))  # type: ignore[arg-type]
     call = Call(
         cell,
         x.unsqueeze(0),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels import backends, checks, flat_weights, tracing
+from rnnkernels import backends, checks, flat_weights, ops, tracing
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import GradClip, Truncate
 from rnnkernels.stack import Spec, State, forward
@@ -173,6 +173,22 @@ class RNNBase(nn.RNNBase):
         tracing.refuse_onnx(self.backend)
         truncate = self.truncate if truncate is ... else truncate
         grad_clip = self.grad_clip if grad_clip is ... else grad_clip
+        plain = lengths is None and reset is None and not return_all_states
+        if plain and truncate is None and grad_clip is None and self._undisturbed():
+            found = ops.layers_call(
+                self.cell,
+                self._weights(),
+                self.input_size,
+                self.hidden_size,
+                self.proj_size,
+                self.num_layers,
+                2 if self.bidirectional else 1,
+                self.batch_first,
+                input,
+                hx,
+            )
+            if found is not None:
+                return found
         spec = Spec(
             self._kind,
             self.cell,
@@ -198,6 +214,12 @@ class RNNBase(nn.RNNBase):
             reset=reset,
             return_all_states=return_all_states,
         )
+
+    def _undisturbed(self) -> bool:
+        """Whether kernels may run the layers one by one, with nothing in between."""
+        drops = self.training and self.dropout > 0 and self.num_layers > 1
+        merges = self.bidirectional and self.merge_mode != "concat"
+        return not drops and not merges and backends.undisturbed(self.backend)
 
     @property
     def _kind(self) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels import checks, reference
-from rnnkernels.call import Call, Clip, Result, needs_gradient
+from rnnkernels.call import Call, Clip, Result
 from rnnkernels.cells import CELLS
 
 try:
@@ -47,8 +47,21 @@ def build_info() -> dict[str, Any]:
 if _C is not None:
     #: The short way of a cell: the state after one step, or None where anything is unusual.
     cell_step = _C.cell_step
+    #: The short way of layers: output and last states, or None where anything is unusual.
+    layers_call = _C.layers_call
     #: How a layer would be laid out over a GPU; see rnnkernels.cuda_plan.
     cuda_plan = _C.cuda_plan
+
+
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """What autocast makes of a tensor: float64 stays, and a parameter is cast once per region."""
+    if t.dtype in (dtype, torch.float64):
+        return t
+    if _C is not None and not torch.compiler.is_compiling():
+        found = _C.cast(t, dtype)
+        if found is not None:
+            return found
+    return t.to(dtype)
 
 
 def set_batch_invariant(on: bool) -> None:
@@ -88,7 +101,6 @@ def _run(forward: Callable[..., Any], call: Call) -> Result:
 
 
 def _called(forward: Callable[..., Any], call: Call) -> Result:
-    save = needs_gradient(call.tensors)
     y, h_n, c_n, c, _, _ = forward(
         call.cell_name,
         call.x,
@@ -102,7 +114,7 @@ def _called(forward: Callable[..., Any], call: Call) -> Result:
         call.lengths,
         call.starts,
         call.reset,
-        save,
+        False,  # autograd has it save what a backward needs
         call.all_c,
         call.layer,
         call.window,
@@ -120,7 +132,6 @@ def run_stack(calls: list[Call], masks: Sequence[Tensor] = ()) -> list[Result]:
     first call's options are those of all; no layer has a projection or another x than that y.
     """
     first = calls[0]
-    save = needs_gradient(t for call in calls for t in call.tensors)
     y, h_n, c_n, c, _ = torch.ops.rnnkernels.stack_forward(
         first.cell_name,
         first.x,
@@ -134,7 +145,7 @@ def run_stack(calls: list[Call], masks: Sequence[Tensor] = ()) -> list[Result]:
         first.lengths,
         first.starts,
         first.reset,
-        save,
+        False,  # autograd has it save what a backward needs
         first.all_c,
         first.window,
         *first.clip,
@@ -350,14 +361,17 @@ def _differentiable_gradients(
     wanted: list[int],
     flow: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """The gradients of a layer as functions of all inputs, through the reference."""
+    """The gradients of a layer as functions of all inputs, through the reference; with a history
+    where gradients are enabled."""
+    create_graph = torch.is_grad_enabled()
     groups = (w_ih, w_hh, b_ih or [], b_hh or [], w_hr or [])
     inputs: list[Any] = [x, h0, c0, *(w for group in groups for w in group)]
     for i, t in enumerate(inputs):
         if i in wanted and not t.requires_grad:  # torch.func asks outside of its transform
             inputs[i] = t.detach().requires_grad_()
         elif t is not None:  # a node of its own: no path from one input to another counts
-            inputs[i] = t.view_as(t)
+            with torch.enable_grad():
+                inputs[i] = t.view_as(t)
     x, h0, c0, *rest = inputs
     weights = iter(rest)
     w_ih, w_hh, b_ih, b_hh, w_hr = (list(islice(weights, len(group))) for group in groups)
@@ -380,16 +394,18 @@ def _differentiable_gradients(
         clip=Clip(clip, bound),
         flow=norms.append if flow else None,
     )
+    with torch.enable_grad():
+        outs = reference.run(call)
     pairs = [
         (out, dout)
-        for out, dout in zip(reference.run(call), (dy, dh_n, dc_n, dc), strict=True)
+        for out, dout in zip(outs, (dy, dh_n, dc_n, dc), strict=True)
         if out is not None and dout is not None and out.requires_grad
     ]
     found = torch.autograd.grad(
         [out for out, _ in pairs],
         [inputs[i] for i in wanted],
         [dout for _, dout in pairs],
-        create_graph=True,
+        create_graph=create_graph,
         materialize_grads=True,
     )
     # A backward through this graph hands over more norms, which are none of dL/dh_t.
@@ -405,6 +421,5 @@ if _C is not None:
     torch.library.register_fake("rnnkernels::stack_backward", _fake_stack_backward)
     torch.library.register_fake("rnnkernels::stack_backward_", _fake_stack_backward_over_saved)
     torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
-    torch.library.impl("rnnkernels::sequence_gradients", "CompositeImplicitAutograd")(
-        _differentiable_gradients
-    )
+    for key in ("CompositeImplicitAutograd", "Batched"):  # the latter: is_grads_batched
+        torch.library.impl("rnnkernels::sequence_gradients", key)(_differentiable_gradients)

@@ -14,7 +14,7 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from rnnkernels import backends, checks, truncation
+from rnnkernels import backends, checks, ops, truncation
 from rnnkernels.call import NO_CLIP, Call, Clip, needs_gradient
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import Truncate
@@ -316,8 +316,8 @@ def _run(
     """The same after all checks, over padded or packed steps; see :class:`packing.Packed`."""
     if checks.autocast(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, hx = cast(x, dtype), [cast(s, dtype) for s in hx]
-        weights = [[cast(w, dtype) for w in group] for group in weights]
+        x, hx = ops.cast(x, dtype), [ops.cast(s, dtype) for s in hx]
+        weights = [[ops.cast(w, dtype) for w in group] for group in weights]
 
     run = partial(_layers, spec, weights, starts)
     drop = partial(F.dropout, p=spec.dropout) if spec.drops else None
@@ -420,10 +420,6 @@ def _call(
         stack=spec.num_layers if spec.chained else 1,
         starts=starts,
     )
-
-
-def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t if t.dtype == torch.float64 else t.to(dtype)  # what autocast does with float64
 
 
 def _merge(y: Tensor, spec: Spec) -> Tensor:

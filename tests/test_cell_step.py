@@ -15,13 +15,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkernels
-from rnnkernels import backends, ops
+from rnnkernels import backends, functional, ops
 from rnnkernels.diagnostics import gradient_flow
+from rnnkernels.stack import LayerWeights
 
 if ops.missing is not None:
     pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
 
 B, I, H = 3, 5, 4
+CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 F64 = torch.float64
 CELLS: dict[str, dict[str, Any]] = {
     "RNNCell": {},
@@ -123,17 +125,57 @@ class Dispatch(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "context",
-    [Functions, Dispatch, lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
-    ids=["function mode", "dispatch mode", "autocast"],
+    ("context", "tried"),
+    [
+        (Dispatch, [False]),
+        (Functions, [False, True]),
+        (lambda: torch.device("cpu"), [True]),
+        (lambda: torch.autocast("cpu", dtype=torch.bfloat16), [True]),
+    ],
+    ids=["dispatch mode", "function mode", "default device", "autocast"],
 )
-def test_modes_go_the_long_way(context: Callable[[], Any], taken: list[bool]) -> None:
+def test_modes(context: Callable[[], Any], tried: list[bool], taken: list[bool]) -> None:
+    """A dispatch mode sees everything; a function mode one call, behind which nothing is seen."""
     module = build("GRUCell")
     x, h = arguments(module)
     want = module(x, h)
     with context():
         torch.testing.assert_close(module(x, h), want)
-    assert taken == [True, False]
+    assert taken == [True, *tried]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_function_mode_sees_one_call(name: str) -> None:
+    """And may answer it, or change what it is called with; a default device changes nothing."""
+    seen: list[Any] = []
+
+    class Look(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    module = build(name)
+    x, state = arguments(module)
+    default, other = torch.device("cpu"), torch.device("meta")
+    for args in ((x, state), (x,), (x[0],)):
+        want = tensors(module(*args))
+        with other, Look(), default:
+            seen.clear()
+            got = tensors(module(*args))
+        assert seen == [functional.cell]
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+        assert torch.autograd.grad(sum(t.sum() for t in got), x)[0].any()
+
+
+def test_the_function_that_modes_see_takes_the_short_way(taken: list[bool]) -> None:
+    module = build("LSTMCell")
+    x, state = arguments(module)
+    weights = LayerWeights(*(getattr(module, n) for n in CELL_WEIGHTS))
+    got = functional.cell("LSTMCell", "lstm", x, state, weights)
+    assert taken == [True]
+    assert all(
+        torch.equal(a, b) for a, b in zip(tensors(got), tensors(module(x, state)), strict=True)
+    )
 
 
 def test_transforms_and_fake_tensors_go_the_long_way(taken: list[bool]) -> None:

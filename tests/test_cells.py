@@ -33,7 +33,15 @@ def random_values(count: int, n: int = 50) -> list[Tensor]:
 def test_table() -> None:
     """Names, order and sizes are the same in both languages."""
     ours = [
-        {"name": c.name, "gates": c.gates, "G": c.G, "S": c.S, "K": c.K, "A": c.A}
+        {
+            "name": c.name,
+            "gates": c.gates,
+            "G": c.G,
+            "S": c.S,
+            "K": c.K,
+            "A": c.A,
+            "reads_h": c.reads_h,
+        }
         for c in CELLS.values()
     ]
     assert _C.cell_table() == ours
@@ -108,6 +116,25 @@ def test_cpp_equals_torch_in_one_step(name: str) -> None:
     torch.testing.assert_close(dh0[0], dprev[0], **CLOSE)
     if cell.S > 1:
         torch.testing.assert_close(dc0[0], dprev[1], **CLOSE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reads_h(name: str) -> None:
+    """Backward of one step reads no h that it gave, in either language, where a cell says so."""
+    cell = CELLS[name]
+    gx, gh, prev, dnext = (random_values(n) for n in (cell.G, cell.G, cell.S, cell.S))
+    next, saved = cell.forward(gx, gh, prev)
+    found = [cell.backward(saved, prev, [h, *next[1:]], dnext)[0] for h in (next[0], 1 - next[0])]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) != cell.reads_h
+
+    call = make_call(name, T=1, B=6, H=11, grad=False)
+    outs = list(forward(*forward_arguments(call)))
+    douts = [*random_like(outs[:2]), None, None]
+    want = backward(*backward_arguments(call, outs, douts))
+    outs[0] = 1 - outs[0]
+    got = backward(*backward_arguments(call, outs, douts))
+    same = all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert same != cell.reads_h
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -65,12 +65,16 @@ class Products {
     const Tensor dgx = columns(d, {0, 0, rows_});
     if (Tensor* dw_ih = want(kWIh)) *dw_ih = at::mm(dgx.t(), in_.x().reshape_symint({N_, in_.x().sym_size(-1)}));
     if (Tensor* dw_hh = want(kWHh)) {
-      if (apart_) *dw_hh = at::empty_symint({rows_, R_}, dgates_.options());
+      // Memory of our own holds the values of plain tensors alone: whoever looks on is shown parts that are put
+      // together.
+      const bool in_place = apart_ && plain_;
+      if (in_place) *dw_hh = at::empty_symint({rows_, R_}, dgates_.options());
+      std::vector<Tensor> parts;
       for (const Part& part : hidden_) {
-        Tensor rows = apart_ ? dw_hh->narrow_symint(0, part.row, part.width) : Tensor();
-        hidden_product(d, columns(d, part), rows);
-        if (!apart_) *dw_hh = rows;
+        parts.push_back(in_place ? dw_hh->narrow_symint(0, part.row, part.width) : Tensor());
+        hidden_product(d, columns(d, part), parts.back());
       }
+      if (!in_place) *dw_hh = parts.size() == 1 ? parts[0] : at::cat(parts);
     }
     if (Tensor* db_ih = want(kBIh)) *db_ih = bias(d, {{0, 0, rows_}});
     if (Tensor* db_hh = want(kBHh)) *db_hh = bias(d, hidden_);
@@ -128,7 +132,7 @@ class Products {
     const auto some = [](const Tensor& t, const SymInt& from, const SymInt& n) { return t.narrow_symint(0, from, n); };
     const std::optional<int64_t> known = T_.maybe_as_int();
     if (known == 0) {
-      out = out.defined() ? out.zero_() : at::zeros_symint({width, R_}, dgh.options());
+      out = out.defined() ? out.zero_() : dgh.new_zeros_symint({width, R_});
       return;
     }
     Tensor first = known == 1 ? dgh : some(dgh, d == 0 ? 0 : later, B_), h0 = in_.h0().select(0, d);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/TensorSubclassLikeUtils.h>
+#include <c10/core/impl/COW.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -28,7 +29,6 @@ class KernelNode : public torch::autograd::Node {
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    args.collect(saves_);
     args.collect(settings_.library == Library::kTriton);
     args.collect(settings_.cell);
     args.collect(settings_.window);
@@ -59,13 +59,13 @@ class KernelNode : public torch::autograd::Node {
     c10::SmallVector<Tensor, 4> outputs;
     std::vector<bool> wanted;  // of the inputs
     bool last;                 // what is saved is released after this pass
-    bool differentiable;       // the gradients are to have a history
+    bool differentiable;       // the gradients come from torch's operators alone, for a history or a batch of them
     bool plain;                // nothing asks for a history or traces, and no subclass of a tensor is among these
   };
 
-  // `first`: of the Inputs of a layer; `op`: as errors call forward.
-  KernelNode(const char* op, Settings settings, const std::array<size_t, kWeights + 1>& first)
-      : settings_(std::move(settings)), first_(first), op_(op) {}
+  // `first`: of the Inputs of a layer.
+  KernelNode(Settings settings, const std::array<size_t, kWeights + 1>& first)
+      : settings_(std::move(settings)), first_(first) {}
 
   virtual variable_list backward(const variable_list& grads, Pass& pass) = 0;
 
@@ -80,11 +80,16 @@ class KernelNode : public torch::autograd::Node {
     for (const Tensor& t : inputs) inputs_.emplace_back(t, false);
   }
   void keep_steps(const Steps& steps) {
-    saves_ = true;
     steps_ = {SavedVariable(steps.lengths, false), SavedVariable(steps.starts, false),
               SavedVariable(steps.reset, false)};
   }
   void keep_output(const Tensor& t) { outputs_.emplace_back(t, true); }
+  // An output that callers may change before backward, as they may torch.nn's: its values are kept whatever becomes of
+  // it, in the memory that both share until somebody writes to it.
+  void keep_shared(const Tensor& t) {
+    const Tensor values = shared_until_written(t);
+    keep_output(values.defined() ? values : t);
+  }
   // An alias: an object that Python once had of the tensor itself would live, and count as an owner, as long as it.
   void keep_own(const Tensor& t) { keep_output(t.tensor_data()); }
 
@@ -99,9 +104,6 @@ class KernelNode : public torch::autograd::Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     Pass pass;
     pass.last = std::exchange(last_, false);
-    TORCH_CHECK(saves_, op_,
-                ": expected save=True where a gradient is asked for, got save=False. Pass save=True, or call it under "
-                "torch.no_grad().");
     // Forward has cast what autocast casts; a region around backward must not cast once more.
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     pass.inputs.reserve(inputs_.size());
@@ -109,7 +111,8 @@ class KernelNode : public torch::autograd::Node {
     pass.steps = {unpack(steps_[0]), unpack(steps_[1]), unpack(steps_[2])};
     for (const SavedVariable& t : outputs_) pass.outputs.push_back(t.unpack(getptr()));
 
-    pass.differentiable = c10::GradMode::is_enabled();
+    // Kernels take no batches of gradients (is_grads_batched, vmap); torch's operators do.
+    pass.differentiable = c10::GradMode::is_enabled() || std::ranges::any_of(grads, is_batched);
     pass.plain = !pass.differentiable && !subclasses(pass.inputs) && !subclasses(grads) &&
                  !at::isTensorSubclassLike(pass.outputs[0]);
     // Nothing below asks for a history or tracks views, so that half of the dispatcher's work can be left out.
@@ -124,6 +127,17 @@ class KernelNode : public torch::autograd::Node {
   const std::array<size_t, kWeights + 1> first_;
 
  private:
+  // Undefined where memory cannot be shared so, or somebody has to see how the values of a backward came about.
+  static Tensor shared_until_written(const Tensor& t) {
+    if (!t.is_cpu() || !t.numel() || at::isTensorSubclassLike(t)) return {};
+    auto storage = c10::impl::cow::lazy_clone_storage(*t.storage().unsafeGetStorageImpl());
+    if (!storage) return {};  // it is not torch's own memory
+    Tensor clone = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(storage)),
+                                                            c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
+    clone.unsafeGetTensorImpl()->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
+    return clone;
+  }
+
   template <class F>
   void for_all_saved(F&& f) {
     for (SavedVariable& t : inputs_) f(t);
@@ -136,14 +150,17 @@ class KernelNode : public torch::autograd::Node {
     return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt;
   }
 
+  static bool is_batched(const Tensor& t) {
+    return t.defined() &&
+           t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched}));
+  }
+
   static bool subclasses(TensorList tensors) {
     for (const Tensor& t : tensors)
       if (t.defined() && at::isTensorSubclassLike(t)) return true;
     return false;
   }
 
-  const char* const op_;
-  bool saves_ = false;
   bool last_ = false;  // the next apply is the last one
   std::vector<SavedVariable> inputs_;
   std::array<SavedVariable, 3> steps_;  // lengths, starts and reset

@@ -13,18 +13,27 @@ enum class Form { kSequence, kStep };
 class SequenceBackward final : public KernelNode {
  public:
   SequenceBackward(Form form, Settings settings, const Inputs& in)
-      : KernelNode("sequence_forward", std::move(settings), in.first),
-        form_(form),
-        flow_(std::exchange(next_flow_sink, {})) {
+      : KernelNode(std::move(settings), in.first), form_(form), flow_(std::exchange(next_flow_sink, {})) {
     add_edges(in.all);
   }
 
   std::string name() const override { return "SequenceBackward"; }
 
-  void save(const Inputs& in, const Steps& steps, const Kept& kept) {
+  // `seen`: callers see c.
+  void save(const Inputs& in, const Steps& steps, const Kept& kept, bool seen) {
     keep_inputs(in.all);
     keep_steps(steps);
-    for (const Tensor* t : {&kept.y, &kept.c, &kept.h_raw}) keep_output(*t);
+    if (reads_y(in)) {
+      keep_shared(kept.y);
+    } else {
+      keep_output(Tensor());
+    }
+    if (seen) {
+      keep_shared(kept.c);
+    } else {
+      keep_output(kept.c);
+    }
+    keep_output(kept.h_raw);
     keep_own(kept.saved);
   }
 
@@ -65,14 +74,24 @@ class SequenceBackward final : public KernelNode {
 
   // The gradients of y, h_n, c_n and c; brings what a step left out back to the layouts of a sequence.
   OutputGradients expand(const variable_list& grads, Inputs& in, Kept& kept) const {
-    const bool has_c = in.all[Inputs::kC0].defined();
-    if (form_ == Form::kSequence) return {grads[0], grads[1], has_c ? grads[2] : Tensor(), has_c ? grads[3] : Tensor()};
-    for (size_t i = 0; i < Inputs::kFirst; ++i)
+    const bool has_c = in.all[Inputs::kC0].defined(), step = form_ == Form::kStep;
+    for (size_t i = 0; step && i < Inputs::kFirst; ++i)
       if (in.all[i].defined()) in.all[i] = in.all[i].unsqueeze(0);
-    kept.y = kept.y.unsqueeze(0);
+    if (!kept.y.defined()) {
+      kept.y = in.h0();  // of the same sizes, and never read
+    } else if (step) {
+      kept.y = kept.y.unsqueeze(0);
+    }
+    if (!step) return {grads[0], grads[1], has_c ? grads[2] : Tensor(), has_c ? grads[3] : Tensor()};
     if (has_c) kept.c = kept.c.unsqueeze(0).unsqueeze(2);
     const auto row = [](const Tensor& t) { return t.defined() ? t.unsqueeze(0) : t; };
     return {Tensor(), row(grads[0]), has_c ? row(grads[1]) : Tensor(), Tensor()};
+  }
+
+  // One step of one direction takes the h before it from h0.
+  bool reads_y(const Inputs& in) const {
+    const bool one = form_ == Form::kStep || in.x().sym_size(0).maybe_as_int() == 1;
+    return !one || in.weights(kWHh).size() > 1 || find_cell(settings_.cell).reads_h;
   }
 
   const Form form_;
@@ -92,6 +111,7 @@ ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Te
                                                       window, clip, bound);
   };
   if (!needs_history(x, w_ih, w_hh, list_of(b_ih), list_of(b_hh), list_of(w_hr), h0, c0)) return run();
+  save = true;  // decided here, so that callers, and graphs of their calls, are the same with gradients and without
   const Inputs in(x, h0, c0, {w_ih, w_hh, list_of(b_ih), list_of(b_hh), list_of(w_hr)});
   const auto node = make_node<SequenceBackward>(
       Form::kSequence, Settings{library, std::string(cell), window, std::string(clip), bound, batch_invariant()}, in);
@@ -100,7 +120,7 @@ ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Te
   for (const Tensor* t : {&y, &h_n}) torch::autograd::set_history(*t, node);
   if (c0)
     for (const Tensor* t : {&c_n, &c}) torch::autograd::set_history(*t, node);
-  if (save) node->save(in, {lengths, starts, reset}, {y, c, h_raw, saved});
+  node->save(in, {lengths, starts, reset}, {y, c, h_raw, saved}, all_c);
   return results;
 }
 
@@ -134,7 +154,8 @@ State cell_step(c10::string_view cell, const Tensor& x, const Tensor& w_ih, cons
   if (save) {
     torch::autograd::set_history(next.h, node);
     if (c0) torch::autograd::set_history(*next.c, node);
-    node->save(in, {}, {next.h, next.c.value_or(h_raw), h_raw, saved});
+    // The c of a step is c_n: one of them is enough.
+    node->save(in, {}, {next.h, next.c.value_or(h_raw), h_raw, saved}, true);
   }
   return next;
 }

@@ -11,7 +11,7 @@ class StackBackward final : public KernelNode {
   // The edges are those of all layers, one layer after the other. The x of all but the first are undefined: they come
   // from outputs of this node. Those of the masks follow, and lead nowhere.
   StackBackward(Settings settings, const std::vector<Inputs>& layers, TensorList masks)
-      : KernelNode("stack_forward", std::move(settings), layers[0].first), L_(layers.size()) {
+      : KernelNode(std::move(settings), layers[0].first), L_(layers.size()) {
     for (const Inputs& in : layers) add_edges(in.all);
     add_edges(masks);
   }
@@ -192,6 +192,7 @@ StackForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, con
               "masks: expected tensors that require no gradient, which none is computed for, got one that does. Pass "
               "its detach(), or run the layers one by one.");
   if (!needs_history(x, w_ih, w_hh, b_ih, b_hh, h0, c0)) return run();
+  save = true;  // decided here, as for a layer
   const size_t L = count_layers(find_cell(cell), w_ih, w_hh, b_ih, b_hh, h0, c0);
   std::vector<Inputs> layers;
   layers.reserve(L);
@@ -209,7 +210,7 @@ StackForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, con
   for (const Tensors* list : {&y, &h_n, &c_n, &c})
     for (size_t l = 0; l < list->size(); ++l)
       torch::autograd::set_history(l < first ? Tensor() : (*list)[l], node);  // numbered from all
-  if (save) node->save(layers, masks, {lengths, starts, reset}, results);
+  node->save(layers, masks, {lengths, starts, reset}, results);
   return results;
 }
 

@@ -15,8 +15,9 @@ namespace rnn {
 const CellInfo& find_cell(std::string_view name) {
   static const std::vector<CellInfo> table = [] {
     std::vector<CellInfo> t;
-    for_each_cell(
-        [&](auto cell) { t.push_back({int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A}); });
+    for_each_cell([&](auto cell) {
+      t.push_back({int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A, cell.kReadsH});
+    });
     return t;
   }();
   for (const CellInfo& info : table)
@@ -50,7 +51,7 @@ Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = 2 << 20;
   if (t.is_cpu() && t.nbytes() >= 2 * kHugePage) {
-    const auto address = reinterpret_cast<uintptr_t>(t.data_ptr());
+    const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
     const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
     const uintptr_t last = (address + t.nbytes()) / kHugePage * kHugePage;
     madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing depends on its being heard

@@ -21,6 +21,7 @@ struct CellInfo {
   int number;  // in AllCells
   std::string_view name, gates;
   int G, S, K, A;
+  bool reads_h;
 };
 const CellInfo& find_cell(std::string_view name);
 
@@ -109,12 +110,20 @@ struct BackwardTensors {
 };
 BackwardTensors prepare(const BackwardArguments& a, const Sizes& n);
 
+// What a kernel reads is asked for as pointer<const IO>: memory that tensors share until one is written to (torch's
+// copy-on-write) stays shared then.
 template <class IO>
 IO* pointer(const Tensor& t) {
-  return t.numel() ? static_cast<IO*>(t.data_ptr()) : nullptr;
+  if (!t.numel()) return nullptr;
+  if constexpr (std::is_const_v<IO>) {
+    return static_cast<IO*>(t.const_data_ptr());
+  } else {
+    return static_cast<IO*>(t.mutable_data_ptr());
+  }
 }
 template <class IO>
-const IO* pointer(const OptionalTensor& t) {
+IO* pointer(const OptionalTensor& t) {
+  static_assert(std::is_const_v<IO>, "what is optional is read");
   return t ? pointer<IO>(*t) : nullptr;
 }
 
@@ -125,9 +134,9 @@ Sequence sequence(const Arguments& a, const Sizes& n, int64_t window) {
           n.D,
           n.H,
           n.R,
-          pointer<int64_t>(a.steps.lengths),
-          n.packed ? pointer<int64_t>(a.steps.starts) : nullptr,
-          pointer<bool>(a.steps.reset),
+          pointer<const int64_t>(a.steps.lengths),
+          n.packed ? pointer<const int64_t>(a.steps.starts) : nullptr,
+          pointer<const bool>(a.steps.reset),
           window};
 }
 
@@ -138,17 +147,17 @@ Forward<IO> parameters(const ForwardArguments& a, const Sizes& n, const ForwardT
   p.I = n.I;
   p.x_time = n.packed ? 0 : t.x.stride(0);
   p.x_batch = t.x.stride(n.packed ? 0 : 1);
-  p.x = pointer<IO>(t.x);
-  p.gx = t.gx.defined() ? pointer<IO>(t.gx) : nullptr;
+  p.x = pointer<const IO>(t.x);
+  p.gx = t.gx.defined() ? pointer<const IO>(t.gx) : nullptr;
   for (int64_t d = 0; d < n.D; ++d) {
-    p.w_ih[d] = pointer<IO>(t.w_ih[d]);
-    p.w_hh[d] = pointer<IO>(t.w_hh[d]);
-    if (!t.b_ih.empty()) p.b_ih[d] = pointer<IO>(t.b_ih[d]);
-    if (!t.b_hh.empty()) p.b_hh[d] = pointer<IO>(t.b_hh[d]);
-    if (!t.w_hr.empty()) p.w_hr[d] = pointer<IO>(t.w_hr[d]);
+    p.w_ih[d] = pointer<const IO>(t.w_ih[d]);
+    p.w_hh[d] = pointer<const IO>(t.w_hh[d]);
+    if (!t.b_ih.empty()) p.b_ih[d] = pointer<const IO>(t.b_ih[d]);
+    if (!t.b_hh.empty()) p.b_hh[d] = pointer<const IO>(t.b_hh[d]);
+    if (!t.w_hr.empty()) p.w_hr[d] = pointer<const IO>(t.w_hr[d]);
   }
-  p.h0 = pointer<IO>(a.h0);
-  p.c0 = pointer<IO>(a.c0);
+  p.h0 = pointer<const IO>(a.h0);
+  p.c0 = pointer<const IO>(a.c0);
   p.y = pointer<IO>(t.y);
   p.h_n = pointer<IO>(t.h_n);
   p.c_n = pointer<IO>(t.c_n);
@@ -163,20 +172,20 @@ Backward<IO> parameters(const BackwardArguments& a, const Sizes& n, const Backwa
   Backward<IO> p{};
   p.seq = sequence(a, n, a.window);
   p.clip = a.clip;
-  p.dy = pointer<IO>(a.dy);
-  p.dh_n = pointer<IO>(a.dh_n);
-  p.dc_n = pointer<IO>(a.dc_n);
-  p.dc = pointer<IO>(a.dc);
+  p.dgates = pointer<IO>(t.dgates);  // first: where it is saved itself, writing may move it
+  p.dy = pointer<const IO>(a.dy);
+  p.dh_n = pointer<const IO>(a.dh_n);
+  p.dc_n = pointer<const IO>(a.dc_n);
+  p.dc = pointer<const IO>(a.dc);
   for (int64_t d = 0; d < n.D; ++d) {
-    p.w_hh[d] = pointer<IO>(t.w_hh[d]);
-    if (!t.w_hr.empty()) p.w_hr[d] = pointer<IO>(t.w_hr[d]);
+    p.w_hh[d] = pointer<const IO>(t.w_hh[d]);
+    if (!t.w_hr.empty()) p.w_hr[d] = pointer<const IO>(t.w_hr[d]);
   }
-  p.h0 = pointer<IO>(a.h0);
-  p.c0 = pointer<IO>(a.c0);
-  p.y = pointer<IO>(a.y);
-  p.c = pointer<IO>(a.c);
-  p.saved = pointer<IO>(a.saved);
-  p.dgates = pointer<IO>(t.dgates);
+  p.h0 = pointer<const IO>(a.h0);
+  p.c0 = pointer<const IO>(a.c0);
+  p.y = pointer<const IO>(a.y);
+  p.c = pointer<const IO>(a.c);
+  p.saved = pointer<const IO>(a.saved);
   p.dproj = pointer<IO>(t.dproj);
   p.dh0 = pointer<IO>(t.dh0);
   p.dc0 = pointer<IO>(t.dc0);

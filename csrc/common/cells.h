@@ -10,6 +10,8 @@
 //   saved [K] what backward needs beyond prev and next
 //   dgx, dgh [G]  gradients of gx and gh; equal but for the last A gates
 //   dprev [S]  gradient of prev along the paths around W_hh; the path through W_hh is the backend's
+//
+// kReadsH says whether backward reads next h; a step whose backward does not has no need to keep it.
 #pragma once
 
 #include "macros.h"
@@ -54,6 +56,7 @@ template <class Activation>
 struct Elman {
   static constexpr const char* kGates = "h";
   static constexpr int G = 1, S = 1, K = 0, A = 0;
+  static constexpr bool kReadsH = true;
 
   template <class V>
   static RNN_HD void forward(const V* gx, const V* gh, const V*, V* next, V*) {
@@ -82,6 +85,7 @@ struct LSTM {
   static constexpr const char* kName = "lstm";
   static constexpr const char* kGates = "ifgo";
   static constexpr int G = 4, S = 2, K = 4, A = 0;
+  static constexpr bool kReadsH = false;
 
   template <class V>
   static RNN_HD void forward(const V* gx, const V* gh, const V* prev, V* next, V* saved) {
@@ -118,6 +122,7 @@ struct GRU {
   static constexpr const char* kName = "gru";
   static constexpr const char* kGates = "rzn";
   static constexpr int G = 3, S = 1, K = 4, A = 1;
+  static constexpr bool kReadsH = false;
 
   template <class V>
   static RNN_HD void forward(const V* gx, const V* gh, const V* prev, V* next, V* saved) {

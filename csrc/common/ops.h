@@ -13,10 +13,11 @@ using BackwardResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardOverSavedResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Shapes: layout.h. Lists hold one tensor per direction; where there are no biases or no w_hr there is no list:
-// compilers ahead of time hand on an empty one as if it were missing. `save` keeps what backward needs, `all_c` keeps
-// all c, `flow` the norm of the gradient of every h, `initial` the gradients of h0 and c0; an output that is not kept
-// is an empty tensor. `window` (0: none), `clip` and `bound` (layout.h, clip.h) say how backward goes; forward takes
-// them for its backward alone. `sequence_backward_` writes dgates over `saved`, where a cell's K is G + A.
+// compilers ahead of time hand on an empty one as if it were missing. `save` keeps what backward needs, as is done
+// without being asked for where a gradient is; `all_c` keeps all c, `flow` the norm of the gradient of every h,
+// `initial` the gradients of h0 and c0; an output that is not kept is an empty tensor. `window` (0: none), `clip` and
+// `bound` (layout.h, clip.h) say how backward goes; forward takes them for its backward alone. `sequence_backward_`
+// writes dgates over `saved`, where a cell's K is G + A.
 inline void define_sequence_ops(torch::Library& library) {
   library.def(
       "sequence_forward(str cell, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[]? b_ih, Tensor[]? b_hh, "

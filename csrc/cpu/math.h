@@ -26,8 +26,9 @@ RNN_HD Vec<float> at_least(Vec<float> x, float low) {
   return x.v < V(low).v ? V(low).v : x.v;
 }
 
-// e^x * 2^Raised = scale * (1 + rest) where scale is a normal number. Argument reduction after Cody and Waite 1980: rest = e^r - 1 with
-// |r| <= ln(2)/2, by a polynomial whose relative error is 2^-26 (coefficients: minimax fit of (e^r - 1 - r) / r^2).
+// e^x * 2^Raised = scale * (1 + rest) where scale is a normal number. Argument reduction after Cody and Waite 1980:
+// rest = e^r - 1 with |r| <= ln(2)/2, by a polynomial whose relative error is 2^-26 (coefficients: minimax fit of (e^r
+// - 1 - r) / r^2).
 template <int Raised = 0>
 struct Exponential {
   Vec<float> scale, rest;

@@ -13,7 +13,7 @@ struct Workspace {
   static void* allocate(int64_t bytes, void* context) {
     auto* self = static_cast<Workspace*>(context);
     self->memory = at::empty({bytes}, at::kByte);
-    return self->memory.data_ptr();
+    return self->memory.mutable_data_ptr();
   }
 };
 
@@ -46,13 +46,13 @@ void dispatch_dtype(at::ScalarType type, F&& f) {
 // What only a look into the tensors can tell; a compiled graph reaches no check but this one.
 void check_values(const Steps& steps, const Sizes& n) {
   if (!steps.lengths) return;
-  const int64_t* lengths = pointer<int64_t>(steps.lengths);
+  const int64_t* lengths = pointer<const int64_t>(steps.lengths);
   for (int64_t b = 0; b < n.B; ++b) {
     TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= n.T, "lengths: expected values from 0 to ", n.T,
                       ", the length of the input, got ", lengths[b]);
   }
   if (!n.packed) return;
-  const int64_t* starts = pointer<int64_t>(steps.starts);
+  const int64_t* starts = pointer<const int64_t>(steps.starts);
   TORCH_CHECK_VALUE(starts[0] == 0 && starts[n.T] == n.N, "starts: expected the first place to be 0 and the end ", n.N,
                     ", the packed steps of the input, got ", starts[0], " and ", starts[n.T]);
   for (int64_t t = 0, rows = n.B; t < n.T; ++t) {

@@ -63,7 +63,7 @@ ForwardResults forward_single(const ForwardArguments& a, const Sizes& n, const E
     at::mm_out(gh, a.h0.view({n.B, n.H}), t.w_hh[0].t());
   }
   const Forward<IO> p = parameters<IO>(a, n, t);
-  const IO* const hidden = row ? nullptr : pointer<IO>(gh);
+  const IO* const hidden = row ? nullptr : pointer<const IO>(gh);
   share_out(n.H, row ? a.cell.G * (n.I + n.H) : n.B * kWorkOfUnit,
             [&](int64_t first, int64_t last) { entry.forward_step(a.cell.number, p, hidden, first, last); });
   return t.results();
@@ -89,7 +89,7 @@ BackwardResults backward_single(const BackwardArguments& a, const Sizes& n, cons
   if (!a.initial) return t.results();
   if (row) {
     share_out(n.H, gates, [&](int64_t first, int64_t last) {
-      entry.add_product(pointer<T>(dgh), p.w_hh[0], gates, n.H, first, last, p.dh0);
+      entry.add_product(pointer<const T>(dgh), p.w_hh[0], gates, n.H, first, last, p.dh0);
     });
   } else {
     t.dh0.view({n.B, n.H}).addmm_(dgh, t.w_hh[0]);

@@ -93,7 +93,7 @@ BackwardResults run_persistent(const BackwardArguments& a, const Sizes& n, const
 
 template <class IO>
 const IO* mask(const Links& links, size_t n) {
-  return links.masks.empty() ? nullptr : pointer<IO>(links.masks[n]);
+  return links.masks.empty() ? nullptr : pointer<const IO>(links.masks[n]);
 }
 
 // The layers of a stack, as many at a time as the plan has stages. The plan has been made for all of them: one
@@ -144,7 +144,7 @@ std::vector<BackwardResults> run_stack(std::vector<BackwardArguments>& layers, c
         BackwardStage<IO> stage{parameters<IO>(a, n, tensors.back())};
         if (fed) {
           stage.dgates_above = stages.back().dgates;
-          stage.w_ih_above = pointer<IO>(links.w_ih[l]);
+          stage.w_ih_above = pointer<const IO>(links.w_ih[l]);
           stage.mask_above = mask<IO>(links, l);
         }
         stages.push_back(stage);

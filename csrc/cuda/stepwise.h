@@ -55,11 +55,11 @@ ForwardResults run_stepwise(const ForwardArguments& a, const Sizes& n, const Lau
     IO* h = pointer<IO>(t.h_n);
     for (int64_t s = 0; s < steps; ++s) {
       at::bmm_out(gh, t.h_n, w_hh);
-      launch(ForwardCell<IO>{call, s, pointer<IO>(gh), h, pointer<Arithmetic<IO>>(c),
+      launch(ForwardCell<IO>{call, s, pointer<const IO>(gh), h, pointer<Arithmetic<IO>>(c),
                              projected ? pointer<IO>(raw) : nullptr});
       if (!projected) continue;
       at::bmm_out(out, raw, w_hr);
-      launch(ForwardProject<IO>{call, s, pointer<IO>(out), h});
+      launch(ForwardProject<IO>{call, s, pointer<const IO>(out), h});
     }
   });
   t.c_n.copy_(c);

@@ -1,0 +1,43 @@
+// What the short ways of layers and cells share: from the tensors that Python holds straight to the autograd node.
+#pragma once
+
+#include <Python.h>
+
+#include "common/ops.h"
+
+namespace rnn {
+
+// No transform, tracer or mode is to see what runs. A default device counts as none: nothing here depends on it.
+bool undisturbed();
+
+// A tensor of no subclass; parameters count as tensors. Null for anything else.
+const Tensor* exact_tensor(PyObject* object);
+
+// Kernels for the device of a tensor are part of this build.
+bool has_kernels(const Tensor& t);
+
+// What autocast makes of tensors on one device, if it is on there.
+class Autocast {
+ public:
+  explicit Autocast(c10::Device device);
+
+  // Whether a tensor may stand beside others of this type.
+  bool accepts(const Tensor& t, at::ScalarType type) const {
+    return t.scalar_type() == type || (dtype_ && t.is_floating_point());
+  }
+
+  Tensor operator()(const Tensor& t) const;
+
+ private:
+  std::optional<at::ScalarType> dtype_;
+};
+
+// A tensor as autocast casts it to this type: float64 stays, and a parameter is cast once per region, as torch's own
+// layers have it.
+Tensor cast(const Tensor& t, at::ScalarType dtype);
+
+// The same for a tensor as Python holds it; None where it is none to cast here, because it is unusual or somebody has
+// to see it done.
+PyObject* py_cast(PyObject* self, PyObject* const* args, Py_ssize_t count);
+
+}  // namespace rnn
