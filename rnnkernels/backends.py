@@ -186,6 +186,11 @@ def undisturbed(name: str | None) -> bool:
     )
 
 
+def in_turn(layers: int) -> bool:
+    """Whether :func:`undisturbed` layers run one after the other on a CPU, with any numbers."""
+    return not _invariant and (layers == 1 or BACKENDS["cpu"].run_stack is None)
+
+
 def select(call: Call, name: str | None = None) -> Backend:
     """The backend that runs this call.
 

@@ -219,7 +219,8 @@ class RNNBase(nn.RNNBase):
         """Whether kernels may run the layers one by one, with nothing in between."""
         drops = self.training and self.dropout > 0 and self.num_layers > 1
         merges = self.bidirectional and self.merge_mode != "concat"
-        return not drops and not merges and backends.undisturbed(self.backend)
+        simple = not drops and not merges and backends.in_turn(self.num_layers)
+        return simple and backends.undisturbed(self.backend)
 
     @property
     def _kind(self) -> str:

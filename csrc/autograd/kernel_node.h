@@ -129,7 +129,7 @@ class KernelNode : public torch::autograd::Node {
  private:
   // Undefined where memory cannot be shared so, or somebody has to see how the values of a backward came about.
   static Tensor shared_until_written(const Tensor& t) {
-    if (!t.is_cpu() || !t.numel() || at::isTensorSubclassLike(t)) return {};
+    if (at::isTensorSubclassLike(t) || !t.is_cpu() || !t.numel()) return {};
     auto storage = c10::impl::cow::lazy_clone_storage(*t.storage().unsafeGetStorageImpl());
     if (!storage) return {};  // it is not torch's own memory
     Tensor clone = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(storage)),

@@ -8,6 +8,7 @@ namespace {
 
 constexpr int64_t kWorkOfThread = 1 << 17;  // multiplications that are worth waking another thread for
 constexpr int64_t kWorkOfUnit = 64;         // those that a cell's arithmetic takes as long as
+constexpr int64_t kFewRows = 16;            // that read the weights once each sooner than these are packed for all
 
 Tensor empty(at::IntArrayRef shape, const Tensor& like) { return at::detail::empty_cpu(shape, like.options()); }
 
@@ -19,13 +20,33 @@ void share_out(int64_t n, int64_t work_of_unit, F&& f) {
                    [&](int64_t first, int64_t last) { f(first * kStepUnits, std::min(last * kStepUnits, n)); });
 }
 
-// One row is a matter of reading the weights once, and that is done here; more rows are torch's matrix product, which
-// knows no storage of 16 bits with sums in float32.
+// Torch's matrix product knows no storage of 16 bits with sums in float32.
+bool has_product(at::ScalarType type) { return type == at::kFloat || type == at::kDouble; }
+
+// One row is a matter of reading the weights once, and that is done here; more rows are torch's matrix product, or,
+// where there is none, a few of them one after the other.
+bool row_by_row(const Sizes& n, at::ScalarType type) { return n.B == 1 || !has_product(type); }
+
 template <class Arguments>
 bool is_single(const Arguments& a, const Sizes& n, at::ScalarType type) {
-  const bool products = type == at::kFloat || type == at::kDouble;
-  return n.T == 1 && n.D == 1 && n.B > 0 && (n.B == 1 || products) && !a.steps.lengths && !a.steps.reset &&
-         a.w_hr.empty();
+  const bool rows = n.B > 0 && (has_product(type) || n.B <= kFewRows);
+  return n.T == 1 && n.D == 1 && rows && !a.steps.lengths && !a.steps.reset && a.w_hr.empty();
+}
+
+// The step of row b alone; what it reads is contiguous.
+template <class IO>
+Forward<IO> of_row(Forward<IO> p, int64_t b, int64_t saved) {
+  const int64_t R = b * p.seq.R, H = b * p.seq.H;
+  p.seq.B = 1;
+  p.x += b * p.I;
+  p.h0 += R;
+  p.y += R;
+  p.h_n += R;
+  if (p.c0) p.c0 += H;
+  if (p.c_n) p.c_n += H;
+  if (p.c) p.c += H;
+  if (p.saved) p.saved += b * saved;
+  return p;
 }
 
 }  // namespace
@@ -40,7 +61,7 @@ bool is_single_step(const BackwardArguments& a, const Sizes& n) {
 template <class IO>
 ForwardResults forward_single(const ForwardArguments& a, const Sizes& n, const Entry<IO>& entry) {
   const Tensor& like = a.x;
-  const bool c = a.cell.S > 1, row = n.B == 1;
+  const bool c = a.cell.S > 1, row = row_by_row(n, a.x.scalar_type());
   const int64_t gates = a.cell.G * n.H, saved = a.save ? a.cell.K * n.H : 0;
   ForwardTensors t;
   t.y = empty({1, n.B, n.H}, like);
@@ -63,9 +84,15 @@ ForwardResults forward_single(const ForwardArguments& a, const Sizes& n, const E
     at::mm_out(gh, a.h0.view({n.B, n.H}), t.w_hh[0].t());
   }
   const Forward<IO> p = parameters<IO>(a, n, t);
-  const IO* const hidden = row ? nullptr : pointer<const IO>(gh);
-  share_out(n.H, row ? a.cell.G * (n.I + n.H) : n.B * kWorkOfUnit,
-            [&](int64_t first, int64_t last) { entry.forward_step(a.cell.number, p, hidden, first, last); });
+  if (row) {
+    share_out(n.H, n.B * a.cell.G * (n.I + n.H), [&](int64_t first, int64_t last) {
+      for (int64_t b = 0; b < n.B; ++b) entry.forward_step(a.cell.number, of_row(p, b, saved), nullptr, first, last);
+    });
+  } else {
+    share_out(n.H, n.B * kWorkOfUnit, [&](int64_t first, int64_t last) {
+      entry.forward_step(a.cell.number, p, pointer<const IO>(gh), first, last);
+    });
+  }
   return t.results();
 }
 
@@ -92,7 +119,8 @@ BackwardResults backward_single(const BackwardArguments& a, const Sizes& n, cons
       entry.add_product(pointer<const T>(dgh), p.w_hh[0], gates, n.H, first, last, p.dh0);
     });
   } else {
-    t.dh0.view({n.B, n.H}).addmm_(dgh, t.w_hh[0]);
+    // Of 16 bits torch takes rounded factors, as for the gradients of the weights.
+    t.dh0.view({n.B, n.H}).addmm_(dgh.to(like.scalar_type()), t.w_hh[0]);
   }
   return t.results();
 }
