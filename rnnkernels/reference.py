@@ -67,8 +67,10 @@ def run_direction(
     state = [call.h0[d]] if call.c0 is None else [call.h0[d], call.c0[d]]
     outputs: list[list[Tensor]] = [[] for _ in range(T)]
 
-    def step(gx: Tensor, prev: list[Tensor]) -> list[Tensor]:
+    def step(gx: Tensor, prev: list[Tensor], active: Tensor | None = None) -> list[Tensor]:
         gh = F.linear(prev[0], call.w_hh[d], b_hh)  # [B, G*H]
+        if active is not None:  # the zero gradient of a step that does not count meets numbers
+            gx, gh = gx.masked_fill(~active, 0), gh.masked_fill(~active, 0)
         if call.clip.kind != "none":
             gx, gh = _Bound.apply(gx, gh, call.clip)  # type: ignore[no-untyped-call]
         values, _ = cell.forward(gx.chunk(cell.G, -1), gh.chunk(cell.G, -1), prev)
@@ -84,7 +86,7 @@ def run_direction(
     for t in range(T) if d == 0 else reversed(range(T)):
         active = None if call.lengths is None else (t < call.lengths)[:, None]  # [B, 1]
         cut = boundary(call, d, t)
-        if active is not None:  # what a step that does not count multiplies by zero must be a number
+        if active is not None:
             cut = ~active if cut is None else cut | ~active
         prev = state if cut is None else [s.masked_fill(cut, 0) for s in state]
         if call.window and starts_window(call, d, t):
@@ -92,7 +94,7 @@ def run_direction(
             prev = [
                 s.detach() if inside is None else torch.where(inside, s.detach(), s) for s in prev
             ]
-        next = step(gx[t], prev)
+        next = step(gx[t], prev, active)
         if record is not None and call.flow is not None and next[0].requires_grad:
             next[0].register_hook(partial(record, t))  # type: ignore[no-untyped-call]
         if active is None:
@@ -130,8 +132,10 @@ class _Bound(torch.autograd.Function):
         elif kind == "tanh":
             dgx, dgh = (bound * torch.tanh(g / bound) for g in grads)
         else:
-            norm = torch.linalg.vector_norm(grads[0], dim=-1, keepdim=True)
-            dgx, dgh = (g * (bound / norm.clamp(min=bound)) for g in grads)
+            # In float64, where the squares of all that float32 holds are numbers.
+            norm = torch.linalg.vector_norm(grads[0], dim=-1, keepdim=True, dtype=torch.float64)
+            factor = (bound / norm.clamp(min=bound)).to(grads[0].dtype)
+            dgx, dgh = (g * factor for g in grads)
         return dgx, dgh, None
 
 
