@@ -136,7 +136,8 @@ class Products {
     Tensor h = kept_.y.view_symint({T_ * B_, D_ * R_});
     if (D_ > 1) h = h.narrow_symint(1, d * R_, R_);
     h = steps(h, d == 0 ? SymInt(0) : B_, later);
-    // A zero gradient times what a row leaves behind at a cut or at its end, which may be no number, is not always zero.
+    // What a row leaves behind at a cut or at its end may be NaN or infinite: the zero gradient of the next step times
+    // that would not be zero.
     OptionalTensor left = reset_ ? OptionalTensor(steps(*reset_, 1, T_ - 1)) : std::nullopt;
     if (d == 0 && lengths_) {
       const Tensor past = lengths_->new_ones_symint({T_ - 1, 1}).cumsum(0) >= *lengths_;  // of steps 1 to T-1

@@ -147,9 +147,7 @@ class BackwardLoop : LoopBase<IO> {
   }
 
   // Does step s take place, with the state that the step before left?
-  bool linked(int64_t d, const Row& row, int64_t s) const {
-    return s < row.length && !p_.seq.cut_before(d, row, s);
-  }
+  bool linked(int64_t d, const Row& row, int64_t s) const { return s < row.length && !p_.seq.cut_before(d, row, s); }
 
   // What reaches the last state of each row from outside.
   void begin(int64_t d, const Block& k, const Share& share) {
