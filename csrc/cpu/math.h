@@ -17,13 +17,24 @@ RNN_HD Vec<float> reciprocal(Vec<float> x) {
 #endif
 }
 
-RNN_HD Vec<float> at_most(Vec<float> x, float high) {  // a NaN stays a NaN
+// A NaN stays a NaN in both: of two operands of which one is NaN, the instructions return the second.
+RNN_HD Vec<float> at_most(Vec<float> x, float high) {
   using V = Vec<float>;
+#if RNN_VECTOR_BYTES == 64
+  const auto bound = reinterpret_cast<__m512>(V(high).v);
+  return V(reinterpret_cast<V::Data>(_mm512_maskz_min_ps(0xffff, bound, reinterpret_cast<__m512>(x.v))));
+#else
   return x.v > V(high).v ? V(high).v : x.v;
+#endif
 }
 RNN_HD Vec<float> at_least(Vec<float> x, float low) {
   using V = Vec<float>;
+#if RNN_VECTOR_BYTES == 64
+  const auto bound = reinterpret_cast<__m512>(V(low).v);
+  return V(reinterpret_cast<V::Data>(_mm512_maskz_max_ps(0xffff, bound, reinterpret_cast<__m512>(x.v))));
+#else
   return x.v < V(low).v ? V(low).v : x.v;
+#endif
 }
 
 // e^x * 2^Raised = scale * (1 + rest) where scale is a normal number. Argument reduction after Cody and Waite 1980:
