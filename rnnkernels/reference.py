@@ -80,8 +80,10 @@ def run_direction(
     ended: list[list[Tensor]] = []  # states of packed rows that have no further steps
     outputs: list[list[Tensor]] = [[] for _ in range(T)]
 
-    def step(gx: Tensor, prev: list[Tensor]) -> list[Tensor]:
+    def step(gx: Tensor, prev: list[Tensor], active: Tensor | None = None) -> list[Tensor]:
         gh = F.linear(prev[0], call.w_hh[d], b_hh)  # [B, G*H]
+        if active is not None:  # the zero gradient of a step that does not count meets numbers
+            gx, gh = gx.masked_fill(~active, 0), gh.masked_fill(~active, 0)
         if call.clip.kind != "none":
             gx, gh = _Bound.apply(gx, gh, call.clip)  # type: ignore[no-untyped-call]
         values, _ = cell.forward(gx.chunk(cell.G, -1), gh.chunk(cell.G, -1), prev)
@@ -106,7 +108,7 @@ def run_direction(
         elif n > state[0].size(0):
             begin = slice(state[0].size(0), n)
             state = [torch.cat([s, first[begin]]) for s, first in zip(state, initial, strict=True)]
-        if active is not None:  # what a step that does not count multiplies by zero must be a number
+        if active is not None:
             cut = ~active if cut is None else cut | ~active
         prev = state if cut is None else [s.masked_fill(cut, 0) for s in state]
         if call.window and starts_window(call, d, t):
@@ -114,7 +116,7 @@ def run_direction(
             prev = [
                 s.detach() if inside is None else torch.where(inside, s.detach(), s) for s in prev
             ]
-        next = step(gx_t, prev)
+        next = step(gx_t, prev, active)
         if record is not None and call.flow is not None and next[0].requires_grad:
             next[0].register_hook(partial(record, t))  # type: ignore[no-untyped-call]
         if active is None:
@@ -153,8 +155,10 @@ class _Bound(torch.autograd.Function):
         elif kind == "tanh":
             dgx, dgh = (bound * torch.tanh(g / bound) for g in grads)
         else:
-            norm = torch.linalg.vector_norm(grads[0], dim=-1, keepdim=True)
-            dgx, dgh = (g * (bound / norm.clamp(min=bound)) for g in grads)
+            # In float64, where the squares of all that float32 holds are numbers.
+            norm = torch.linalg.vector_norm(grads[0], dim=-1, keepdim=True, dtype=torch.float64)
+            factor = (bound / norm.clamp(min=bound)).to(grads[0].dtype)
+            dgx, dgh = (g * factor for g in grads)
         return dgx, dgh, None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sysconfig
 from pathlib import Path
 
+import nonfinite
 import op_parity
 import pytest
 import torch
@@ -157,6 +158,12 @@ def test_nan_stays_in_its_row(ops, window, clip):
     assert all(torch.equal(g[:, others], w[:, others]) for g, w in zip(got, want, strict=True))
     of_row = got[0][:, 2].isnan().flatten(1).any(1)
     assert of_row.tolist() == [not window, not window, True, True, not window, not window]
+
+
+@nonfinite.some
+def test_nan_and_infinity(ops, case, title):
+    nonfinite.check(ops, case, title, torch.float32)
+    nonfinite.check(ops, case, title, torch.float64)
 
 
 def test_state_does_not_cross_a_cut(ops):

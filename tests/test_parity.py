@@ -293,6 +293,10 @@ def test_capability_is_the_one_asked_for() -> None:
     assert rnnkernels.build_info()["cpu_capability"] == wanted
 
 
+#: Files of tests beside this one, of what each instruction set has of its own.
+MORE = ("single_step", "bfloat16", "cells", "nonfinite")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "amx"])
 def test_every_instruction_set(capability: str) -> None:
@@ -302,9 +306,10 @@ def test_every_instruction_set(capability: str) -> None:
         pytest.skip(f"this processor has no {capability}")
     child = run_python(
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
-        *(str(Path(__file__).with_name(f"test_{name}.py")) for name in ("single_step", "bfloat16")),
+        *(str(Path(__file__).with_name(f"test_{name}.py")) for name in MORE),
         "-k",
-        "capability_is or test_float32 or added_in_float32 or against_float64 "
+        "capability_is or test_float32 or added_in_float32 or against_float64 or activations "
+        "or (test_ops and float32 and (inf or closed)) "
         "or (test_layer and cpu and (H17 or H130) and not bi)",
         RNNKERNELS_CPU_CAPABILITY=capability,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import nonfinite
 import op_parity
 import pytest
 import stack_parity
@@ -266,6 +267,16 @@ def test_a_row_has_the_same_bits_in_any_batch(ops: Any, cluster: bool) -> None:
     for b in (0, 5, 10):
         alone = op_parity.rows(call, slice(b, b + 1))
         assert torch.equal(op_parity.forward(ops, alone)[0], whole[:, b : b + 1])
+
+
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
+@nonfinite.some
+def test_nan_and_infinity(ops: Any, case: Case, title: str, cluster: bool) -> None:
+    """They reach what they should, and through what pads units and rows nothing else."""
+    layout = Layout(cluster, tiles=2, launches=1 if cluster else 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        ops.configure(*astuple(layout))
+        nonfinite.check(ops, case, title, dtype)
 
 
 PRIMITIVES = [

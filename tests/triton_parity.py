@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import cycle
 from typing import Any
 
+import nonfinite
 import op_parity
 import pytest
 import torch
@@ -177,6 +178,15 @@ def test_padding_is_not_read(cell: str, kind: str) -> None:
     assert clean.padding_is_zero()
     dirty = run(case, Forced(kind), change=poisoned, change_gradients=poison)
     assert same(dirty.all, clean.all)
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarning")  # of numpy
+@nonfinite.some
+def test_nan_and_infinity(case: Case, title: str) -> None:
+    """They reach what they should, and through what pads units and rows nothing else."""
+    for kind in KINDS:
+        with laid_out(chosen(case, kind)):
+            nonfinite.check(ops, case, title)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -1,5 +1,7 @@
 #include "autograd/gradients.h"
 
+#include <cmath>
+
 namespace rnn {
 
 using c10::SymInt;
@@ -150,15 +152,22 @@ class Products {
     if (known == 1) return;
 
     Tensor h = some(states(d), d == 0 ? SymInt(0) : B_, later);
-    // A zero gradient times what a row leaves behind at a cut or at its end, which may be no number, is not always
-    // zero.
+    const Tensor dgh_later = some(dgh, d == 0 ? B_ : SymInt(0), later).t();
+    // What a row leaves behind at a cut or at its end may be NaN or infinite: the zero gradient of the next step times
+    // that would not be zero. Ends are rarely so, which shows in the sums and can be seen where the host need not wait.
+    if (d == 0 && lengths && !reset && plain_ && out.is_cpu()) {
+      out.addmm_(dgh_later, h);
+      const at::ScalarType wide = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+      if (std::isfinite(out.sum(wide).item<double>())) return;
+      at::mm_out(out, first.t(), h0);
+    }
     OptionalTensor left = reset ? OptionalTensor(some(*reset, 1, T_ - 1)) : std::nullopt;
     if (d == 0 && lengths) {
       const Tensor past = lengths->new_ones_symint({T_ - 1, 1}).cumsum(0) >= *lengths;  // of steps 1 to T-1
       left = left ? left->logical_or(past) : past;
     }
     if (left) h = h.masked_fill(left->reshape_symint({later, 1}), 0);
-    out.addmm_(some(dgh, d == 0 ? B_ : SymInt(0), later).t(), h);
+    out.addmm_(dgh_later, h);
   }
 
   // h of each step of direction d [N, R].

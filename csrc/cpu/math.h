@@ -17,18 +17,29 @@ RNN_HD Vec<float> reciprocal(Vec<float> x) {
 #endif
 }
 
-RNN_HD Vec<float> at_most(Vec<float> x, float high) {  // a NaN stays a NaN
+// A NaN stays a NaN in both: of two operands of which one is NaN, the instructions return the second.
+RNN_HD Vec<float> at_most(Vec<float> x, float high) {
   using V = Vec<float>;
+#if RNN_VECTOR_BYTES == 64
+  const auto bound = reinterpret_cast<__m512>(V(high).v);
+  return V(reinterpret_cast<V::Data>(_mm512_maskz_min_ps(0xffff, bound, reinterpret_cast<__m512>(x.v))));
+#else
   return x.v > V(high).v ? V(high).v : x.v;
+#endif
 }
 RNN_HD Vec<float> at_least(Vec<float> x, float low) {
   using V = Vec<float>;
+#if RNN_VECTOR_BYTES == 64
+  const auto bound = reinterpret_cast<__m512>(V(low).v);
+  return V(reinterpret_cast<V::Data>(_mm512_maskz_max_ps(0xffff, bound, reinterpret_cast<__m512>(x.v))));
+#else
   return x.v < V(low).v ? V(low).v : x.v;
+#endif
 }
 
 // e^x * 2^Raised = scale * (1 + rest) where scale is a normal number. Argument reduction after Cody and Waite 1980:
-// rest = e^r - 1 with |r| <= ln(2)/2, by a polynomial whose relative error is 2^-26 (coefficients: minimax fit of (e^r
-// - 1 - r) / r^2).
+// rest = e^r - 1 with |r| <= ln(2)/2, by a polynomial whose relative error is 2^-26.
+// Its coefficients are a minimax fit of (e^r - 1 - r) / r^2.
 template <int Raised = 0>
 struct Exponential {
   Vec<float> scale, rest;
@@ -47,10 +58,9 @@ struct Exponential {
   }
 };
 
-// To within 3 units in the last place, down to the last number whose 1 + e^-x is none of float32; 0 below. Exactly 0 is
-// what an infinite state needs, which any other number keeps infinite, and what a gate that is shut means.
-// What is inverted is a quarter of 1 + e^-x, whose reciprocal is a normal number wherever there is any. Above 20
-// nothing but 1 is left; below the last number whatever comes out is replaced.
+// To within 3 units in the last place; exactly 0 from where e^-x overflows, for any other number would let a huge state
+// through a gate that is shut. A quarter of 1 + e^-x is inverted, whose reciprocal is never subnormal. Above 20 all
+// that is left is 1; what a large -x makes of the exponential is replaced in the end.
 RNN_HD Vec<float> sigmoid(Vec<float> x) {
   using V = Vec<float>;
   const Exponential<-2> e(-at_most(x, 20));

@@ -12,9 +12,8 @@ namespace rnn::cpu::RNN_ISA {
 constexpr int64_t kPanelBytes = 32 << 10;  // of a panel that stay in L1 while one tile of rows after another uses it
 
 // out [rows, w.width()] = a [rows, w.depth()] * one panel, a few rows at a time. A row that is not active(row) has no
-// product, and is zero: weights may be infinite, so that multiplying by zero would not make it so. Register tiles that
-// have one height overlap where it does not divide the rows. K is not split then, or rows in two of them would be added
-// up twice.
+// product, and is zero, whatever the weights: zero times infinity would not be. Register tiles that have one height
+// overlap where it does not divide the rows. K is not split then, or rows in two of them would be added up twice.
 template <class T, class Active>
 void multiply(const Panels<T>& w, int64_t tile, const T* a, int64_t row_stride, int64_t rows, Arithmetic<T>* out,
               Active&& active) {
