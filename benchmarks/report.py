@@ -202,6 +202,11 @@ def relative(rows: Rows) -> str:
     return table(["case", "mode", *(f"{name} ms" for name in names)], lines)
 
 
+def by_variant(make: Callable[[Rows], str]) -> Callable[[Rows], str]:
+    """The same table with the name of its variant in front of each case."""
+    return lambda rows: make([{**row, "cell": f"{row['variant']}: {row['cell']}"} for row in rows])
+
+
 def sequences(rows: Rows) -> str:
     parts = [[row for row in rows if row.get("variant") == v] for v in ("cost", "episodes")]
     return "\n\n".join(relative(part) for part in parts if part)
@@ -287,6 +292,8 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "off-suite": ("off-suite", ("inference", "forward", "training"), ratios),
     "cells": ("cells", ("inference", "forward", "training"), micro),
     "sequences": ("sequences", ("inference", "forward", "training"), sequences),
+    "ragged": ("ragged", ("inference", "forward", "training"), by_variant(relative)),
+    "ragged-memory": ("ragged", ("memory",), by_variant(memory)),
     "concurrent": ("concurrent", ("inference",), concurrent),
     "peak": ("peak", ("inference", "forward", "training"), peak),
     "scaling": ("scaling", ("inference", "forward", "training"), times),

@@ -18,6 +18,7 @@ from benchmarks import (
     gpu_estimates,
     memory,
     providers,
+    ragged,
     sequences,
     truncated,
 )
@@ -207,6 +208,13 @@ SUITES: dict[str, Suite] = {
             lambda: sequences.CASES,
             ("inference", "training"),
             compete=sequences.compete,
+        ),
+        Suite(
+            "ragged",
+            "rows of very unequal lengths",
+            lambda: ragged.CASES,
+            ("inference", "training", "memory"),
+            compete=ragged.compete,
         ),
         Suite(
             "concurrent",

@@ -79,6 +79,7 @@ def test_run_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture
         ("off-suite", "5,2,3,4", "off-suite"),
         ("cells", "1,2,3,4", "cells"),
         ("sequences", "40,3,3,4", "sequences"),
+        ("ragged", "9,3,3,4", "ragged"),
         ("concurrent", "5,2,3,4", "concurrent"),
         ("peak", "5,2,3,4", "peak"),
         ("scaling", "5,2,3,4", "scaling"),
