@@ -238,11 +238,6 @@ def observe(observer: Run) -> Iterator[Run]:
         _observer = before
 
 
-def observed() -> bool:
-    """Whether somebody looks on."""
-    return _observer is not None
-
-
 def run(call: Call, name: str | None = None) -> Result:
     """Runs the call on the backend that :func:`select` gives."""
     return _run(call, name) if _observer is None else _observer(call, name)

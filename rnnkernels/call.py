@@ -56,6 +56,8 @@ class Call(NamedTuple):
     #: Of packed steps, without padding: rows stand longest first and none is empty, and of each
     #: step t only those that reach it, from place ``starts[t]`` on. [T + 1] int64.
     starts: Tensor | None = None
+    #: Packed steps [N, ...] as [T, B, ...], with zeros for padding: for who looks on.
+    padded: Callable[[Tensor], Tensor] | None = None
 
     @property
     def cell(self) -> Cell:

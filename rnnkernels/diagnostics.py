@@ -30,7 +30,12 @@ class Record:
 
     module: str
     layer: int
-    norms: Tensor
+    _norms: Tensor  # where the steps of the layer are packed: [N, D]
+    _padded: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def norms(self) -> Tensor:
+        return self._norms if self._padded is None else self._padded(self._norms)
 
 
 class GradientFlow:
@@ -156,7 +161,8 @@ class GradientFlow:
         self._latest.setdefault(key, None)
 
         def sink(norms: Tensor) -> None:
-            record = Record(*key, norms)  # the reference fills the norms from now on
+            # The reference fills the norms from now on.
+            record = Record(*key, norms, call.padded)
             self.records.append(record)
             self._latest[key] = record
             if outer is not None:

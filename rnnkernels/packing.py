@@ -12,9 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-#: Less padding than this share of all steps stays: it costs less than to copy what surrounds it.
-LEAST_PADDING = 1 / 16
-
 
 class Packed(NamedTuple):
     """Which steps packed data has, as the kernels take it."""
@@ -31,9 +28,16 @@ class Packed(NamedTuple):
         starts = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
         return cls(lengths.to(device), starts.to(device))
 
+    def pad(self, t: Tensor) -> Tensor:
+        """[N, ...] as [T, B, ...], with zeros for padding."""
+        T, B = self.starts.size(0) - 1, self.lengths.size(0)
+        whole = t.new_zeros(T, B, *t.shape[1:])
+        whole[torch.arange(T, device=t.device)[:, None] < self.lengths] = t
+        return whole
+
 
 class Rows:
-    """Rows of padded data [T, B], some of them shorter than T: the way to packed data and back.
+    """Rows of padded data [T, B] of unequal lengths: the way to packed data and back.
 
     Rows without a step are left out; their final state is the initial one.
     """
@@ -55,18 +59,6 @@ class Rows:
         self._places = (t * B + b).to(device)  # in [T, B]
         self._transposed = (b * T + t).to(device)  # in [B, T]
 
-    @classmethod
-    def worth_packing(cls, lengths: Tensor, T: int, device: torch.device) -> Rows | None:
-        """None where the values of ``lengths`` are not to be had now, or so little is padding that
-        packing costs more than it saves."""
-        known = type(lengths) is Tensor and lengths.device.type == "cpu"
-        if not known or torch.compiler.is_compiling() or torch._C._get_tracing_state():
-            return None
-        steps, all_steps = int(lengths.sum()), T * lengths.size(0)
-        if steps == 0 or all_steps - steps < LEAST_PADDING * all_steps:
-            return None
-        return cls(lengths, T, device)
-
     def pack(self, t: Tensor) -> Tensor:
         """[T, B, ...] as [N, ...]."""
         if t.transpose(0, 1).is_contiguous():  # batch_first: no copy of all of it comes before
@@ -85,6 +77,18 @@ class Rows:
     def leave(self, initial: Tensor, final: Tensor) -> Tensor:
         """The final state of all rows [L, B, R] from that of the packed ones."""
         return initial.index_copy(1, self._order, final)
+
+
+def known(lengths: Tensor) -> bool:
+    """Whether the values are there to be looked at: no device is to be waited for, and no tracer
+    or transform would take them for those of every call."""
+    return (
+        type(lengths) is Tensor
+        and lengths.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(lengths)
+        and not torch.compiler.is_compiling()
+        and not torch._C._get_tracing_state()
+    )
 
 
 class _Pick(torch.autograd.Function):

@@ -18,7 +18,7 @@ from rnnkernels import backends, checks, ops, truncation
 from rnnkernels.call import NO_CLIP, Call, Clip, needs_gradient
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import Truncate
-from rnnkernels.packing import Packed, Rows
+from rnnkernels.packing import Packed, Rows, known
 from rnnkernels.truncation import Outputs
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -78,6 +78,17 @@ class Spec:
     def chained(self) -> bool:
         """Whether each layer takes the y of the one below it, but for what falls out."""
         return not (self.bidirectional or self.proj_size)
+
+
+class Steps(NamedTuple):
+    """Which steps the rows have; see :class:`rnnkernels.call.Call`."""
+
+    lengths: Tensor | None = None
+    starts: Tensor | None = None
+    padded: Callable[[Tensor], Tensor] | None = None
+
+
+NO_STEPS = Steps()
 
 
 class LayerWeights(NamedTuple):
@@ -183,14 +194,14 @@ def _forward_packed(
     packed = Packed.of_batch_sizes(sizes, data.device)
     shared = weights, return_all_states
     if data.size(0) == T * B:  # nobody is shorter than others
-        outputs = _run(spec, data.view(T, B, -1), initial, None, None, reset, *shared)
+        outputs = _run(spec, data.view(T, B, -1), initial, NO_STEPS, reset, *shared)
 
         def restore(t: Tensor) -> PackedSequence:
             return PackedSequence(t.flatten(0, 1), sizes, order, back)
 
     elif _keeps_padding(spec):
         padded, _ = pad_packed_sequence(PackedSequence(data, sizes))
-        outputs = _run(spec, padded, initial, packed.lengths, None, reset, *shared)
+        outputs = _run(spec, padded, initial, Steps(packed.lengths), reset, *shared)
 
         def restore(t: Tensor) -> PackedSequence:
             values, _ = _VF._pack_padded_sequence(t, packed.lengths.cpu(), False)
@@ -199,7 +210,7 @@ def _forward_packed(
     else:
         if reset is not None:
             reset, _ = _VF._pack_padded_sequence(reset, packed.lengths.cpu(), False)
-        outputs = _run(spec, data, initial, *packed, reset, *shared)
+        outputs = _run(spec, data, initial, Steps(*packed, packed.pad), reset, *shared)
 
         def restore(t: Tensor) -> PackedSequence:
             return PackedSequence(t, sizes, order, back)
@@ -211,9 +222,8 @@ def _forward_packed(
 
 
 def _keeps_padding(spec: Spec) -> bool:
-    """Whether something needs all rows to be of one length: who looks on, and the overlapping
-    windows of a pair."""
-    return backends.observed() or isinstance(spec.truncate, tuple)
+    """Whether something needs all rows to be of one length: the overlapping windows of a pair."""
+    return isinstance(spec.truncate, tuple)
 
 
 def _results(
@@ -287,42 +297,46 @@ def _stack(
     hx = _checked(spec, x, B, hx, weights)
     if lengths is not None:
         lengths = checks.lengths(lengths, T, B)
-        rows = None if _keeps_padding(spec) else Rows.worth_packing(lengths, T, x.device)
-        if rows is not None:
+        total = int(lengths.sum()) if known(lengths) and not _keeps_padding(spec) else 0
+        if 0 < total == T * B:
+            lengths = None
+        elif total > 0:
+            rows = Rows(lengths, T, x.device)
             entering = [rows.enter(s) for s in hx]
             reset = None if reset is None else rows.pack(reset)
+            packed = Steps(*rows.packed, rows.unpack)
             y, finals, everything = _run(
-                spec, rows.pack(x), entering, *rows.packed, reset, weights, return_all_states
+                spec, rows.pack(x), entering, packed, reset, weights, return_all_states
             )
             finals = [
                 rows.leave(s.to(final.dtype), final) for s, final in zip(hx, finals, strict=True)
             ]
             everything = [[rows.unpack(t) for t in kind] for kind in everything]
             return Outputs(rows.unpack(y), finals, everything)
-        lengths = lengths.to(x.device)
-    return _run(spec, x, hx, lengths, None, reset, weights, return_all_states)
+    steps = NO_STEPS if lengths is None else Steps(lengths.to(x.device))
+    return _run(spec, x, hx, steps, reset, weights, return_all_states)
 
 
 def _run(
     spec: Spec,
     x: Tensor,
     hx: list[Tensor],
-    lengths: Tensor | None,
-    starts: Tensor | None,
+    steps: Steps,
     reset: Tensor | None,
     weights: Sequence[Sequence[Tensor]],
     return_all_states: bool,
 ) -> Outputs:
-    """The same after all checks, over padded or packed steps; see :class:`packing.Packed`."""
+    """The same after all checks, over padded or packed steps."""
+    lengths = steps.lengths
     if checks.autocast(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, hx = ops.cast(x, dtype), [ops.cast(s, dtype) for s in hx]
         weights = [[ops.cast(w, dtype) for w in group] for group in weights]
 
-    run = partial(_layers, spec, weights, starts)
+    run = partial(_layers, spec, weights, steps)
     drop = partial(F.dropout, p=spec.dropout) if spec.drops else None
     backward = needs_gradient((x, *hx, *(w for group in weights for w in group)))
-    if lengths is not None and starts is None and backward:
+    if lengths is not None and steps.starts is None and backward:
         padding = torch.arange(x.size(0), device=x.device)[:, None] >= lengths  # [T, B]
         x = x.masked_fill(padding[:, :, None], 0)  # what stands there reaches no gradient
     if isinstance(spec.truncate, tuple) and backward:
@@ -335,7 +349,7 @@ def _run(
 def _layers(
     spec: Spec,
     weights: Sequence[Sequence[Tensor]],
-    starts: Tensor | None,
+    steps: Steps,
     x: Tensor,
     hx: list[Tensor],
     lengths: Tensor | None,
@@ -345,7 +359,7 @@ def _layers(
 ) -> Outputs:
     """All layers, with ``dropout(layer, y)`` between them: at once where the backend offers that,
     else one after another."""
-    D, L, shared = spec.D, spec.num_layers, (hx, lengths, starts, reset, return_all_states)
+    D, L, shared = spec.D, spec.num_layers, (hx, lengths, steps, reset, return_all_states)
     call = _call(spec, weights, 0, x, *shared)
     at_once = None
     if L > 1 and spec.chained and (run_stack := backends.stack_runner(call, spec.backend)):
@@ -391,7 +405,7 @@ def _call(
     x: Tensor,
     hx: list[Tensor],
     lengths: Tensor | None,
-    starts: Tensor | None,
+    steps: Steps,
     reset: Tensor | None,
     return_all_states: bool,
 ) -> Call:
@@ -418,7 +432,8 @@ def _call(
         window=spec.truncate if isinstance(spec.truncate, int) else 0,
         clip=spec.grad_clip,
         stack=spec.num_layers if spec.chained else 1,
-        starts=starts,
+        starts=steps.starts,
+        padded=steps.padded,
     )
 
 

@@ -23,7 +23,7 @@ def refusal(call: Call) -> str | None:
     if call.cell_name not in _FUNCTIONS:
         return f"torch.nn has no cell {call.cell_name!r}"
     if call.lengths is not None and call.starts is None:
-        return "torch.nn takes no lengths"
+        return "torch.nn takes no lengths but of packed rows"
     if call.reset is not None:
         return "torch.nn takes no reset"
     if call.window:

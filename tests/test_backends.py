@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import compare, draw, outputs_and_gradients, require_backend, run_python, tensors
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
 from rnnkernels import backends, explain, ops, use_backend
@@ -109,7 +109,7 @@ def test_unknown_names(where: str, name: str) -> None:
 
 REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "sigmoid": ("RNN", {"nonlinearity": "sigmoid"}, {}, "torch.nn has no cell 'rnn_sigmoid'"),
-    "lengths": ("GRU", {}, {"lengths": [1, 2]}, "torch.nn takes no lengths"),
+    "lengths": ("GRU", {}, {"lengths": [0, 0]}, "torch.nn takes no lengths but of packed rows"),
     "reset": ("GRU", {}, {"reset": torch.zeros(2, 2).bool()}, "torch.nn takes no reset"),
     "all_c": ("LSTM", {}, {"return_all_states": True}, "torch.nn does not return every c"),
     "single": ("LSTM", {"bias_mode": "single"}, {}, "torch.nn has two biases or none"),
@@ -136,9 +136,14 @@ def test_torch_refuses_an_empty_sequence() -> None:
         rnnkernels.GRU(3, 4)(torch.zeros(0, 2, 3))
 
 
-def test_torch_refuses_packed_input() -> None:
-    with use_backend("torch"), pytest.raises(RuntimeError, match="takes no lengths"):
-        rnnkernels.GRU(3, 4)(pack_sequence([torch.zeros(2, 3)]))
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_torch_takes_packed_rows(kind: str) -> None:
+    module, x = getattr(rnnkernels, kind)(3, 4, bidirectional=True), torch.randn(5, 3, 3)
+    want = module(x, lengths=[2, 5, 3])[0]
+    with use_backend("torch"):
+        torch.testing.assert_close(module(x, lengths=[2, 5, 3])[0], want)
+        packed = module(pack_padded_sequence(x, [2, 5, 3], enforce_sorted=False))[0]
+    torch.testing.assert_close(pad_packed_sequence(packed)[0], want)
 
 
 def test_cuda_refuses_the_cpu() -> None:

@@ -276,7 +276,7 @@ def test_bad_arguments_of_input_gradient() -> None:
     dgates, w = torch.randn(2, 3, 1, 8), torch.randn(8, 5)
     assert op(dgates, [w]).shape == (2, 3, 5)
     for bad, weights, message in [
-        (dgates[0], [w], "dgates: expected 4 dimensions"),
+        (dgates[0, 0], [w], "dgates: expected 4 dimensions"),
         (dgates, [w, w], "w_ih: expected 1 tensors"),
         (dgates, [torch.randn(9, 5)], "w_ih: expected matrices of 1 to 8 rows"),
         (dgates, [w.double()], "w_ih: expected dtype"),

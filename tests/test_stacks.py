@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
-from rnnkernels import backends, ops
+from rnnkernels import backends, ops, stack
 from rnnkernels.call import Call, Result
 from rnnkernels.cells import CELLS
 from rnnkernels.diagnostics import gradient_flow
-from rnnkernels.packing import Rows
 
 if ops.missing is not None:
     pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
@@ -247,7 +246,7 @@ def test_one_graph_for_every_size(
 
     Graphs know no lengths and keep the padding: so do we here, for dropout of the same numbers.
     """
-    monkeypatch.setattr(Rows, "worth_packing", lambda *_: None)
+    monkeypatch.setattr(stack, "known", lambda _: False)
     model, graphs = Model(kind, num_layers=3, dropout=dropout), Graphs()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs.backend)
     for i, (T, B) in enumerate([(5, 3), (7, 2), (4, 9)]):
