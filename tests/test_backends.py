@@ -213,7 +213,7 @@ class Model(nn.Module):
 
 
 def test_explain_fields() -> None:
-    choices = explain(Model(), torch.zeros(5, 2, 3), lengths=[5, 2]).choices
+    choices = explain(Model(), torch.zeros(5, 2, 3), lengths=[0, 0]).choices
     assert [(c.module, c.layer) for c in choices] == [
         ("encoder", 0),
         ("encoder", 1),
@@ -222,7 +222,7 @@ def test_explain_fields() -> None:
     ]
     assert [c.asked_for for c in choices] == ["auto", "auto", "torch", "auto"]
     assert [c.backend for c in choices] == [DEFAULT, DEFAULT, "torch", DEFAULT]
-    assert choices[0].refusals["torch"] == "torch.nn takes no lengths"
+    assert choices[0].refusals["torch"] == "torch.nn takes no lengths but of packed rows"
     assert "torch" not in choices[2].refusals and "reference" not in choices[2].refusals
     assert choices[0].call == "gru [T=5, B=2, I=3, D=2, H=4] float32 on cpu with lengths"
     assert choices[2].call == "lstm [T=5, B=2, I=8, D=1, H=4, R=2] float32 on cpu"
@@ -230,10 +230,10 @@ def test_explain_fields() -> None:
 
 
 def test_explain_text() -> None:
-    lines = str(explain(Model(), torch.zeros(5, 2, 3), lengths=[5, 2])).splitlines()
+    lines = str(explain(Model(), torch.zeros(5, 2, 3), lengths=[0, 0])).splitlines()
     head = "gru [T=5, B=2, I=3, D=2, H=4] float32 on cpu with lengths"
     assert lines[0] == f"encoder, layer 0: {head} -> {DEFAULT}"
-    assert "    not torch: torch.nn takes no lengths" in lines
+    assert "    not torch: torch.nn takes no lengths but of packed rows" in lines
     assert any(line.startswith("step: lstm [T=1") for line in lines)
     refused = explain(rnnkernels.GRU(3, 4, backend="cuda"), torch.zeros(5, 2, 3))
     assert "-> none: 'cuda' was asked for and refuses" in str(refused)
