@@ -1,6 +1,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 ARGS ?=
+WORKERS ?= 2
 RECORD ?= benchmarks/results/cpu.json
 SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py tests/test_bad_tensors.py tests/test_grad_clip.py \
   tests/test_truncation.py tests/test_truncation_options.py tests/test_bfloat16.py \
@@ -22,6 +23,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ARGS=...         passed on to the demo, to pytest or to the benchmarks"
+	@echo "  WORKERS=...      processes that share the tests (now $(WORKERS))"
 	@echo "  RECORD=...       where the benchmarks write (now $(RECORD))"
 	@echo "  TORCH=...        the torch to install (now $(TORCH))"
 	@echo "  PYTHON=...       the Python to start from (now $(PYTHON))"
@@ -30,7 +32,7 @@ demo: $(VENV)/.built ## Train the small character model of examples/
 	$(BIN)/python examples/char_lm.py $(ARGS)
 
 test: $(VENV)/.built ## Build the package in .venv and run the tests
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 SUITES ?= suite off-suite cells sequences concurrent peak scaling breakdown
 bench: $(VENV)/.built ## Measure everything on the CPU; renew tables and pictures of README and docs/
