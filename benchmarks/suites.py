@@ -213,7 +213,7 @@ SUITES: dict[str, Suite] = {
             "ragged",
             "rows of very unequal lengths",
             lambda: ragged.CASES,
-            ("inference", "training", "memory"),
+            ("inference", "training"),
             compete=ragged.compete,
         ),
         Suite(
