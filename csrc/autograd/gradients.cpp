@@ -1,5 +1,6 @@
 #include "autograd/gradients.h"
 
+#include <atomic>
 #include <cmath>
 
 namespace rnn {
@@ -217,6 +218,20 @@ class Products {
 
 }  // namespace
 
+// Callers free the gradients of a step's weights together, and the next step takes as much again. The C library of
+// Linux hands what is free at the end of its memory back to the system where that is twice the largest block it has
+// seen freed, and every page would be faulted in anew, step after step: so it is shown one block as large as all.
+static void show_freed_together(const std::vector<Tensor>& gradients) {
+  constexpr int64_t kLargest = 32 << 20;  // that it learns from
+  static std::atomic<int64_t> shown = 0;
+  int64_t bytes = 0;
+  for (const Tensor& t : gradients)
+    if (t.defined() && t.is_cpu()) bytes += int64_t(t.nbytes());
+  if (bytes <= shown || bytes > kLargest) return;
+  shown = bytes;
+  at::empty({bytes}, at::kByte);
+}
+
 std::vector<Tensor> products(const Settings& settings, const Inputs& in, const Steps& steps, const Kept& kept,
                              const Tensor& dgates, const Tensor& dproj, const std::vector<bool>& wanted, bool plain) {
   std::vector<Tensor> found(in.all.size());
@@ -225,6 +240,7 @@ std::vector<Tensor> products(const Settings& settings, const Inputs& in, const S
   Tensor& dx = found[Inputs::kX];
   if (dx.defined()) dx = dx.view_symint(in.x().sym_sizes());
   if (settings.invariant && wanted[Inputs::kX]) dx = input_gradient_op().call(dgates, in.weights(kWIh));
+  if (plain) show_freed_together(found);
   return found;
 }
 
