@@ -82,11 +82,12 @@ class Rows:
 def known(lengths: Tensor) -> bool:
     """Whether the values are there to be looked at: no device is to be waited for, and no tracer
     or transform would take them for those of every call."""
+    if torch.compiler.is_compiling():  # alone: compilers follow what else is asked here
+        return False
     return (
         type(lengths) is Tensor
         and lengths.device.type == "cpu"
         and not torch._C._functorch.is_functorch_wrapped_tensor(lengths)
-        and not torch.compiler.is_compiling()
         and not torch._C._get_tracing_state()
     )
 
