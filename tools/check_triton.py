@@ -170,6 +170,8 @@ def arguments(v: Variant) -> dict[str, Any]:
         "c": tensor(T, B, D, H, yes=two),
         "saved": tensor(T, B, D, cell.K * H, yes=has_saved),
         "lengths": tensor(B, yes=full, of=torch.int64),
+        "starts": None,
+        "T": T,
         "reset": tensor(T, B, yes=full, of=torch.uint8),
     }
     if v.which == "forward":
