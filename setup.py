@@ -154,7 +154,7 @@ def extension() -> CppExtension:
     link_args = ["-fopenmp"]
     include_dirs = [os.path.abspath("csrc")]
     macros: list[tuple[str, str | None]] = []
-    folders = ("", "autograd/", "common/", "cpu/", "triton/")
+    folders = ("", "autograd/", "ops/", "cpu/", "triton/")
     files = [path for folder in folders for path in sources(f"{folder}*.cpp")]
     files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
     if SANITIZE:

@@ -30,6 +30,7 @@ from benchmarks import contest, providers
 from benchmarks.cases import Case, Shape, shapes
 from benchmarks.contest import Contest, Row, Setup, Way
 from benchmarks.problem import Problem, Runner, ready
+from rnnkernels.call import ARGUMENTS, Layer
 
 CASES = tuple(
     Case("LSTM", shape) for shape in shapes("128,32,256,256", "512,16,40,192", "1000,2,64,64")
@@ -39,7 +40,6 @@ CASES = tuple(
 MARGIN = 0.15
 
 GATES = 4
-NO_WINDOW = (0, "none", 1.0)  # window, kind and bound of a clip
 
 Run = Callable[[], object]
 
@@ -61,47 +61,39 @@ class Loop:
         self.bias = [self.like.new_empty(rows).uniform_(-bound, bound) for _ in range(2)]
         self.x = torch.randn_like(self.like.new_empty(T, B, I))
         self.dy = torch.randn_like(self.like.new_empty(T, B, H))
-        self.h0 = self.like.new_zeros(1, B, H)
-        self.c0 = self.h0 if self.name == "lstm" else None
-
-    def forward(self, save: bool) -> tuple[Tensor, ...]:
-        lists = [self.w_ih], [self.w_hh], [self.bias[0]], [self.bias[1]], None
-        found: tuple[Tensor, ...] = torch.ops.rnnkernels.sequence_forward(
+        h0 = self.like.new_zeros(1, B, H)
+        self.call = Layer(
             self.name,
             self.x,
-            *lists,
-            self.h0,
-            self.c0,
-            None,
-            None,
-            None,
-            save,
-            False,
-            0,
-            *NO_WINDOW,
-        )
+            [self.w_ih],
+            [self.w_hh],
+            [self.bias[0]],
+            [self.bias[1]],
+            [],
+            h0,
+            h0 if self.name == "lstm" else None,
+            lengths=None,
+            reset=None,
+            number=0,
+        ).call()
+
+    def forward(self, save: bool) -> tuple[Tensor, ...]:
+        call = self.call._replace(save=save)
+        found: tuple[Tensor, ...] = torch.ops.rnnkernels.sequence_forward(*call[:ARGUMENTS])
         return found
 
     def backward(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        y, _, _, c, _, saved = kept
-        states = self.h0, self.c0, y, c, saved
-        found: tuple[Tensor, ...] = torch.ops.rnnkernels.sequence_backward(
-            self.name,
-            self.dy,
-            None,
-            None,
-            None,
-            [self.w_hh],
-            None,
-            *states,
-            None,
-            None,
-            None,
-            *NO_WINDOW,
-            False,  # flow
-            True,  # initial
-            False,  # invariant
-        )
+        y, _, _, ys, c, _, saved = kept
+        call = self.call
+        given = {
+            "cell": call.cell_name,
+            **{"dy": self.dy, "y": y, "ys": ys, "c": c, "saved": saved},
+            **{"record": False, "initial": True, "invariant": False},
+        }
+        op = torch.ops.rnnkernels.sequence_backward
+        names = [argument.name for argument in op.default._schema.arguments]
+        values = [given[n] if n in given else getattr(call, n, None) for n in names]
+        found: tuple[Tensor, ...] = op(*values)
         return found
 
     @torch.no_grad()

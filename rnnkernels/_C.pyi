@@ -1,6 +1,6 @@
 """The compiled part; importing it registers ``torch.ops.rnnkernels.*``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, dtype
@@ -59,6 +59,7 @@ def layers_call(
     proj_size: int,
     num_layers: int,
     directions: int,
+    merge_mode: str,
     batch_first: bool,
     input: Any,
     hx: Any,
@@ -67,7 +68,3 @@ def layers_call(
 
 def cast(tensor: Tensor, dtype: dtype) -> Tensor | None:
     """A tensor as autocast casts it, parameters once per region; None where it is unusual."""
-
-def set_flow_sink(sink: Callable[[Tensor], None] | None) -> None:
-    """Has ``sink`` called with |dL/dh_t| [T, B, D] by every backward of this thread's next
-    ``sequence_forward`` that makes a graph. None takes it back."""

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rnnkernels import checks, cuda_plan, ops, reference, torch_backend, triton
 from rnnkernels.call import Call, Result
@@ -21,22 +20,16 @@ from rnnkernels.call import Call, Result
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-RunStack = Callable[[list[Call], list[Tensor]], list[Result]]
-
-
 @dataclass(frozen=True)
 class Backend:
-    """A way to run a layer. ``supports(call)`` is None where it can, else the reason why not;
-    ``detail(call)`` tells how it lays one out, where there are several ways;
-    ``run_stack(calls, masks)`` runs layers of one direction at once, each on the y of the one
-    before it, times a mask where there are any."""
+    """A way to run a call. ``supports(call)`` is None where it can, else the reason why not;
+    ``detail(call)`` tells how it lays one out, where there are several ways."""
 
     name: str
     supports: Callable[[Call], str | None]
     run: Callable[[Call], Result]
     invariant: bool = False  # offers what batch_invariant asks for
     detail: Callable[[Call], str] = lambda call: ""
-    run_stack: RunStack | None = None
 
     def refusal(self, call: Call) -> str | None:
         """None where it runs the call as things are set now, else the reason why not."""
@@ -75,9 +68,7 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend("reference", lambda call: None, _checked(reference.run)),
         Backend("cpu", _kernels("cpu"), ops.run, invariant=True),
-        Backend(
-            "cuda", _kernels("cuda"), ops.run, detail=cuda_plan.of_call, run_stack=ops.run_stack
-        ),
+        Backend("cuda", _kernels("cuda"), ops.run, detail=cuda_plan.of_call),
         Backend("triton", triton.refusal, ops.run_triton, detail=triton.describe),
         Backend("torch", torch_backend.refusal, _checked(torch_backend.run)),
     )
@@ -186,11 +177,6 @@ def undisturbed(name: str | None) -> bool:
     )
 
 
-def in_turn(layers: int) -> bool:
-    """Whether :func:`undisturbed` layers run one after the other on a CPU, with any numbers."""
-    return not _invariant and (layers == 1 or BACKENDS["cpu"].run_stack is None)
-
-
 def select(call: Call, name: str | None = None) -> Backend:
     """The backend that runs this call.
 
@@ -245,15 +231,3 @@ def run(call: Call, name: str | None = None) -> Result:
 
 def _run(call: Call, name: str | None) -> Result:
     return select(call, name).run(call)
-
-
-def stack_runner(first: Call, name: str | None = None) -> RunStack | None:
-    """What runs at once a stack of layers of one direction, of which this is the first; None where
-    they run one by one, as they do while somebody looks on or wants rows whose bits never change.
-
-    Raises:
-        as :func:`select` does.
-    """
-    if _observer is not None or _invariant:
-        return None
-    return select(first, name).run_stack

@@ -1,8 +1,8 @@
-"""What one layer is asked to do: the arguments that every backend takes, and what it returns."""
+"""What a backend is asked to do: a call of all layers of a module, one layer of it, the results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,29 +33,68 @@ class Clip(NamedTuple):
 NO_CLIP = Clip()
 
 
+class LayerWeights(NamedTuple):
+    """The weights of one layer and direction."""
+
+    w_ih: Tensor  # [G*H, I]
+    w_hh: Tensor  # [G*H, R]
+    b_ih: Tensor | None = None  # [G*H]
+    b_hh: Tensor | None = None  # [G*H]
+    w_hr: Tensor | None = None  # [R, H]; None: no projection, R = H
+
+    @classmethod
+    def from_list(cls, weights: Sequence[Tensor], projected: bool | None = None) -> LayerWeights:
+        """From torch's order: w_ih, w_hh, then b_ih, b_hh and w_hr as far as they exist.
+
+        Where ``projected`` does not say whether there is a w_hr, a last matrix is one.
+        """
+        for w in weights:
+            if not isinstance(w, Tensor):
+                raise TypeError(f"weights: expected tensors, got {type(w).__name__}")
+        if projected is None:
+            projected = len(weights) > 2 and weights[-1].dim() == 2
+        if not 2 <= len(weights) - projected <= 4:
+            raise ValueError(
+                "weights: expected [w_ih, w_hh, b_ih, b_hh, w_hr] as far as they exist for each "
+                f"layer and direction, got {len(weights)} tensors"
+            )
+        w_ih, w_hh, *rest = weights
+        w_hr = rest[-1] if projected else None
+        b_ih, b_hh = [*rest[: len(rest) - projected], None, None][:2]
+        return cls(w_ih, w_hh, b_ih, b_hh, w_hr)
+
+
 class Call(NamedTuple):
-    """One layer over one sequence, both directions at once. Lists hold one tensor per direction."""
+    """All layers and directions of a module over one sequence.
+
+    The fields up to ``step`` are the arguments of ``rnnkernels::sequence_forward``, in its order
+    (``csrc/ops/calls.h``); the others are for Python alone.
+    """
 
     cell_name: str
+    layers: int
+    directions: int
+    projected: bool  # the last weight of each layer and direction is w_hr
+    merge_mode: str  # how both directions become one output
+    window: int  # no gradient crosses a boundary of windows of so many steps; 0: no windows
+    clip: str  # see Clip
+    bound: float
     x: Tensor  # [T, B, I]; packed: [N, I]
-    w_ih: list[Tensor]  # [G*H, I] each
-    w_hh: list[Tensor]  # [G*H, R] each
-    b_ih: list[Tensor]  # [G*H] each; empty: no bias
-    b_hh: list[Tensor]  # [G*H] each; empty: no bias
-    w_hr: list[Tensor]  # [R, H] each; empty: no projection, R = H
-    h0: Tensor  # [D, B, R]
-    c0: Tensor | None  # [D, B, H] where the cell has a c
-    lengths: Tensor | None  # [B] int64
-    reset: Tensor | None  # [T, B] bool; packed: [N]
-    all_c: bool = False  # return every c
-    layer: int = -1  # for the names of parameters in errors; -1: a single cell
-    window: int = 0  # no gradient crosses a boundary of windows of so many steps; 0: no windows
-    clip: Clip = NO_CLIP
-    flow: Callable[[Tensor], None] | None = None  # takes |dL/dh_t| [T, B, D] when backward has run
-    stack: int = 1  # layers of its stack, if a backend may run all of them at once
+    weights: Sequence[Tensor]  # of all layers and directions, in torch's order
+    h0: Tensor  # [L*D, B, R]
+    c0: Tensor | None  # [L*D, B, H] where the cell has a c
+    #: Factors of each layer's output on its way to the next (dropout), one between any two layers.
+    masks: Sequence[Tensor] | None = None
+    lengths: Tensor | None = None  # [B] int64
     #: Of packed steps, without padding: rows stand longest first and none is empty, and of each
     #: step t only those that reach it, from place ``starts[t]`` on. [T + 1] int64.
     starts: Tensor | None = None
+    reset: Tensor | None = None  # [T, B] bool; packed: [N]
+    #: [L, T, B, D], of :func:`norms_dtype`: filled with ``|dL/dh_t|`` by every backward.
+    flow: Tensor | None = None
+    save: bool = False  # keep what a backward needs: autograd sees to it
+    all_states: bool = False  # return every h and c
+    step: bool = False  # of a cell: parameters have its names in errors
     #: Packed steps [N, ...] as [T, B, ...], with zeros for padding: for who looks on.
     padded: Callable[[Tensor], Tensor] | None = None
 
@@ -72,18 +111,122 @@ class Call(NamedTuple):
         return self.h0.size(1)
 
     @property
+    def H(self) -> int:
+        return (self.h0 if self.c0 is None else self.c0).size(2)
+
+    @property
+    def merged(self) -> bool:
+        """Whether y is another tensor than what the last layer gives."""
+        return self.directions > 1 and self.merge_mode != "concat"
+
+    @property
     def tensors(self) -> list[Tensor]:
         """Every tensor that a gradient may be asked for."""
-        return [
-            self.x,
-            *self.w_ih,
-            *self.w_hh,
-            *self.b_ih,
-            *self.b_hh,
-            *self.w_hr,
-            self.h0,
-            *([] if self.c0 is None else [self.c0]),
+        return [self.x, self.h0, *([] if self.c0 is None else [self.c0]), *self.weights]
+
+    def layer(self, index: int, x: Tensor) -> Layer:
+        """One layer of the call, which takes x."""
+        D = self.directions
+        each = len(self.weights) // (self.layers * D)
+        groups = [
+            LayerWeights.from_list(self.weights[(index * D + d) * each :][:each], self.projected)
+            for d in range(D)
         ]
+        rows = slice(index * D, (index + 1) * D)
+        return Layer(
+            self.cell_name,
+            x,
+            [w.w_ih for w in groups],
+            [w.w_hh for w in groups],
+            [w.b_ih for w in groups if w.b_ih is not None],
+            [w.b_hh for w in groups if w.b_hh is not None],
+            [w.w_hr for w in groups if w.w_hr is not None],
+            self.h0[rows],
+            None if self.c0 is None else self.c0[rows],
+            self.lengths,
+            self.reset,
+            starts=self.starts,
+            all_states=self.all_states,
+            number=-1 if self.step else index,
+            window=self.window,
+            clip=Clip(self.clip, self.bound),
+            flow=None if self.flow is None else self.flow[index],
+        )
+
+
+#: How many fields of a :class:`Call` the op takes.
+ARGUMENTS = Call._fields.index("step") + 1
+
+
+class Layer(NamedTuple):
+    """One layer over one sequence, both directions at once. Lists hold one tensor per direction;
+    those of biases and projections may be empty."""
+
+    cell_name: str
+    x: Tensor  # [T, B, I]; packed: [N, I]
+    w_ih: list[Tensor]  # [G*H, I] each
+    w_hh: list[Tensor]  # [G*H, R] each
+    b_ih: list[Tensor]  # [G*H] each
+    b_hh: list[Tensor]  # [G*H] each
+    w_hr: list[Tensor]  # [R, H] each
+    h0: Tensor  # [D, B, R]
+    c0: Tensor | None  # [D, B, H] where the cell has a c
+    lengths: Tensor | None
+    reset: Tensor | None
+    all_states: bool = False
+    number: int = -1  # of the layer, for the names of parameters in errors; -1: a single cell
+    window: int = 0
+    clip: Clip = NO_CLIP
+    flow: Tensor | None = None  # [T, B, D]
+    starts: Tensor | None = None
+
+    @property
+    def cell(self) -> Cell:
+        return CELLS[self.cell_name]
+
+    @property
+    def T(self) -> int:
+        return self.x.size(0) if self.starts is None else self.starts.size(0) - 1
+
+    @property
+    def B(self) -> int:
+        return self.h0.size(1)
+
+    @property
+    def H(self) -> int:
+        return (self.h0 if self.c0 is None else self.c0).size(2)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that a gradient may be asked for."""
+        lists = (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr)
+        states = [self.h0, *([] if self.c0 is None else [self.c0])]
+        return [self.x, *(t for some in lists for t in some), *states]
+
+    def call(self) -> Call:
+        """The call of this layer alone."""
+        lists = (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr)
+        D = len(self.w_hh)
+        return Call(
+            self.cell_name,
+            layers=1,
+            directions=D,
+            projected=bool(self.w_hr),
+            merge_mode="concat",
+            window=self.window,
+            clip=self.clip.kind,
+            bound=self.clip.bound,
+            x=self.x,
+            weights=[some[d] for d in range(D) for some in lists if some],
+            h0=self.h0,
+            c0=self.c0,
+            lengths=self.lengths,
+            starts=self.starts,
+            reset=self.reset,
+            flow=None if self.flow is None else self.flow[None],
+            all_states=self.all_states,
+            step=self.number < 0,
+        )
 
 
 def needs_gradient(tensors: Iterable[Tensor]) -> bool:
@@ -91,10 +234,63 @@ def needs_gradient(tensors: Iterable[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-class Result(NamedTuple):
+def norms_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the norms of gradients of this dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class LayerResult(NamedTuple):
     """What a layer returns; packed, [N] takes the place of [T, B]."""
 
     y: Tensor  # [T, B, D*R]; zero past the end of a row
     h_n: Tensor  # [D, B, R]: the state at each row's own end
     c_n: Tensor | None  # [D, B, H]
     c: Tensor | None  # [T, B, D, H]: every c, if asked for
+
+
+class Result(NamedTuple):
+    """What a call returns; packed, [N] takes the place of [T, B]."""
+
+    y: Tensor  # [T, B, D*R], or [T, B, R] where directions are merged otherwise
+    h_n: Tensor  # [L*D, B, R]: the state at each row's own end
+    c_n: Tensor | None  # [L*D, B, H]
+    h: list[Tensor] | None  # of each layer every h [T, B, D, R], if asked for
+    c: list[Tensor] | None  # of each layer every c [T, B, D, H], if asked for and there is one
+
+
+def in_turn(call: Call, run: Callable[[Layer], LayerResult]) -> Result:
+    """Runs the layers of a call one after the other; ``run`` takes one of them.
+
+    What leads from a layer to the next one happens here, as it does for compiled backends in
+    ``csrc/ops/layers.h``: directions are merged, masks multiplied.
+    """
+    D, x = call.directions, call.x
+    results = []
+    for index in range(call.layers):
+        results.append(run(call.layer(index, x)))
+        x = merge(results[-1].y, call.merge_mode) if D > 1 else results[-1].y
+        if call.masks and index + 1 < call.layers:
+            x = x * call.masks[index]
+    c_n = [r.c_n for r in results if r.c_n is not None]
+    every_h = every_c = None
+    if call.all_states:
+        every_h = [r.y.view(*r.y.shape[:-1], D, call.h0.size(2)) for r in results]
+        every_c = [r.c for r in results if r.c is not None] or None
+    return Result(
+        x, _joined([r.h_n for r in results]), _joined(c_n) if c_n else None, every_h, every_c
+    )
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def merge(y: Tensor, mode: str) -> Tensor:
+    """Both directions of y [..., 2*R] as one output."""
+    if mode == "concat":
+        return y
+    forward, reverse = y.chunk(2, dim=-1)
+    if mode == "mul":
+        return forward * reverse
+    total = forward + reverse
+    return total if mode == "sum" else total / 2

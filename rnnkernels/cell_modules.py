@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels import backends, checks, functional, ops, tracing
+from rnnkernels.call import LayerWeights
 from rnnkernels.cells import CELLS
-from rnnkernels.stack import LayerWeights, State
+from rnnkernels.stack import State
 
 #: What the cells have and torch's have not.
 ADDED_TO_CELLS = ("bias_mode", "backend")

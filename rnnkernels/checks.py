@@ -174,26 +174,26 @@ def input_like_weight(input: Tensor, weight: Tensor, autocast: bool) -> None:
         )
 
 
+#: Of the weights of a layer and direction, in torch's order.
+WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
 def parameters(call: Call) -> None:
-    """Every weight of a layer, with the errors of the compiled ops, for backends without checks."""
-    G, D = call.cell.G, len(call.w_hh)
-    H, R = (call.h0 if call.c0 is None else call.c0).size(2), call.h0.size(2)
-    if call.w_hr and call.cell.S == 1:
+    """Every weight of a call, with the errors of the compiled ops, for backends without checks."""
+    rows, D, R = call.cell.G * call.H, call.directions, call.h0.size(2)
+    if call.projected and call.cell.S == 1:
         raise ValueError(
             f"w_hr: a projection needs a cell with a state beside h, got {call.cell_name!r}"
         )
-    for name, tensors, shape in (
-        ("weight_ih", call.w_ih, (G * H, call.x.size(-1))),
-        ("weight_hh", call.w_hh, (G * H, R)),
-        ("bias_ih", call.b_ih, (G * H,)),
-        ("bias_hh", call.b_hh, (G * H,)),
-        ("weight_hr", call.w_hr, (R, H)),
-    ):
-        if tensors and len(tensors) != D:
-            raise ValueError(f"{name}: expected {D} tensors, one per direction, got {len(tensors)}")
-        for d, t in enumerate(tensors):
-            if t.shape != shape or t.dtype != call.x.dtype or t.device != call.x.device:
-                _refuse_parameter(parameter_name(name, call.layer, d), t, shape, call.x)
+    for index in range(call.layers):
+        x = call.x.size(-1) if index == 0 else R * (1 if call.merged else D)
+        shapes = (rows, x), (rows, R), (rows,), (rows,), (R, call.H)
+        layer = call.layer(index, call.x)
+        lists = (layer.w_ih, layer.w_hh, layer.b_ih, layer.b_hh, layer.w_hr)
+        for name, tensors, shape in zip(WEIGHT_NAMES, lists, shapes, strict=True):
+            for d, t in enumerate(tensors):
+                if t.shape != shape or t.dtype != call.x.dtype or t.device != call.x.device:
+                    _refuse_parameter(parameter_name(name, layer.number, d), t, shape, call.x)
 
 
 def parameter_name(base: str, layer: int, direction: int) -> str:

@@ -130,13 +130,14 @@ def of_call(call: Call) -> str:
     precision = "tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else dtype
     T, B = call.T, call.B
     windows = -(-T // call.window) if 0 < call.window < T else 1
-    device, H = Device.of(call.x.device), call.w_hh[0].size(0) // call.cell.G
-    norm, projected = call.clip.kind == "norm", bool(call.w_hr)
+    device, D = Device.of(call.x.device), call.directions
+    norm, projected = call.clip == "norm", call.projected
+    at_once = call.layers if D == 1 and not projected else 1
 
     def of_pass(backward: bool, rows: int, steps: int) -> Plan:
         return plan(
-            call.cell_name, backward, precision, H, rows, len(call.w_hh), device, projected,
-            norm and backward, call.stack, steps,
+            call.cell_name, backward, precision, call.H, rows, D, device, projected,
+            norm and backward, at_once, steps,
         )  # fmt: skip
 
     forward, backward = of_pass(False, B, T), of_pass(True, B * windows, min(T, call.window or T))

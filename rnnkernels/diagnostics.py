@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels import backends, watch
-from rnnkernels.call import Call, Result, needs_gradient
+from rnnkernels.call import Call, Result, needs_gradient, norms_dtype
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,17 +25,32 @@ class Record:
         module: name of the module inside the model, ``''`` for the model itself.
         layer: number of the layer, -1 for a cell.
         norms: Euclidean norm of the gradient of every row's h_t, ``[T, B, D]``, zero past the end
-            of a row; float64 for float64 layers, else at least as precise as the layer.
+            of a row; float64 for float64 layers, else float32.
     """
 
     module: str
     layer: int
-    _norms: Tensor  # where the steps of the layer are packed: [N, D]
-    _padded: Callable[[Tensor], Tensor] | None = None
+    _of_call: _Norms
 
     @property
     def norms(self) -> Tensor:
-        return self._norms if self._padded is None else self._padded(self._norms)
+        return self._of_call.of_layer(self.layer)
+
+
+class _Norms:
+    """What a backward fills with the norms of all layers of a call [L, T, B, D]; packed
+    [L, N, D]."""
+
+    def __init__(self, values: Tensor, padded: Callable[[Tensor], Tensor] | None) -> None:
+        self.values, self._padded = values, padded
+
+    def of_layer(self, layer: int) -> Tensor:
+        norms = self.values[max(layer, 0)]
+        return norms if self._padded is None else self._padded(norms)
+
+    def keep(self) -> None:
+        """Another backward is about to fill the same memory."""
+        self.values = self.values.clone()
 
 
 class GradientFlow:
@@ -155,20 +170,26 @@ class GradientFlow:
                 lines.append((name + which, number, d, norms))
         return lines
 
-    def _sink(self, module: str, call: Call) -> Callable[[Tensor], None]:
-        """What takes the norms of a call."""
-        key, outer = (module, call.layer), call.flow
-        self._latest.setdefault(key, None)
+    def _watch(self, module: str, call: Call, flow: Tensor, result: Result) -> None:
+        """Has every backward of a call recorded, whose norms it writes into ``flow``."""
+        layers = [-1] if call.step else list(range(call.layers))
+        for layer in layers:
+            self._latest.setdefault((module, layer), None)
+        latest: _Norms | None = None
 
-        def sink(norms: Tensor) -> None:
-            # The reference fills the norms from now on.
-            record = Record(*key, norms, call.padded)
-            self.records.append(record)
-            self._latest[key] = record
-            if outer is not None:
-                outer(norms)
+        def begins(_: Any) -> None:
+            nonlocal latest
+            if latest is not None:
+                latest.keep()
+            latest = _Norms(flow.zero_(), call.padded)  # filled from now on
+            for layer in reversed(layers):
+                record = Record(module, layer, latest)
+                self.records.append(record)
+                self._latest[module, layer] = record
 
-        return sink
+        outputs = [result.y, result.h_n, result.c_n, *(result.h or ()), *(result.c or ())]
+        seen = [t for t in outputs if t is not None and t.requires_grad]
+        torch.autograd.graph.register_multi_grad_hook(seen, begins, mode="any")
 
 
 @contextmanager
@@ -216,9 +237,15 @@ def gradient_flow(model: nn.Module) -> Iterator[GradientFlow]:
     flow = GradientFlow()
 
     def record(call: Call, name: str | None) -> Result:
-        if running and needs_gradient(call.tensors):
-            call = call._replace(flow=flow._sink(running[-1], call))
-        return onward(call, name)
+        if not running or not needs_gradient(call.tensors):
+            return onward(call, name)
+        if call.flow is None:  # else another block around this one has brought it
+            shape = (call.layers, *call.x.shape[:-1], call.directions)
+            call = call._replace(flow=call.x.new_zeros(shape, dtype=norms_dtype(call.x.dtype)))
+        result = onward(call, name)
+        assert call.flow is not None
+        flow._watch(running[-1], call, call.flow, result)
+        return result
 
     outside: backends.Run = torch.compiler.disable(  # type: ignore[no-untyped-call]
         record,

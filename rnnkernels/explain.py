@@ -97,17 +97,12 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
                 refusals[backend.name] = reason
         candidates = backends.AUTOMATIC if asked_for == "auto" else (asked_for,)
         chosen = next((name for name in candidates if name not in refusals), None)
-        found.choices.append(
-            Choice(
-                running[-1] if running else "",
-                call.layer,
-                _describe(call),
-                asked_for,
-                chosen,
-                refusals,
-                backends.BACKENDS[chosen].detail(call) if chosen else "",
-            )
-        )
+        detail = backends.BACKENDS[chosen].detail(call) if chosen else ""
+        module = running[-1] if running else ""
+        for index in range(call.layers):
+            layer = -1 if call.step else index
+            text = _describe(call, index)
+            found.choices.append(Choice(module, layer, text, asked_for, chosen, refusals, detail))
         return backends.BACKENDS[chosen or "reference"].run(call)
 
     with (
@@ -120,15 +115,15 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     return found
 
 
-def _describe(call: Call) -> str:
-    T, B, I = call.T, call.B, call.x.size(-1)
-    H = call.w_ih[0].size(0) // call.cell.G
-    sizes = f"T={T}, B={B}, I={I}, D={len(call.w_hh)}, H={H}"
-    if call.w_hr:
+def _describe(call: Call, index: int) -> str:
+    """What one layer of a call is asked to do."""
+    layer = call.layer(index, call.x)
+    sizes = f"T={call.T}, B={call.B}, I={layer.w_ih[0].size(1)}, D={call.directions}, H={call.H}"
+    if call.projected:
         sizes += f", R={call.h0.size(2)}"
     options = [name for name in ("lengths", "reset") if getattr(call, name) is not None]
     options += [f"truncate={call.window}"] * (call.window > 0)
-    options += [f"grad_clip=('{call.clip.kind}', {call.clip.bound:g})"] * (call.clip.kind != "none")
+    options += [f"grad_clip=('{call.clip}', {call.bound:g})"] * (call.clip != "none")
     with_options = f" with {' and '.join(options)}" if options else ""
     dtype = str(call.x.dtype).removeprefix("torch.")
     return f"{call.cell_name} [{sizes}] {dtype} on {call.x.device.type}{with_options}"

@@ -16,10 +16,10 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function
 
 from rnnkernels import backends, checks, ops
-from rnnkernels.call import Call
+from rnnkernels.call import Call, LayerWeights
 from rnnkernels.cells import CELLS
 from rnnkernels.checks import GradClip, Truncate
-from rnnkernels.stack import LayerWeights, Spec, State, forward
+from rnnkernels.stack import Spec, State, forward
 
 Weights = Sequence[Sequence[Tensor]]
 
@@ -105,7 +105,14 @@ def _layers(
             f"weights: expected one list of tensors per layer and direction, {D} per layer, "
             f"got {len(weights)}"
         )
-    first = LayerWeights.from_list(weights[0])
+    groups = [LayerWeights.from_list(group) for group in weights]
+    first = groups[0]
+    for group in groups:
+        if [w is None for w in group] != [w is None for w in first]:
+            raise ValueError(
+                "weights: expected as many tensors for each layer and direction, got "
+                f"{[len(group) for group in weights]}"
+            )
     if first.w_ih.dim() != 2:
         raise ValueError(f"weights: expected w_ih [G*H, I], got shape {list(first.w_ih.shape)}")
     num_layers = len(weights) // D
@@ -129,7 +136,7 @@ def _layers(
         spec,
         input,
         hx,
-        weights,
+        [w for group in weights for w in group],
         lengths=lengths,
         reset=reset,
         return_all_states=return_all_states,
@@ -212,18 +219,22 @@ def checked_cell(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, states = ops.cast(x, dtype), [ops.cast(s, dtype) for s in states]
         weights = LayerWeights(*(None if w is None else ops.cast(w, dtype) for w in weights))  # type: ignore[arg-type]
+    if weights.b_ih is None and weights.b_hh is not None:  # a single bias is b_ih
+        weights = weights._replace(b_ih=torch.zeros_like(weights.b_hh))
     call = Call(
         cell,
-        x.unsqueeze(0),
-        [weights.w_ih],
-        [weights.w_hh],
-        [] if weights.b_ih is None else [weights.b_ih],
-        [] if weights.b_hh is None else [weights.b_hh],
-        [],
-        states[0].unsqueeze(0),
-        states[1].unsqueeze(0) if has_c else None,
-        lengths=None,
-        reset=None,
+        layers=1,
+        directions=1,
+        projected=False,
+        merge_mode="concat",
+        window=0,
+        clip="none",
+        bound=1.0,
+        x=x.unsqueeze(0),
+        weights=[w for w in weights if w is not None],
+        h0=states[0].unsqueeze(0),
+        c0=states[1].unsqueeze(0) if has_c else None,
+        step=True,
     )
     result = backends.run(call, backend)
     h = result.h_n[0] if batched else result.h_n[0, 0]

@@ -138,11 +138,6 @@ class RNNBase(nn.RNNBase):
                 return flat_weights.unusual(self)
         return flat
 
-    def _grouped(self, flat: list[Tensor]) -> list[list[Tensor]]:
-        """What :meth:`_weights` gives, a list for each layer and direction."""
-        size = len(flat) // len(self._all_weights)
-        return [flat[i : i + size] for i in range(0, len(flat), size)]
-
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles: torch.nn's layer, with a warning."""
         return tracing.scriptable(self)
@@ -183,6 +178,7 @@ class RNNBase(nn.RNNBase):
                 self.proj_size,
                 self.num_layers,
                 2 if self.bidirectional else 1,
+                self.merge_mode,
                 self.batch_first,
                 input,
                 hx,
@@ -209,18 +205,16 @@ class RNNBase(nn.RNNBase):
             spec,
             input,
             hx,
-            self._grouped(self._weights()),
+            self._weights(),
             lengths=lengths,
             reset=reset,
             return_all_states=return_all_states,
         )
 
     def _undisturbed(self) -> bool:
-        """Whether kernels may run the layers one by one, with nothing in between."""
+        """Whether kernels may run the layers with nothing in between."""
         drops = self.training and self.dropout > 0 and self.num_layers > 1
-        merges = self.bidirectional and self.merge_mode != "concat"
-        simple = not drops and not merges and backends.in_turn(self.num_layers)
-        return simple and backends.undisturbed(self.backend)
+        return not drops and backends.undisturbed(self.backend)
 
     @property
     def _kind(self) -> str:

@@ -1,23 +1,23 @@
 """The custom ops as Python sees them: how one is called, fake kernels, and double backward.
 
-``torch.ops.rnnkernels.sequence_forward`` projects the input and runs the loop over time;
-``sequence_backward`` runs the loop backwards and returns the gradients of the gates;
-``torch.ops.rnnkernels_triton`` has the same, on Triton. ``stack_forward`` and ``stack_backward``
-run all layers of one direction. The autograd formula between them is C++ (``csrc/autograd``).
+``torch.ops.rnnkernels.sequence_forward`` projects the input and runs the loops over time of all
+layers; ``sequence_backward`` runs them backwards and returns the gradients of the gates;
+``torch.ops.rnnkernels_triton`` has the same, on Triton. The autograd formula between them is C++
+(``csrc/autograd``). Their arguments are listed once, in ``csrc/ops/calls.h``.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnkernels import checks, reference
-from rnnkernels.call import Call, Clip, Result
+from rnnkernels.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype
 from rnnkernels.cells import CELLS
 
 try:
@@ -34,8 +34,7 @@ except ImportError as error:
 else:
     missing = None
 
-MaybeTensor = Tensor | None
-MaybeList = Sequence[Tensor] | None
+Shape = tuple[int | torch.SymInt, ...]
 
 
 def build_info() -> dict[str, Any]:
@@ -81,335 +80,168 @@ kernel_devices: frozenset[str] = frozenset(
 
 
 def run(call: Call) -> Result:
-    """Runs one layer through the compiled op for the device of its input."""
-    return _run(torch.ops.rnnkernels.sequence_forward, call)
+    """Runs a call through the compiled op for the device of its input."""
+    return _result(call, torch.ops.rnnkernels.sequence_forward(*call[:ARGUMENTS]))
 
 
 def run_triton(call: Call) -> Result:
-    """Runs one layer through the op whose kernels are Triton's."""
-    return _run(torch.ops.rnnkernels_triton.sequence_forward, call)
+    """Runs a call through the op whose kernels are Triton's."""
+    return _result(call, torch.ops.rnnkernels_triton.sequence_forward(*call[:ARGUMENTS]))
 
 
-def _run(forward: Callable[..., Any], call: Call) -> Result:
-    if call.flow is None:
-        return _called(forward, call)
-    _C.set_flow_sink(call.flow)
-    try:
-        return _called(forward, call)
-    finally:
-        _C.set_flow_sink(None)
+def _result(call: Call, outputs: tuple[Tensor, ...]) -> Result:
+    y, h_n, c_n, ys, c, _, _ = outputs
+    has_c = call.c0 is not None
+    if not call.all_states:
+        return Result(y, h_n, c_n if has_c else None, None, None)
+    # Not unbind: callers may write to its views no more than all at once.
+    every = [ys[i] for i in range(len(ys))] if ys.dim() > 1 else []
+    if not call.merged:
+        every.append(y)
+    h = [t.view(*t.shape[:-1], call.directions, call.h0.size(2)) for t in every]
+    return Result(y, h_n, c_n if has_c else None, h, [c[i] for i in range(len(c))] if has_c else None)
 
 
-def _called(forward: Callable[..., Any], call: Call) -> Result:
-    y, h_n, c_n, c, _, _ = forward(
-        call.cell_name,
-        call.x,
-        call.w_ih,
-        call.w_hh,
-        call.b_ih or None,
-        call.b_hh or None,
-        call.w_hr or None,
-        call.h0,
-        call.c0,
-        call.lengths,
-        call.starts,
-        call.reset,
-        False,  # autograd has it save what a backward needs
-        call.all_c,
-        call.layer,
-        call.window,
-        *call.clip,
-    )
-    if call.c0 is None:
-        return Result(y, h_n, None, None)
-    return Result(y, h_n, c_n, c if call.all_c else None)
+def _arguments(op: str, values: Sequence[Any]) -> Any:
+    """The arguments of an op by the names that its schema has for them."""
+    schema = getattr(torch.ops.rnnkernels, op).default._schema
+    return SimpleNamespace(**{a.name: v for a, v in zip(schema.arguments, values, strict=True)})
 
 
-def run_stack(calls: list[Call], masks: Sequence[Tensor] = ()) -> list[Result]:
-    """Runs layers of one direction, each on the y of the one before it, through one compiled op.
-
-    ``masks`` are the factors of these y, one of their shape between any two layers, or none. The
-    first call's options are those of all; no layer has a projection or another x than that y.
-    """
-    first = calls[0]
-    y, h_n, c_n, c, _ = torch.ops.rnnkernels.stack_forward(
-        first.cell_name,
-        first.x,
-        [w for call in calls for w in call.w_ih],
-        [w for call in calls for w in call.w_hh],
-        [b for call in calls for b in call.b_ih] or None,
-        [b for call in calls for b in call.b_hh] or None,
-        [call.h0 for call in calls],
-        [call.c0 for call in calls if call.c0 is not None] or None,
-        masks or None,
-        first.lengths,
-        first.starts,
-        first.reset,
-        False,  # autograd has it save what a backward needs
-        first.all_c,
-        first.window,
-        *first.clip,
-    )
-    return [
-        Result(y[i], h_n[i], c_n[i] if c_n else None, c[i] if c and first.all_c else None)
-        for i in range(len(calls))
-    ]
-
-
-def _same_device(like: Tensor, layer: int = -1, **others: MaybeTensor | MaybeList) -> None:
+def _on_one_device(like: Tensor, a: Any) -> None:
     """A meta tensor among the arguments brings a call here, whatever the device of the others."""
-    for name, value in others.items():
-        for d, t in enumerate([value] if isinstance(value, Tensor) else value or ()):
-            if t.device != like.device:
+    for name, value in vars(a).items():
+        for i, t in enumerate([value] if isinstance(value, Tensor) else value or ()):
+            if isinstance(t, Tensor) and t.device != like.device:
+                if name == "weights":
+                    name = _name_of_weight(a, i)
                 raise RuntimeError(
-                    f"{checks.parameter_name(name, layer, d)}: expected device {like.device} like "
-                    f"the input, got {t.device}"
+                    f"{_USERS_NAMES.get(name, name)}: expected device {like.device} like the "
+                    f"input, got {t.device}"
                 )
 
 
-def _fake_forward(
-    cell: str,
-    x: Tensor,
-    w_ih: Sequence[Tensor],
-    w_hh: Sequence[Tensor],
-    b_ih: MaybeList,
-    b_hh: MaybeList,
-    w_hr: MaybeList,
-    h0: Tensor,
-    c0: MaybeTensor,
-    lengths: MaybeTensor,
-    starts: MaybeTensor,
-    reset: MaybeTensor,
-    save: bool,
-    all_c: bool,
-    layer: int,
-    window: int,
-    clip: str,
-    bound: float,
-) -> tuple[Tensor, ...]:
-    _same_device(x, hx=h0, cx=c0, lengths=lengths, starts=starts, reset=reset)
-    weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
-    _same_device(x, layer, **weights, weight_hr=w_hr)
-    steps, B, D = x.shape[:-1], h0.size(1), len(w_hh)  # steps: [T, B], or packed [N]
-    H, R = (h0 if c0 is None else c0).size(2), h0.size(2)
-    K = CELLS[cell].K
+_USERS_NAMES = {"h0": "hx", "c0": "cx"}
 
-    def kept(yes: bool, *shape: int | torch.SymInt) -> Tensor:
-        return x.new_empty(shape if yes else (0,))
+
+def _name_of_weight(a: Any, index: int) -> str:
+    each = len(a.weights) // (a.layers * a.directions)
+    group, place = divmod(index, each)
+    weights = LayerWeights.from_list(a.weights[group * each :][:each], a.projected)
+    names = [n for n, w in zip(checks.WEIGHT_NAMES, weights, strict=True) if w is not None]
+    layer = -1 if getattr(a, "step", False) else group // a.directions
+    return checks.parameter_name(names[place], layer, group % a.directions)
+
+
+class _Sizes:
+    """Those of a call of the ops: steps are [T, B], or packed [N]."""
+
+    def __init__(self, a: Any, steps: Shape) -> None:
+        self.steps, self.L, self.D, self.B = steps, a.layers, a.directions, a.h0.size(1)
+        self.H, self.R = (a.h0 if a.c0 is None else a.c0).size(2), a.h0.size(2)
+        self.cell, self.has_c = CELLS[a.cell], a.c0 is not None
+        self.projected = a.projected
+        self.merged = a.directions > 1 and a.merge_mode != "concat"
+
+    def every(self, *after: int | torch.SymInt) -> Shape:
+        """The shape of what all layers have at all steps."""
+        return (self.L, *self.steps, self.D, *after)
+
+    def states(self, size: int | torch.SymInt) -> Shape:
+        return (self.L * self.D, self.B, size)
+
+
+def _fake_forward(*values: Any) -> tuple[Tensor, ...]:
+    a = _arguments("sequence_forward", values)
+    _on_one_device(a.x, a)
+    n = _Sizes(a, tuple(a.x.shape[:-1]))
+    inner = n.L if n.merged else n.L - 1
+    kept = a.save or a.all_states
+
+    def empty(yes: bool, *shape: int | torch.SymInt) -> Tensor:
+        found: Tensor = a.x.new_empty(shape if yes else (0,))
+        return found
 
     return (
-        x.new_empty((*steps, D * R)),
-        x.new_empty((D, B, R)),
-        kept(c0 is not None, D, B, H),
-        kept(c0 is not None and (save or all_c), *steps, D, H),
-        kept(save and bool(w_hr), *steps, D, H),
-        kept(save and K > 0, *steps, D, K * H),
+        empty(True, *n.steps, n.R if n.merged else n.D * n.R),
+        empty(True, *n.states(n.R)),
+        empty(n.has_c, *n.states(n.H)),
+        empty(kept and inner > 0, inner, *n.steps, n.D * n.R),
+        empty(kept and n.has_c, *n.every(n.H)),
+        empty(a.save and n.projected, *n.every(n.H)),
+        empty(a.save and n.cell.K > 0, *n.every(n.cell.K * n.H)),
     )
 
 
-def _fake_backward(
-    cell: str,
-    dy: MaybeTensor,
-    dh_n: MaybeTensor,
-    dc_n: MaybeTensor,
-    dc: MaybeTensor,
-    w_hh: Sequence[Tensor],
-    w_hr: MaybeList,
-    h0: Tensor,
-    c0: MaybeTensor,
-    y: Tensor,
-    c: Tensor,
-    saved: Tensor,
-    lengths: MaybeTensor,
-    starts: MaybeTensor,
-    reset: MaybeTensor,
-    window: int,
-    clip: str,
-    bound: float,
-    flow: bool,
-    initial: bool,
-    invariant: bool,
-) -> tuple[Tensor, ...]:
-    _same_device(y, dy=dy, dh_n=dh_n, dc_n=dc_n, dc=dc, w_hh=w_hh, w_hr=w_hr, h0=h0, c0=c0)
-    _same_device(y, c=c, saved=saved, lengths=lengths, starts=starts, reset=reset)
-    steps, B, D = y.shape[:-1], h0.size(1), len(w_hh)
-    H, R = (h0 if c0 is None else c0).size(2), h0.size(2)
-    contract = CELLS[cell]
+def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
+    a = _arguments("sequence_backward", values)
+    _on_one_device(a.y, a)
+    n = _Sizes(a, tuple(a.y.shape[:-1]))
+
+    def empty(yes: bool, *shape: int | torch.SymInt) -> Tensor:
+        found: Tensor = a.y.new_empty(shape if yes else (0,))
+        return found
+
     return (
-        y.new_empty((*steps, D, (contract.G + contract.A) * H)),
-        y.new_empty((D, B, R) if initial else (0,)),
-        y.new_empty((D, B, H) if initial and c0 is not None else (0,)),
-        y.new_empty((*steps, D, R) if w_hr else (0,)),
-        y.new_empty(
-            (*steps, D) if flow else (0,),
-            dtype=torch.float64 if y.dtype == torch.float64 else torch.float32,
-        ),
+        empty(True, *n.every((n.cell.G + n.cell.A) * n.H)),
+        empty(a.initial, *n.states(n.R)),
+        empty(a.initial and n.has_c, *n.states(n.H)),
+        empty(n.projected, *n.every(n.R)),
+        empty(a.record, *n.every()).to(norms_dtype(a.y.dtype)),
     )
+
+
+def _fake_backward_over_saved(*values: Any) -> tuple[Tensor, ...]:
+    return _fake_backward(*values)[1:]
 
 
 def _fake_input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
-    _same_device(dgates, w_ih=w_ih)
+    _on_one_device(dgates, SimpleNamespace(w_ih=w_ih))
     return dgates.new_empty((*dgates.shape[:-2], w_ih[0].size(1)))
 
 
-def _fake_backward_over_saved(*arguments: Any) -> tuple[Tensor, ...]:
-    return _fake_backward(*arguments)[1:]
-
-
-def _fake_stack_forward(
-    cell: str,
-    x: Tensor,
-    w_ih: Sequence[Tensor],
-    w_hh: Sequence[Tensor],
-    b_ih: MaybeList,
-    b_hh: MaybeList,
-    h0: Sequence[Tensor],
-    c0: MaybeList,
-    masks: MaybeList,
-    lengths: MaybeTensor,
-    starts: MaybeTensor,
-    reset: MaybeTensor,
-    save: bool,
-    all_c: bool,
-    window: int,
-    clip: str,
-    bound: float,
-) -> tuple[list[Tensor], ...]:
-    _same_device(x, hx=h0, cx=c0, masks=masks, lengths=lengths, starts=starts, reset=reset)
-    for layer in range(len(w_hh)):
-        weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
-        _same_device(
-            x, layer, **{name: (w or ())[layer : layer + 1] for name, w in weights.items()}
-        )
-    steps, (_, B, H), K, has_c = x.shape[:-1], h0[0].shape, CELLS[cell].K, bool(c0)
-
-    def each(yes: bool, *shape: int | torch.SymInt) -> list[Tensor]:
-        return [x.new_empty(shape) for _ in w_hh] if yes else []
-
-    return (
-        each(True, *steps, H),
-        each(True, 1, B, H),
-        each(has_c, 1, B, H),
-        each(has_c and (save or all_c), *steps, 1, H),
-        each(save and K > 0, *steps, 1, K * H),
-    )
-
-
-def _fake_stack_backward(
-    cell: str,
-    dy: Sequence[MaybeTensor],
-    dh_n: Sequence[MaybeTensor],
-    dc_n: Sequence[MaybeTensor],
-    dc: Sequence[MaybeTensor],
-    w_ih: MaybeList,
-    w_hh: Sequence[Tensor],
-    h0: Sequence[Tensor],
-    c0: MaybeList,
-    masks: MaybeList,
-    y: Sequence[Tensor],
-    c: MaybeList,
-    saved: MaybeList,
-    lengths: MaybeTensor,
-    starts: MaybeTensor,
-    reset: MaybeTensor,
-    window: int,
-    clip: str,
-    bound: float,
-    initial: bool,
-) -> tuple[list[Tensor], ...]:
-    like = y[0]
-    outside = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "dc": dc}
-    given = {name: [t for t in grads if t is not None] for name, grads in outside.items()}
-    _same_device(like, -1, **given, w_ih=w_ih, w_hh=w_hh, h0=h0, c0=c0, y=y, c=c, saved=saved)
-    _same_device(like, masks=masks, lengths=lengths, starts=starts, reset=reset)
-    steps, (_, B, H), contract = like.shape[:-1], h0[0].shape, CELLS[cell]
-
-    def each(yes: bool, *shape: int | torch.SymInt) -> list[Tensor]:
-        return [like.new_empty(shape) for _ in w_hh] if yes else []
-
-    return (
-        each(True, *steps, 1, (contract.G + contract.A) * H),
-        each(initial, 1, B, H),
-        each(initial and bool(c0), 1, B, H),
-    )
-
-
-def _fake_stack_backward_over_saved(*arguments: Any) -> tuple[list[Tensor], ...]:
-    return _fake_stack_backward(*arguments)[1:]
-
-
-def _differentiable_gradients(
-    cell: str,
-    dy: MaybeTensor,
-    dh_n: MaybeTensor,
-    dc_n: MaybeTensor,
-    dc: MaybeTensor,
-    x: Tensor,
-    w_ih: list[Tensor],
-    w_hh: list[Tensor],
-    b_ih: list[Tensor] | None,
-    b_hh: list[Tensor] | None,
-    w_hr: list[Tensor] | None,
-    h0: Tensor,
-    c0: MaybeTensor,
-    lengths: MaybeTensor,
-    starts: MaybeTensor,
-    reset: MaybeTensor,
-    window: int,
-    clip: str,
-    bound: float,
-    wanted: list[int],
-    flow: bool,
-) -> tuple[list[Tensor], Tensor]:
-    """The gradients of a layer as functions of all inputs, through the reference; with a history
+def _differentiable_gradients(*values: Any) -> tuple[list[Tensor], Tensor]:
+    """The gradients of a call as functions of all inputs, through the reference; with a history
     where gradients are enabled."""
+    a = _arguments("sequence_gradients", values)
     create_graph = torch.is_grad_enabled()
-    groups = (w_ih, w_hh, b_ih or [], b_hh or [], w_hr or [])
-    inputs: list[Any] = [x, h0, c0, *(w for group in groups for w in group)]
+    inputs: list[Any] = [a.x, a.h0, a.c0, *a.weights]
     for i, t in enumerate(inputs):
-        if i in wanted and not t.requires_grad:  # torch.func asks outside of its transform
+        if i in a.wanted and not t.requires_grad:  # torch.func asks outside of its transform
             inputs[i] = t.detach().requires_grad_()
         elif t is not None:  # a node of its own: no path from one input to another counts
             with torch.enable_grad():
                 inputs[i] = t.view_as(t)
-    x, h0, c0, *rest = inputs
-    weights = iter(rest)
-    w_ih, w_hh, b_ih, b_hh, w_hr = (list(islice(weights, len(group))) for group in groups)
-    norms: list[Tensor] = []
+    x, h0, c0, *weights = inputs
+    shape = (a.layers, *x.shape[:-1], a.directions)
+    norms = x.new_zeros(shape, dtype=norms_dtype(x.dtype)) if a.record else x.new_zeros(0)
+    options = {name: getattr(a, name) for name in Call._fields if hasattr(a, name)}
+    changed = {"x": x, "h0": h0, "c0": c0, "weights": weights}
     call = Call(
-        cell,
-        x,
-        w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        w_hr,
-        h0,
-        c0,
-        lengths,
-        reset,
-        starts=starts,
-        all_c=True,
-        window=window,
-        clip=Clip(clip, bound),
-        flow=norms.append if flow else None,
+        cell_name=a.cell, **options | changed, flow=norms if a.record else None, all_states=True
     )
     with torch.enable_grad():
-        outs = reference.run(call)
+        out = reference.run(call)
+        every = out.h or []
+        inner = every if call.merged else every[:-1]  # whose last is y
+        ys = torch.stack([t.flatten(-2) for t in inner]) if inner else None
+        c = None if out.c is None else torch.stack(out.c)
     pairs = [
-        (out, dout)
-        for out, dout in zip(outs, (dy, dh_n, dc_n, dc), strict=True)
-        if out is not None and dout is not None and out.requires_grad
+        (output, gradient)
+        for output, gradient in zip(
+            (out.y, out.h_n, out.c_n, ys, c), (a.dy, a.dh_n, a.dc_n, a.dys, a.dc), strict=True
+        )
+        if output is not None and gradient is not None and output.requires_grad
     ]
     found = torch.autograd.grad(
-        [out for out, _ in pairs],
-        [inputs[i] for i in wanted],
-        [dout for _, dout in pairs],
+        [output for output, _ in pairs],
+        [inputs[i] for i in a.wanted],
+        [gradient for _, gradient in pairs],
         create_graph=create_graph,
         materialize_grads=True,
     )
-    # A backward through this graph hands over more norms, which are none of dL/dh_t.
-    return list(found), norms[0] if norms else x.new_zeros(*x.shape[:-1], len(w_hh))
+    # A backward through this graph fills the norms once more, with what is none of dL/dh_t.
+    return list(found), norms.clone()
 
 
 if _C is not None:
@@ -417,9 +249,6 @@ if _C is not None:
         torch.library.register_fake(f"{library}::sequence_forward", _fake_forward)
         torch.library.register_fake(f"{library}::sequence_backward", _fake_backward)
         torch.library.register_fake(f"{library}::sequence_backward_", _fake_backward_over_saved)
-    torch.library.register_fake("rnnkernels::stack_forward", _fake_stack_forward)
-    torch.library.register_fake("rnnkernels::stack_backward", _fake_stack_backward)
-    torch.library.register_fake("rnnkernels::stack_backward_", _fake_stack_backward_over_saved)
     torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
     for key in ("CompositeImplicitAutograd", "Batched"):  # the latter: is_grads_batched
         torch.library.impl("rnnkernels::sequence_gradients", key)(_differentiable_gradients)

@@ -1,11 +1,10 @@
-"""The definition of correct: one layer as a readable loop over time in torch operations.
+"""The definition of correct: layers as a readable loop over time in torch operations.
 
 Differentiable any number of times, on any device and in any floating dtype; slow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,11 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnkernels.call import Call, Clip, Result
+from rnnkernels.call import Call, Clip, Layer, LayerResult, Result, in_turn
 
 
 def run(call: Call) -> Result:
-    """Runs one layer; see :class:`rnnkernels.call.Call` for shapes and meanings.
+    """Runs all layers of a call; see :class:`rnnkernels.call.Call` for shapes and meanings."""
+    return in_turn(call, run_layer)
+
+
+def run_layer(call: Layer) -> LayerResult:
+    """Runs one layer; see :class:`rnnkernels.call.Layer` for shapes and meanings.
 
     A row of length n takes part in steps 0 to n-1: past its end its output is zero and its state
     stands still; direction 1 starts at its own end. ``reset[t]`` zeroes the state that crosses
@@ -26,37 +30,23 @@ def run(call: Call) -> Result:
     [T, B].
     """
     directions = range(len(call.w_hh))
-    flow = _Flow(call)
-    parts = [run_direction(call, d, partial(flow.record, d)) for d in directions]
+    parts = [run_direction(call, d) for d in directions]
     y = torch.cat([part[0] for part in parts], dim=-1)
     h_n = torch.stack([part[1] for part in parts])
     if call.c0 is None:
-        return Result(y, h_n, None, None)
-    c = torch.stack([part[3] for part in parts], dim=-2) if call.all_c else None
-    return Result(y, h_n, torch.stack([part[2] for part in parts]), c)
+        return LayerResult(y, h_n, None, None)
+    c = torch.stack([part[3] for part in parts], dim=-2) if call.all_states else None
+    return LayerResult(y, h_n, torch.stack([part[2] for part in parts]), c)
 
 
-class _Flow:
-    """Collects the norms that ``call.flow`` takes, as backward comes by."""
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self.norms: Tensor | None = None  # [T, B, D]; packed: [N, D]
-        self.backward = -1
-
-    def record(self, d: int, t: int, dh: Tensor) -> None:
-        backward = torch._C._current_graph_task_id()
-        if self.norms is None or self.backward != backward:
-            self.backward = backward
-            self.norms = dh.new_zeros(*self.call.x.shape[:-1], len(self.call.w_hh))
-            assert self.call.flow is not None
-            self.call.flow(self.norms)  # filled step by step from here on
-        _at_step(self.call, self.norms[..., d], t).copy_(
-            torch.linalg.vector_norm(dh.detach(), dim=-1)
-        )
+def _record(call: Layer, d: int, t: int, dh: Tensor) -> None:
+    """Writes down the norm of the gradient of an h."""
+    assert call.flow is not None
+    norms = torch.linalg.vector_norm(dh.detach(), dim=-1)
+    _at_step(call, call.flow[..., d], t).copy_(norms)
 
 
-def _at_step(call: Call, t: Tensor, step: int) -> Tensor:
+def _at_step(call: Layer, t: Tensor, step: int) -> Tensor:
     """The rows at a step of a tensor [T, B, ...]; of a packed one, as many as reach it."""
     if call.starts is None:
         return t[step]
@@ -64,12 +54,10 @@ def _at_step(call: Call, t: Tensor, step: int) -> Tensor:
     return t[first:last]
 
 
-def run_direction(
-    call: Call, d: int, record: Callable[[int, Tensor], None] | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_direction(call: Layer, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Runs direction d: y [T, B, R], h_n [B, R], c_n [B, H] and c [T, B, H] (h's where no c is).
 
-    ``record(t, dh)`` is handed the gradient of every h on backward, if ``call.flow`` asks for it.
+    Backward writes the norm of the gradient of every h into ``call.flow``, if there is one.
     """
     cell, T, packed = call.cell, call.T, call.starts is not None
     b_ih = call.b_ih[d] if call.b_ih else None
@@ -117,8 +105,8 @@ def run_direction(
                 s.detach() if inside is None else torch.where(inside, s.detach(), s) for s in prev
             ]
         next = step(gx_t, prev, active)
-        if record is not None and call.flow is not None and next[0].requires_grad:
-            next[0].register_hook(partial(record, t))  # type: ignore[no-untyped-call]
+        if call.flow is not None and next[0].requires_grad:
+            next[0].register_hook(partial(_record, call, d, t))  # type: ignore[no-untyped-call]
         if active is None:
             state = outputs[t] = next
         else:
@@ -133,7 +121,7 @@ def run_direction(
     return join(0), finals[0], finals[-1], join(-1)
 
 
-def starts_window(call: Call, d: int, t: int) -> bool:
+def starts_window(call: Layer, d: int, t: int) -> bool:
     """Whether direction d enters another window with its step at t."""
     first = t if d == 0 else t + 1  # of the later window
     return first % call.window == 0 and 0 < first < call.T
@@ -162,7 +150,7 @@ class _Bound(torch.autograd.Function):
         return dgx, dgh, None
 
 
-def boundary(call: Call, d: int, t: int) -> Tensor | None:
+def boundary(call: Layer, d: int, t: int) -> Tensor | None:
     """Which rows have the state that enters position t zeroed: [B, 1], or None for no row."""
     if call.reset is None:
         return None

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -75,9 +74,9 @@ class Spec:
         return self.training and self.dropout > 0
 
     @property
-    def chained(self) -> bool:
-        """Whether each layer takes the y of the one below it, but for what falls out."""
-        return not (self.bidirectional or self.proj_size)
+    def width(self) -> int:
+        """Size of the output of a layer, once its directions are merged."""
+        return self.D * self.R if self.merge_mode == "concat" else self.R
 
 
 class Steps(NamedTuple):
@@ -91,48 +90,17 @@ class Steps(NamedTuple):
 NO_STEPS = Steps()
 
 
-class LayerWeights(NamedTuple):
-    """The weights of one layer and direction; see :class:`rnnkernels.call.Call` for shapes."""
-
-    w_ih: Tensor
-    w_hh: Tensor
-    b_ih: Tensor | None = None
-    b_hh: Tensor | None = None
-    w_hr: Tensor | None = None
-
-    @classmethod
-    def from_list(cls, weights: Sequence[Tensor], projected: bool | None = None) -> LayerWeights:
-        """From torch's order: w_ih, w_hh, then b_ih, b_hh and w_hr as far as they exist.
-
-        Where ``projected`` does not say whether there is a w_hr, a last matrix is one.
-        """
-        for w in weights:
-            if not isinstance(w, Tensor):
-                raise TypeError(f"weights: expected tensors, got {type(w).__name__}")
-        if projected is None:
-            projected = len(weights) > 2 and weights[-1].dim() == 2
-        if not 2 <= len(weights) - projected <= 4:
-            raise ValueError(
-                "weights: expected [w_ih, w_hh, b_ih, b_hh, w_hr] as far as they exist for each "
-                f"layer and direction, got {len(weights)} tensors"
-            )
-        w_ih, w_hh, *rest = weights
-        w_hr = rest[-1] if projected else None
-        b_ih, b_hh = [*rest[: len(rest) - projected], None, None][:2]
-        return cls(w_ih, w_hh, b_ih, b_hh, w_hr)
-
-
 def forward(
     spec: Spec,
     input: Tensor | PackedSequence,
     hx: State | None,
-    weights: Sequence[Sequence[Tensor]],
+    weights: Sequence[Tensor],
     *,
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     return_all_states: bool = False,
 ) -> Any:
-    """Runs a stack of layers; ``weights`` lists the tensors of each layer and direction.
+    """Runs a stack of layers; ``weights`` are those of all layers and directions, in torch's order.
 
     See :class:`rnnkernels.LSTM` for the arguments, shapes and errors.
     """
@@ -173,7 +141,7 @@ def _forward_packed(
     spec: Spec,
     input: PackedSequence,
     hx: State | None,
-    weights: Sequence[Sequence[Tensor]],
+    weights: Sequence[Tensor],
     reset: Tensor | None,
     return_all_states: bool,
 ) -> Any:
@@ -262,11 +230,11 @@ def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
 
 
 def _checked(
-    spec: Spec, x: Tensor, B: int, hx: list[Tensor] | None, weights: Sequence[Sequence[Tensor]]
+    spec: Spec, x: Tensor, B: int, hx: list[Tensor] | None, weights: Sequence[Tensor]
 ) -> list[Tensor]:
     """The initial states, after a check of them and of the input [..., I] of B rows."""
     autocast = checks.autocast(x.device)
-    checks.input_like_weight(x, weights[0][0], autocast)
+    checks.input_like_weight(x, weights[0], autocast)
     if x.size(-1) != spec.input_size:
         raise RuntimeError(
             "input.size(-1) must be equal to input_size. "
@@ -287,7 +255,7 @@ def _stack(
     spec: Spec,
     x: Tensor,
     hx: list[Tensor] | None,
-    weights: Sequence[Sequence[Tensor]],
+    weights: Sequence[Tensor],
     lengths: Any,
     reset: Tensor | None,
     return_all_states: bool,
@@ -323,7 +291,7 @@ def _run(
     hx: list[Tensor],
     steps: Steps,
     reset: Tensor | None,
-    weights: Sequence[Sequence[Tensor]],
+    weights: Sequence[Tensor],
     return_all_states: bool,
 ) -> Outputs:
     """The same after all checks, over padded or packed steps."""
@@ -331,118 +299,57 @@ def _run(
     if checks.autocast(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, hx = ops.cast(x, dtype), [ops.cast(s, dtype) for s in hx]
-        weights = [[ops.cast(w, dtype) for w in group] for group in weights]
+        weights = [ops.cast(w, dtype) for w in weights]
 
-    run = partial(_layers, spec, weights, steps)
-    drop = partial(F.dropout, p=spec.dropout) if spec.drops else None
-    backward = needs_gradient((x, *hx, *(w for group in weights for w in group)))
+    backward = needs_gradient((x, *hx, *weights))
     if lengths is not None and steps.starts is None and backward:
         padding = torch.arange(x.size(0), device=x.device)[:, None] >= lengths  # [T, B]
         x = x.masked_fill(padding[:, :, None], 0)  # what stands there reaches no gradient
+
+    def layers(
+        x: Tensor,
+        hx: list[Tensor],
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_all_states: bool,
+        masks: list[Tensor],
+    ) -> Outputs:
+        call = Call(
+            spec.cell,
+            layers=spec.num_layers,
+            directions=spec.D,
+            projected=spec.proj_size > 0,
+            merge_mode=spec.merge_mode,
+            window=spec.truncate if isinstance(spec.truncate, int) else 0,
+            clip=spec.grad_clip.kind,
+            bound=spec.grad_clip.bound,
+            x=x,
+            weights=weights,
+            h0=hx[0],
+            c0=hx[1] if spec.has_c else None,
+            masks=masks or None,
+            lengths=lengths,
+            starts=steps.starts,
+            reset=reset,
+            all_states=return_all_states,
+            padded=steps.padded,
+        )
+        result = backends.run(call, spec.backend)
+        finals = [result.h_n] if result.c_n is None else [result.h_n, result.c_n]
+        return Outputs(result.y, finals, [result.h or [], result.c or []])
+
+    masks = _masks(spec, x)
     if isinstance(spec.truncate, tuple) and backward:
         return truncation.overlapping(
-            run, x, hx, lengths, reset, return_all_states, spec.truncate, drop
+            layers, x, hx, lengths, reset, return_all_states, spec.truncate, masks
         )
-    return run(x, hx, lengths, reset, return_all_states, lambda _, y: drop(y) if drop else y)
+    return layers(x, hx, lengths, reset, return_all_states, masks)
 
 
-def _layers(
-    spec: Spec,
-    weights: Sequence[Sequence[Tensor]],
-    steps: Steps,
-    x: Tensor,
-    hx: list[Tensor],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    return_all_states: bool,
-    dropout: Callable[[int, Tensor], Tensor],
-) -> Outputs:
-    """All layers, with ``dropout(layer, y)`` between them: at once where the backend offers that,
-    else one after another."""
-    D, L, shared = spec.D, spec.num_layers, (hx, lengths, steps, reset, return_all_states)
-    call = _call(spec, weights, 0, x, *shared)
-    at_once = None
-    if L > 1 and spec.chained and (run_stack := backends.stack_runner(call, spec.backend)):
-        calls = [call, *(_call(spec, weights, i, x, *shared) for i in range(1, L))]
-        at_once = run_stack(calls, _masks(spec, x, dropout))
-
-    finals: list[list[Tensor]] = [[], []]
-    everything: list[list[Tensor]] = [[], []]
-    for layer in range(L):
-        if at_once is not None:
-            result = at_once[layer]
-        else:
-            if layer > 0:
-                call = _call(spec, weights, layer, x, *shared)
-            result = backends.run(call, spec.backend)
-        finals[0].append(result.h_n)
-        if result.c_n is not None:
-            finals[1].append(result.c_n)
-        if return_all_states:
-            everything[0].append(result.y.view(*result.y.shape[:-1], D, spec.R))
-            if result.c is not None:
-                everything[1].append(result.c)
-        x = _merge(result.y, spec)
-        if at_once is None and layer + 1 < L:
-            x = dropout(layer, x)
-    states = [torch.cat(parts) for parts in finals if parts]
-    return Outputs(x, states, everything)
-
-
-def _masks(spec: Spec, x: Tensor, dropout: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
-    """What ``dropout`` multiplies the y of each layer but the last by, drawn as it would be there;
-    none where nothing falls out."""
+def _masks(spec: Spec, x: Tensor) -> list[Tensor]:
+    """What dropout multiplies the output of each layer but the last by; none where nothing falls
+    out. In the order of layers, as torch.nn's layers draw."""
     if not spec.drops:
         return []
-    ones = x.new_ones(*x.shape[:-1], spec.hidden_size)  # like any y
-    return [dropout(layer, ones) for layer in range(spec.num_layers - 1)]
-
-
-def _call(
-    spec: Spec,
-    weights: Sequence[Sequence[Tensor]],
-    layer: int,
-    x: Tensor,
-    hx: list[Tensor],
-    lengths: Tensor | None,
-    steps: Steps,
-    reset: Tensor | None,
-    return_all_states: bool,
-) -> Call:
-    """What one layer of a stack is asked to do."""
-    D = spec.D
-    rows_of_layer = slice(layer * D, (layer + 1) * D)
-    directions = [
-        LayerWeights.from_list(group, spec.proj_size > 0) for group in weights[rows_of_layer]
-    ]
-    return Call(
-        spec.cell,
-        x,
-        [w.w_ih for w in directions],
-        [w.w_hh for w in directions],
-        [w.b_ih for w in directions if w.b_ih is not None],
-        [w.b_hh for w in directions if w.b_hh is not None],
-        [w.w_hr for w in directions if w.w_hr is not None],
-        hx[0][rows_of_layer],
-        hx[1][rows_of_layer] if spec.has_c else None,
-        lengths,
-        reset,
-        all_c=return_all_states,
-        layer=layer,
-        window=spec.truncate if isinstance(spec.truncate, int) else 0,
-        clip=spec.grad_clip,
-        stack=spec.num_layers if spec.chained else 1,
-        starts=steps.starts,
-        padded=steps.padded,
-    )
-
-
-def _merge(y: Tensor, spec: Spec) -> Tensor:
-    """Both directions of y [T, B, D*R] as one output."""
-    if spec.merge_mode == "concat" or not spec.bidirectional:
-        return y
-    forward, reverse = y.chunk(2, dim=-1)
-    if spec.merge_mode == "mul":
-        return forward * reverse
-    total = forward + reverse
-    return total if spec.merge_mode == "sum" else total / 2
+    ones = x.new_ones(*x.shape[:-1], spec.width)
+    return [F.dropout(ones, spec.dropout) for _ in range(spec.num_layers - 1)]

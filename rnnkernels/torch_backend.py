@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import _VF, Tensor
 
-from rnnkernels.call import Call, Result
+from rnnkernels.call import Call, Layer, LayerResult, Result, in_turn
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rnn_tanh": _VF.rnn_tanh,
@@ -28,13 +28,14 @@ def refusal(call: Call) -> str | None:
         return "torch.nn takes no reset"
     if call.window:
         return "torch.nn does not truncate gradients"
-    if call.clip.kind != "none":
+    if call.clip != "none":
         return "torch.nn does not bound gradients inside the sequence"
     if call.flow is not None:
         return "torch.nn does not record the norms of its gradients"
-    if call.all_c and call.c0 is not None:
+    if call.all_states and call.c0 is not None:
         return "torch.nn does not return every c"
-    if len(call.b_ih) != len(call.b_hh):
+    biases = len(call.weights) // (call.layers * call.directions) - 2 - call.projected
+    if biases == 1:
         return "torch.nn has two biases or none"
     if call.T == 0:
         return "torch.nn takes no empty sequence"
@@ -42,7 +43,11 @@ def refusal(call: Call) -> str | None:
 
 
 def run(call: Call) -> Result:
-    """Runs one layer through torch's own function."""
+    """Runs the layers one after the other through torch's own function."""
+    return in_turn(call, _run_layer)
+
+
+def _run_layer(call: Layer) -> LayerResult:
     weights: list[Tensor] = []
     for d in range(len(call.w_hh)):
         lists = (call.w_ih, call.w_hh, call.b_ih, call.b_hh, call.w_hr)
@@ -60,4 +65,4 @@ def run(call: Call) -> Result:
         y, *states = function(call.x, hx, weights, *options, False)  # batch_first
     else:
         y, *states = function(call.x, call.starts.diff().cpu(), hx, weights, *options)
-    return Result(y, states[0], states[1] if len(states) > 1 else None, None)
+    return LayerResult(y, states[0], states[1] if len(states) > 1 else None, None)

@@ -10,7 +10,7 @@ A window that does not overlap (``truncate=k``) needs none of this: backends fol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
 
 
 class Stack(Protocol):
-    """Runs a stack of one direction, with ``dropout(layer, y)`` behind each layer but the last."""
+    """Runs a stack of one direction; ``masks`` are factors between layers, [T, B, R] each."""
 
     def __call__(
         self,
@@ -36,7 +36,7 @@ class Stack(Protocol):
         lengths: Tensor | None,
         reset: Tensor | None,
         return_all_states: bool,
-        dropout: Callable[[int, Tensor], Tensor],
+        masks: list[Tensor],
     ) -> Outputs: ...
 
 
@@ -102,27 +102,19 @@ def overlapping(
     reset: Tensor | None,
     return_all_states: bool,
     pair: tuple[int, int],
-    dropout: Callable[[Tensor], Tensor] | None,
+    masks: list[Tensor],
 ) -> Outputs:
     """Runs a stack with gradients truncated by ``pair`` (k1, k2).
 
     Args:
         x: ``[T, B, I]``; hx: ``[L, B, R]`` and ``[L, B, H]``; lengths ``[B]``; reset ``[T, B]``.
-        dropout: what falls between layers, or None; every window sees the same noise.
+        masks: what falls out between layers; every window sees the same noise.
     """
     T, B = x.shape[:2]
     if T == 0 or B == 0:
-        return run(x, hx, lengths, reset, return_all_states, lambda layer, y: y)
-    masks: list[Tensor] = []
-
-    def draw(layer: int, y: Tensor) -> Tensor:
-        if dropout is None:
-            return y
-        masks.append(dropout(torch.ones_like(y)))
-        return y * masks[-1]
-
+        return run(x, hx, lengths, reset, return_all_states, masks)
     with torch.no_grad():
-        plain = run(x, hx, lengths, reset, True, draw)
+        plain = run(x, hx, lengths, reset, True, masks)
     ends = torch.full((B,), T, device=x.device) if lengths is None else lengths
     windows = Windows(T, B, ends, *pair)
     split_masks = [windows.split(mask) for mask in masks]
@@ -136,7 +128,7 @@ def overlapping(
         windows.lengths,
         None if reset is None else windows.split(reset[..., None])[..., 0],
         return_all_states,
-        lambda layer, y: y * split_masks[layer] if split_masks else y,
+        split_masks,
     )
     everything: list[list[Tensor]] = [[], []]
     if return_all_states:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from op_calls import run
 from torch import Tensor
 
-from rnnkernels import ops, reference
-from rnnkernels.call import Call, Result
+from rnnkernels import reference
+from rnnkernels.call import Layer, LayerResult
 from rnnkernels.cells import CELLS
 
 NAMES = list(CELLS)
@@ -29,11 +30,11 @@ def make_call(
     bias: str = "double",
     lengths: Sequence[int] | bool = False,
     reset: bool | Tensor = False,
-    all_c: bool = False,
+    all_states: bool = False,
     grad: bool = True,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
-) -> Call:
+) -> Layer:
     """One layer's call; every number is one of the dtype, so that a wider dtype sees the same.
 
     Args:
@@ -55,7 +56,7 @@ def make_call(
 
     drawn = torch.randint(0, T + 1, (B,), generator=gen)
     mask = torch.rand(T, B, generator=gen) < 0.3
-    return Call(
+    return Layer(
         cell,
         tensor(T, B, inputs),
         w_ih=each(True, rows, inputs, scale=max(1, inputs) ** -0.5),
@@ -69,11 +70,11 @@ def make_call(
         if isinstance(lengths, (list, tuple))
         else (drawn if lengths else None),
         reset=reset if isinstance(reset, Tensor) else (mask if reset else None),
-        all_c=all_c,
+        all_states=all_states,
     )
 
 
-def convert(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
+def convert(call: Layer, change: Callable[[Tensor], Tensor]) -> Layer:
     """The call with every floating tensor replaced by ``change`` of it."""
 
     def new(value: Any) -> Any:
@@ -83,39 +84,10 @@ def convert(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
             return change(value.detach()).requires_grad_(value.requires_grad)
         return value
 
-    return Call(*map(new, call))
+    return Layer(*map(new, call))
 
 
-def forward_arguments(call: Call, *, save: bool = True) -> list[Any]:
-    """The arguments of ``torch.ops.rnnkernels.sequence_forward``."""
-    return [
-        *call[:10],
-        call.starts,
-        call.reset,
-        save,
-        call.all_c,
-        call.layer,
-        call.window,
-        *call.clip,
-    ]
-
-
-def backward_arguments(
-    call: Call,
-    outputs: Sequence[Tensor],
-    douts: Sequence[Tensor | None],
-    *,
-    flow: bool = False,
-    initial: bool = True,
-) -> list[Any]:
-    """The arguments of ``sequence_backward`` for dy, dh_n, dc_n and dc."""
-    y, _, _, c, _, saved = (t.detach() for t in outputs)
-    kept = call.w_hh, call.w_hr, call.h0, call.c0, y, c, saved
-    rows = call.lengths, call.starts, call.reset
-    return [call.cell_name, *douts, *kept, *rows, call.window, *call.clip, flow, initial, False]
-
-
-def present(result: Result) -> list[Tensor]:
+def present(result: LayerResult) -> list[Tensor]:
     return [t for t in result if t is not None]
 
 
@@ -125,13 +97,13 @@ def random_like(tensors: Sequence[Tensor], seed: int = 9) -> list[Tensor]:
 
 
 def gradients(
-    run: Callable[[Call], Result], call: Call, used: Sequence[bool] | None = None
+    runner: Callable[[Layer], LayerResult], call: Layer, used: Sequence[bool] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Results of a call and its gradients in all of ``call.tensors``, for a fixed random loss.
 
     ``used`` says which of the results the loss reads.
     """
-    outs = present(run(call))
+    outs = present(runner(call))
     douts = random_like(outs)
     pairs = [p for p, use in zip(zip(outs, douts, strict=True), used or [True] * 4) if use]  # noqa: B905
     loss = torch.stack([(out * dout).sum() for out, dout in pairs]).sum()
@@ -139,12 +111,12 @@ def gradients(
 
 
 def assert_equals_reference(
-    call: Call, used: Sequence[bool] | None = None, rtol: float = 1e-9, atol: float = 1e-11
+    call: Layer, used: Sequence[bool] | None = None, rtol: float = 1e-9, atol: float = 1e-11
 ) -> None:
     """The compiled op against the reference in float64: results and gradients."""
-    outs, grads = gradients(ops.run, call, used)
+    outs, grads = gradients(run, call, used)
     wide = convert(call, Tensor.double)
-    expected_outs, expected_grads = gradients(reference.run, wide, used)
+    expected_outs, expected_grads = gradients(reference.run_layer, wide, used)
     for got, expected in zip(outs + grads, expected_outs + expected_grads, strict=True):
         assert got.dtype == call.x.dtype
         torch.testing.assert_close(got.double(), expected, rtol=rtol, atol=atol)

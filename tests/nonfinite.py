@@ -13,17 +13,17 @@ from op_parity import CLIPS, Case
 from torch import Tensor
 
 from rnnkernels import reference
-from rnnkernels.call import Call
+from rnnkernels.call import Layer
 from rnnkernels.cells import CELLS
 
 INF, NAN = torch.inf, torch.nan
 ROW, STEP = 2, 2  # where it is one number that is special; the row is whole, whatever the lengths
 
 
-def _in(name: str, value: float) -> Callable[[Call], None]:
+def _in(name: str, value: float) -> Callable[[Layer], None]:
     """Sets one number of x, or of an initial state."""
 
-    def change(call: Call) -> None:
+    def change(call: Layer) -> None:
         t = getattr(call, name)
         if t is not None:
             t[STEP if name == "x" else slice(None), ROW, 0] = value
@@ -31,28 +31,28 @@ def _in(name: str, value: float) -> Callable[[Call], None]:
     return change
 
 
-def _weight(value: float) -> Callable[[Call], None]:
-    def change(call: Call) -> None:
+def _weight(value: float) -> Callable[[Layer], None]:
+    def change(call: Layer) -> None:
         call.w_hh[0][1, 2] = value
 
     return change
 
 
-def _huge(call: Call) -> None:
+def _huge(call: Layer) -> None:
     """Products that overflow to one side; of two sides, fused additions decide what is left."""
     for w in (*call.w_ih, *call.w_hh):
         w.copy_(w.abs() * largest(w) ** 0.8)
     call.x.copy_(call.x.abs() * largest(call.x) ** 0.5)
 
 
-def _doubling(call: Call) -> None:
+def _doubling(call: Layer) -> None:
     """Each unit by itself, until it overflows."""
     for w in call.w_hh:
         rows, R = w.shape
         w.copy_(torch.eye(R, dtype=w.dtype).repeat(-(-rows // R), 1)[:rows] * largest(w) ** 0.2)
 
 
-def _closed(call: Call) -> None:
+def _closed(call: Layer) -> None:
     """Gates that are shut in front of a huge, or an infinite, state."""
     for b in (*call.b_ih, *call.b_hh):
         b.fill_(-200)
@@ -65,7 +65,7 @@ def largest(t: Tensor) -> float:
     return float(torch.finfo(t.dtype).max)
 
 
-SPECIAL: dict[str, Callable[[Call], None]] = {
+SPECIAL: dict[str, Callable[[Layer], None]] = {
     "nan input": _in("x", NAN),
     "inf input": _in("x", INF),
     "-inf input": _in("x", -INF),
@@ -91,7 +91,7 @@ def _means_something(case: Case, title: str) -> bool:
     return CELLS[case.cell].S > 1 or not title.endswith("c0")
 
 
-def special(call: Call, name: str) -> Call:
+def special(call: Layer, name: str) -> Layer:
     """The same call with such numbers in it; no tensor is shared."""
     call = op_parity.converted(call, call.x.dtype)
     with torch.no_grad():
@@ -143,7 +143,7 @@ def check(ops: Any, case: Case, title: str, dtype: torch.dtype = torch.float32) 
     exact = op_parity.converted(call, wide)
     for t in exact.tensors:
         t.requires_grad_()
-    want = reference.run(exact)
+    want = reference.run_layer(exact)
     wrong = {}
     for name, g, w in zip(("y", "h_n", "c_n", "c"), out, want, strict=False):
         if w is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import op_calls
 import torch
 from torch import Tensor
 
 from rnnkernels import reference
-from rnnkernels.call import Call, Clip
+from rnnkernels.call import Clip, Layer
 from rnnkernels.cells import CELLS
 
 
@@ -72,7 +73,7 @@ CASES = [
 ]
 
 
-def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
+def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Layer:
     """A call with random values; row 0 has length 0 where there are lengths, one row is whole.
 
     Packed rows get shorter one by one, and the last has a single step.
@@ -93,7 +94,7 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
         lengths = (case.T - torch.arange(case.B)).clamp(min=1)
     reset = torch.rand(case.T, case.B, generator=gen) < 0.4
     reset[-1:, case.B // 2 :][:, :1] = True  # in the last step of a whole row
-    call = Call(
+    call = Layer(
         case.cell,
         values(case.T, case.B, case.I),
         each(rows, case.I),
@@ -105,29 +106,30 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
         values(case.D, case.B, case.H) if cell.S > 1 else None,
         lengths.to(device) if case.lengths or case.packed else None,
         reset.to(device) if case.reset else None,
-        all_c=cell.S > 1,
+        all_states=cell.S > 1,
         window=case.window,
         clip=case.clip,
-        flow=(lambda norms: None) if case.flow else None,
+        flow=torch.zeros(case.T, case.B, case.D, dtype=torch.float64) if case.flow else None,
     )
     return packed(call) if case.packed else call
 
 
-def exists(call: Call) -> Tensor:
+def exists(call: Layer) -> Tensor:
     """Whether there is a step at each position: [T, B]."""
     assert call.lengths is not None
     return torch.arange(call.T, device=call.x.device)[:, None] < call.lengths
 
 
-def packed(call: Call) -> Call:
+def packed(call: Layer) -> Layer:
     """The same call without its padding; its rows stand longest first."""
     steps = exists(call)
     starts = torch.nn.functional.pad(steps.sum(1).cumsum(0), (1, 0))
     reset = None if call.reset is None else call.reset[steps]
-    return call._replace(x=call.x[steps], reset=reset, starts=starts)
+    flow = None if call.flow is None else call.flow[steps]
+    return call._replace(x=call.x[steps], reset=reset, starts=starts, flow=flow)
 
 
-def padded(call: Call, t: Tensor) -> Tensor:
+def padded(call: Layer, t: Tensor) -> Tensor:
     """A tensor [N, ...] of a packed call as [T, B, ...]; an empty one was not kept."""
     whole = t.new_zeros(call.T, call.B, *t.shape[1:])
     if t.numel():
@@ -135,13 +137,14 @@ def padded(call: Call, t: Tensor) -> Tensor:
     return whole
 
 
-def unpacked(call: Call) -> Call:
+def unpacked(call: Layer) -> Layer:
     """A packed call with padding in its place."""
     reset = None if call.reset is None else padded(call, call.reset)
-    return call._replace(x=padded(call, call.x), reset=reset, starts=None)
+    flow = None if call.flow is None else padded(call, call.flow)
+    return call._replace(x=padded(call, call.x), reset=reset, starts=None, flow=flow)
 
 
-def with_exact_projection(call: Call) -> Call:
+def with_exact_projection(call: Layer) -> Layer:
     """The same call with x and W_ih in eighths: float32 holds every sum of their products.
 
     The product in front of the loop is torch's, which adds in an order that may depend on the
@@ -154,7 +157,7 @@ def with_exact_projection(call: Call) -> Call:
     return call._replace(x=eighths(call.x), w_ih=[eighths(w) for w in call.w_ih])
 
 
-def rows(call: Call, b: slice) -> Call:
+def rows(call: Layer, b: slice) -> Layer:
     """The same weights for some rows of a call without lengths and resets."""
     some = {name: getattr(call, name) for name in ("x", "h0", "c0")}
     return call._replace(**{n: t if t is None else t[:, b].contiguous() for n, t in some.items()})
@@ -172,43 +175,24 @@ def converted(tensors: Any, dtype: torch.dtype, device: str | None = None) -> An
     return tensors
 
 
-def forward(ops: Any, call: Call, save: bool = True) -> list[Tensor]:
+def forward(ops: Any, call: Layer, save: bool = True) -> list[Tensor]:
     """y, h_n, c_n, c, h_raw, saved."""
-    c = call
-    return list(
-        ops.sequence_forward(
-            c.cell_name, c.x, c.w_ih, c.w_hh, c.b_ih or None, c.b_hh or None, c.w_hr or None, c.h0,
-            c.c0, c.lengths, c.starts, c.reset, save, c.all_c, c.layer, c.window, *c.clip,
-        )
-    )  # fmt: skip
+    return op_calls.forward(call, ops, save=save)
 
 
-def backward(ops: Any, call: Call, out: list[Tensor], grads: list[Tensor | None]) -> list[Tensor]:
+def backward(ops: Any, call: Layer, out: list[Tensor], grads: list[Tensor | None]) -> list[Tensor]:
     """dgates, dh0, dc0, dproj, flow of what forward returned, for those of y, h_n, c_n and c."""
-    return list(ops.sequence_backward(*backward_arguments(call, out, grads)))
+    return op_calls.backward(call, out, grads, ops)
 
 
 def backward_over_saved(
-    ops: Any, call: Call, out: list[Tensor], grads: list[Tensor | None]
+    ops: Any, call: Layer, out: list[Tensor], grads: list[Tensor | None]
 ) -> list[Tensor]:
     """The same by the op that writes dgates over what forward saved, here a copy of that."""
-    saved = out[5].clone()
-    return [saved, *ops.sequence_backward_(*backward_arguments(call, [*out[:5], saved], grads))]
+    return op_calls.backward_over_saved(call, out, grads, ops)
 
 
-def backward_arguments(
-    call: Call, out: list[Tensor], grads: list[Tensor | None], *, initial: bool = True
-) -> list[Any]:
-    """The arguments of `sequence_backward`."""
-    y, _, _, c, _, saved = out
-    return [
-        call.cell_name, *grads, call.w_hh, call.w_hr or None, call.h0, call.c0, y, c, saved,
-        call.lengths, call.starts, call.reset, call.window, *call.clip, call.flow is not None,
-        initial, False,
-    ]  # fmt: skip
-
-
-def random_gradients(call: Call, out: list[Tensor], given: str = "all") -> list[Tensor | None]:
+def random_gradients(call: Layer, out: list[Tensor], given: str = "all") -> list[Tensor | None]:
     """Of y, h_n, c_n and c, as far as the cell has them; `given` names the one that is not None."""
     gen = torch.Generator().manual_seed(2)
     grads: list[Tensor | None] = []
@@ -219,7 +203,7 @@ def random_gradients(call: Call, out: list[Tensor], given: str = "all") -> list[
     return grads
 
 
-def entering(call: Call, y: Tensor, d: int) -> Tensor:
+def entering(call: Layer, y: Tensor, d: int) -> Tensor:
     """The h that enters each position of direction d: [T, B, R]; any value in the padding."""
     R = call.h0.size(2)
     h, T, B = y[..., d * R : (d + 1) * R], y.size(0), y.size(1)
@@ -233,7 +217,7 @@ def entering(call: Call, y: Tensor, d: int) -> Tensor:
     return prev.masked_fill(cut[..., None], 0)
 
 
-def parameter_gradients(call: Call, out: list[Tensor], back: list[Tensor]) -> list[Tensor]:
+def parameter_gradients(call: Layer, out: list[Tensor], back: list[Tensor]) -> list[Tensor]:
     """Gradients of `call.tensors`, in that order, from the results of both ops."""
     if call.starts is not None:
         outs = [padded(call, t) if i in (0, 3, 4) else t for i, t in enumerate(out)]
@@ -271,35 +255,32 @@ def error(got: Tensor, want: Tensor) -> float:
     return worst.nan_to_num(nan=torch.inf).item()
 
 
-def forward_error(call: Call, out: list[Tensor]) -> float:
+def forward_error(call: Layer, out: list[Tensor]) -> float:
     """Of y, h_n, c_n and c against the reference in float64."""
-    want = reference.run(converted(call, torch.float64))
+    want = reference.run_layer(converted(call, torch.float64))
     return max(error(g, w) for g, w in zip(out, want, strict=False) if w is not None)
 
 
 def backward_error(
-    call: Call, out: list[Tensor], back: list[Tensor], grads: list[Tensor | None]
+    call: Layer, out: list[Tensor], back: list[Tensor], grads: list[Tensor | None]
 ) -> float:
     """Of all gradients, and the norms of those of h, against the reference in float64."""
-    norms: list[Tensor] = []
     exact = converted(call, torch.float64)
-    if call.flow is not None:
-        exact = exact._replace(flow=norms.append)
     for t in exact.tensors:
         t.requires_grad_()
     loss = torch.zeros((), dtype=torch.float64, device=call.x.device, requires_grad=True) * 1
-    for o, g in zip(reference.run(exact), grads, strict=True):
+    for o, g in zip(reference.run_layer(exact), grads, strict=True):
         if g is not None:
             loss = loss + (o * converted(g, torch.float64)).sum()
     want = torch.autograd.grad(loss, exact.tensors, allow_unused=True, materialize_grads=True)
     as64 = [converted(t, torch.float64) for t in (call, out, back)]
     got = parameter_gradients(*as64)
-    flow = norms[0] if norms else torch.zeros_like(back[4])  # no h was reached
+    flow = torch.zeros_like(back[4]) if exact.flow is None else exact.flow
     pairs = zip([*got, back[4]], [*want, flow], strict=True)
     return max(error(g, w) for g, w in pairs)
 
 
-def padding_is_zero(call: Call, tensors: list[Tensor]) -> bool:
+def padding_is_zero(call: Layer, tensors: list[Tensor]) -> bool:
     """Are these [T, B, ...] tensors zero past the end of each row? An empty tensor was not kept."""
     if call.lengths is None or call.starts is not None:
         return True

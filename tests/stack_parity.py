@@ -1,4 +1,4 @@
-"""Holds the ops of a stack of layers against the reference, a layer at a time."""
+"""Holds calls of several layers against the reference, a layer at a time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import op_parity
+import stack_calls
 import torch
 from op_parity import Case
 from torch import Tensor
 
-from rnnkernels.call import Call
+from rnnkernels.call import Layer
 
 
-def make(case: Case, layers: int, dtype: torch.dtype, device: str = "cpu") -> list[Call]:
-    """A call for each layer, no two of the same weights; only the x of the first is used."""
+def make(case: Case, layers: int, dtype: torch.dtype, device: str = "cpu") -> list[Layer]:
+    """Layers, no two of the same weights; only the x of the first is used."""
     calls = []
     for layer in range(layers):
         call = op_parity.make(replace(case, I=case.H) if layer else case, dtype, device)
@@ -26,7 +27,7 @@ def make(case: Case, layers: int, dtype: torch.dtype, device: str = "cpu") -> li
     return calls
 
 
-def masks(calls: list[Call], p: float) -> list[Tensor]:
+def masks(calls: list[Layer], p: float) -> list[Tensor]:
     """Factors of dropout between any two layers, [T, B, H]: 0 for a share p, else 1 / (1 - p)."""
     gen = torch.Generator().manual_seed(3)
     shape = *calls[0].x.shape[:2], calls[0].h0.size(2)
@@ -34,51 +35,66 @@ def masks(calls: list[Call], p: float) -> list[Tensor]:
     return [(mask / (1 - p)).to(calls[0].x) for mask in kept]
 
 
-def _lists(calls: list[Call], *names: str) -> list[list[Tensor]]:
-    """The tensors of each kind, of all layers; a layer has one of a list, or none."""
-    found = []
-    for name in names:
-        values = [getattr(call, name) for call in calls]
-        flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
-        found.append([v for v in flat if v is not None])
-    return found
+def _of_layers(t: Tensor, layers: int) -> list[Tensor]:
+    """What each layer has of a tensor of all; an empty one was not kept."""
+    return list(t.unbind()) if t.dim() > 1 else [t] * layers
 
 
-def _transposed(lists: list[list[Tensor]], layers: int) -> list[list[Tensor]]:
-    """What each layer has of lists that have a tensor for each layer, or are empty."""
-    return [[t[n] if t else torch.zeros(0) for t in lists] for n in range(layers)]
+def _states(t: Tensor, layers: int) -> list[Tensor]:
+    return list(t.chunk(layers)) if t.numel() or t.dim() > 1 else [t] * layers
 
 
-def forward(ops: Any, calls: list[Call], dropout: float = 0) -> list[list[Tensor]]:
+def forward(ops: Any, calls: list[Layer], dropout: float = 0) -> list[list[Tensor]]:
     """y, h_n, c_n, c, h_raw and saved of each layer."""
-    c, lists = calls[0], _lists(calls, "w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0")
-    y, h_n, c_n, all_c, saved = ops.stack_forward(
-        c.cell_name, c.x, *lists, masks(calls, dropout), c.lengths, c.starts, c.reset, True,
-        c.all_c, c.window, *c.clip,
-    )  # fmt: skip
-    return _transposed([y, h_n, c_n, all_c, [], saved], len(calls))
+    L, between = len(calls), masks(calls, dropout)
+    y, h_n, c_n, ys, *kept = ops.sequence_forward(*stack_calls.forward_arguments(calls, between))
+    outputs = [*(_of_layers(ys, 0) if L > 1 else []), y]
+    states = _states(h_n, L), _states(c_n, L)
+    return [
+        list(of) for of in zip(outputs, *states, *(_of_layers(t, L) for t in kept), strict=True)
+    ]
 
 
 def backward(
     ops: Any,
-    calls: list[Call],
+    calls: list[Layer],
     outs: list[list[Tensor]],
     grads: list[list[Tensor | None]],
     dropout: float = 0,
 ) -> list[list[Tensor]]:
     """dgates, dh0, dc0, dproj and flow of each layer, of what forward returned, for the gradients
     of its y, h_n, c_n and c; those of y are what reaches it from outside."""
-    c = calls[0]
-    w_ih, w_hh, h0, c0 = _lists(calls, "w_ih", "w_hh", "h0", "c0")
-    dgates, dh0, dc0 = ops.stack_backward(
-        c.cell_name, *([g[n] for g in grads] for n in range(4)), w_ih[1:], w_hh, h0, c0,
-        masks(calls, dropout), [out[0] for out in outs], [out[3] for out in outs if c0],
-        [out[5] for out in outs if c.cell.K], c.lengths, c.starts, c.reset, c.window, *c.clip, True,
-    )  # fmt: skip
-    return _transposed([dgates, dh0, dc0, [], []], len(calls))
+    L, has_c = len(calls), calls[0].c0 is not None
+    empty = outs[0][0].new_empty(0)
+
+    def whole(place: int, joined: Any, layers: list[list[Tensor]], like: int) -> Tensor | None:
+        found = [g[place] for g in grads[: len(layers)]]
+        if all(g is None for g in found):
+            return None
+        pairs = zip(found, layers, strict=True)
+        return joined([torch.zeros_like(out[like]) if g is None else g for g, out in pairs])
+
+    def stacked(place: int) -> Tensor:
+        return torch.stack([out[place] for out in outs]) if outs[0][place].numel() else empty
+
+    douts = [
+        grads[-1][0],
+        whole(1, torch.cat, outs, 1),
+        whole(2, torch.cat, outs, 2) if has_c else None,
+        whole(0, torch.stack, outs[:-1], 0),
+        whole(3, torch.stack, outs, 3) if has_c else None,
+    ]
+    ys = torch.stack([out[0] for out in outs[:-1]]) if L > 1 else empty
+    out = [outs[-1][0], empty, empty, ys, stacked(3), empty, stacked(5)]
+    between = masks(calls, dropout)
+    dgates, dh0, dc0, dproj, flow = ops.sequence_backward(
+        *stack_calls.backward_arguments(calls, out, douts, between)
+    )
+    parts = [_of_layers(dgates, L), _states(dh0, L), _states(dc0, L)]
+    return [list(of) for of in zip(*parts, *(_of_layers(t, L) for t in (dproj, flow)), strict=True)]
 
 
-def random_gradients(calls: list[Call], outs: list[list[Tensor]]) -> list[list[Tensor | None]]:
+def random_gradients(calls: list[Layer], outs: list[list[Tensor]]) -> list[list[Tensor | None]]:
     """Of y, h_n, c_n and c of each layer; nothing outside of the stack depends on the y of every
     second layer from the first on, unless that is the last."""
     grads = [op_parity.random_gradients(call, out) for call, out in zip(calls, outs, strict=True)]
@@ -87,7 +103,7 @@ def random_gradients(calls: list[Call], outs: list[list[Tensor]]) -> list[list[T
     return grads
 
 
-def fed(calls: list[Call], outs: list[list[Tensor]], dropout: float) -> list[Call]:
+def fed(calls: list[Layer], outs: list[list[Tensor]], dropout: float) -> list[Layer]:
     """The calls, with what the layer below gives for x."""
     factors = masks(calls, dropout)
     below = [calls[0].x]
@@ -96,13 +112,13 @@ def fed(calls: list[Call], outs: list[list[Tensor]], dropout: float) -> list[Cal
     return [call._replace(x=x) for call, x in zip(calls, below, strict=True)]
 
 
-def forward_error(calls: list[Call], outs: list[list[Tensor]], dropout: float = 0) -> float:
+def forward_error(calls: list[Layer], outs: list[list[Tensor]], dropout: float = 0) -> float:
     """The largest of all layers."""
     return max(map(op_parity.forward_error, fed(calls, outs, dropout), outs))
 
 
 def backward_error(
-    calls: list[Call],
+    calls: list[Layer],
     outs: list[list[Tensor]],
     backs: list[list[Tensor]],
     grads: list[list[Tensor | None]],

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import op_parity
 import pytest
 import torch
-from cases import NAMES, backward_arguments, forward_arguments, make_call, random_like
+from cases import NAMES, make_call, random_like
 from helpers import counted, same_bits
+from op_calls import backward, backward_arguments, forward, run
 from op_parity import CASES, OVER_SAVED, Case
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import rnnkernels
 from rnnkernels import ops
-from rnnkernels.call import Call
+from rnnkernels.call import Layer
 from rnnkernels.cells import CELLS
 
 if ops.missing is not None:
@@ -27,8 +27,8 @@ kernels = torch.ops.rnnkernels
 BACKWARD, OVER = "rnnkernels::sequence_backward", "rnnkernels::sequence_backward_"
 
 
-def loss_of(call: Call) -> Tensor:
-    out = [t for t in ops.run(call) if t is not None]
+def loss_of(call: Layer) -> Tensor:
+    out = [t for t in run(call) if t is not None]
     return torch.stack([(t * g).sum() for t, g in zip(out, random_like(out), strict=True)]).sum()
 
 
@@ -49,7 +49,7 @@ def test_the_op_that_writes_over_saved_values(case: Case) -> None:
 @pytest.mark.parametrize("cell", OVER_SAVED)
 def test_opcheck(cell: str) -> None:
     call = make_call(cell, D=2, lengths=[5, 0, 2], reset=True, grad=False)
-    outs = kernels.sequence_forward(*forward_arguments(call))
+    outs = forward(call)
     dy, dh_n, dc_n, _ = random_like(outs[:4])
     arguments = backward_arguments(call, outs, [dy, dh_n, None if call.c0 is None else dc_n, None])
     torch.library.opcheck(kernels.sequence_backward_.default, tuple(arguments))
@@ -58,11 +58,11 @@ def test_opcheck(cell: str) -> None:
 def test_what_cannot_be_written_over() -> None:
     for cell in set(NAMES) - set(OVER_SAVED):
         call = make_call(cell, grad=False)
-        outs = kernels.sequence_forward(*forward_arguments(call))
+        outs = forward(call)
         with pytest.raises(ValueError, match=rf"saved: a cell '{cell}' .*Call sequence_backward"):
             kernels.sequence_backward_(*backward_arguments(call, outs, [None] * 4))
     call = make_call("lstm", grad=False)
-    outs = list(kernels.sequence_forward(*forward_arguments(call)))
+    outs = list(forward(call))
     outs[5] = torch.stack([outs[5]] * 2, -1)[..., 0]
     with pytest.raises(RuntimeError, match="saved: expected contiguous memory"):
         kernels.sequence_backward_(*backward_arguments(call, outs, [None] * 4))
@@ -91,12 +91,12 @@ def test_keeping_the_graph_changes_no_bit(cell: str, window: int) -> None:
 
 def test_values_that_others_see_are_left_alone() -> None:
     call = make_call("lstm", T=6, D=2)
-    out = kernels.sequence_forward(*forward_arguments(call))
+    out = forward(call)
     saved = out[5].clone()
     assert OVER not in counted(out[0].sum().backward)
     assert torch.equal(out[5], saved)
 
-    view = kernels.sequence_forward(*forward_arguments(call))
+    view = forward(call)
     y, storage = view[0], view[5].untyped_storage()
     del view
     before = storage.clone()
@@ -151,7 +151,7 @@ def test_modes_see_no_op_that_writes() -> None:
 @pytest.mark.parametrize("part", ["x", "w_hh", "b_ih", "h0", "c0", "lengths", "reset", "y"])
 def test_changes_in_place_are_caught(part: str) -> None:
     call = make_call("lstm", lengths=[5, 4, 2], reset=True)
-    result = ops.run(call)
+    result = run(call)
     loss = result.y.square().sum()
     changed = result.y if part == "y" else getattr(call, part)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_work_that_nobody_asked_for_is_left_out() -> None:
         for part in parts:
             value = getattr(call, part)
             (value[0] if isinstance(value, list) else value).requires_grad_()
-        loss = ops.run(call).y.sum()
+        loss = run(call).y.sum()
         used = counted(loss.backward)
         return used.get("aten::mm", 0) + used.get("aten::addmm_", 0), used.get("aten::sum", 0)
 
@@ -274,55 +274,21 @@ def test_compiled_autograd(name: str) -> None:
 # Who records the norms
 
 
-@pytest.mark.parametrize("other", ["thread", "nested"])
-def test_a_sink_takes_the_norms_of_its_own_call_alone(other: str) -> None:
-    """Another call that runs while one is recorded, in another thread or inside it, is not."""
-    found: list[Tensor] = []
-    call = make_call("gru", T=4)
-
-    @torch.enable_grad()
-    def elsewhere() -> None:
-        ops.run(make_call("lstm", T=7)).y.sum().backward()
-
-    def pack(t: Tensor) -> Tensor:  # in the middle of the forward that is recorded
-        if not ran:
-            ran.append(True)
-            if other == "nested":
-                elsewhere()
-            else:
-                thread = threading.Thread(target=elsewhere)
-                thread.start()
-                thread.join()
-        return t
-
-    ran: list[bool] = []
-    with saved_tensors_hooks(pack, lambda t: t):
-        y = ops.run(call._replace(flow=found.append)).y
-    assert ran and found == []
-    y.sum().backward()
-    assert [tuple(norms.shape) for norms in found] == [(4, 3, 1)]
-    ops.run(call).y.sum().backward()
-    assert len(found) == 1
-
-
-def test_an_error_takes_the_sink_back() -> None:
-    found: list[Tensor] = []
-    call = make_call("gru")
-    with pytest.raises(RuntimeError):
-        ops.run(call._replace(flow=found.append, h0=call.h0[..., :1]))
-    with torch.no_grad():
-        ops.run(call._replace(flow=found.append))
-    ops.run(call).y.sum().backward()
-    assert found == []
-
-
-def test_an_error_in_a_sink_is_the_backwards() -> None:
-    def sink(norms: Tensor) -> None:
-        raise KeyError("from the sink")
-
-    y = ops.run(make_call("gru")._replace(flow=sink)).y
-    with pytest.raises(KeyError, match="from the sink"):
-        y.sum().backward()
+@pytest.mark.parametrize("cell", NAMES)
+def test_every_backward_fills_the_norms(cell: str) -> None:
+    """Of its own call alone, and again where the graph is kept."""
+    call = make_call(cell, T=4)
+    flow, other = torch.full((2, 4, 3, 1), 7.0, dtype=torch.float64)
+    y = run(call._replace(flow=flow)).y
+    run(call._replace(flow=other))
+    assert (flow == 7).all()
+    y.sum().backward(retain_graph=True)
+    first = flow.clone()
+    assert (first > 0).all() and (other == 7).all()
+    (y[:1] * 2).sum().backward()
+    assert not flow[1:].any() and (flow[0] > 0).all()
+    want = backward(call, forward(call), [torch.ones_like(y), None, None, None], record=True)[4]
+    assert torch.equal(first, want)
 
 
 def test_cells_that_fit() -> None:

@@ -111,7 +111,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "sigmoid": ("RNN", {"nonlinearity": "sigmoid"}, {}, "torch.nn has no cell 'rnn_sigmoid'"),
     "lengths": ("GRU", {}, {"lengths": [0, 0]}, "torch.nn takes no lengths but of packed rows"),
     "reset": ("GRU", {}, {"reset": torch.zeros(2, 2).bool()}, "torch.nn takes no reset"),
-    "all_c": ("LSTM", {}, {"return_all_states": True}, "torch.nn does not return every c"),
+    "all_states": ("LSTM", {}, {"return_all_states": True}, "torch.nn does not return every c"),
     "single": ("LSTM", {"bias_mode": "single"}, {}, "torch.nn has two biases or none"),
 }
 

@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from cases import backward_arguments, forward_arguments, make_call, random_like
+from cases import make_call, random_like
+from op_calls import backward, backward_arguments, forward, forward_arguments
 from torch import Tensor, nn
 from torch.func import functional_call
 
 import rnnkernels
 from rnnkernels import functional
-from rnnkernels.call import Call
+from rnnkernels.call import Layer
 
 BACKENDS = ("cpu", "reference", "torch")
 X = torch.zeros(5, 2, 3)
-
-forward = torch.ops.rnnkernels.sequence_forward
-backward = torch.ops.rnnkernels.sequence_backward
 
 
 def refuses(error: type[Exception], match: str, call: Callable[[], Any]) -> None:
@@ -138,40 +136,33 @@ def test_a_layer_of_meta_tensors_works() -> None:
     assert {t.device.type for t in (y, h_n, c_n)} == {"meta"} and y.shape == (5, 2, 4)
 
 
-def with_(**changes: Any) -> Callable[[Call], Call]:
+def with_(**changes: Any) -> Callable[[Layer], Layer]:
     return lambda call: call._replace(**changes)
 
 
-def each(name: str, change: Callable[[Any], Any]) -> Callable[[Call], Call]:
+def each(name: str, change: Callable[[Any], Any]) -> Callable[[Layer], Layer]:
     return lambda call: call._replace(**{name: change(getattr(call, name))})
 
 
 #: What is done to a good call of T=5, B=3, D=2, H=5, R=2; the error; what it names.
-FORWARD: list[tuple[str, Callable[[Call], Call], type[Exception], str]] = [
+FORWARD: list[tuple[str, Callable[[Layer], Layer], type[Exception], str]] = [
     ("cell", with_(cell_name="lstn"), ValueError, "cell: expected one of rnn_tanh.*lstn"),
     ("x-2d", each("x", lambda x: x[0]), RuntimeError, "input: expected 3 dim"),
     ("x-int", each("x", lambda x: x.int()), TypeError, "input: expected float32"),
     ("x-batch", each("x", lambda x: x[:, :2]), RuntimeError, "hx: expected shape"),
-    ("x-features", each("x", lambda x: x[..., :2]), RuntimeError, "weight_ih_l4: expected shape"),
-    ("no-w_hh", with_(w_hh=[]), ValueError, "w_hh: expected 1 or 2"),
-    ("three-w_hh", each("w_hh", lambda w: w + w[:1]), ValueError, "w_hh: expected 1 or 2"),
-    *(
-        (f"one-{n}", each(n, lambda w: w[:1]), ValueError, f"{n}: expected 2 tensors")
-        for n in ("w_ih", "b_ih", "b_hh", "w_hr")
-    ),
-    ("one-w_hh", each("w_hh", lambda w: w[:1]), ValueError, "w_ih: expected 1 tensors"),
+    ("x-features", each("x", lambda x: x[..., :2]), RuntimeError, "weight_ih_l0: expected shape"),
     *(
         (
             f"{n}-{how}",
             each(n, lambda w, f=f: [w[0], f(w[1])]),
             error,
-            n.replace("w_", "weight_").replace("b_", "bias_") + "_l4_reverse",
+            n.replace("w_", "weight_").replace("b_", "bias_") + "_l0_reverse",
         )
         for n in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
         for how, (f, error) in WRONG.items()
         if how != "dtype"
     ),
-    ("w_hh-dtype", each("w_hh", lambda w: [w[0], w[1].half()]), ValueError, "weight_hh_l4_rev"),
+    ("w_hh-dtype", each("w_hh", lambda w: [w[0], w[1].half()]), ValueError, "weight_hh_l0_rev"),
     ("h0-2d", each("h0", lambda h: h[0]), RuntimeError, "h0: expected 3 dim"),
     ("h0-directions", each("h0", lambda h: h[:1]), RuntimeError, "hx: expected shape"),
     ("h0-batch", each("h0", lambda h: h[:, :2]), RuntimeError, "hx: expected shape"),
@@ -195,49 +186,36 @@ FORWARD: list[tuple[str, Callable[[Call], Call], type[Exception], str]] = [
 ]
 
 
-def good_call() -> Call:
-    return make_call(T=5, B=3, H=5, D=2, proj=2, grad=False)._replace(layer=4)
+def good_call() -> Layer:
+    return make_call(T=5, B=3, H=5, D=2, proj=2, grad=False)._replace(number=0)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "named"), [pytest.param(*row[1:], id=row[0]) for row in FORWARD]
 )
 def test_sequence_forward(
-    change: Callable[[Call], Call], error: type[Exception], named: str
+    change: Callable[[Layer], Layer], error: type[Exception], named: str
 ) -> None:
     call = change(good_call())
-    refuses(error, named, lambda: forward(*forward_arguments(call)))
+    refuses(error, named, lambda: forward(call))
 
 
-#: Place among the arguments of sequence_backward, what is done to it, error, what it names.
-PLACES = {
-    name: i
-    for i, name in enumerate(
-        [
-            "cell",
-            "dy",
-            "dh_n",
-            "dc_n",
-            "dc",
-            "w_hh",
-            "w_hr",
-            "h0",
-            "c0",
-            "y",
-            "c",
-            "saved",
-            "lengths",
-            "starts",
-            "reset",
-        ]
-    )
-}
+def places(op: Any) -> dict[str, int]:
+    """Of the arguments of an op, by their names."""
+    return {a.name: i for i, a in enumerate(op.default._schema.arguments)}
+
+
+def changed(i: int, change: Callable[[Tensor], Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+    return lambda list_: [*list_[:i], change(list_[i]), *list_[i + 1 :]]
+
+
+#: What is done to an argument of sequence_backward, the error, what it names.
 BACKWARD: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("cell", lambda _: "", ValueError, "cell: expected one of"),
     *((n, smaller, RuntimeError, f"{n}: .*shape") for n in ("dy", "dh_n", "dc_n", "dc")),
     # The first three give the sizes, so that another tensor may be the one that does not fit.
-    *((n, smaller, RuntimeError, "(h0|c0|y|w_hh): .*shape") for n in ("h0", "c0", "y")),
-    *((n, bigger, RuntimeError, "(h0|c0|y|w_hh): .*shape") for n in ("h0", "c0", "y")),
+    *((n, smaller, RuntimeError, "(h0|c0|y|weight_hh_l0): .*shape") for n in ("h0", "c0", "y")),
+    *((n, bigger, RuntimeError, "(h0|c0|y|weight_hh_l0): .*shape") for n in ("h0", "c0", "y")),
     *((n, smaller, RuntimeError, f"{n}: .*shape") for n in ("c", "saved")),
     *((n, lambda t: t[0], RuntimeError, n) for n in ("dy", "dc", "h0", "c0", "y", "c", "saved")),
     *((n, lambda t: t[:0], RuntimeError, n) for n in ("c", "saved")),
@@ -247,12 +225,13 @@ BACKWARD: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
         (n, lambda t: t.to("meta"), RuntimeError, "device")
         for n in ("dy", "dc_n", "h0", "y", "c", "saved")
     ),
-    ("w_hh", lambda w: [], ValueError, "w_hh: expected 1 or 2"),
-    ("w_hh", lambda w: w[:1], ValueError, "w_hr: expected 1 tensors"),
-    ("w_hr", lambda w: w[:1], ValueError, "w_hr: expected 2"),
-    ("w_hr", lambda w: [], RuntimeError, "h0: expected the hidden size"),
-    ("w_hh", lambda w: [w[0], smaller(w[1])], RuntimeError, "w_hh: .*shape"),
-    ("w_hr", lambda w: [w[0], bigger(w[1])], RuntimeError, "w_hr: .*shape"),
+    ("weights", lambda w: [], ValueError, "weights: expected .* 2 layers and directions, got 0"),
+    ("weights", lambda w: w[:-1], ValueError, "weights: expected .*got 9"),
+    ("weights", lambda w: w[:2] * 2, ValueError, "weights: expected .*got 4"),
+    ("weights", lambda w: w + w[:2], ValueError, "weights: expected .*got 12"),
+    ("weights", changed(6, smaller), RuntimeError, "weight_hh_l0_reverse: .*shape"),
+    ("weights", changed(9, bigger), RuntimeError, "weight_hr_l0_reverse: .*shape"),
+    ("projected", lambda _: False, RuntimeError, "h0: expected the hidden size"),
     ("c0", lambda _: None, ValueError, "c0: a cell 'lstm' takes"),
     ("lengths", lambda _: torch.ones(4).long(), ValueError, "lengths: expected shape"),
     ("lengths", lambda _: torch.tensor([5, 6, 0]), ValueError, "lengths.*to 5.*got 6"),
@@ -268,17 +247,27 @@ def test_sequence_backward(
     name: str, change: Callable[[Any], Any], error: type[Exception], named: str
 ) -> None:
     call = good_call()
-    outs = forward(*forward_arguments(call))
+    outs = forward(call)
+    op = torch.ops.rnnkernels.sequence_backward
     arguments = backward_arguments(call, outs, random_like(outs[:4]))
-    arguments[PLACES[name]] = change(arguments[PLACES[name]])
-    refuses(error, named, lambda: backward(*arguments))
+    at = places(op)[name]
+    arguments[at] = change(arguments[at])
+    refuses(error, named, lambda: op(*arguments))
+
+
+@pytest.mark.parametrize("change", [lambda w: [], lambda w: w[:-1], lambda w: w + w[:1]])
+def test_weights_that_are_not_as_many(change: Callable[[Any], Any]) -> None:
+    op = torch.ops.rnnkernels.sequence_forward
+    arguments = forward_arguments(good_call())
+    at = places(op)["weights"]
+    arguments[at] = change(arguments[at])
+    refuses(ValueError, "weights: expected .* 2 layers and directions", lambda: op(*arguments))
 
 
 def test_no_c_where_the_cell_has_none() -> None:
     call = make_call("gru", D=2, grad=False)
-    outs = forward(*forward_arguments(call))
+    outs = forward(call)
     for place in (2, 3):
         douts: list[Tensor | None] = [None] * 4
         douts[place] = torch.zeros(5, 3, 2, 5, dtype=torch.float64)
-        arguments = backward_arguments(call, outs, douts)
-        refuses(ValueError, "has no c", lambda a=arguments: backward(*a))
+        refuses(ValueError, "has no c", lambda d=douts: backward(call, outs, d))

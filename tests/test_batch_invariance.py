@@ -11,11 +11,12 @@ from cases import NAMES, convert, make_call, random_like
 from helpers import counted, require_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_calls import run
 from torch import Tensor, nn
 
 import rnnkernels
 from rnnkernels import backends, ops, reference
-from rnnkernels.call import Call, Result
+from rnnkernels.call import Layer, LayerResult
 from rnnkernels.testing import assert_close
 
 
@@ -27,9 +28,9 @@ def _kernels() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def results(call: Call, douts: Sequence[Tensor] | None) -> list[Tensor]:
+def results(call: Layer, douts: Sequence[Tensor] | None) -> list[Tensor]:
     """Outputs with the batch second, then the gradients of x, h0 and c0 for these gradients."""
-    outs = [t for t in ops.run(call) if t is not None]
+    outs = [t for t in run(call) if t is not None]
     if douts is None:
         return [t.detach() for t in outs]
     inputs = [call.x, call.h0, *([] if call.c0 is None else [call.c0])]
@@ -37,7 +38,7 @@ def results(call: Call, douts: Sequence[Tensor] | None) -> list[Tensor]:
     return [*(t.detach() for t in outs), *grads]
 
 
-def rows_of(call: Call, rows: Tensor) -> Call:
+def rows_of(call: Layer, rows: Tensor) -> Layer:
     """The same weights for some rows of the batch."""
 
     def of(t: Tensor | None, dim: int) -> Tensor | None:
@@ -59,10 +60,10 @@ def same_bits(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
     return all(torch.equal(g, w) for g, w in zip(got, wanted, strict=True))
 
 
-def assert_rows_agree(call: Call, rows: Tensor, threads: tuple[int, int]) -> None:
+def assert_rows_agree(call: Layer, rows: Tensor, threads: tuple[int, int]) -> None:
     """Some rows, in any order and alone, have the bits that they have in the whole batch."""
     torch.set_num_threads(threads[0])
-    douts = random_like([t.detach() for t in ops.run(call) if t is not None])
+    douts = random_like([t.detach() for t in run(call) if t is not None])
     whole = results(call, douts)
     torch.set_num_threads(threads[1])
     some = results(rows_of(call, rows), [d.index_select(1, rows) for d in douts])
@@ -70,7 +71,7 @@ def assert_rows_agree(call: Call, rows: Tensor, threads: tuple[int, int]) -> Non
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> tuple[Call, Tensor, tuple[int, int]]:
+def batches(draw: st.DrawFn) -> tuple[Layer, Tensor, tuple[int, int]]:
     cell = draw(st.sampled_from(NAMES))
     B = draw(st.integers(1, 70))
     T = draw(st.integers(1, 6))
@@ -86,7 +87,7 @@ def batches(draw: st.DrawFn) -> tuple[Call, Tensor, tuple[int, int]]:
         proj=draw(st.integers(1, 40)) if cell == "lstm" and draw(st.booleans()) else 0,
         lengths=draw(st.booleans()),
         reset=draw(st.booleans()),
-        all_c=cell == "lstm",
+        all_states=cell == "lstm",
         dtype=draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])),
         seed=draw(st.integers(0, 99)),
     )
@@ -116,9 +117,9 @@ def test_large_batches(cell: str) -> None:
 def test_first_steps_do_not_depend_on_what_follows(cell: str, B: int) -> None:
     call = make_call(cell, T=9, B=B, inputs=40, H=48, dtype=torch.float32, grad=False)
     with rnnkernels.batch_invariant():
-        whole = ops.run(call).y
+        whole = run(call).y
         for T in (1, 5):
-            assert torch.equal(ops.run(call._replace(x=call.x[:T])).y, whole[:T]), T
+            assert torch.equal(run(call._replace(x=call.x[:T])).y, whole[:T]), T
 
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
@@ -158,9 +159,9 @@ def test_backward_follows_its_forward() -> None:
     call = make_call("gru", T=1, B=33, inputs=300, H=130, dtype=torch.float32)
     one = rows_of(call, torch.tensor([20]))
 
-    def gradients(call: Call, dy: Tensor, on: bool) -> list[Tensor]:
+    def gradients(call: Layer, dy: Tensor, on: bool) -> list[Tensor]:
         with rnnkernels.batch_invariant():
-            y = ops.run(call).y
+            y = run(call).y
         with rnnkernels.batch_invariant(on):
             return list(torch.autograd.grad(y, [call.x, call.h0], dy))
 
@@ -181,15 +182,15 @@ def test_the_gradient_of_the_input_is_that_of_the_reference(
     call = make_call(cell, T=6, B=33, inputs=300, H=130, D=D, dtype=dtype)
     dy = torch.randn(6, 33, D * 130)
 
-    def dx(call: Call, run: Callable[[Call], Result]) -> Tensor:
+    def dx(call: Layer, run: Callable[[Layer], LayerResult]) -> Tensor:
         return torch.autograd.grad(run(call).y, call.x, dy.to(call.x))[0]
 
     found: list[Tensor] = []
     with rnnkernels.batch_invariant():
-        inside = counted(lambda: found.append(dx(call, ops.run)))
-    assert_close(found[0], dx(convert(call, Tensor.double), reference.run))
+        inside = counted(lambda: found.append(dx(call, run)))
+    assert_close(found[0], dx(convert(call, Tensor.double), reference.run_layer))
     assert "rnnkernels::input_gradient" in inside
-    assert "rnnkernels::input_gradient" not in counted(lambda: dx(call, ops.run))
+    assert "rnnkernels::input_gradient" not in counted(lambda: dx(call, run))
 
 
 def test_switches() -> None:
@@ -241,7 +242,7 @@ def test_no_double_backward() -> None:
         torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
-class Layer(nn.Module):
+class Wrapped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gru = rnnkernels.GRU(300, 130)
@@ -253,7 +254,7 @@ class Layer(nn.Module):
 @pytest.mark.parametrize("T", [1, 6])
 def test_a_compiled_graph_follows_the_setting(T: int) -> None:
     """One compiled before keeps its own graph: with the option on there is another."""
-    model = Layer()
+    model = Wrapped()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     x, dy = torch.randn(T, 33, 300), torch.randn(T, 33, 130)
 

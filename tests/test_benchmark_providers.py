@@ -27,7 +27,7 @@ def flashrnn(gx: Tensor, r: Tensor, b: Tensor, function: str) -> tuple[Any, Any]
     """
     B, T, _, _, H = gx.shape
     h = c = gx.new_zeros(B, H)
-    all_h, all_c = [], []
+    all_h, all_states = [], []
     for t in range(T):
         gh = torch.einsum("gij,bj->bgi", r[:, 0], h)
         raw = gx[:, t, :, 0] + gh + b[:, 0] if function != "gru" else gx[:, t, :, 0]
@@ -42,8 +42,8 @@ def flashrnn(gx: Tensor, r: Tensor, b: Tensor, function: str) -> tuple[Any, Any]
             reset, z = ((raw[:, k] + gh[:, k + 1] + b[k + 1, 0]).sigmoid() for k in (0, 1))
             h = z * h + (1 - z) * (raw[:, 2] + b[3, 0] + reset * g).tanh()
         all_h.append(h)
-        all_c.append(c)
-    states = [torch.stack(s, 1)[:, :, None] for s in (all_h, all_c)]
+        all_states.append(c)
+    states = [torch.stack(s, 1)[:, :, None] for s in (all_h, all_states)]
     states = states[: 2 if function == "lstm" else 1]
     return torch.stack(states), torch.stack([s[:, -1:] for s in states])
 

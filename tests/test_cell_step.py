@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkernels
 from rnnkernels import backends, functional, ops
+from rnnkernels.call import LayerWeights
 from rnnkernels.diagnostics import gradient_flow
-from rnnkernels.stack import LayerWeights
 
 if ops.missing is not None:
     pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)

@@ -6,24 +6,14 @@ import math
 
 import pytest
 import torch
-from cases import (
-    CLOSE,
-    NAMES,
-    assert_equals_reference,
-    backward_arguments,
-    forward_arguments,
-    make_call,
-    random_like,
-)
+from cases import CLOSE, NAMES, assert_equals_reference, make_call, random_like
+from op_calls import backward, forward
 from torch import Tensor
 
 import rnnkernels
 from rnnkernels import _C
-from rnnkernels.call import Call
+from rnnkernels.call import Layer
 from rnnkernels.cells import CELLS, Cell
-
-forward = torch.ops.rnnkernels.sequence_forward
-backward = torch.ops.rnnkernels.sequence_backward
 
 
 def random_values(count: int, n: int = 50) -> list[Tensor]:
@@ -80,8 +70,8 @@ def one_step(cell: Cell, gx: Tensor, gh: Tensor, h0: Tensor, c0: Tensor | None) 
     eye = torch.eye(rows, dtype=gx.dtype)
     w_hh = gx.new_zeros(rows, H)
     c0 = None if c0 is None else c0[None]
-    call = Call(cell.name, gx[None], [eye], [w_hh], [], [gh], [], h0[None], c0, None, None, True)
-    return list(forward(*forward_arguments(call)))
+    call = Layer(cell.name, gx[None], [eye], [w_hh], [], [gh], [], h0[None], c0, None, None, True)
+    return list(forward(call))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,7 +100,7 @@ def test_cpp_equals_torch_in_one_step(name: str) -> None:
     )
     dc_n = dnext[1][None] if cell.S > 1 else None
     douts = [dnext[0][None], None, dc_n, None]
-    dgates, dh0, dc0, _, _ = backward(*backward_arguments(call, out, douts))
+    dgates, dh0, dc0, _, _ = backward(call, out, douts)
     want = torch.cat([*dgx, *dgh[cell.G - cell.A :]], -1)
     torch.testing.assert_close(dgates[0, :, 0], want, **CLOSE)
     torch.testing.assert_close(dh0[0], dprev[0], **CLOSE)
@@ -128,11 +118,11 @@ def test_reads_h(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) != cell.reads_h
 
     call = make_call(name, T=1, B=6, H=11, grad=False)
-    outs = list(forward(*forward_arguments(call)))
+    outs = list(forward(call))
     douts = [*random_like(outs[:2]), None, None]
-    want = backward(*backward_arguments(call, outs, douts))
+    want = backward(call, outs, douts)
     outs[0] = 1 - outs[0]
-    got = backward(*backward_arguments(call, outs, douts))
+    got = backward(call, outs, douts)
     same = all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert same != cell.reads_h
 
@@ -182,8 +172,8 @@ def one_step_of_row(
     x, w_ih, w_hh = gx.new_zeros(1, 1, 1), gx.new_zeros(rows, 1), gx.new_zeros(rows, H)
     c0 = None if c0 is None else c0.view(1, 1, H)
     states = h0.view(1, 1, H), c0
-    call = Call(cell.name, x, [w_ih], [w_hh], [gx], [gh], [], *states, None, None)
-    _, h, c, *_ = forward(*forward_arguments(call, save=False))
+    call = Layer(cell.name, x, [w_ih], [w_hh], [gx], [gh], [], *states, None, None)
+    _, h, c, *_ = forward(call, save=False)
     return h[0, 0], c[0, 0] if cell.S > 1 else c
 
 
@@ -195,14 +185,14 @@ def test_nan_stays_in_its_row(name: str, T: int) -> None:
         call = make_call(name, T=T, B=7, H=19, D=2, grad=False)
         if getattr(call, where) is None:
             continue
-        clean = forward(*forward_arguments(call))
+        clean = forward(call)
         getattr(call, where)[:, 3] = math.nan
-        dirty = forward(*forward_arguments(call))
+        dirty = forward(call)
         douts: list[Tensor | None] = list(random_like(clean[:4]))
         if call.c0 is None:
             douts[2:] = [None, None]
-        clean_back = backward(*backward_arguments(call, clean, douts))
-        dirty_back = backward(*backward_arguments(call, dirty, douts))
+        clean_back = backward(call, clean, douts)
+        dirty_back = backward(call, dirty, douts)
         others = [b for b in range(7) if b != 3]
         assert dirty[0][:, 3].isnan().any()
         for a, b in zip((*clean, *clean_back[:3]), (*dirty, *dirty_back[:3]), strict=True):
@@ -229,8 +219,8 @@ def activation(name: str, x: Tensor) -> Tensor:
     w_hh, b_hh = torch.zeros(width, width), torch.zeros(width)
     parts = []
     for b in torch.cat([x, x.new_zeros(-len(x) % width)]).view(-1, width):
-        call = Call(name, torch.zeros(1, 1, 1), [w], [w_hh], [b], [b_hh], [], h, None, None, None)
-        parts.append(forward(*forward_arguments(call, save=False))[0].flatten())
+        call = Layer(name, torch.zeros(1, 1, 1), [w], [w_hh], [b], [b_hh], [], h, None, None, None)
+        parts.append(forward(call, save=False)[0].flatten())
     return torch.cat(parts)[: len(x)]
 
 

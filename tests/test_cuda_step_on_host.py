@@ -6,6 +6,7 @@ import sysconfig
 from pathlib import Path
 
 import nonfinite
+import op_calls
 import op_parity
 import pytest
 import torch
@@ -86,9 +87,9 @@ def test_without_saving(ops, case):
     """The same results, and nothing kept but what was asked for."""
     call = op_parity.make(case, torch.float64)
     kept = op_parity.forward(ops, call)
-    for all_c in (True, False) if call.c0 is not None else (False,):
-        out = op_parity.forward(ops, call._replace(all_c=all_c), save=False)
-        wanted = [*kept[:3], kept[3] if all_c else kept[3].new_empty(0)]
+    for all_states in (True, False) if call.c0 is not None else (False,):
+        out = op_parity.forward(ops, call._replace(all_states=all_states), save=False)
+        wanted = [*kept[:3], kept[3] if all_states else kept[3].new_empty(0)]
         assert all(torch.equal(a, b) for a, b in zip(out[:4], wanted, strict=True))
         assert out[4].shape == out[5].shape == (0,)
 
@@ -122,8 +123,7 @@ def test_gradients_of_initial_states_that_nobody_wants(ops, case):
     out = op_parity.forward(ops, call)
     grads = op_parity.random_gradients(call, out)
     want, got = (
-        ops.sequence_backward(*op_parity.backward_arguments(call, out, grads, initial=initial))
-        for initial in (True, False)
+        op_calls.backward(call, out, grads, ops, initial=initial) for initial in (True, False)
     )
     assert got[1].shape == got[2].shape == (0,)
     assert all(torch.equal(got[i], want[i]) for i in (0, 3, 4))

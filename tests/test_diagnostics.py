@@ -331,5 +331,5 @@ def test_the_call_is_what_the_layer_asked_for() -> None:
             module(X)
     plain, seen = calls
     assert plain.flow is None and seen.flow is not None
-    for field in ("cell_name", "all_c", "layer", "window", "clip", "lengths", "reset"):
+    for field in ("cell_name", "all_states", "layers", "window", "clip", "lengths", "reset"):
         assert getattr(plain, field) == getattr(seen, field)

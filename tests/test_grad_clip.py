@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from cases import NAMES, convert, gradients, make_call, present, random_like
+from op_calls import run
 from torch import Tensor
 
 import rnnkernels as rk
-from rnnkernels import backends, ops, reference
-from rnnkernels.call import Call, Clip
+from rnnkernels import backends, reference
+from rnnkernels.call import Clip, Layer
 from rnnkernels.testing import assert_close
 
 CLIPS = [Clip("value", 0.05), Clip("norm", 0.2), Clip("tanh", 0.1)]
@@ -28,7 +29,7 @@ def bounded(clip: Clip, dgx: Tensor, dgh: Tensor) -> tuple[Tensor, Tensor]:
     return dgx * factor, dgh * factor
 
 
-def by_hand(call: Call, dy: Tensor, dstates: list[Tensor]) -> list[Tensor]:
+def by_hand(call: Layer, dy: Tensor, dstates: list[Tensor]) -> list[Tensor]:
     """dx, dW_ih, dW_hh, db_ih, db_hh, dh0 and dc0 of one direction, by the formulas alone."""
     cell, T = call.cell, call.x.size(0)
     w_ih, w_hh, b_ih, b_hh = call.w_ih[0], call.w_hh[0], call.b_ih[0], call.b_hh[0]
@@ -67,14 +68,14 @@ def detached(t: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_the_loop_by_hand(name: str, clip: Clip, window: int) -> None:
     call = make_call(name, T=8, B=3, H=21, grad=True)._replace(clip=clip, window=window)
-    outs = present(ops.run(call))
+    outs = present(run(call))
     douts = random_like(outs)
     expected = by_hand(convert(call, detached), douts[0], [d[0] for d in douts[1:]])
-    for run in (ops.run, reference.run):
-        outs = present(run(call))
+    for runner in (run, reference.run_layer):
+        outs = present(runner(call))
         grads = torch.autograd.grad(outs, call.tensors, douts)
         assert_close(grads, [e.detach() for e in expected], rtol=1e-12)
-    free = torch.autograd.grad(present(ops.run(call._replace(clip=Clip()))), call.tensors, douts)
+    free = torch.autograd.grad(present(run(call._replace(clip=Clip()))), call.tensors, douts)
     assert not torch.allclose(free[0], grads[0])  # the bound is one that is felt
 
 
@@ -86,10 +87,10 @@ def test_kernels_equal_the_reference(
     name: str, clip: Clip, window: int, options: dict[str, Any]
 ) -> None:
     for proj in [0, 3] if name == "lstm" else [0]:
-        call = make_call(name, T=7, B=4, H=19, D=2, proj=proj, all_c=name == "lstm", **options)
+        call = make_call(name, T=7, B=4, H=19, D=2, proj=proj, all_states=name == "lstm", **options)
         call = call._replace(clip=clip, window=window)
         for got, expected in zip(
-            gradients(ops.run, call), gradients(reference.run, call), strict=True
+            gradients(run, call), gradients(reference.run_layer, call), strict=True
         ):
             assert_close(got, [e.detach() for e in expected], rtol=1e-12)
 
@@ -98,16 +99,16 @@ def test_kernels_equal_the_reference(
 @pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip.kind)
 def test_other_dtypes(clip: Clip, dtype: torch.dtype) -> None:
     call = make_call("gru", T=6, B=3, H=19, dtype=dtype)._replace(clip=clip, window=4)
-    _, grads = gradients(ops.run, call)
-    _, expected = gradients(reference.run, convert(call, Tensor.double))
+    _, grads = gradients(run, call)
+    _, expected = gradients(reference.run_layer, convert(call, Tensor.double))
     assert_close(grads, expected)
 
 
 def test_a_norm_in_many_rows_and_threads() -> None:
     """More rows than a block holds, more units than a thread takes."""
     call = make_call("lstm", T=6, B=150, inputs=3, H=70)._replace(clip=CLIPS[1], window=2)
-    _, grads = gradients(ops.run, call)
-    _, expected = gradients(reference.run, call)
+    _, grads = gradients(run, call)
+    _, expected = gradients(reference.run_layer, call)
     assert_close(grads, [e.detach() for e in expected], rtol=1e-12)
 
 
@@ -115,8 +116,8 @@ def test_a_zero_gradient_stays_zero() -> None:
     """No division by a norm of zero."""
     for clip in CLIPS:
         call = make_call("lstm", T=4)._replace(clip=clip)
-        for run in (ops.run, reference.run):
-            y = run(call).y
+        for runner in (run, reference.run_layer):
+            y = runner(call).y
             grads = torch.autograd.grad(y, call.tensors, torch.zeros_like(y))
             assert all(torch.equal(g, torch.zeros_like(g)) for g in grads)
 
@@ -124,7 +125,7 @@ def test_a_zero_gradient_stays_zero() -> None:
 def test_bounds_what_would_overflow() -> None:
     """A gradient of 1e30 whose square is no float32."""
     call = make_call("rnn_tanh", T=3, H=5, dtype=torch.float32)._replace(clip=Clip("norm", 1.0))
-    y = ops.run(call).y
+    y = run(call).y
     grads = torch.autograd.grad(y, call.tensors, torch.full_like(y, 1e30))
     assert all(g.isfinite().all() for g in grads)
 
@@ -144,7 +145,7 @@ def test_bounds_what_would_overflow() -> None:
 def test_how_it_is_asked_for(asked: Any, clip: Clip) -> None:
     seen: list[Clip] = []
 
-    def observer(call: Call, name: str | None) -> Any:
+    def observer(call: Layer, name: str | None) -> Any:
         seen.append(call.clip)
         return backends.select(call, name).run(call)
 

@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnkernels
 from rnnkernels import functional
+from rnnkernels.call import LayerWeights
 from rnnkernels.cells import CELLS
-from rnnkernels.stack import LayerWeights
 
 T, B, INPUTS, H = 3, 2, 2, 3
 

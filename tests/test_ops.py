@@ -11,23 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
-    NAMES,
-    assert_equals_reference,
-    backward_arguments,
-    forward_arguments,
-    make_call,
-    random_like,
-)
+from cases import NAMES, assert_equals_reference, make_call, random_like
 from helpers import same_bits
+from op_calls import backward, backward_arguments, forward, forward_arguments, run
 from torch import Tensor
 
-from rnnkernels import ops, reference
-from rnnkernels.call import Call
+from rnnkernels import reference
+from rnnkernels.call import Layer
 from rnnkernels.cells import CELLS
-
-forward = torch.ops.rnnkernels.sequence_forward
-backward = torch.ops.rnnkernels.sequence_backward
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +28,13 @@ def keep_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def both(call: Call) -> list[Tensor]:
+def both(call: Layer) -> list[Tensor]:
     """Every output of the forward and the backward op, for fixed random gradients."""
-    outs = forward(*forward_arguments(call))
+    outs = forward(call)
     dy, dh_n, dc_n, dc = random_like(outs[:4])
     c = call.c0 is not None
     douts = [dy, dh_n, dc_n if c else None, dc if c else None]
-    return [*outs, *backward(*backward_arguments(call, outs, douts))]
+    return [*outs, *backward(call, outs, douts)]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -56,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no-bias": {"D": 2, "bias": "none", "lengths": True},
     "projection": {"D": 2, "proj": 3, "H": 5, "lengths": [2, 0, 5], "reset": True},
     "projection-plain": {"proj": 18, "H": 33, "B": 9},
-    "all-c": {"D": 2, "all_c": True, "lengths": [1, 5, 4], "reset": True},
+    "all-c": {"D": 2, "all_states": True, "lengths": [1, 5, 4], "reset": True},
 }
 #: Cells with every option they take; a projection and c need a cell with a c.
 OPTION_CASES = [
@@ -135,18 +126,18 @@ USED = [u for u in itertools.product([True, False], repeat=4) if any(u)]
 )
 def test_any_results_in_the_loss(used: tuple[bool, ...]) -> None:
     """Each of dy, dh_n, dc_n and dc may be missing."""
-    assert_equals_reference(make_call(D=2, all_c=True, lengths=[5, 0, 3], reset=True), used)
+    assert_equals_reference(make_call(D=2, all_states=True, lengths=[5, 0, 3], reset=True), used)
     if used[0] or used[1]:
         assert_equals_reference(make_call("gru", D=2, lengths=[5, 0, 3]), used[:2])
-        assert_equals_reference(make_call(H=5, proj=2, all_c=True, reset=True), used)
+        assert_equals_reference(make_call(H=5, proj=2, all_states=True, reset=True), used)
 
 
 @pytest.mark.parametrize("cell", NAMES)
 def test_no_gradient_at_all(cell: str) -> None:
     """Without dy, dh_n, dc_n and dc every gradient is zero."""
     call = make_call(cell, D=2, lengths=[5, 0, 3], grad=False)
-    out = forward(*forward_arguments(call))
-    for t in backward(*backward_arguments(call, out, [None] * 4)):
+    out = forward(call)
+    for t in backward(call, out, [None] * 4):
         assert torch.equal(t, torch.zeros_like(t))
 
 
@@ -154,14 +145,14 @@ def test_no_gradient_at_all(cell: str) -> None:
 def test_one_part_asks_for_its_gradient(part: str) -> None:
     """Only one kind of input needs a gradient; it is the one that it gets among all."""
     call = make_call(D=2, H=5, proj=3, lengths=[5, 0, 3], reset=True)
-    every = torch.autograd.grad(ops.run(call).y.sum(), call.tensors)
+    every = torch.autograd.grad(run(call).y.sum(), call.tensors)
     want = {id(t): g for t, g in zip(call.tensors, every, strict=True)}
     chosen = getattr(call, part)
     chosen = chosen if isinstance(chosen, list) else [chosen]
     expected = [want[id(t)] for t in chosen]
     for t in call.tensors:
         t.requires_grad_(any(t is c for c in chosen))
-    for got, e in zip(torch.autograd.grad(ops.run(call).y.sum(), chosen), expected, strict=True):
+    for got, e in zip(torch.autograd.grad(run(call).y.sum(), chosen), expected, strict=True):
         torch.testing.assert_close(got, e)
 
 
@@ -169,12 +160,12 @@ def test_one_part_asks_for_its_gradient(part: str) -> None:
 def test_without_save(cell: str) -> None:
     """save=False gives the same results and keeps nothing, unless a gradient may be asked for."""
     call = make_call(cell, D=2)
-    kept = forward(*forward_arguments(call))
+    kept = forward(call)
     with torch.no_grad():
-        bare = forward(*forward_arguments(call, save=False))
+        bare = forward(call, save=False)
     assert same_bits(kept[:3], bare[:3])
     assert all(t.numel() == 0 for t in bare[3:])
-    asked = forward(*forward_arguments(call, save=False))
+    asked = forward(call, save=False)
     assert same_bits(kept, asked)
     gradients = [torch.autograd.grad(out[0].sum(), call.tensors) for out in (kept, asked)]
     assert same_bits(*gradients)
@@ -202,7 +193,7 @@ def test_strided_arguments() -> None:
 
 OPCHECKS = [
     pytest.param("lstm", {"D": 2, "lengths": [5, 0, 2], "reset": True}, id="lstm"),
-    pytest.param("lstm", {"proj": 3, "all_c": True}, id="lstm-projection-all-c"),
+    pytest.param("lstm", {"proj": 3, "all_states": True}, id="lstm-projection-all-c"),
     pytest.param("gru", {"D": 2, "reset": True, "bias": "single"}, id="gru"),
     pytest.param("rnn_tanh", {"bias": "none", "lengths": [1, 2, 5]}, id="rnn_tanh"),
 ]
@@ -219,7 +210,7 @@ def test_opcheck_forward(cell: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("cell", "options"), OPCHECKS)
 def test_opcheck_backward(cell: str, options: dict[str, Any]) -> None:
     call = make_call(cell, **options, grad=False)
-    outs = forward(*forward_arguments(call))
+    outs = forward(call)
     dy, dh_n, dc_n, _ = random_like(outs[:4])
     for douts in ([dy, dh_n, dc_n, None], [None, dh_n, None, None]):
         if call.c0 is None:
@@ -266,9 +257,9 @@ def test_a_row_does_not_depend_on_its_batch(cell: str, dtype: torch.dtype) -> No
             c0=None if batch.c0 is None else batch.c0[:, row],
             reset=None if batch.reset is None else batch.reset[:, row],
         )
-        one = forward(*forward_arguments(alone))
+        one = forward(alone)
         mine = [d[:, row] if d.numel() else None for d in douts]
-        single = [*one, *backward(*backward_arguments(alone, one, mine))]
+        single = [*one, *backward(alone, one, mine)]
         assert same_bits([t[:, row] if t.numel() else t for t in together], single)
 
 
@@ -312,6 +303,6 @@ def test_reference_is_what_the_layer_computes() -> None:
                 full = name.replace("w_", "weight_").replace("b_", "bias_")
                 getattr(lstm, f"{full}_l0{suffix}").copy_(getattr(call, name)[d])
     y, (h_n, c_n) = lstm(call.x, (call.h0, call.c0))
-    got = reference.run(call)
+    got = reference.run_layer(call)
     for ours, theirs in ((got.y, y), (got.h_n, h_n), (got.c_n, c_n)):
         torch.testing.assert_close(ours, theirs)

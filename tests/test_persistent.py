@@ -24,7 +24,7 @@ from op_parity import ALL, CASES, CLIPS, Case
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from rnnkernels.call import Call, Clip
+from rnnkernels.call import Clip, Layer
 from rnnkernels.cells import CELLS
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +96,7 @@ def runs(case: Case, precision: str = "float32") -> bool:
     return not (case.R or bounded or case.T * case.B == 0)
 
 
-def forward(ops: Any, calls: list[Call], dropout: float = 0) -> list[list[Tensor]]:
+def forward(ops: Any, calls: list[Layer], dropout: float = 0) -> list[list[Tensor]]:
     """What each layer returns, one by itself or a stack."""
     if calls[1:]:
         return stack_parity.forward(ops, calls, dropout)
@@ -104,7 +104,7 @@ def forward(ops: Any, calls: list[Call], dropout: float = 0) -> list[list[Tensor
 
 
 def backward(
-    ops: Any, calls: list[Call], outs: list[list[Tensor]], dropout: float = 0
+    ops: Any, calls: list[Layer], outs: list[list[Tensor]], dropout: float = 0
 ) -> list[list[Tensor]]:
     grads = stack_parity.random_gradients(calls, outs)
     if calls[1:]:

@@ -314,7 +314,7 @@ def calls(draw: st.DrawFn) -> Any:
         bias=draw(st.sampled_from(["double", "single", "none"])),
         lengths=some_lengths or False,
         reset=torch.tensor(some_mask, dtype=torch.bool).view(steps, rows) if some_mask else False,
-        all_c=draw(st.booleans()),
+        all_states=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
 

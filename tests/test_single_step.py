@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import op_calls
 import op_parity
 import pytest
 import torch
-from cases import (
-    NAMES,
-    assert_equals_reference,
-    backward_arguments,
-    forward_arguments,
-    make_call,
-    random_like,
-)
+from cases import NAMES, assert_equals_reference, make_call, random_like
+from op_calls import backward, forward
 from op_parity import CASES, OVER_SAVED, Case
 from torch import Tensor
 
 from rnnkernels import ops
-from rnnkernels.call import Call
+from rnnkernels.call import Layer
 
 if ops.missing is not None:
     pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
@@ -34,13 +29,13 @@ def keep_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def both(call: Call) -> list[Tensor]:
+def both(call: Layer) -> list[Tensor]:
     """Every output of the forward and the backward op, for fixed random gradients."""
-    out = kernels.sequence_forward(*forward_arguments(call))
+    out = forward(call)
     douts: list[Tensor | None] = list(random_like(out[:4]))
     if call.c0 is None:
         douts[2:] = [None, None]
-    return [*out, *kernels.sequence_backward(*backward_arguments(call, out, douts))]
+    return [*out, *backward(call, out, douts)]
 
 
 @pytest.mark.parametrize("bias", ["double", "single", "none"])
@@ -55,7 +50,7 @@ def test_equals_reference(cell: str, B: int, bias: str) -> None:
 @pytest.mark.parametrize("used", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)])
 def test_any_results_in_the_loss(used: tuple[bool, ...]) -> None:
     for B in (1, 3):
-        assert_equals_reference(make_call("lstm", T=1, B=B, H=20, all_c=True), used)
+        assert_equals_reference(make_call("lstm", T=1, B=B, H=20, all_states=True), used)
         if used[0] or used[1]:
             assert_equals_reference(make_call("gru", T=1, B=B, H=20), used[:2])
 
@@ -79,7 +74,7 @@ def test_one_row_of_16_bits_is_added_in_float32(cell: str, dtype: torch.dtype) -
         h0=call.h0.float(),
         c0=None if call.c0 is None else call.c0.float(),
     )
-    got, want = (kernels.sequence_forward(*forward_arguments(c)) for c in (call, wide))
+    got, want = (forward(c) for c in (call, wide))
     for g, w in zip(got, want, strict=True):
         assert torch.equal(g, w.to(dtype))
 
@@ -127,10 +122,7 @@ def test_gradients_of_initial_states_that_nobody_wants(case: Case) -> None:
     call = op_parity.make(case, torch.float64)
     out = op_parity.forward(kernels, call)
     grads = op_parity.random_gradients(call, out)
-    want, got = (
-        kernels.sequence_backward(*op_parity.backward_arguments(call, out, grads, initial=initial))
-        for initial in (True, False)
-    )
+    want, got = (op_calls.backward(call, out, grads, initial=initial) for initial in (True, False))
     dgates, dh0, dc0, dproj, flow = got
     assert dh0.shape == dc0.shape == (0,)
     for one, full in ((dgates, want[0]), (dproj, want[3]), (flow, want[4])):

@@ -1,4 +1,4 @@
-"""What the ops of a stack refuse, and how they say it."""
+"""What the ops refuse of a call of several layers, and how they say it."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from typing import Any
 import pytest
 import torch
 from cases import make_call, random_like
-from stack_calls import backward_arguments, forward_arguments, make_calls
+from op_calls import LENGTHS, X
+from stack_calls import backward_arguments, forward_arguments, make_calls, together
 from stack_parity import masks
 from torch import Tensor
 
-import rnnkernels
 from rnnkernels import ops
+from rnnkernels.call import Call
 
 if ops.missing is not None:
     pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
 
 kernels = torch.ops.rnnkernels
-
-
-def test_what_cannot_be_written_over() -> None:
-    calls = make_calls("rnn_tanh", grad=False)
-    out = kernels.stack_forward(*forward_arguments(calls))
-    with pytest.raises(ValueError, match=r"saved: a cell 'rnn_tanh' .*Call sequence_backward"):
-        kernels.stack_backward_(*backward_arguments(calls, out, [[]] * 4))
-
-
-FORWARD_LISTS = {"w_ih": 2, "w_hh": 3, "b_ih": 4, "b_hh": 5, "h0": 6, "c0": 7, "masks": 8}
-BACKWARD_LISTS = {
-    **{"dy": 1, "dh_n": 2, "dc_n": 3, "dc": 4, "w_ih": 5},
-    **{"h0": 7, "c0": 8, "masks": 9, "y": 10, "c": 11, "saved": 12},
+#: Places among the arguments.
+FORWARD = {name: i for i, name in enumerate(Call._fields)}
+BACKWARD = {
+    **{name: FORWARD[name] for name in ("layers", "directions", "merge_mode")},
+    **{name: X + i for i, name in enumerate(("dy", "dh_n", "dc_n", "dys", "dc"))},
+    **{name: FORWARD[name] + 4 for name in ("weights", "h0", "c0", "masks")},
+    **{name: LENGTHS + 4 + i for i, name in enumerate(("y", "ys", "c", "saved"))},
 }
 
 
-def masked_arguments(grad: bool) -> tuple[list[Any], list[Any]]:
-    """Of stack_forward, and of stack_backward on all that it returned."""
+def arguments_of_both(grad: bool = False) -> list[tuple[Any, dict[str, int], list[Any]]]:
+    """Of forward, and of backward on all that it returned, with their places."""
     calls = make_calls("lstm", grad=grad)
     between = masks(calls, 0.4)
     arguments = forward_arguments(calls, between)
-    out = kernels.stack_forward(*arguments)
-    return arguments, backward_arguments(calls, out, [random_like(t) for t in out[:4]], between)
+    out = kernels.sequence_forward(*arguments)
+    douts = random_like(out[:5])
+    back = backward_arguments(calls, out, douts, between)
+    return [
+        (kernels.sequence_forward, FORWARD, arguments),
+        (kernels.sequence_backward, BACKWARD, back),
+    ]
 
 
 def refused(op: Any, arguments: list[Any], at: int, value: Any, error: Any, message: str) -> None:
@@ -48,31 +48,60 @@ def refused(op: Any, arguments: list[Any], at: int, value: Any, error: Any, mess
         op(*arguments[:at], value, *arguments[at + 1 :])
 
 
+def test_places() -> None:
+    """The names used here are those of the schemas."""
+    for op, places, _ in arguments_of_both():
+        names = [a.name for a in op.default._schema.arguments]
+        assert {name: names.index(name) for name in places if name in names} == {
+            name: at for name, at in places.items() if name in names
+        }
+        assert "masks" in names
+
+
+def test_what_cannot_be_written_over() -> None:
+    calls = make_calls("rnn_tanh", grad=False)
+    out = kernels.sequence_forward(*forward_arguments(calls))
+    with pytest.raises(ValueError, match=r"saved: a cell 'rnn_tanh' .*Call sequence_backward"):
+        kernels.sequence_backward_(*backward_arguments(calls, out, [None] * 5))
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_lists_of_another_length_are_refused_by_name(grad: bool) -> None:
-    forward, backward = masked_arguments(grad)
-    count = r"expected \d tensors, one (per layer|between any two layers)"
-    for name, at in FORWARD_LISTS.items():
-        wrong = "w_ih" if name == "w_hh" else name  # the layers are counted by it
-        message = f"{wrong}: {count}"
-        refused(kernels.stack_forward, forward, at, forward[at][:-1], ValueError, message)
-    for name, at in BACKWARD_LISTS.items():
-        message = f"{name}: {count}"
-        refused(kernels.stack_backward, backward, at, backward[at][:-1], ValueError, message)
+    for op, places, arguments in arguments_of_both(grad):
+        message = r"weights: expected \[w_ih, .*for each of 3 layers and directions, got 11 tensors"
+        weights = arguments[places["weights"]]
+        refused(op, arguments, places["weights"], weights[:-1], ValueError, message)
+        between = arguments[places["masks"]]
+        message = "masks: expected 2 tensors, one between any two layers, or None, got 1"
+        refused(op, arguments, places["masks"], between[:-1], ValueError, message)
 
 
-WRONG_MASKS: dict[str, tuple[Any, Any]] = {
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("layers", 0, "layers: expected 1 or more, got 0"),
+        ("layers", -1, "layers: expected 1 or more, got -1"),
+        ("directions", 3, "directions: expected 1 or 2, got 3"),
+        ("merge_mode", "max", "merge_mode: expected one of concat, sum, mean, mul, got 'max'"),
+    ],
+)
+def test_numbers_and_names(name: str, value: Any, message: str) -> None:
+    for op, places, arguments in arguments_of_both():
+        refused(op, arguments, places[name], value, ValueError, message)
+
+
+WRONG_FORMS: dict[str, tuple[Any, Any]] = {
     "shape": (lambda t: t[:-1], RuntimeError),
     "dtype": (Tensor.float, ValueError),
     "device": (lambda t: t.to("meta"), RuntimeError),
 }
 
 
-@pytest.mark.parametrize("what", WRONG_MASKS)
+@pytest.mark.parametrize("what", WRONG_FORMS)
 def test_masks_of_another_form_are_refused(what: str) -> None:
-    change, error = WRONG_MASKS[what]
-    ways = (kernels.stack_forward, 8), (kernels.stack_backward, 9)
-    for (op, at), arguments in zip(ways, masked_arguments(True), strict=True):
+    change, error = WRONG_FORMS[what]
+    for op, places, arguments in arguments_of_both(True):
+        at = places["masks"]
         bad = [arguments[at][0], change(arguments[at][1])]
         refused(op, arguments, at, bad, error, f"masks: expected {what}")
 
@@ -83,27 +112,37 @@ def test_masks_that_ask_for_a_gradient_are_refused() -> None:
         calls = make_calls("gru", grad=grad)
         between = [mask.requires_grad_() for mask in masks(calls, 0.4)]
         with pytest.raises(RuntimeError, match="masks: expected tensors that require no gradient"):
-            ops.run_stack(calls, between)
+            together(calls, between)
         with torch.no_grad():
-            ops.run_stack(calls, between)
+            together(calls, between)
 
 
-@pytest.mark.parametrize(("name", "at"), [("y", 10), ("w_ih", 5), ("dy", 1)])
-def test_what_has_to_agree_between_layers(name: str, at: int) -> None:
-    _, arguments = masked_arguments(False)
+@pytest.mark.parametrize("what", WRONG_FORMS)
+@pytest.mark.parametrize("layer", [1, 2])
+def test_weights_of_upper_layers(what: str, layer: int) -> None:
+    """Each is checked, and named as users know it."""
+    change, error = WRONG_FORMS[what]
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    for op, places, arguments in arguments_of_both():
+        at = places["weights"]
+        for i, name in enumerate(names[: 4 if op is kernels.sequence_forward else 2]):
+            bad = list(arguments[at])
+            bad[4 * layer + i] = change(bad[4 * layer + i])
+            refused(op, arguments, at, bad, error, f"{name}_l{layer}: expected {what}")
+
+
+@pytest.mark.parametrize("name", ["dys", "dc", "ys", "c", "saved", "dh_n", "h0", "c0"])
+def test_what_all_layers_have(name: str) -> None:
+    op, places, arguments = arguments_of_both()[1]
+    at = places[name]
     for change, error in ((lambda t: t[:-1], RuntimeError), (Tensor.float, ValueError)):
-        bad = [*arguments[at][:-1], change(arguments[at][-1])]
-        refused(kernels.stack_backward, arguments, at, bad, error, f"{name} of layer 2: expected")
+        refused(op, arguments, at, change(arguments[at]), error, f"{name}: expected")
 
 
 def test_all_layers_have_one_hidden_size() -> None:
     calls = make_calls("gru", 2, grad=False)
     wide = make_call("gru", inputs=5, H=6, grad=False)
-    with pytest.raises(RuntimeError, match=r"hx of layer 1: expected shape"):
-        kernels.stack_forward(*forward_arguments([calls[0], wide]))
-
-
-def test_batch_invariance_is_refused() -> None:
-    calls = make_calls("gru")
-    with rnnkernels.batch_invariant(), pytest.raises(RuntimeError, match="layers one by one"):
-        ops.run_stack(calls)
+    arguments = forward_arguments(calls)
+    weights = [*calls[0].call().weights, *wide.call().weights]
+    message = r"weight_ih_l1: expected shape \[15, 5\]"
+    refused(kernels.sequence_forward, arguments, FORWARD["weights"], weights, RuntimeError, message)

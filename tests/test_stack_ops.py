@@ -1,4 +1,4 @@
-"""A stack of layers through one op against the same layers one after the other."""
+"""Layers in one call of the op against the same layers one after the other."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from stack_calls import (
     backward_arguments,
     forward_arguments,
     inputs_of,
+    joined,
     loss_of,
     make_calls,
     one_by_one,
+    together,
 )
 from stack_parity import masks
 from torch import Tensor
@@ -25,14 +27,13 @@ from torch._dynamo.testing import CompileCounter
 from torch.autograd.graph import saved_tensors_hooks
 
 from rnnkernels import ops
-from rnnkernels.call import Call
+from rnnkernels.call import Layer
 
 if ops.missing is not None:
     pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
 
 kernels = torch.ops.rnnkernels
-LAYER, STACK = "rnnkernels::sequence_backward", "rnnkernels::stack_backward"
-OVER = "rnnkernels::stack_backward_"
+BACKWARD, OVER = "rnnkernels::sequence_backward", "rnnkernels::sequence_backward_"
 
 # The op itself
 
@@ -42,7 +43,7 @@ with_masks = pytest.mark.parametrize("dropout", [0, 0.4], ids=["unmasked", "mask
 
 
 def results_and_gradients(
-    run: Any, calls: list[Call], dropout: float, used: Sequence[int] = ()
+    run: Any, calls: list[Layer], dropout: float, used: Sequence[int] = ()
 ) -> list[Any]:
     results = run(calls, masks(calls, dropout))
     inputs = [t for t in inputs_of(calls) if t.requires_grad]
@@ -50,8 +51,8 @@ def results_and_gradients(
     return [*(t for result in results for t in result), *grads]
 
 
-def assert_same_as_layers(calls: list[Call], dropout: float, used: Sequence[int] = ()) -> None:
-    got = results_and_gradients(ops.run_stack, calls, dropout, used)
+def assert_same_as_layers(calls: list[Layer], dropout: float, used: Sequence[int] = ()) -> None:
+    got = results_and_gradients(together, calls, dropout, used)
     assert same_bits(got, results_and_gradients(one_by_one, calls, dropout, used))
 
 
@@ -59,12 +60,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "two-layers": {"layers": 2, "lengths": [5, 0, 2]},
     "one-layer": {"layers": 1, "reset": True},
-    "lengths-reset": {"lengths": [3, 5, 0], "reset": True, "all_c": True},
+    "lengths-reset": {"lengths": [3, 5, 0], "reset": True, "all_states": True},
     "no-bias": {"bias": "none"},
     "single-bias": {"bias": "single", "lengths": True},
     "window": {"window": 2, "lengths": True},
     "float32": {"dtype": torch.float32, "H": 33, "B": 9, "reset": True},
-    "bfloat16": {"dtype": torch.bfloat16, "all_c": True},
+    "bfloat16": {"dtype": torch.bfloat16, "all_states": True},
     "no-time": {"T": 0},
     "no-batch": {"B": 0, "lengths": True, "reset": True},
     "one-step": {"T": 1, "B": 1, "H": 8},
@@ -84,23 +85,20 @@ def test_same_bits_as_one_by_one(cell: str, options: dict[str, Any], dropout: fl
 @pytest.mark.parametrize("used", [(i,) for i in range(8)] + [(0, 7), (1, 2), (3, 4), (2, 5, 6)])
 def test_some_results_in_the_loss(used: tuple[int, ...], dropout: float) -> None:
     """Of y, h_n, c_n and c of two layers; layers that no gradient reaches get none."""
-    assert_same_as_layers(make_calls(layers=2, all_c=True, lengths=[5, 0, 3]), dropout, used)
+    assert_same_as_layers(make_calls(layers=2, all_states=True, lengths=[5, 0, 3]), dropout, used)
 
 
 @with_masks
 @pytest.mark.parametrize("asked", [(0,), (1,), (4,), (9,), (11, 12), (2, 17), (18,)], ids=str)
 def test_some_inputs_ask_for_their_gradient(asked: tuple[int, ...], dropout: float) -> None:
-    """The numbers are those of inputs_of; only the layers above the lowest of them go back."""
+    """The numbers are those of inputs_of."""
     calls = make_calls("lstm", grad=False)
     inputs = inputs_of(calls)
     for i in asked:
         inputs[i].requires_grad_()
     assert_same_as_layers(calls, dropout)
-    results = ops.run_stack(calls, masks(calls, dropout))
-    lowest = max(asked[0] - 1, 0) // 6
-    assert [r.y.requires_grad for r in results] == [i >= lowest for i in range(3)]
-    used = counted(loss_of(results).backward)
-    assert used[OVER] == 1 and used["rnnkernels::sequence_backward_"] == 3 - lowest
+    used = counted(loss_of(together(calls, masks(calls, dropout))).backward)
+    assert used[OVER] == 1 and BACKWARD not in used
 
 
 def test_products_that_nobody_asked_for_are_left_out() -> None:
@@ -109,7 +107,7 @@ def test_products_that_nobody_asked_for_are_left_out() -> None:
     def products(number: int) -> tuple[int, int]:
         calls = make_calls("lstm", 2, grad=False)
         inputs_of(calls)[number].requires_grad_()
-        y = ops.run_stack(calls, masks(calls, 0.4))[1].y
+        y = together(calls, masks(calls, 0.4))[1].y
         used = counted(lambda: y.backward(torch.ones_like(y)))
         return used.get("aten::mm", 0), used.get("aten::mul", 0) + used.get("aten::mul_", 0)
 
@@ -124,11 +122,13 @@ def test_products_that_nobody_asked_for_are_left_out() -> None:
 @with_masks
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 def test_second_derivatives(cell: str, dropout: float) -> None:
-    calls = make_calls(cell, 2, T=3, B=2, inputs=2, H=2, lengths=[3, 2], reset=True, all_c=True)
+    calls = make_calls(
+        cell, 2, T=3, B=2, inputs=2, H=2, lengths=[3, 2], reset=True, all_states=True
+    )
     inputs = inputs_of(calls)
 
     def run(*_: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensors(ops.run_stack(calls, masks(calls, dropout))))
+        return tuple(tensors(together(calls, masks(calls, dropout))))
 
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
@@ -149,7 +149,7 @@ def test_differentiable_gradients(asked: int | None, dropout: float) -> None:
         return [*first, *torch.autograd.grad(square, chosen)]
 
     torch.testing.assert_close(
-        derivatives(ops.run_stack), derivatives(one_by_one), rtol=1e-12, atol=1e-12
+        derivatives(together), derivatives(one_by_one), rtol=1e-12, atol=1e-12
     )
 
 
@@ -170,13 +170,14 @@ class Look(torch.utils._python_dispatch.TorchDispatchMode):
 def test_no_grad_keeps_nothing() -> None:
     calls = make_calls("lstm")
     with torch.no_grad(), Look() as look:
-        results = ops.run_stack(calls)
-    assert same_bits(tensors(results), tensors(one_by_one(calls)))
-    (lists,) = look.seen.values()
-    assert [len(t) for t in lists] == [3, 3, 3, 0, 0]  # y, h_n, c_n; neither c nor saved
+        y = ops.run(joined(calls)).y
+    assert torch.equal(y, one_by_one(calls)[-1].y)
+    (outputs,) = look.seen.values()
+    # y, h_n, c_n; neither the y of lower layers, nor c, h_raw and saved
+    assert [t.dim() for t in outputs] == [3, 3, 3, 1, 1, 1, 1]
     leaves = [t for call in calls for t in call.tensors[1:]]
     found = [
-        torch.autograd.grad(kernels.stack_forward(*args)[0][2].sum(), leaves)
+        torch.autograd.grad(kernels.sequence_forward(*args)[0].sum(), leaves)
         for args in (forward_arguments(calls, save=save) for save in (True, False))
     ]
     assert same_bits(*found)  # what a backward needs is kept without being asked for
@@ -190,7 +191,7 @@ def test_no_grad_keeps_nothing() -> None:
 def test_keeping_the_graph_changes_no_bit(cell: str, window: int) -> None:
     """Also the last backward of a graph that was kept, which goes over the saved values."""
     calls = make_calls(cell, T=6, lengths=[6, 0, 4], window=window)
-    loss, inputs = loss_of(ops.run_stack(calls)), inputs_of(calls)
+    loss, inputs = loss_of(together(calls)), inputs_of(calls)
     found: list[tuple[Tensor, ...]] = []
 
     def backward(keep: bool) -> dict[str, int]:
@@ -199,9 +200,9 @@ def test_keeping_the_graph_changes_no_bit(cell: str, window: int) -> None:
 
     used = [backward(keep) for keep in (True, True, False)]
     assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
-    assert all(STACK in u and OVER not in u for u in used[:2])
+    assert all(BACKWARD in u and OVER not in u for u in used[:2])
     over = cell in OVER_SAVED
-    assert (OVER in used[2]) == over and (STACK in used[2]) == (not over)
+    assert (OVER in used[2]) == over and (BACKWARD in used[2]) == (not over)
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         backward(False)
 
@@ -209,8 +210,8 @@ def test_keeping_the_graph_changes_no_bit(cell: str, window: int) -> None:
 @pytest.mark.parametrize("layer", [0, 2])
 def test_values_that_others_see_are_left_alone(layer: int) -> None:
     """Of one layer is enough."""
-    out = kernels.stack_forward(*forward_arguments(make_calls("gru", T=6)))
-    y, seen = out[0][2], out[4][layer]
+    out = kernels.sequence_forward(*forward_arguments(make_calls("gru", T=6)))
+    y, seen = out[0], out[6][layer]
     del out
     before = seen.clone()
     assert OVER not in counted(y.sum().backward)
@@ -220,19 +221,19 @@ def test_values_that_others_see_are_left_alone(layer: int) -> None:
 def test_values_from_hooks_are_left_alone() -> None:
     calls = make_calls("lstm", T=6)
     with saved_tensors_hooks(lambda t: t, lambda t: t):
-        y = ops.run_stack(calls)[2].y
+        y = together(calls)[2].y
     assert OVER not in counted(y.sum().backward)
 
 
 def test_modes_see_no_op_that_writes() -> None:
     calls = make_calls("gru", T=6)
     inputs = inputs_of(calls)
-    want = torch.autograd.grad(loss_of(ops.run_stack(calls)), inputs)
-    loss = loss_of(ops.run_stack(calls))
+    want = torch.autograd.grad(loss_of(together(calls)), inputs)
+    loss = loss_of(together(calls))
     with Look() as look:
         got = torch.autograd.grad(loss, inputs)
     assert same_bits(got, want)
-    assert list(look.seen) == ["rnnkernels.stack_backward.default"]
+    assert list(look.seen) == ["rnnkernels.sequence_backward.default"]
 
 
 # What torch's own nodes and ops do
@@ -244,7 +245,7 @@ def test_modes_see_no_op_that_writes() -> None:
 def test_changes_in_place_are_caught(part: str) -> None:
     calls = make_calls("lstm", lengths=[5, 4, 2], reset=True)
     between = masks(calls, 0.4)
-    results = ops.run_stack(calls, between)
+    results = together(calls, between)
     own = {"y": results[1].y, "x": calls[0].x, "masks": between}
     changed = own[part] if part in own else getattr(calls[1], part)
     with torch.no_grad():
@@ -255,7 +256,7 @@ def test_changes_in_place_are_caught(part: str) -> None:
 
 def test_several_threads_go_backward_through_one_graph() -> None:
     calls = make_calls("lstm", T=9, B=5, H=40)
-    loss, inputs = loss_of(ops.run_stack(calls)), inputs_of(calls)
+    loss, inputs = loss_of(together(calls)), inputs_of(calls)
     want = torch.autograd.grad(loss, inputs, retain_graph=True)
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(lambda _: torch.autograd.grad(loss, inputs, retain_graph=True), range(12))
@@ -266,7 +267,7 @@ def test_several_threads_go_backward_through_one_graph() -> None:
 def test_gradients_share_no_memory(cell: str) -> None:
     """Gradients may be changed in place, as clipping does."""
     calls = make_calls(cell)
-    found = torch.autograd.grad(loss_of(ops.run_stack(calls)), inputs_of(calls))
+    found = torch.autograd.grad(loss_of(together(calls)), inputs_of(calls))
     assert len({g.untyped_storage().data_ptr() for g in found}) == len(found)
 
 
@@ -277,10 +278,10 @@ def test_compiled_autograd(cell: str, dropout: float, fresh_compiler: None) -> N
     stacks = [make_calls(cell, 2, lengths=[5, 0, 3], seed=seed) for seed in (3, 4)]
     between = [[mask * n for mask in masks(calls, dropout)] for n, calls in enumerate(stacks, 1)]
 
-    def gradients(calls: list[Call], masks: list[Tensor]) -> list[Tensor | None]:
+    def gradients(calls: list[Layer], masks: list[Tensor]) -> list[Tensor | None]:
         for t in inputs_of(calls):
             t.grad = None
-        loss_of(ops.run_stack(calls, masks)).backward()
+        loss_of(together(calls, masks)).backward()
         return [t.grad for t in inputs_of(calls)]
 
     want = [gradients(*both) for both in zip(stacks, between, strict=True)]
@@ -298,7 +299,7 @@ def test_torch_func(dropout: float) -> None:
 
     def loss(weight: Tensor) -> Tensor:
         changed = [calls[0]._replace(w_hh=[weight]), calls[1]]
-        return loss_of(ops.run_stack(changed, masks(calls, dropout)))
+        return loss_of(together(changed, masks(calls, dropout)))
 
     leaf = weight.clone().requires_grad_()
     (want,) = torch.autograd.grad(loss(leaf), leaf)
@@ -306,7 +307,7 @@ def test_torch_func(dropout: float) -> None:
 
 
 OPCHECKS: list[tuple[str, dict[str, Any]]] = [
-    ("lstm", {"lengths": [5, 0, 2], "reset": True, "all_c": True}),
+    ("lstm", {"lengths": [5, 0, 2], "reset": True, "all_states": True}),
     ("gru", {"bias": "single", "layers": 2}),
     ("rnn_tanh", {"bias": "none", "lengths": [1, 2, 5]}),
 ]
@@ -317,17 +318,16 @@ OPCHECKS: list[tuple[str, dict[str, Any]]] = [
 def test_opcheck(cell: str, options: dict[str, Any], dropout: float) -> None:
     calls = make_calls(cell, **options)
     between = masks(calls, dropout)
-    torch.library.opcheck(kernels.stack_forward.default, tuple(forward_arguments(calls, between)))
+    op = kernels.sequence_forward
+    torch.library.opcheck(op.default, tuple(forward_arguments(calls, between)))
     bare = make_calls(cell, **options, grad=False)
-    arguments = forward_arguments(bare, between, save=False)
-    torch.library.opcheck(kernels.stack_forward.default, tuple(arguments))
-    out = kernels.stack_forward(*forward_arguments(bare, between))
-    none: list[None] = [None] * len(bare)
-    some = [random_like(out[0]), random_like(out[1]), random_like(out[2]), []]
-    for douts in (some, [none, some[1], [], []]):
-        arguments = backward_arguments(bare, out, douts, between)
-        torch.library.opcheck(kernels.stack_backward.default, tuple(arguments))
-        if cell in OVER_SAVED:  # torch cannot functionalize an op that writes and returns lists
-            checks = "test_schema", "test_autograd_registration", "test_faketensor"
-            op = kernels.stack_backward_.default
-            torch.library.opcheck(op, tuple(arguments), test_utils=checks)
+    torch.library.opcheck(op.default, tuple(forward_arguments(bare, between, save=False)))
+    out = op(*forward_arguments(bare, between))
+    dy, dh_n, dc_n, dys, _ = random_like(out[:5])
+    has_c = bare[0].c0 is not None
+    some = [dy, dh_n, dc_n if has_c else None, dys, None]
+    for douts in (some, [None, some[1], None, None, None]):
+        arguments = tuple(backward_arguments(bare, out, douts, between))
+        torch.library.opcheck(kernels.sequence_backward.default, arguments)
+        if cell in OVER_SAVED:
+            torch.library.opcheck(kernels.sequence_backward_.default, arguments)

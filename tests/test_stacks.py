@@ -1,11 +1,9 @@
-"""Layers whose backend runs a stack at once against the same layers one by one."""
+"""Modules of several layers against the same layers one by one."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,12 +11,12 @@ import torch
 from cases import NAMES
 from graphs import Graphs, Model, assert_same, options_for, result, tokens
 from helpers import compare, draw, outputs_and_gradients, same_bits
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
-from rnnkernels import backends, ops, stack
-from rnnkernels.call import Call, Result
+from rnnkernels import ops, stack
 from rnnkernels.cells import CELLS
 from rnnkernels.diagnostics import gradient_flow
 
@@ -28,22 +26,68 @@ if ops.missing is not None:
 F64 = torch.float64
 
 
-@contextmanager
-def at_once(masked: list[int] | None = None) -> Iterator[list[int]]:
-    """The cpu backend runs stacks; yields the number of layers of each that it ran, and adds the
-    numbers of masks between them to ``masked``."""
-    ran: list[int] = []
+class OneByOne(nn.Module):
+    """The layers of a module as modules of one layer each, on the same parameters."""
 
-    def run_stack(calls: list[Call], masks: list[Tensor]) -> list[Result]:
-        ran.append(len(calls))
-        if masked is not None:
-            masked.append(len(masks))
-        return ops.run_stack(calls, masks)
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
 
-    cpu = backends.BACKENDS["cpu"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backends.BACKENDS, "cpu", dataclasses.replace(cpu, run_stack=run_stack))
-        yield ran
+    def forward(self, x: Tensor, hx: Any = None, **options: Any) -> Any:
+        m = self.module
+        D, has_c = 2 if m.bidirectional else 1, CELLS[m.cell].S > 1
+        kind = getattr(rnnkernels.functional, m.mode.split("_")[0].lower())
+        if m.mode.startswith("RNN"):
+            options["nonlinearity"] = m.nonlinearity
+        states, every = [], []
+        for layer in range(m.num_layers):
+            rows = slice(layer * D, (layer + 1) * D)
+            mine = hx
+            if hx is not None:
+                mine = (hx[0][rows], hx[1][rows]) if has_c else hx[rows]
+            x, last, *more = kind(
+                x,
+                mine,
+                m.all_weights[rows],
+                bidirectional=m.bidirectional,
+                batch_first=m.batch_first,
+                merge_mode=m.merge_mode,
+                grad_clip=m.grad_clip,
+                truncate=m.truncate,
+                **options,
+            )
+            states.append(last)
+            every += more
+            if layer + 1 < m.num_layers:
+                x = self.dropped(x)
+        last = tuple(map(torch.cat, zip(*states, strict=True))) if has_c else torch.cat(states)
+        if not every:
+            return x, last
+        h, c = zip(*every, strict=True)
+        return x, last, (sum(h, ()), sum(c, ()) if has_c else None)
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """What falls out is drawn for x as it lies in memory."""
+        if not self.module.training or not self.module.dropout:
+            return x
+        turned = x.transpose(0, 1) if self.module.batch_first else x
+        ones = F.dropout(
+            torch.ones_like(turned, memory_format=torch.contiguous_format), self.module.dropout
+        )
+        return (turned * ones).transpose(0, 1) if self.module.batch_first else turned * ones
+
+
+def by_name(found: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {name.replace("module.", ""): t for name, t in found.items()}
+
+
+def both_ways(module: Any, args: Any, **extra: Any) -> list[dict[str, Tensor | None]]:
+    """Results and gradients in one call, and layer by layer, after the same seed."""
+    found = []
+    for way in (module, OneByOne(module)):
+        torch.manual_seed(3)
+        found.append(by_name(outputs_and_gradients(way, args, F64, **extra)))
+    return found
 
 
 T, B, I, H = 6, 3, 4, 5
@@ -66,9 +110,13 @@ USES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "batch-first": ({"batch_first": True}, {"reset": RESET.t(), "return_all_states": True}),
     "no-bias": ({"bias": False}, {"return_all_states": True}),
     "window": ({}, {"truncate": 4}),
-    "overlapping": ({}, {"truncate": (2, 3), "lengths": [6, 0, 3], "return_all_states": True}),
+    "two-directions": ({"bidirectional": True}, {"return_all_states": True}),
+    **{
+        mode: ({"bidirectional": True, "merge_mode": mode}, {"return_all_states": True})
+        for mode in ("sum", "mean", "mul")
+    },
+    "merged": ({"bidirectional": True, "merge_mode": "mul", "batch_first": True}, {}),
     "clip": ({"grad_clip": ("norm", 0.3)}, {}),
-    "named": ({"backend": "cpu"}, {}),
 }
 
 
@@ -77,12 +125,17 @@ def build(cell: str, layers: int, dtype: torch.dtype, **options: Any) -> Any:
     return LAYERS[cell](I, H, layers, dtype=dtype, **options)
 
 
-def arguments_of(cell: str, layers: int, dtype: torch.dtype, hx: bool, batch_first: bool) -> Any:
-    x = draw(*((B, T, I) if batch_first else (T, B, I)), seed=1, dtype=dtype).requires_grad_()
+def arguments_of(module: Any, dtype: torch.dtype, hx: bool) -> Any:
+    x = draw(*((B, T, I) if module.batch_first else (T, B, I)), seed=1, dtype=dtype)
     if not hx:
-        return [x]
-    states = [draw(layers, B, H, seed=2 + i, dtype=dtype).requires_grad_() for i in range(2)]
-    return [x, tuple(states) if CELLS[cell].S > 1 else states[0]]
+        return [x.requires_grad_()]
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    sizes = (module.proj_size or H), H
+    states = [
+        draw(rows, B, size, seed=2 + i, dtype=dtype).requires_grad_()
+        for i, size in enumerate(sizes)
+    ]
+    return [x.requires_grad_(), tuple(states) if CELLS[module.cell].S > 1 else states[0]]
 
 
 @pytest.mark.parametrize("hx", [True, False], ids=["hx", "no-hx"])
@@ -93,15 +146,21 @@ def test_layers(cell: str, use: str, hx: bool) -> None:
     options, extra = USES[use]
     for dtype, layers in ((F64, 2), (torch.float32, 3)):
         module = build(cell, layers, dtype, **options)
-        args = arguments_of(cell, layers, dtype, hx, module.batch_first)
-        want = outputs_and_gradients(module, args, F64, **extra)
-        with at_once() as ran:
-            got = outputs_and_gradients(module, args, F64, **extra)
-        assert ran == [layers] * (2 if isinstance(extra.get("truncate"), tuple) else 1)
-        compare(got, want, rtol=1e-12 if dtype == F64 else 1e-6)
+        args = arguments_of(module, dtype, hx)
+        got, want = both_ways(module, args, **extra)
+        compare(got, want, rtol=1e-12 if dtype == F64 else 2e-6)
         if dtype == torch.float32:
             outputs = [name for name in want if name.startswith("output")]
             assert same_bits([got[n] for n in outputs], [want[n] for n in outputs])
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", "mean"])
+def test_projections(merge_mode: str) -> None:
+    options = {"bidirectional": True, "merge_mode": merge_mode, "proj_size": 3}
+    module = build("lstm", 3, F64, **options)
+    args = arguments_of(module, F64, True)
+    got, want = both_ways(module, args, lengths=[6, 0, 3], return_all_states=True)
+    compare(got, want, rtol=1e-12)
 
 
 def test_unbatched_and_packed() -> None:
@@ -109,10 +168,7 @@ def test_unbatched_and_packed() -> None:
     x = draw(T, B, I, seed=1, dtype=F64)
     packed = pack_padded_sequence(x, torch.tensor([4, 6, 1]), enforce_sorted=False)
     for argument in (x[:, 1], packed):
-        want = outputs_and_gradients(module, [argument], F64)
-        with at_once() as ran:
-            got = outputs_and_gradients(module, [argument], F64)
-        assert ran == [2]
+        got, want = both_ways(module, [argument])
         compare(got, want, rtol=1e-12)
 
 
@@ -121,40 +177,18 @@ def test_frozen_layers() -> None:
     module = build("gru", 3, F64)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(not name.endswith("_l0"))
-    x = draw(T, B, I, seed=1, dtype=F64)
-    want = outputs_and_gradients(module, [x], F64)
-    with at_once():
-        got = outputs_and_gradients(module, [x], F64)
+    got, want = both_ways(module, [draw(T, B, I, seed=1, dtype=F64)])
     compare(got, want, rtol=1e-12)
     assert got["gradient of weight_hh_l0"] is None is want["gradient of weight_hh_l0"]
 
 
-def layers_run(module: Any, *args: Any, **options: Any) -> list[int]:
-    """The numbers of layers of the stacks that ran at once."""
-    with at_once() as ran:
-        module(*args, **options)
-    return ran
-
-
-def test_what_runs_one_by_one() -> None:
-    """Whatever has something between its layers, and whatever somebody looks at."""
+def test_each_layer_is_told_of_and_recorded() -> None:
     x = draw(T, B, I, seed=1, dtype=torch.float32)
-    plain = build("lstm", 2, torch.float32)
-    assert layers_run(plain, x) == [2]
-    for options in (
-        {"num_layers": 1},
-        {"bidirectional": True},
-        {"proj_size": 3},
-        {"backend": "reference"},
-    ):
-        assert layers_run(rnnkernels.LSTM(I, H, **{"num_layers": 2, **options}), x) == []
-    with rnnkernels.batch_invariant():
-        assert layers_run(plain, x) == []
-    with at_once() as ran:
-        assert [c.layer for c in rnnkernels.explain(plain, x).choices] == [0, 1]
-        with gradient_flow(plain) as flow:
-            plain(x)[0].sum().backward()
-    assert ran == [] and [record.layer for record in flow.records] == [1, 0]
+    module = build("lstm", 2, torch.float32)
+    assert [c.layer for c in rnnkernels.explain(module, x).choices] == [0, 1]
+    with gradient_flow(module) as flow:
+        module(x)[0].sum().backward()
+    assert [record.layer for record in flow.records] == [1, 0]
 
 
 DROPS = {**USES, "everything": ({"dropout": 1.0}, {}), "float32": ({"dtype": torch.float32}, {})}
@@ -164,27 +198,24 @@ DROPS = {**USES, "everything": ({"dropout": 1.0}, {}), "float32": ({"dtype": tor
 @pytest.mark.parametrize("use", DROPS)
 def test_dropout(use: str, training: bool) -> None:
     """The same random numbers fall out as between layers one by one, and none are drawn in eval
-    mode: the same bits, and the same state of the generator behind them."""
+    mode: the same values, and the same state of the generator behind them."""
     options, extra = DROPS[use]
     module = build("gru", 3, **{"dtype": F64, "dropout": 0.4, **options}).train(training)
-    args = arguments_of("gru", 3, module.weight_hh_l0.dtype, True, module.batch_first)
+    if "lengths" in extra:  # drawn for the steps that there are
+        extra = {**extra, "lengths": None}
+    args = arguments_of(module, module.weight_hh_l0.dtype, True)
     drawn: list[Tensor] = []
 
-    def run() -> dict[str, Tensor | None]:
+    def run(way: Any) -> dict[str, Tensor | None]:
         generator = torch.manual_seed(3)
         before = generator.get_state()
-        found = outputs_and_gradients(module, args, F64, **extra)
+        found = by_name(outputs_and_gradients(way, args, F64, **extra))
         drawn.append(generator.get_state())
         assert torch.equal(before, drawn[-1]) == (not training or use == "everything")
         return found
 
-    want = run()
-    masked: list[int] = []
-    with at_once(masked) as ran:
-        got = run()
-    assert ran == [3] * (2 if use == "overlapping" else 1)
-    assert masked == [2 if training else 0] * len(ran)
-    assert same_bits(list(got.values()), list(want.values()))
+    want, got = run(OneByOne(module)), run(module)
+    compare(got, want, rtol=2e-6 if use == "float32" else 1e-12)
     assert torch.equal(*drawn)
 
 
@@ -192,17 +223,14 @@ def test_second_derivatives_with_dropout() -> None:
     module = build("lstm", 3, F64, dropout=0.4)
     x = draw(T, B, I, seed=1, dtype=F64).requires_grad_()
 
-    def derivatives() -> list[Tensor]:
+    def derivatives(way: Any) -> list[Tensor]:
         torch.manual_seed(3)
-        loss = module(x)[0].square().sum()
+        loss = way(x)[0].square().sum()
         first = torch.autograd.grad(loss, [x, *module.parameters()], create_graph=True)
         square = torch.stack([g.square().sum() for g in first]).sum()
         return [*first, *torch.autograd.grad(square, [x, *module.parameters()])]
 
-    want = derivatives()
-    with at_once() as ran:
-        got = derivatives()
-    assert ran == [3]
+    got, want = derivatives(module), derivatives(OneByOne(module))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
@@ -213,22 +241,11 @@ def test_errors_name_the_parameter_of_the_layer(name: str) -> None:
     right = getattr(module, name)
     for wrong, error in ((right[1:], RuntimeError), (right.float(), ValueError)):
         setattr(module, name, torch.nn.Parameter(wrong.detach()))
-        with at_once() as ran, pytest.raises(error, match=rf"{name}: expected"):
+        with pytest.raises(error, match=rf"{name}: expected"):
             module(x)
-        assert ran == [3]
 
 
-@contextmanager
-def cpu_runs_stacks() -> Iterator[None]:
-    """The same as at_once, without a list that a compiler would have to follow."""
-    cpu = backends.BACKENDS["cpu"]
-    with pytest.MonkeyPatch.context() as patch:
-        stacks = dataclasses.replace(cpu, run_stack=ops.run_stack)
-        patch.setitem(backends.BACKENDS, "cpu", stacks)
-        yield
-
-
-FORWARD, BACKWARD = "rnnkernels.stack_forward.default", "rnnkernels.stack_backward.default"
+FORWARD, BACKWARD = "rnnkernels.sequence_forward.default", "rnnkernels.sequence_backward.default"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +271,7 @@ def test_one_graph_for_every_size(
         torch.manual_seed(i)
         want = result(model, model, args, **extra)
         torch.manual_seed(i)
-        with cpu_runs_stacks(), torch._dynamo.config.patch(error_on_recompile=i > 0):
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
             assert_same(result(model, compiled, args, **extra), want)
     assert [graphs.ops(graph) for graph in graphs.forward] == [[FORWARD]]
     assert [graphs.ops(graph) for graph in graphs.backward] == [[BACKWARD]]
@@ -266,10 +283,9 @@ def test_export(strict: bool, fresh_compiler: None) -> None:
     """An exported program runs at another T and B, also after saving and loading."""
     model = Model("LSTM", num_layers=2).eval()
     time, batch = torch.export.Dim("time", min=2), torch.export.Dim("batch", min=2)
-    with cpu_runs_stacks():
-        program = torch.export.export(
-            model, (tokens(5, 3),), dynamic_shapes={"tokens": {0: time, 1: batch}}, strict=strict
-        )
+    program = torch.export.export(
+        model, (tokens(5, 3),), dynamic_shapes={"tokens": {0: time, 1: batch}}, strict=strict
+    )
     assert Graphs.ops(program.graph_module) == [FORWARD]
     file = io.BytesIO()
     torch.export.save(program, file)

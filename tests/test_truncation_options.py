@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from cases import convert, gradients, make_call
+from op_calls import backward_arguments, forward, run
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels as rk
-from rnnkernels import backends, ops, reference
-from rnnkernels.call import Call
+from rnnkernels import backends, reference
+from rnnkernels.call import Layer
 from rnnkernels.testing import assert_close
 
 T, B, I, H = 11, 3, 4, 6
@@ -108,9 +109,9 @@ def test_dropout_draws_the_same_noise(truncate: Any) -> None:
 
 @both_kinds
 def test_without_gradients_nothing_is_run_twice(truncate: Any) -> None:
-    calls: list[Call] = []
+    calls: list[Layer] = []
 
-    def observer(call: Call, name: str | None) -> Any:
+    def observer(call: Layer, name: str | None) -> Any:
         calls.append(call)
         return backends.select(call, name).run(call)
 
@@ -162,8 +163,8 @@ def test_torch_refuses() -> None:
 def test_other_dtypes(dtype: torch.dtype) -> None:
     for name in ("rnn_relu", "gru", "lstm"):
         call = make_call(name, T=7, B=5, H=19, D=2, dtype=dtype, lengths=True)._replace(window=3)
-        _, grads = gradients(ops.run, call)
-        _, expected = gradients(reference.run, convert(call, Tensor.double))
+        _, grads = gradients(run, call)
+        _, expected = gradients(reference.run_layer, convert(call, Tensor.double))
         assert_close(grads, expected)
 
 
@@ -176,8 +177,8 @@ def test_many_windows(threads: int) -> None:
         for name, H, proj in (("lstm", 9, 0), ("gru", 70, 0), ("lstm", 40, 7)):
             call = make_call(name, T=403, B=7, inputs=2, H=H, D=2, proj=proj, reset=True)
             call = call._replace(window=2)
-            _, grads = gradients(ops.run, call)
-            _, expected = gradients(reference.run, call)
+            _, grads = gradients(run, call)
+            _, expected = gradients(reference.run_layer, call)
             assert_close(grads, [e.detach() for e in expected], rtol=1e-12)
     finally:
         torch.set_num_threads(before)
@@ -189,7 +190,7 @@ def test_same_bits_whatever_the_number_of_threads() -> None:
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            outs = ops.run(call)
+            outs = run(call)
             dh0 = torch.autograd.grad(outs.y.sin().sum(), [call.h0])[0]
             results.append(dh0)
     finally:
@@ -312,20 +313,23 @@ def test_a_step_number_of_any_integer_type() -> None:
 
 
 def test_bad_numbers_at_the_op() -> None:
-    from cases import backward_arguments, forward_arguments, random_like
+    from cases import random_like
 
     call = make_call(grad=False)
-    outs = torch.ops.rnnkernels.sequence_forward(*forward_arguments(call))
+    outs = forward(call)
     arguments = backward_arguments(call, outs, random_like(outs[:4]))
-    for place, value, message in (
-        (-6, -1, "window: expected a number of steps"),
-        (-5, "size", "clip: expected one of none, value, norm, tanh, got 'size'"),
+    op = torch.ops.rnnkernels.sequence_backward
+    at = {argument.name: i for i, argument in enumerate(op.default._schema.arguments)}
+    for changes, message in (
+        ({"window": -1}, "window: expected a number of steps"),
+        ({"clip": "size"}, "clip: expected one of none, value, norm, tanh, got 'size'"),
+        *(
+            ({"clip": "norm", "bound": bound}, "bound: expected a finite number above zero")
+            for bound in (0.0, -1.0, float("nan"), float("inf"))
+        ),
     ):
         bad = list(arguments)
-        bad[place] = value
+        for name, value in changes.items():
+            bad[at[name]] = value
         with pytest.raises(ValueError, match=message):
-            torch.ops.rnnkernels.sequence_backward(*bad)
-    for bound in (0.0, -1.0, float("nan"), float("inf")):
-        bad = [*arguments[:-5], "norm", bound, False, True, False]
-        with pytest.raises(ValueError, match="bound: expected a finite number above zero"):
-            torch.ops.rnnkernels.sequence_backward(*bad)
+            op(*bad)

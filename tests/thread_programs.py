@@ -13,14 +13,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from cases import backward_arguments, forward_arguments, make_call, random_like
+from cases import make_call, random_like
+from op_calls import backward_arguments, forward
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import rnnkernels
 from rnnkernels import _C
 
-forward_op = torch.ops.rnnkernels.sequence_forward
 backward_op = torch.ops.rnnkernels.sequence_backward
 
 LAYERS = ("LSTM", "GRU", "RNN")
@@ -87,10 +87,6 @@ def check_at_once(module: nn.Module, x: Tensor) -> None:
 
 def loop_call(T: int = 20, B: int = 3, H: int = 128, **options: Any) -> Any:
     return make_call("lstm", T=T, B=B, inputs=8, H=H, dtype=torch.float32, grad=False, **options)
-
-
-def forward(call: Any) -> list[Tensor]:
-    return list(forward_op(*forward_arguments(call)))
 
 
 def backward_of(call: Any) -> Callable[[], list[Tensor]]:
@@ -179,7 +175,7 @@ def cores_are_shared() -> None:
 def an_error_gives_its_threads_back() -> None:
     os.environ["RNNKERNELS_CPU_CAPABILITY"] = "abacus"
     try:
-        forward_op(*forward_arguments(loop_call()))
+        forward(loop_call())
     except RuntimeError as error:
         assert "abacus" in str(error), error
     else:

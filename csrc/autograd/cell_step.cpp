@@ -2,40 +2,35 @@
 // takes a few microseconds; the way that every layer goes through Python costs several times as much.
 #include "autograd/cell_step.h"
 
+#include <c10/util/SmallVector.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/object_ptr.h>
 
 #include "autograd/direct.h"
 #include "autograd/node.h"
+#include "ops/tables.h"
 
 namespace rnn {
 namespace {
 
-// The parameters of a cell, undefined where they are None. Another thread may replace them while this one computes.
-struct Parameters {
-  Tensor w_ih, w_hh, b_ih, b_hh;
-
-  // Whether there are such parameters in a module's dictionary, where somebody may have replaced them by something
-  // else, or in a tuple.
-  bool read(PyObject* from) {
-    static const std::array names{PyUnicode_InternFromString("weight_ih"), PyUnicode_InternFromString("weight_hh"),
-                                  PyUnicode_InternFromString("bias_ih"), PyUnicode_InternFromString("bias_hh")};
-    size_t i = 0;
-    for (Tensor* const to : {&w_ih, &w_hh, &b_ih, &b_hh}) {
-      PyObject* const object =
-          PyDict_Check(from) ? PyDict_GetItemWithError(from, names[i]) : PyTuple_GetItem(from, Py_ssize_t(i));
-      ++i;
-      const bool missing = object == Py_None && to != &w_ih && to != &w_hh;
-      const Tensor* const t = exact_tensor(object);
-      if (!t && !missing) return false;
-      if (t) *to = *t;
-    }
-    return true;
+// The parameters of a cell as far as there are, w_ih, w_hh, b_ih, b_hh; nothing where there is something else in a
+// module's dictionary, where somebody may have replaced them, or in a tuple.
+bool read_parameters(PyObject* from, c10::SmallVector<Tensor, 4>& weights) {
+  static const std::array names{PyUnicode_InternFromString("weight_ih"), PyUnicode_InternFromString("weight_hh"),
+                                PyUnicode_InternFromString("bias_ih"), PyUnicode_InternFromString("bias_hh")};
+  bool missing = false;
+  for (size_t i = 0; i < names.size(); ++i) {
+    PyObject* const object =
+        PyDict_Check(from) ? PyDict_GetItemWithError(from, names[i]) : PyTuple_GetItem(from, Py_ssize_t(i));
+    const Tensor* const t = exact_tensor(object);
+    if (!t && (object != Py_None || i < 2)) return false;
+    if (t && missing) return false;  // a bias_hh alone
+    missing = !t;
+    if (t) weights.push_back(*t);  // another thread may replace it while this one computes
   }
-};
-
-TensorList list(const Tensor& t) { return t.defined() ? TensorList(t) : TensorList(); }
+  return true;
+}
 
 }  // namespace
 
@@ -57,15 +52,15 @@ PyObject* py_cell_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     h_object = PyTuple_GET_ITEM(h_object, 0);
   }
   const Tensor* const given_x = exact_tensor(args[4]);
-  Parameters p;
-  if (!given_x || !p.read(args[1]) || !undisturbed()) Py_RETURN_NONE;
+  c10::SmallVector<Tensor, 4> weights;
+  if (!given_x || !read_parameters(args[1], weights) || !undisturbed()) Py_RETURN_NONE;
   const Autocast autocast(given_x->device());
-  if (given_x->dim() != 2 || given_x->size(1) != I || !autocast.accepts(*given_x, p.w_ih.scalar_type()) ||
-      given_x->device() != p.w_ih.device() || !has_kernels(*given_x))
+  if (given_x->dim() != 2 || given_x->size(1) != I || !autocast.accepts(*given_x, weights[0].scalar_type()) ||
+      given_x->device() != weights[0].device() || !has_kernels(*given_x))
     Py_RETURN_NONE;
   const Tensor x = autocast(*given_x);
-  for (Tensor* const t : {&p.w_ih, &p.w_hh, &p.b_ih, &p.b_hh}) *t = autocast(*t);
-  if (p.w_ih.scalar_type() != x.scalar_type()) Py_RETURN_NONE;
+  for (Tensor& t : weights) t = autocast(t);
+  if (weights[0].scalar_type() != x.scalar_type()) Py_RETURN_NONE;
 
   Tensor zeros;
   const auto state = [&](PyObject* object) -> Tensor {  // undefined where it does not fit
@@ -85,7 +80,7 @@ PyObject* py_cell_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   State next;
   {
     const pybind11::gil_scoped_release no_gil;
-    next = cell_step(cell, x, p.w_ih, p.w_hh, list(p.b_ih), list(p.b_hh), h, has_c ? OptionalTensor(c) : std::nullopt);
+    next = cell_step(cell, x, weights, h, has_c ? OptionalTensor(c) : std::nullopt);
   }
   if (!has_c) return THPVariable_Wrap(std::move(next.h));
   const THPObjectPtr h_next(THPVariable_Wrap(std::move(next.h))), c_next(THPVariable_Wrap(std::move(*next.c)));

@@ -3,7 +3,7 @@
 
 #include <Python.h>
 
-#include "common/ops.h"
+#include "ops/calls.h"
 
 namespace rnn {
 

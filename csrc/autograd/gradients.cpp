@@ -3,31 +3,12 @@
 #include <atomic>
 #include <cmath>
 
+#include "ops/layers.h"
+
 namespace rnn {
-
-using c10::SymInt;
-
-Inputs::Inputs(const Tensor& x, const Tensor& h0, const OptionalTensor& c0,
-               const std::array<TensorList, kWeights>& weights) {
-  size_t n = kFirst;
-  for (const TensorList& list : weights) n += list.size();
-  all.reserve(n);
-  all = {x, h0, c0.value_or(Tensor())};
-  for (size_t kind = 0; kind < kWeights; ++kind) {
-    first[kind] = all.size();
-    all.insert(all.end(), weights[kind].begin(), weights[kind].end());
-  }
-  first[kWeights] = all.size();
-}
-
-bool can_overwrite(const std::string& cell) {
-  const CellInfo& info = find_cell(cell);
-  return info.K > 0 && info.K == info.G + info.A;
-}
-
 namespace {
 
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+using c10::SymInt;
 
 // Columns of the gradients of the gates [N, width], with N = T*B where nothing is packed, and the rows of the weights
 // that they belong to.
@@ -35,38 +16,45 @@ struct Part {
   SymInt column, row, width;
 };
 
+// What the products of one layer take.
+struct Layer {
+  int64_t index;
+  Tensor x, h0, y, h_raw, dgates, dproj;
+  bool wants_dx;
+};
+
 // The products and sums of one layer over the gradients of its gates.
 class Products {
  public:
-  Products(const Settings& settings, const Inputs& in, const Steps& steps, const Kept& kept, const Tensor& dgates,
-           const Tensor& dproj, bool plain)
-      : in_(in),
+  Products(const CellInfo& cell, const Weights& weights, const Steps& steps, const Layer& layer, int64_t directions,
+           bool plain)
+      : weights_(weights),
         steps_(steps),
-        kept_(kept),
-        dproj_(dproj),
+        layer_(layer),
         plain_(plain),
-        invariant_(settings.invariant),
-        D_(in.weights(kWHh).size()),
-        apart_(find_cell(settings.cell).A > 0),
-        T_(steps.starts ? steps.starts->sym_size(0) - 1 : in.x().sym_size(0)),
-        B_(in.h0().sym_size(1)),
-        N_(steps.starts ? in.x().sym_size(0) : T_ * B_),
-        R_(in.h0().sym_size(2)),
-        rows_(in.weights(kWHh)[0].sym_size(0)) {
-    const CellInfo& cell = find_cell(settings.cell);
+        D_(directions),
+        apart_(cell.A > 0),
+        T_(steps.starts ? steps.starts->sym_size(0) - 1 : layer.x.sym_size(0)),
+        B_(layer.h0.sym_size(1)),
+        N_(steps.starts ? layer.x.sym_size(0) : T_ * B_),
+        R_(layer.h0.sym_size(2)),
+        rows_(weights.get(kWHh, layer.index, 0).sym_size(0)) {
     const SymInt width = rows_ / cell.G * cell.A;  // of the gates whose hidden part is kept apart
     columns_ = rows_ + width;
     hidden_ = {{0, 0, rows_ - width}};
     if (apart_) hidden_.push_back({rows_, rows_ - width, width});
-    dgates_ = dgates.view_symint({N_, D_ * columns_});
+    dgates_ = layer.dgates.view_symint({N_, D_ * columns_});
   }
 
+  // The gradients of the weights of direction d, and what it adds to that of x.
   void add(int64_t d, const std::vector<bool>& wanted, std::vector<Tensor>& grads) {
-    const auto want = [&](Weight kind) {
-      return in_.weights(kind).size() > 0 && wanted[in_.index(kind, d)] ? &grads[in_.index(kind, d)] : nullptr;
+    const auto want = [&](Weight kind) -> Tensor* {
+      if (!weights_.has(kind)) return nullptr;
+      const size_t i = kFirstWeight + weights_.index(kind, layer_.index, d);
+      return wanted[i] ? &grads[i] : nullptr;
     };
     const Tensor dgx = columns(d, {0, 0, rows_});
-    if (Tensor* dw_ih = want(kWIh)) *dw_ih = at::mm(dgx.t(), in_.x().reshape_symint({N_, in_.x().sym_size(-1)}));
+    if (Tensor* dw_ih = want(kWIh)) *dw_ih = at::mm(dgx.t(), layer_.x.reshape_symint({N_, layer_.x.sym_size(-1)}));
     if (Tensor* dw_hh = want(kWHh)) {
       // Memory of our own holds the values of plain tensors alone: whoever looks on is shown parts that are put
       // together.
@@ -83,12 +71,12 @@ class Products {
     if (Tensor* db_hh = want(kBHh)) *db_hh = bias(d, hidden_);
     if (Tensor* dw_hr = want(kWHr)) {
       const auto flat = [&](const Tensor& t) { return t.select(-2, d).reshape_symint({N_, t.sym_size(-1)}); };
-      *dw_hr = at::mm(flat(dproj_).t(), flat(kept_.h_raw));
+      *dw_hr = at::mm(flat(layer_.dproj).t(), flat(layer_.h_raw));
     }
     // Last: what the others need for a while is gone before its memory is taken.
-    if (!wanted[Inputs::kX] || invariant_) return;
-    Tensor& dx = grads[Inputs::kX];
-    const Tensor& w_ih = in_.weights(kWIh)[d];
+    if (!layer_.wants_dx) return;
+    Tensor& dx = grads[kX];
+    const Tensor& w_ih = weights_.get(kWIh, layer_.index, d);
     if (dx.defined()) {
       dx.addmm_(dgx, w_ih);
     } else if (plain_) {
@@ -138,7 +126,7 @@ class Products {
       out = out.defined() ? out.zero_() : dgh.new_zeros_symint({width, R_});
       return;
     }
-    Tensor first = known == 1 ? dgh : some(dgh, d == 0 ? 0 : later, B_), h0 = in_.h0().select(0, d);
+    Tensor first = known == 1 ? dgh : some(dgh, d == 0 ? 0 : later, B_), h0 = layer_.h0.select(0, d);
     if (d == 0 && reset) h0 = h0.masked_fill(reset->select(0, 0).unsqueeze(1), 0);
     if (d == 1 && lengths) {
       const Tensor last = (*lengths - 1).clamp_min(0).view_symint({1, B_, 1});
@@ -173,7 +161,7 @@ class Products {
 
   // h of each step of direction d [N, R].
   Tensor states(int64_t d) const {
-    const Tensor h = kept_.y.view_symint({N_, D_ * R_});
+    const Tensor h = layer_.y.view_symint({N_, D_ * R_});
     return D_ == 1 ? h : h.narrow_symint(1, d * R_, R_);
   }
 
@@ -186,7 +174,7 @@ class Products {
                                                         sizes.narrow_symint(0, 1, T_ - 1), 0, N_ - B_);
       before_ = at::arange(B_, N_, sizes.options()) - shift;
     }
-    const Tensor h0 = in_.h0().select(0, d), h = states(d);
+    const Tensor h0 = layer_.h0.select(0, d), h = states(d);
     if (d == 0) {
       const Tensor all = at::cat({h0, h.index_select(0, before_)});
       return steps_.reset ? all.masked_fill(steps_.reset->unsqueeze(1), 0) : all;
@@ -200,11 +188,10 @@ class Products {
     return all;
   }
 
-  const Inputs& in_;
+  const Weights& weights_;
   const Steps& steps_;
-  const Kept& kept_;
-  const Tensor& dproj_;  // [N, D, R]
-  const bool plain_, invariant_;
+  const Layer& layer_;
+  const bool plain_;
   const int64_t D_;
   const bool apart_;  // the cell keeps hidden gradients apart
   const SymInt T_, B_, N_, R_;
@@ -232,53 +219,144 @@ static void show_freed_together(const std::vector<Tensor>& gradients) {
   at::empty({bytes}, at::kByte);
 }
 
-std::vector<Tensor> products(const Settings& settings, const Inputs& in, const Steps& steps, const Kept& kept,
-                             const Tensor& dgates, const Tensor& dproj, const std::vector<bool>& wanted, bool plain) {
-  std::vector<Tensor> found(in.all.size());
-  Products sums(settings, in, steps, kept, dgates, dproj, plain);
-  for (size_t d = 0; d < in.weights(kWHh).size(); ++d) sums.add(int64_t(d), wanted, found);
-  Tensor& dx = found[Inputs::kX];
-  if (dx.defined()) dx = dx.view_symint(in.x().sym_sizes());
-  if (settings.invariant && wanted[Inputs::kX]) dx = input_gradient_op().call(dgates, in.weights(kWIh));
-  if (plain) show_freed_together(found);
-  return found;
+namespace {
+
+// The output of a layer whose directions are merged, as torch's operators see it.
+Tensor merged(const Tensor& y, Merge mode) {
+  const auto parts = y.chunk(2, -1);
+  if (mode == Merge::kMul) return parts[0] * parts[1];
+  const Tensor total = parts[0] + parts[1];
+  return mode == Merge::kMean ? total / 2 : total;
 }
 
-Gradients gradients(const Settings& settings, const Inputs& in, const Steps& steps, const OutputGradients& out,
-                    const Kept& kept, const std::vector<bool>& wanted, bool flow, bool plain, bool overwrite) {
-  Tensor dgates, dh0, dc0, dproj;
-  Gradients result;
-  const auto run = [&](const auto& op) {
-    return op.call(settings.cell, optional(out[0]), optional(out[1]), optional(out[2]), optional(out[3]),
-                   in.weights(kWHh), given(in.weights(kWHr)), in.h0(), in.c0(), kept.y, kept.c, kept.saved,
-                   steps.lengths, steps.starts, steps.reset, settings.window, settings.clip, settings.bound, flow,
-                   wanted[Inputs::kH0] || wanted[Inputs::kC0], settings.invariant);
-  };
-  if (overwrite) {
-    dgates = kept.saved;
-    std::tie(dh0, dc0, dproj, result.flow) =
-        with_ops(settings.library, [&](auto ops) { return run(ops.backward_over_saved()); });
-  } else {
-    std::tie(dgates, dh0, dc0, dproj, result.flow) =
-        with_ops(settings.library, [&](auto ops) { return run(ops.backward()); });
+// The gradients of the weights of all layers, and of x, from those of the gates.
+std::vector<Tensor> products(const Settings& settings, const Kept& kept, const BackwardOutputs& found, int64_t first,
+                             const std::vector<bool>& wanted, const How& how) {
+  const CellInfo& cell = find_cell(settings.cell);
+  const Weights weights(kept.weights(), settings);
+  const Merge merge = find_merge(settings.merge_mode);
+  const bool merges = settings.directions > 1 && merge != Merge::kConcat;
+  const int64_t D = settings.directions, L = settings.layers;
+  const auto part = [](const Tensor& t, int64_t l) { return t.defined() && t.dim() > 1 ? t.select(0, l) : t; };
+  std::vector<Tensor> grads(kept.inputs.size());
+  for (int64_t l = first; l < L; ++l) {
+    Tensor x = kept.inputs[kX];
+    bool reads_x = false;
+    for (int64_t d = 0; d < D; ++d) reads_x = reads_x || wanted[kFirstWeight + weights.index(kWIh, l, d)];
+    if (l > 0) {
+      x = kept.ys.select(0, l - 1);
+      if (merges && reads_x) x = merged(x, merge);
+      if (!kept.masks.empty() && reads_x) x = x * kept.masks[l - 1];
+    }
+    const Layer layer{l,
+                      x,
+                      L == 1 ? kept.inputs[kH0] : kept.inputs[kH0].narrow(0, l * D, D),
+                      l + 1 == L && !merges ? kept.y : kept.ys.select(0, l),
+                      part(kept.h_raw, l),
+                      found.dgates.select(0, l - first),
+                      part(found.dproj, l - first),
+                      l == 0 && wanted[kX] && !how.invariant};
+    Products sums(cell, weights, kept.steps, layer, D, how.plain);
+    for (int64_t d = 0; d < D; ++d) sums.add(d, wanted, grads);
   }
-  result.all = products(settings, in, steps, kept, dgates, dproj, wanted, plain);
-  if (wanted[Inputs::kH0]) result.all[Inputs::kH0] = dh0;
-  if (wanted[Inputs::kC0]) result.all[Inputs::kC0] = dc0;
+  Tensor& dx = grads[kX];
+  if (dx.defined()) dx = dx.view_symint(kept.inputs[kX].sym_sizes());
+  if (how.invariant && wanted[kX]) {
+    std::vector<Tensor> w_ih;
+    for (int64_t d = 0; d < D; ++d) w_ih.push_back(weights.get(kWIh, 0, d));
+    dx = input_gradient_op().call(found.dgates.select(0, 0), w_ih);
+  }
+  if (how.plain) show_freed_together(grads);
+  return grads;
+}
+
+// What the states of all layers have for those from `first` on; zeros for the others.
+Tensor padded_below(const Tensor& t, int64_t rows) {
+  if (rows == 0) return t;
+  std::vector<SymInt> shape = t.sym_sizes().vec();
+  shape[0] = rows;
+  return at::cat({t.new_zeros_symint(shape), t});
+}
+
+}  // namespace
+
+Gradients gradients(const Settings& settings, const Kept& kept, const OutputGradients& out,
+                    const std::vector<bool>& wanted, const How& how) {
+  const int64_t L = settings.layers, D = settings.directions;
+  const Weights weights(kept.weights(), settings);
+  const int64_t each = int64_t(kept.weights().size()) / L;
+  // Nobody asks for what lies below the first layer that wants a gradient.
+  const bool initial = wanted[kH0] || wanted[kC0];
+  int64_t first = 0;
+  if (!wanted[kX] && !initial) {
+    const auto begin = wanted.begin() + kFirstWeight;
+    first = (std::find(begin, wanted.end(), true) - begin) / each;
+  }
+  const auto above = [&](const auto& t, int64_t rows) {  // the same of the layers from `first` on
+    using T = std::decay_t<decltype(t)>;
+    if constexpr (std::is_same_v<T, OptionalTensor>) {
+      return t && rows ? T(t->narrow_symint(0, rows, t->sym_size(0) - rows)) : t;
+    } else {
+      return t.defined() && t.dim() > 1 && rows ? t.narrow_symint(0, rows, t.sym_size(0) - rows) : t;
+    }
+  };
+  BackwardCall call;
+  static_cast<Settings&>(call) = settings;
+  call.layers = L - first;
+  call.dy = out.dy;
+  call.dh_n = above(out.dh_n, first * D);
+  call.dc_n = above(out.dc_n, first * D);
+  call.dys = above(out.dys, first);
+  call.dc = above(out.dc, first);
+  call.weights = weights.from(first);
+  call.h0 = above(kept.inputs[kH0], first * D);
+  call.c0 = above(kept.c0(), first * D);
+  if (!kept.masks.empty() && first + 1 < L) call.masks = TensorList(kept.masks).slice(first);
+  static_cast<Steps&>(call) = kept.steps;
+  call.y = kept.y;
+  call.ys = above(kept.ys, first);
+  call.c = above(kept.c, first);
+  call.saved = above(kept.saved, first);
+  call.record = how.record;
+  call.initial = initial;
+  call.invariant = how.invariant;
+
+  BackwardOutputs found;
+  if (how.overwrite) {
+    found.dgates = call.saved;
+    std::tie(found.dh0, found.dc0, found.dproj, found.flow) = with_ops(
+        how.library, [&](auto ops) { return BackwardOverSavedOp::call(ops.backward_over_saved(), call); });
+  } else {
+    std::tie(found.dgates, found.dh0, found.dc0, found.dproj, found.flow) =
+        with_ops(how.library, [&](auto ops) { return BackwardOp::call(ops.backward(), call); });
+  }
+  Gradients result;
+  if (how.record) result.flow = padded_below(found.flow, first);
+  result.inputs = products(settings, kept, found, first, wanted, how);
+  if (wanted[kH0]) result.inputs[kH0] = found.dh0;
+  if (wanted[kC0]) result.inputs[kC0] = found.dc0;
   return result;
 }
 
-Gradients differentiable_gradients(const Settings& settings, const Inputs& in, const Steps& steps,
-                                   const OutputGradients& out, const std::vector<bool>& wanted, bool flow) {
+Gradients differentiable_gradients(const Settings& settings, const Kept& kept, const OutputGradients& out,
+                                   const std::vector<bool>& wanted, bool record) {
   std::vector<int64_t> positions;
   for (size_t i = 0; i < wanted.size(); ++i)
     if (wanted[i]) positions.push_back(int64_t(i));
-  auto [found, norms] = gradients_op().call(
-      settings.cell, optional(out[0]), optional(out[1]), optional(out[2]), optional(out[3]), in.x(), in.weights(kWIh),
-      in.weights(kWHh), given(in.weights(kBIh)), given(in.weights(kBHh)), given(in.weights(kWHr)), in.h0(), in.c0(),
-      steps.lengths, steps.starts, steps.reset, settings.window, settings.clip, settings.bound, positions, flow);
-  Gradients result{std::vector<Tensor>(in.all.size()), norms};
-  for (size_t i = 0; i < positions.size(); ++i) result.all[positions[i]] = found[i];
+  GradientsCall call;
+  static_cast<Settings&>(call) = settings;
+  static_cast<OutputGradients&>(call) = out;
+  call.x = kept.inputs[kX];
+  call.weights = kept.weights();
+  call.h0 = kept.inputs[kH0];
+  call.c0 = kept.c0();
+  call.masks = given(kept.masks);
+  static_cast<Steps&>(call) = kept.steps;
+  call.wanted = positions;
+  call.record = record;
+  auto [found, norms] = GradientsOp::call(gradients_op(), call);
+  Gradients result{std::vector<Tensor>(kept.inputs.size()), norms};
+  for (size_t i = 0; i < positions.size(); ++i) result.inputs[positions[i]] = found[i];
   return result;
 }
 

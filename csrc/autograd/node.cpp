@@ -1,161 +1,262 @@
 #include "autograd/node.h"
 
-#include "autograd/kernel_node.h"
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
+
+#include "autograd/saving.h"
+#include "ops/check.h"
 
 namespace rnn {
 namespace {
 
-thread_local FlowSink next_flow_sink;
+using torch::autograd::variable_list;
 
-// What forward returns and backward reads, or the same of one step of a cell, without the dimensions of size 1.
+// Whether tensors are those of a sequence, or of one step of a cell, without the dimensions of size 1.
 enum class Form { kSequence, kStep };
 
-class SequenceBackward final : public KernelNode {
+class SequenceBackward final : public torch::autograd::Node {
  public:
-  SequenceBackward(Form form, Settings settings, const Inputs& in)
-      : KernelNode(std::move(settings), in.first), form_(form), flow_(std::exchange(next_flow_sink, {})) {
-    add_edges(in.all);
+  SequenceBackward(Form form, Library library, const Settings& settings, const OptionalTensor& flow, const Kept& kept)
+      : form_(form),
+        library_(library),
+        settings_(settings),
+        invariant_(batch_invariant()),
+        flow_(flow.value_or(Tensor())) {
+    for (const Tensor& t : kept.inputs) add_edge(t);
+    for (const Tensor& t : kept.masks) add_edge(t);
+    settings_.cell = find_cell(settings.cell).name;  // the caller's text may not outlive the call
+    settings_.merge_mode = merge_name(find_merge(settings.merge_mode));
+    settings_.clip = clip_name(find_clip(settings.clip, settings.bound).kind);
   }
 
   std::string name() const override { return "SequenceBackward"; }
 
-  // `seen`: callers see c.
-  void save(const Inputs& in, const Steps& steps, const Kept& kept, bool seen) {
-    keep_inputs(in.all);
-    keep_steps(steps);
-    if (reads_y(in)) {
-      keep_shared(kept.y);
-    } else {
-      keep_output(Tensor());
-    }
-    if (seen) {
-      keep_shared(kept.c);
-    } else {
-      keep_output(kept.c);
-    }
-    keep_output(kept.h_raw);
-    keep_own(kept.saved);
+  void save(const Kept& kept, bool all_states) { saved_.keep(kept, {reads_y(kept), all_states}); }
+
+  void will_release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    last_ = true;
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    saved_.for_all([](auto& t, bool) { t.reset_data(); });
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    TORCH_CHECK_NOT_IMPLEMENTED(!flow_, "gradient_flow: compiled autograd does not record norms of gradients");
+    TORCH_CHECK_NOT_IMPLEMENTED(!flow_.defined(),
+                                "gradient_flow: compiled autograd does not record norms of gradients");
     args.collect(form_ == Form::kStep);
-    KernelNode::compiled_args(args);
+    args.collect(library_ == Library::kTriton);
+    args.collect(invariant_);
+    std::apply([&](const auto&... field) { (collect(args, settings_.*field.member), ...); }, Settings::fields());
+    saved_.for_all([&](const auto& t, bool output) { args.collect(t, output); });
+  }
+
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    saved_.for_all([&](auto& t, bool) { swap.before(t); });
+    variable_list result = apply(variable_list(grads));
+    saved_.for_all([&](auto& t, bool) { swap.after(t); });
+    return result;
   }
 
  protected:
-  variable_list backward(const variable_list& grads, Pass& pass) override {
-    Inputs in;
-    in.first = first_;
-    in.all = std::move(pass.inputs);
-    auto& outputs = pass.outputs;
-    Kept kept{std::move(outputs[kY]), std::move(outputs[kC]), std::move(outputs[kHRaw]), std::move(outputs[kSaved])};
-    const OutputGradients out = expand(grads, in, kept);
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const bool last = std::exchange(last_, false);
+    // Forward has cast what autocast casts; a region around backward must not cast once more.
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    Kept kept = saved_.unpacked(getptr());
+
+    // Kernels take no batches of gradients (is_grads_batched, vmap); torch's operators do.
+    const bool differentiable = c10::GradMode::is_enabled() || std::ranges::any_of(grads, is_batched);
+    const bool plain = !differentiable && !subclasses(kept.inputs) && !subclasses(kept.masks) && !subclasses(grads) &&
+                       !at::isTensorSubclassLike(kept.y.defined() ? kept.y : kept.inputs[kH0]);
+    // Nothing below asks for a history or tracks views, so that half of the dispatcher's work can be left out.
+    std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
+    if (plain) below_autograd.emplace();
+
+    std::vector<bool> wanted(kept.inputs.size());
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
+    const size_t edges = kept.inputs.size() + kept.masks.size();
+    const bool overwrite =
+        !differentiable && last && plain && find_cell(settings_.cell).fits_over_saved() && saved_.take(kept.saved);
+    const OutputGradients out = expand(grads, kept);
     Gradients found;
-    if (pass.differentiable) {
-      TORCH_CHECK(!settings_.invariant,
+    if (differentiable) {
+      TORCH_CHECK(!invariant_,
                   "batch_invariant: a gradient that is to be differentiated again (create_graph=True) comes from the "
                   "reference, whose products depend on the batch. Run forward without batch_invariant.");
-      found = differentiable_gradients(settings_, in, pass.steps, out, pass.wanted, bool(flow_));
+      found = differentiable_gradients(settings_, kept, out, wanted, flow_.defined());
     } else {
-      const bool overwrite = pass.last && pass.plain && can_overwrite(settings_.cell) && take(kSaved, kept.saved);
-      found = gradients(settings_, in, pass.steps, out, kept, pass.wanted, bool(flow_), pass.plain, overwrite);
+      found = gradients(settings_, kept, out, wanted, {library_, invariant_, flow_.defined(), plain, overwrite});
     }
     if (form_ == Form::kStep) {
-      for (size_t i = 0; i < Inputs::kFirst; ++i)
-        if (found.all[i].defined()) found.all[i] = found.all[i].squeeze(0);
+      for (size_t i = 0; i < kFirstWeight; ++i)
+        if (found.inputs[i].defined()) found.inputs[i] = found.inputs[i].squeeze(0);
     }
-    if (flow_) flow_(found.flow);
-    return std::move(found.all);
+    if (flow_.defined()) {
+      const at::NoGradGuard no_history;
+      flow_.copy_(found.flow);
+    }
+    found.inputs.resize(edges);  // masks have no gradient
+    return std::move(found.inputs);
   }
 
  private:
-  enum : size_t { kY, kC, kHRaw, kSaved };  // the outputs that are kept
-
-  // The gradients of y, h_n, c_n and c; brings what a step left out back to the layouts of a sequence.
-  OutputGradients expand(const variable_list& grads, Inputs& in, Kept& kept) const {
-    const bool has_c = in.all[Inputs::kC0].defined(), step = form_ == Form::kStep;
-    for (size_t i = 0; step && i < Inputs::kFirst; ++i)
-      if (in.all[i].defined()) in.all[i] = in.all[i].unsqueeze(0);
-    if (!kept.y.defined()) {
-      kept.y = in.h0();  // of the same sizes, and never read
-    } else if (step) {
-      kept.y = kept.y.unsqueeze(0);
-    }
-    if (!step) return {grads[0], grads[1], has_c ? grads[2] : Tensor(), has_c ? grads[3] : Tensor()};
-    if (has_c) kept.c = kept.c.unsqueeze(0).unsqueeze(2);
-    const auto row = [](const Tensor& t) { return t.defined() ? t.unsqueeze(0) : t; };
-    return {Tensor(), row(grads[0]), has_c ? row(grads[1]) : Tensor(), Tensor()};
+  void add_edge(const Tensor& t) {
+    add_next_edge(t.defined() ? torch::autograd::impl::gradient_edge(t) : torch::autograd::Edge());
   }
 
-  // One step of one direction takes the h before it from h0.
-  bool reads_y(const Inputs& in) const {
-    const bool one = form_ == Form::kStep || in.x().sym_size(0).maybe_as_int() == 1;
-    return !one || in.weights(kWHh).size() > 1 || find_cell(settings_.cell).reads_h;
+  template <class T>
+  static void collect(torch::dynamo::autograd::CompiledNodeArgs& args, const T& value) {
+    if constexpr (std::is_same_v<T, c10::string_view>) {
+      args.collect(std::string(value));
+    } else {
+      args.collect(value);
+    }
+  }
+
+  static bool is_batched(const Tensor& t) {
+    return t.defined() &&
+           t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched}));
+  }
+  static bool subclasses(TensorList tensors) {
+    return std::ranges::any_of(tensors, [](const Tensor& t) { return t.defined() && at::isTensorSubclassLike(t); });
+  }
+
+  // The gradients of the outputs; brings what a step left out back to the layouts of a sequence.
+  OutputGradients expand(const variable_list& grads, Kept& kept) const {
+    const bool has_c = kept.inputs[kC0].defined(), step = form_ == Form::kStep;
+    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
+    if (!step) {
+      if (!kept.y.defined()) kept.y = kept.inputs[kH0].view_symint(y_shape(kept));  // of its size, and never read
+      return {optional(grads[0]), optional(grads[1]), optional(grads[2]), optional(grads[3]), optional(grads[4])};
+    }
+    for (size_t i = 0; i < kFirstWeight; ++i)
+      if (kept.inputs[i].defined()) kept.inputs[i] = kept.inputs[i].unsqueeze(0);
+    kept.y = kept.y.defined() ? kept.y.unsqueeze(0) : kept.inputs[kH0];
+    if (has_c) kept.c = kept.c.unsqueeze(0).unsqueeze(0).unsqueeze(3);
+    const auto row = [](const Tensor& t) { return t.defined() ? OptionalTensor(t.unsqueeze(0)) : std::nullopt; };
+    return {std::nullopt, row(grads[0]), has_c ? row(grads[1]) : std::nullopt, std::nullopt, std::nullopt};
+  }
+
+  static std::vector<c10::SymInt> y_shape(const Kept& kept) {
+    std::vector<c10::SymInt> shape = kept.inputs[kX].sym_sizes().vec();
+    shape.back() = kept.inputs[kH0].sym_size(2);
+    return shape;
+  }
+
+  // One step of one layer and direction takes the h before it from h0.
+  bool reads_y(const Kept& kept) const {
+    const bool one = form_ == Form::kStep || kept.inputs[kX].sym_size(0).maybe_as_int() == 1;
+    return !one || settings_.layers > 1 || settings_.directions > 1 || find_cell(settings_.cell).reads_h;
   }
 
   const Form form_;
-  const FlowSink flow_;
+  const Library library_;
+  Settings settings_;
+  const bool invariant_;
+  const Tensor flow_;  // to be filled
+  bool last_ = false;  // the next apply is the last one
+  Saved saved_;
 };
 
+// torch counts references to its nodes itself from 2.12 on, and left it to std::shared_ptr before.
+template <class... Args>
+auto make_node(Args&&... args) {
+  using Node = SequenceBackward;
+  if constexpr (std::is_same_v<decltype(std::declval<Node&>().getptr()), std::shared_ptr<torch::autograd::Node>>) {
+    return std::shared_ptr<Node>(new Node(std::forward<Args>(args)...), [](auto* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<Node>(std::forward<Args>(args)...);
+  }
+}
+
+// Whether a gradient may be asked for in any of what a call takes.
+bool needs_history(const ForwardCall& call) {
+  using torch::autograd::isFwGradDefined;
+  using torch::autograd::isFwGradDefinedTensorList;
+  TORCH_CHECK_NOT_IMPLEMENTED(!isFwGradDefined(call.x) && !isFwGradDefinedTensorList(call.weights) &&
+                                  !isFwGradDefined(call.h0) && !isFwGradDefined(call.c0),
+                              "rnnkernels: forward-mode AD is not implemented by the kernels. Use reverse mode, or "
+                              "rnnkernels.use_backend('reference').");
+  TORCH_CHECK(!call.masks || !torch::autograd::compute_requires_grad(*call.masks),
+              "masks: expected tensors that require no gradient, which none is computed for, got one that does. Pass "
+              "its detach().");
+  return torch::autograd::compute_requires_grad(call.x, call.weights, call.h0, call.c0);
+}
+
+Kept kept_inputs(const ForwardCall& call) {
+  Kept kept;
+  kept.inputs.reserve(kFirstWeight + call.weights.size());
+  kept.inputs = {call.x, call.h0, call.c0.value_or(Tensor())};
+  kept.inputs.insert(kept.inputs.end(), call.weights.begin(), call.weights.end());
+  kept.masks = list_of(call.masks).vec();
+  kept.steps = call;
+  return kept;
+}
+
 template <Library library>
-ForwardResults forward(c10::DispatchKeySet keys, c10::string_view cell, const Tensor& x, TensorList w_ih,
-                       TensorList w_hh, const OptionalList& b_ih, const OptionalList& b_hh, const OptionalList& w_hr,
-                       const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& lengths,
-                       const OptionalTensor& starts, const OptionalTensor& reset, bool save, bool all_c, int64_t layer,
-                       int64_t window, c10::string_view clip, double bound) {
+ForwardOp::Results forward(c10::DispatchKeySet keys, ForwardCall& call) {
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return SequenceOps<library>::forward().redispatch(keys & c10::after_autograd_keyset, cell, x, w_ih, w_hh, b_ih,
-                                                      b_hh, w_hr, h0, c0, lengths, starts, reset, save, all_c, layer,
-                                                      window, clip, bound);
+    return ForwardOp::redispatch(SequenceOps<library>::forward(), keys & c10::after_autograd_keyset, call);
   };
-  if (!needs_history(x, w_ih, w_hh, list_of(b_ih), list_of(b_hh), list_of(w_hr), h0, c0)) return run();
-  save = true;  // decided here, so that callers, and graphs of their calls, are the same with gradients and without
-  const Inputs in(x, h0, c0, {w_ih, w_hh, list_of(b_ih), list_of(b_hh), list_of(w_hr)});
-  const auto node = make_node<SequenceBackward>(
-      Form::kSequence, Settings{library, std::string(cell), window, std::string(clip), bound, batch_invariant()}, in);
-  ForwardResults results = run();
-  const auto& [y, h_n, c_n, c, h_raw, saved] = results;
-  for (const Tensor* t : {&y, &h_n}) torch::autograd::set_history(*t, node);
-  if (c0)
-    for (const Tensor* t : {&c_n, &c}) torch::autograd::set_history(*t, node);
-  node->save(in, {lengths, starts, reset}, {y, c, h_raw, saved}, all_c);
+  if (!needs_history(call)) return run();
+  call.save = true;  // decided here, so that callers, and graphs of their calls, are the same with gradients and without
+  Kept kept = kept_inputs(call);
+  const auto node = make_node(Form::kSequence, library, call, call.flow, kept);
+  ForwardOp::Results results = run();
+  const auto& [y, h_n, c_n, ys, c, h_raw, saved] = results;
+  const auto history = [&](const Tensor& t, bool yes) { torch::autograd::set_history(yes ? t : Tensor(), node); };
+  history(y, true);
+  history(h_n, true);
+  history(c_n, call.c0.has_value());
+  history(ys, ys.dim() > 1);
+  history(c, call.c0.has_value());
+  std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved) = std::tie(y, ys, c, h_raw, saved);
+  node->save(kept, call.all_states);
   return results;
 }
 
 }  // namespace
 
-void set_flow_sink(FlowSink sink) { next_flow_sink = std::move(sink); }
-
-State cell_step(c10::string_view cell, const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, TensorList b_ih,
-                TensorList b_hh, const Tensor& h0, const OptionalTensor& c0) {
-  const bool save = needs_history(x, w_ih, w_hh, b_ih, b_hh, h0, c0);
-  Inputs in;
-  decltype(make_node<SequenceBackward>(Form::kStep, Settings{}, in)) node;
-  if (save) {
-    in = Inputs(x, h0, c0, {TensorList(w_ih), TensorList(w_hh), b_ih, b_hh, TensorList()});
-    node = make_node<SequenceBackward>(
-        Form::kStep, Settings{Library::kCompiled, std::string(cell), 0, "none", 1.0, batch_invariant()}, in);
+State cell_step(c10::string_view cell, const Tensor& x, TensorList weights, const Tensor& h0,
+                const OptionalTensor& c0) {
+  ForwardCall call;
+  call.cell = cell;
+  call.x = x;
+  call.weights = weights;
+  call.h0 = h0;
+  call.c0 = c0;
+  call.step = true;
+  call.save = needs_history(call);
+  Kept kept;
+  decltype(make_node(Form::kStep, Library::kCompiled, call, call.flow, kept)) node;
+  if (call.save) {
+    kept = kept_inputs(call);
+    node = make_node(Form::kStep, Library::kCompiled, call, call.flow, kept);
   }
   State next;
-  Tensor h_raw, saved;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto results = SequenceOps<Library::kCompiled>::forward().call(
-        cell, x.unsqueeze(0), w_ih, w_hh, given(b_ih), given(b_hh), std::nullopt, h0.unsqueeze(0),
-        c0 ? OptionalTensor(c0->unsqueeze(0)) : std::nullopt, std::nullopt, std::nullopt, std::nullopt, save, false, -1,
-        0, "none", 1.0);
-    next.h = std::get<0>(results).squeeze(0);
-    if (c0) next.c = std::get<2>(results).squeeze(0);
-    h_raw = std::get<4>(results);
-    saved = std::get<5>(results);
+    call.x = x.unsqueeze(0);
+    call.h0 = h0.unsqueeze(0);
+    if (c0) call.c0 = c0->unsqueeze(0);
+    auto [y, h_n, c_n, ys, c, h_raw, saved] = ForwardOp::call(SequenceOps<Library::kCompiled>::forward(), call);
+    next.h = y.squeeze(0);
+    if (c0) next.c = c_n.squeeze(0);
+    kept.h_raw = h_raw;
+    kept.saved = saved;
   }
-  if (save) {
+  if (call.save) {
     torch::autograd::set_history(next.h, node);
     if (c0) torch::autograd::set_history(*next.c, node);
-    // The c of a step is c_n: one of them is enough.
-    node->save(in, {}, {next.h, next.c.value_or(h_raw), h_raw, saved}, true);
+    kept.y = next.h;
+    kept.c = next.c.value_or(kept.h_raw);  // the c of a step is c_n: one of them is enough
+    node->save(kept, true);
   }
   return next;
 }
@@ -163,8 +264,12 @@ State cell_step(c10::string_view cell, const Tensor& x, const Tensor& w_ih, cons
 }  // namespace rnn
 
 TORCH_LIBRARY_IMPL(rnnkernels, Autograd, library) {
-  library.impl("sequence_forward", TORCH_FN(rnn::forward<rnn::Library::kCompiled>));
+  using Op = rnn::ForwardOp;
+  library.impl("sequence_forward",
+               TORCH_FN((Op::Dispatched::entry_with_keys<Op::Results, rnn::forward<rnn::Library::kCompiled>>)));
 }
 TORCH_LIBRARY_IMPL(rnnkernels_triton, Autograd, library) {
-  library.impl("sequence_forward", TORCH_FN(rnn::forward<rnn::Library::kTriton>));
+  using Op = rnn::ForwardOp;
+  library.impl("sequence_forward",
+               TORCH_FN((Op::Dispatched::entry_with_keys<Op::Results, rnn::forward<rnn::Library::kTriton>>)));
 }

@@ -1,9 +1,9 @@
 // The sequence ops on the CPU.
 #include <ATen/Parallel.h>
 
-#include "common/ops.h"
 #include "cpu/kernels.h"
 #include "cpu/single.h"
+#include "ops/pointers.h"
 
 namespace rnn::cpu {
 namespace {
@@ -76,36 +76,32 @@ void with_launch(int cell, Run&& run) {
   run(Launch{cell, crew, Workspace::allocate, &workspace});
 }
 
-ForwardResults forward(ForwardArguments& a) {
-  const Sizes n = check(a);
-  if (is_single_step(a, n)) {
-    ForwardResults results;
-    dispatch_dtype(a.x.scalar_type(), [&](const auto& entry) { results = forward_single(a, n, entry); });
-    return results;
-  }
-  check_values(a.steps, n);
-  const ForwardTensors t = prepare(a, n, Input::kRaw);
-  with_launch(a.cell.number, [&](const Launch& launch) {
-    dispatch_dtype(a.x.scalar_type(),
-                   [&]<class IO>(const Entry<IO>& entry) { entry.forward(launch, parameters<IO>(a, n, t)); });
-  });
-  return t.results();
+template <class IO>
+void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& a) {
+  entry.forward(launch, parameters<IO>(a));
+}
+template <class IO>
+void run_loop(const Entry<IO>& entry, const Launch& launch, const BackwardLayer& a) {
+  entry.backward(launch, parameters<IO>(a));
 }
 
-BackwardResults backward(BackwardArguments& a) {
-  const Sizes n = check(a);
-  if (is_single_step(a, n)) {
-    BackwardResults results;
-    dispatch_dtype(a.y.scalar_type(), [&](const auto& entry) { results = backward_single(a, n, entry); });
-    return results;
-  }
-  check_values(a.steps, n);
-  const BackwardTensors t = prepare(a, n);
-  with_launch(a.cell.number, [&](const Launch& launch) {
-    dispatch_dtype(a.y.scalar_type(),
-                   [&]<class IO>(const Entry<IO>& entry) { entry.backward(launch, parameters<IO>(a, n, t)); });
+// Runs a layer, whose dtype is that of `like`, by the kernels of a single step where they take it.
+template <class Layer>
+void run_layer(Layer& a, const Tensor& like) {
+  dispatch_dtype(like.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
+    if (is_single_step(a)) return run_single(a, entry);
+    with_launch(a.cell.number, [&](const Launch& launch) { run_loop(entry, launch, a); });
   });
-  return t.results();
+}
+
+void forward(ForwardRun& all) {
+  check_values(all.call(), all.sizes());
+  all.each([](ForwardLayer& layer) { run_layer(layer, layer.x); });
+}
+
+void backward(BackwardRun& all) {
+  check_values(all.call(), all.sizes());
+  all.each([](BackwardLayer& layer) { run_layer(layer, layer.y); });
 }
 
 Tensor input_gradient(const Tensor& dgates, TensorList w_ih) {

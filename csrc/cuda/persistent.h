@@ -7,9 +7,9 @@
 // memory of the size that the plan asks for.
 #pragma once
 
-#include "common/stack.h"
 #include "cuda/plan.h"
 #include "cuda/stages.h"
+#include "ops/pointers.h"
 
 namespace rnn::cuda {
 
@@ -21,28 +21,43 @@ inline Numbers numbers_of(at::ScalarType type, bool tf32) {
          : tf32                  ? Numbers::kTF32
                                  : Numbers::kFloat32;
 }
-inline Numbers numbers_of(const ForwardArguments& a, bool tf32) { return numbers_of(a.x.scalar_type(), tf32); }
-inline Numbers numbers_of(const BackwardArguments& a, bool tf32) { return numbers_of(a.y.scalar_type(), tf32); }
-inline bool bounds_norm(const ForwardArguments&) { return false; }
-inline bool bounds_norm(const BackwardArguments& a) { return a.clip.kind == Clip::kNorm; }
-constexpr bool goes_back(const ForwardArguments&) { return false; }
-constexpr bool goes_back(const BackwardArguments&) { return true; }
+inline Numbers numbers_of(const ForwardRun& all, bool tf32) { return numbers_of(all.call().x.scalar_type(), tf32); }
+inline Numbers numbers_of(const BackwardRun& all, bool tf32) { return numbers_of(all.call().y.scalar_type(), tf32); }
+inline bool bounds_norm(const ForwardRun&) { return false; }
+inline bool bounds_norm(const BackwardRun& all) { return all.call().clip == "norm"; }
+constexpr bool goes_back(const ForwardRun&) { return false; }
+constexpr bool goes_back(const BackwardRun&) { return true; }
 
 // What persistent kernels do not take of a call, or null.
-template <class Arguments>
-const char* refusal(const Arguments& a) {
-  return refusal(numbers_of(a, false), !a.w_hr.empty(), bounds_norm(a));
+template <class Run>
+const char* refusal(const Run& all) {
+  return refusal(numbers_of(all, false), all.projected(), bounds_norm(all));
 }
-template <class Arguments>
-Kernel kernel_of(const Arguments& a, bool tf32) {
-  return kernel_of(a.cell.G, a.cell.A, a.cell.S, goes_back(a), numbers_of(a, tf32), bounds_norm(a));
+template <class Run>
+Kernel kernel_of(const Run& all, bool tf32) {
+  const CellInfo& cell = all.cell();
+  return kernel_of(cell.G, cell.A, cell.S, goes_back(all), numbers_of(all, tf32), bounds_norm(all));
 }
-inline Problem problem_of(const ForwardArguments&, const Sizes& n) { return {n.H, n.B, int(n.D)}; }
-inline Problem problem_of(const BackwardArguments& a, const Sizes& n) {
-  return {n.H, sequence(a, n, a.window).rows(), int(n.D)};
+template <class Run>
+Sequence sequence(const Run& all) {
+  return sequence_of(all.call(), all.sizes(), goes_back(all) ? all.call().window : 0);
 }
-inline int64_t steps_of(const ForwardArguments&, const Sizes& n) { return n.T; }
-inline int64_t steps_of(const BackwardArguments& a, const Sizes& n) { return sequence(a, n, a.window).steps(); }
+template <class Run>
+Problem problem_of(const Run& all) {
+  return {all.sizes().H, sequence(all).rows(), int(all.sizes().D)};
+}
+template <class Run>
+int64_t steps_of(const Run& all) {
+  return sequence(all).steps();
+}
+inline bool records(const ForwardRun&) { return false; }
+inline bool records(const BackwardRun& all) { return all.call().record; }
+// Layers that may run at the same time: each takes the y of the one below as it is, but for a mask, and no norms of
+// gradients are asked for.
+template <class Run>
+int chained_layers(const Run& all) {
+  return all.sizes().D == 1 && !all.projected() && !records(all) ? int(all.sizes().L) : 1;
+}
 
 // Calls f.operator()<IO>() with the storage type of a dtype that persistent kernels take.
 template <class F>
@@ -71,90 +86,78 @@ void run_launches(const Stages& stages, const Plan& plan, const at::TensorOption
 }
 
 template <class Runner>
-ForwardResults run_persistent(const ForwardArguments& a, const Sizes& n, const Plan& plan, const Runner& runner) {
-  ForwardTensors t = prepare(a, n, Input::kProjected);
+void run_persistent(const ForwardLayer& a, const Plan& plan, const Runner& runner) {
+  const Tensor gx = project_input(a);
   dispatch_narrow(a.x.scalar_type(), [&]<class IO> {
-    run_launches(ForwardStages<IO>{{parameters<IO>(a, n, t), nullptr}}, plan, a.x.options(), runner);
+    run_launches(ForwardStages<IO>{{parameters<IO>(a, gx), nullptr}}, plan, a.x.options(), runner);
   });
-  return t.results();
 }
 
 template <class Runner>
-BackwardResults run_persistent(const BackwardArguments& a, const Sizes& n, const Plan& plan, const Runner& runner) {
-  const BackwardTensors t = prepare(a, n);
-  const Tensor all_dh = at::zeros(a.flow ? n.shape({n.D, n.R}) : at::DimVector{0}, a.y.options().dtype(at::kDouble));
+void run_persistent(const BackwardLayer& a, const Plan& plan, const Runner& runner) {
+  const bool flow = a.call.record;
+  const Tensor all_dh = at::zeros(flow ? a.n.shape({a.n.D, a.n.R}) : at::DimVector{0}, a.y.options().dtype(at::kDouble));
   dispatch_narrow(a.y.scalar_type(), [&]<class IO> {
-    const BackwardStage<IO> stage{parameters<IO>(a, n, t), pointer<double>(all_dh), nullptr, nullptr, nullptr};
+    const BackwardStage<IO> stage{parameters<IO>(a), pointer<double>(all_dh), nullptr, nullptr, nullptr};
     run_launches(BackwardStages<IO>{stage}, plan, a.y.options(), runner);
   });
-  if (a.flow) t.flow.copy_(at::linalg_vector_norm(all_dh, 2, {-1}));
-  return t.results();
+  if (flow) a.flow.copy_(at::linalg_vector_norm(all_dh, 2, {-1}));
 }
 
-template <class IO>
-const IO* mask(const Links& links, size_t n) {
-  return links.masks.empty() ? nullptr : pointer<const IO>(links.masks[n]);
-}
-
-// The layers of a stack, as many at a time as the plan has stages. The plan has been made for all of them: one
-// direction, one hidden size.
+// The layers of a call, as many at a time as the plan has stages: the layers have one direction and no projection.
 template <class Runner>
-std::vector<ForwardResults> run_stack(std::vector<ForwardArguments>& layers, const Links& links, const Stack& stack,
-                                      const Runner& runner) {
-  std::vector<ForwardResults> results;
-  for (size_t first = 0; first < layers.size(); first += stack.stages) {
-    const size_t last = std::min(first + stack.stages, layers.size());
-    std::vector<ForwardTensors> tensors;
-    dispatch_narrow(layers[0].x.scalar_type(), [&]<class IO> {
+void run_stack(ForwardRun& all, const Stack& stack, const Runner& runner) {
+  const int64_t L = all.sizes().L;
+  Tensor x = all.call().x;
+  for (int64_t first = 0; first < L; first += stack.stages) {
+    const int64_t last = std::min(first + stack.stages, L);
+    std::vector<ForwardLayer> layers;  // which keep what the launch reads
+    std::vector<Tensor> kept;  // too
+    dispatch_narrow(x.scalar_type(), [&]<class IO> {
       ForwardStages<IO> stages;
-      for (size_t l = first; l < last; ++l) {
-        ForwardArguments& a = layers[l];
+      for (int64_t l = first; l < last; ++l) {
         const bool fed = l > first;
-        if (fed) {
-          a.x = std::get<0>(results.back());
-        } else if (l > 0) {
-          a.x = links.above(std::get<0>(results.back()), l - 1);
-        }
-        const Sizes n = check(a);
-        tensors.push_back(prepare(a, n, fed ? Input::kRaw : Input::kProjected));
-        stages.push_back({parameters<IO>(a, n, tensors.back()), fed ? mask<IO>(links, l - 1) : nullptr});
-        results.push_back(tensors.back().results());
+        layers.push_back(all.layer(l, fed ? layers.back().y : x));
+        const Tensor gx = fed ? Tensor() : project_input(layers.back());
+        const Tensor mask = fed && all.call().masks ? all.mask(l - 1).contiguous() : Tensor();
+        kept.insert(kept.end(), {gx, mask});
+        stages.push_back({parameters<IO>(layers.back(), gx), pointer<const IO>(mask)});
       }
-      run_launches(stages, stack.plan, layers[0].x.options(), runner);
+      run_launches(stages, stack.plan, x.options(), runner);
     });
+    if (last < L) x = all.above(layers.back());
   }
-  return results;
 }
 
 template <class Runner>
-std::vector<BackwardResults> run_stack(std::vector<BackwardArguments>& layers, const Links& links, const Stack& stack,
-                                       const Runner& runner) {
-  std::vector<BackwardResults> results(layers.size());
-  for (size_t last = layers.size(); last > 0;) {
-    const size_t first = last > size_t(stack.stages) ? last - stack.stages : 0;
-    std::vector<BackwardTensors> tensors;
-    dispatch_narrow(layers[0].y.scalar_type(), [&]<class IO> {
+void run_stack(BackwardRun& all, const Stack& stack, const Runner& runner) {
+  const int64_t L = all.sizes().L;
+  OptionalTensor dy = all.from_outside(L - 1);
+  for (int64_t last = L; last > 0;) {
+    const int64_t first = std::max<int64_t>(last - stack.stages, 0);
+    std::vector<BackwardLayer> layers;
+    std::vector<Tensor> kept;
+    dispatch_narrow(all.call().y.scalar_type(), [&]<class IO> {
       BackwardStages<IO> stages;
-      for (size_t l = last; l-- > first;) {
-        BackwardArguments& a = layers[l];
+      for (int64_t l = last; l-- > first;) {
         const bool fed = l + 1 < last;
-        if (!fed && last < layers.size()) a.dy = links.below(a.dy, std::get<0>(results[last]), l);
-        const Sizes n = check(a);
-        tensors.push_back(prepare(a, n));
-        BackwardStage<IO> stage{parameters<IO>(a, n, tensors.back())};
+        layers.push_back(all.layer(l, fed ? all.from_outside(l) : std::move(dy)));
+        BackwardStage<IO> stage{parameters<IO>(layers.back())};
         if (fed) {
           stage.dgates_above = stages.back().dgates;
-          stage.w_ih_above = pointer<const IO>(links.w_ih[l]);
-          stage.mask_above = mask<IO>(links, l);
+          const Tensor w_ih = all.w_ih(l + 1).contiguous();
+          const Tensor mask = all.call().masks ? all.mask(l).contiguous() : Tensor();
+          kept.insert(kept.end(), {w_ih, mask});
+          stage.w_ih_above = pointer<const IO>(w_ih);
+          stage.mask_above = pointer<const IO>(mask);
         }
         stages.push_back(stage);
-        results[l] = tensors.back().results();
       }
-      run_launches(stages, stack.plan, layers[0].y.options(), runner);
+      run_launches(stages, stack.plan, all.call().y.options(), runner);
     });
+    if (first > 0) dy = all.whole(first - 1, layers.back().dgates);
     last = first;
   }
-  return results;
 }
 
 }  // namespace rnn::cuda

@@ -39,56 +39,43 @@ struct Launcher {
 // Torch's switch for recurrent layers: torch.backends.cudnn.allow_tf32.
 bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(); }
 
-// How layers like this one run, with so many of them in a stack.
-template <class Arguments>
-Stack choose(const Arguments& a, const Sizes& n, const Launcher& launcher, size_t layers = 1) {
+// How the layers of a call run.
+template <class Run>
+Stack choose(const Run& all, const Launcher& launcher) {
   Stack stack{1, {}, 0};
+  const Sizes& n = all.sizes();
   if (n.T == 0 || n.B == 0) {
     stack.plan.reason = "there is nothing to run";
-  } else if (const char* reason = refusal(a)) {
+  } else if (const char* reason = refusal(all)) {
     stack.plan.reason = reason;
   } else {
     Device device{};
     launcher.check(query(device));
-    stack = plan_stack(choice(), kernel_of(a, tf32_allowed()), problem_of(a, n), int(layers), steps_of(a, n), device);
+    const int layers = chained_layers(all);
+    stack = plan_stack(choice(), kernel_of(all, tf32_allowed()), problem_of(all), layers, steps_of(all), device);
   }
   return stack;
 }
 
-template <class Arguments>
-auto run(const char* op, Arguments& a, c10::Device device) {
+template <class Run>
+void run(const char* op, Run& all, c10::Device device) {
   const c10::DeviceGuard guard(device);
-  const Sizes n = check(a);  // first: the device may be none of ours
-  const Launcher launcher(op, a.cell.number, device);
-  const Plan plan = choose(a, n, launcher).plan;
-  return plan.found ? run_persistent(a, n, plan, launcher) : run_stepwise(a, n, launcher);
+  const Launcher launcher(op, all.cell().number, device);
+  const Stack stack = choose(all, launcher);
+  if (stack.stages > 1) return run_stack(all, stack, launcher);
+  all.each([&](auto& layer) {
+    stack.plan.found ? run_persistent(layer, stack.plan, launcher) : run_stepwise(layer, launcher);
+  });
 }
 
-ForwardResults forward(ForwardArguments& a) { return run("sequence_forward", a, a.x.device()); }
-BackwardResults backward(BackwardArguments& a) { return run("sequence_backward", a, a.y.device()); }
-
-template <class Arguments, class Layer>
-auto run_layers(const char* op, std::vector<Arguments>& layers, const Links& links, c10::Device device, Layer layer) {
-  const c10::DeviceGuard guard(device);
-  const Sizes n = check(layers[0]);
-  const Launcher launcher(op, layers[0].cell.number, device);
-  const Stack stack = choose(layers[0], n, launcher, layers.size());
-  return stack.stages > 1 ? run_stack(layers, links, stack, launcher) : run_in_turn(layers, links, layer);
-}
-
-std::vector<ForwardResults> stack_forward(std::vector<ForwardArguments>& layers, const Links& links) {
-  return run_layers("stack_forward", layers, links, layers[0].x.device(), forward);
-}
-std::vector<BackwardResults> stack_backward(std::vector<BackwardArguments>& layers, const Links& links) {
-  return run_layers("stack_backward", layers, links, layers[0].y.device(), backward);
-}
+void forward(ForwardRun& all) { run("sequence_forward", all, all.call().x.device()); }
+void backward(BackwardRun& all) { run("sequence_backward", all, all.call().y.device()); }
 
 }  // namespace
 }  // namespace rnn::cuda
 
 TORCH_LIBRARY_IMPL(rnnkernels, CUDA, library) {
   rnn::register_sequence_ops<rnn::cuda::forward, rnn::cuda::backward>(library);
-  rnn::register_stack_ops<rnn::cuda::stack_forward, rnn::cuda::stack_backward>(library);
 }
 
 #endif

@@ -7,8 +7,8 @@
 
 #include <ATen/OpMathType.h>
 
-#include "common/ops.h"
 #include "cuda/step.h"
+#include "ops/pointers.h"
 
 namespace rnn::cuda {
 
@@ -30,31 +30,32 @@ void dispatch_dtype(at::ScalarType type, F&& f) {
 }
 
 // The weights of all directions as one operand [D, rows, columns].
-inline Tensor stacked(const std::vector<Tensor>& weights) {
+inline Tensor stacked(const LayerWeights::List& weights) {
   return weights.size() == 1 ? weights[0].unsqueeze(0) : at::stack(weights);
 }
 
 template <class Launcher>
-ForwardResults run_stepwise(const ForwardArguments& a, const Sizes& n, const Launcher& launch) {
-  ForwardTensors t = prepare(a, n, Input::kProjected);
+void run_stepwise(const ForwardLayer& a, const Launcher& launch) {
+  const Sizes& n = a.n;
+  const Tensor gx = project_input(a);
   const int64_t steps = n.B ? n.T : 0;
-  const bool projected = !t.w_hr.empty();
-  const Tensor w_hh = stacked(t.w_hh).transpose(1, 2);  // [D, R, G*H]
+  const bool projected = !a.w.w_hr.empty();
+  const Tensor w_hh = stacked(a.w.w_hh).transpose(1, 2);  // [D, R, G*H]
   Tensor gh = at::empty({n.D, n.B, a.cell.G * n.H}, a.x.options());
   Tensor w_hr, raw, out;
   if (projected) {
-    w_hr = stacked(t.w_hr).transpose(1, 2);  // [D, H, R]
+    w_hr = stacked(a.w.w_hr).transpose(1, 2);  // [D, H, R]
     raw = at::zeros({n.D, n.B, n.H}, a.x.options());
     out = at::empty_like(a.h0);  // [D, B, R]
   }
-  t.h_n.copy_(a.h0);  // carries h
-  if (a.c0) t.c_n.copy_(*a.c0);
-  const Tensor c = t.c_n.to(at::toOpMathType(t.c_n.scalar_type()));  // carries c; c_n itself where that has this type
+  a.h_n.copy_(a.h0);  // carries h
+  if (a.c0) a.c_n.copy_(*a.c0);
+  const Tensor c = a.c_n.to(at::toOpMathType(a.c_n.scalar_type()));  // carries c; c_n itself where that has this type
   dispatch_dtype(a.x.scalar_type(), [&]<class IO> {
-    const Forward<IO> call = parameters<IO>(a, n, t);
-    IO* h = pointer<IO>(t.h_n);
+    const Forward<IO> call = parameters<IO>(a, gx);
+    IO* h = pointer<IO>(a.h_n);
     for (int64_t s = 0; s < steps; ++s) {
-      at::bmm_out(gh, t.h_n, w_hh);
+      at::bmm_out(gh, a.h_n, w_hh);
       launch(ForwardCell<IO>{call, s, pointer<const IO>(gh), h, pointer<Arithmetic<IO>>(c),
                              projected ? pointer<IO>(raw) : nullptr});
       if (!projected) continue;
@@ -62,32 +63,31 @@ ForwardResults run_stepwise(const ForwardArguments& a, const Sizes& n, const Lau
       launch(ForwardProject<IO>{call, s, pointer<const IO>(out), h});
     }
   });
-  t.c_n.copy_(c);
-  return t.results();
+  a.c_n.copy_(c);
 }
 
 template <class Launcher>
-BackwardResults run_stepwise(const BackwardArguments& a, const Sizes& n, const Launcher& launch) {
-  const BackwardTensors t = prepare(a, n);
-  const Sequence q = sequence(a, n, a.window);
+void run_stepwise(const BackwardLayer& a, const Launcher& launch) {
+  const Sizes& n = a.n;
+  const Sequence q = sequence(a);
   const int64_t rows = q.rows(), steps = n.B ? q.steps() : 0;
-  const bool has_c = a.cell.S > 1, projected = !t.w_hr.empty(), norm = a.clip.kind == Clip::kNorm;
+  const bool has_c = a.cell.S > 1, projected = !a.w.w_hr.empty(), norm = a.clip.kind == Clip::kNorm;
   const auto carried = [&](int64_t width, at::ScalarType type) {
     return at::empty({n.D, rows, width}, a.y.options().dtype(type));
   };
-  const at::ScalarType io = a.y.scalar_type(), arithmetic = t.flow.scalar_type();
-  const Tensor w_hh = stacked(t.w_hh);  // [D, G*H, R]
+  const at::ScalarType io = a.y.scalar_type(), arithmetic = a.flow.scalar_type();
+  const Tensor w_hh = stacked(a.w.w_hh);  // [D, G*H, R]
   const Tensor dh = carried(n.R, arithmetic), dc = carried(has_c ? n.H : 0, arithmetic);
   const Tensor dgh = carried(a.cell.G * n.H, io).zero_(), dprojected = carried(projected ? n.R : 0, io).zero_();
   Tensor dh_through = carried(n.R, io), draw = carried(projected ? n.H : 0, io);
-  const Tensor w_hr = projected ? stacked(t.w_hr) : Tensor();  // [D, R, H]
+  const Tensor w_hr = projected ? stacked(a.w.w_hr) : Tensor();  // [D, R, H]
   const Tensor unbounded = carried(norm ? (a.cell.G + a.cell.A) * n.H : 0, at::kDouble);
   const Tensor dgx = unbounded.narrow(2, 0, norm ? a.cell.G * n.H : 0);
   Tensor norms = at::empty({n.D, norm ? rows : 0}, unbounded.options());
-  const Tensor all_dh = at::zeros(a.flow ? n.shape({n.D, n.R}) : at::DimVector{0}, unbounded.options());
+  const Tensor all_dh = at::zeros(a.call.record ? n.shape({n.D, n.R}) : at::DimVector{0}, unbounded.options());
   dispatch_dtype(io, [&]<class IO> {
     using Wide = Arithmetic<IO>;
-    const Backward<IO> call = parameters<IO>(a, n, t);
+    const Backward<IO> call = parameters<IO>(a);
     const Carried<IO> c{pointer<Wide>(dh),          pointer<Wide>(dc),       pointer<IO>(dgh),
                         pointer<IO>(dh_through),    pointer<IO>(dprojected), pointer<IO>(draw),
                         pointer<double>(unbounded), pointer<double>(norms),  pointer<double>(all_dh)};
@@ -104,13 +104,12 @@ BackwardResults run_stepwise(const BackwardArguments& a, const Sizes& n, const L
       at::linalg_vector_norm_out(norms, dgx, 2, {2});
       launch(BackwardBound<IO>{call, s, c});
     }
-    if (!a.initial) return;
+    if (!a.call.initial) return;
     if (steps > 0) at::bmm_out(dh_through, dgh, w_hh);
     launch(BackwardFinish<IO>{q, n.R, c.dh_through, c.dh, call.dh0});
     if (has_c) launch(BackwardFinish<IO>{q, n.H, nullptr, c.dc, call.dc0});
   });
-  if (a.flow) t.flow.copy_(at::linalg_vector_norm(all_dh, 2, {-1}));
-  return t.results();
+  if (a.call.record) a.flow.copy_(at::linalg_vector_norm(all_dh, 2, {-1}));
 }
 
 }  // namespace rnn::cuda

@@ -3,7 +3,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "common/ops.h"
+#include "ops/pointers.h"
 
 namespace rnn::triton {
 namespace {
@@ -16,7 +16,7 @@ py::object given(const OptionalTensor& t) { return t ? py::cast(*t) : py::none()
 py::object bytes(const OptionalTensor& t) { return t ? py::cast(t->view(at::kByte)) : py::none(); }
 
 // What all directions have, as one tensor with a dimension for them in front.
-Tensor stacked(const std::vector<Tensor>& parts) {
+Tensor stacked(const LayerWeights::List& parts) {
   return parts.size() == 1 ? parts[0].unsqueeze(0) : at::stack(parts);
 }
 
@@ -26,7 +26,7 @@ void launch(const char* pass, c10::Device device, const py::dict& arguments) {
   py::module_::import("rnnkernels.triton.launch").attr(pass)(**arguments);
 }
 
-void refuse(const Tensor& like, TensorList w_hr) {
+void refuse(const Tensor& like, const LayerWeights::List& w_hr) {
   TORCH_CHECK_NOT_IMPLEMENTED(w_hr.empty(),
                               "rnnkernels: the triton backend has no projections. Leave out proj_size, "
                               "or ask for another backend.");
@@ -36,66 +36,62 @@ void refuse(const Tensor& like, TensorList w_hr) {
 }
 
 // What both passes take; w_hh [D, G*H, H].
-template <class Arguments>
-py::dict common(const Arguments& a, const Sizes& n, const Tensor& w_hh) {
+template <class Layer>
+py::dict common(const Layer& a, const Tensor& w_hh) {
   py::dict arguments;
   arguments["cell"] = std::string(a.cell.name);
   arguments["w_hh"] = w_hh;
   arguments["h0"] = a.h0;
   arguments["c0"] = given(a.c0);
-  arguments["lengths"] = given(a.steps.lengths);
-  arguments["starts"] = given(a.steps.starts);
-  arguments["reset"] = bytes(a.steps.reset);
-  arguments["T"] = n.T;
+  arguments["lengths"] = given(a.call.lengths);
+  arguments["starts"] = given(a.call.starts);
+  arguments["reset"] = bytes(a.call.reset);
+  arguments["T"] = a.n.T;
   return arguments;
 }
 
-ForwardResults forward(ForwardArguments& a) {
-  const Sizes n = check(a);
-  refuse(a.x, a.w_hr);
-  const ForwardTensors t = prepare(a, n, Input::kProjected);
-  if (n.T == 0 || n.B == 0) {
-    t.h_n.copy_(a.h0);
-    if (a.c0) t.c_n.copy_(*a.c0);
-    return t.results();
+void forward_layer(const ForwardLayer& a) {
+  refuse(a.x, a.w.w_hr);
+  const Tensor gx = project_input(a);
+  if (a.n.T == 0 || a.n.B == 0) {
+    a.h_n.copy_(a.h0);
+    if (a.c0) a.c_n.copy_(*a.c0);
+    return;
   }
-  const Tensor w_hh = stacked(t.w_hh);
+  const Tensor w_hh = stacked(a.w.w_hh);
   // A bias that is missing beside another one is zero.
-  const auto bias = [&](const std::vector<Tensor>& parts, const std::vector<Tensor>& others) {
+  const auto bias = [&](const LayerWeights::List& parts, const LayerWeights::List& others) {
     if (!parts.empty()) return py::cast(stacked(parts));
     return others.empty() ? py::object(py::none()) : py::cast(at::zeros_like(stacked(others)));
   };
   const py::gil_scoped_acquire gil;
-  py::dict arguments = common(a, n, w_hh);
-  arguments["gx"] = t.gx;
-  arguments["b_ih"] = bias(t.b_ih, t.b_hh);
-  arguments["b_hh"] = bias(t.b_hh, t.b_ih);
-  arguments["y"] = t.y;
-  arguments["h_n"] = t.h_n;
-  arguments["c_n"] = given(t.c_n);
-  arguments["c"] = given(t.c);
-  arguments["saved"] = given(t.saved);
+  py::dict arguments = common(a, w_hh);
+  arguments["gx"] = gx;
+  arguments["b_ih"] = bias(a.w.b_ih, a.w.b_hh);
+  arguments["b_hh"] = bias(a.w.b_hh, a.w.b_ih);
+  arguments["y"] = a.y;
+  arguments["h_n"] = a.h_n;
+  arguments["c_n"] = given(a.c_n);
+  arguments["c"] = given(a.c);
+  arguments["saved"] = given(a.saved);
   launch("forward", a.x.device(), arguments);
-  return t.results();
 }
 
-BackwardResults backward(BackwardArguments& a) {
-  const Sizes n = check(a);
-  refuse(a.y, a.w_hr);
-  const BackwardTensors t = prepare(a, n);
-  if (n.T == 0 || n.B == 0) {
+void backward_layer(const BackwardLayer& a) {
+  refuse(a.y, a.w.w_hr);
+  if (a.n.T == 0 || a.n.B == 0) {
     const auto same = [](const Tensor& to, const OptionalTensor& from) {
       if (to.numel() && from) to.copy_(*from);
       if (to.numel() && !from) to.zero_();
     };
-    same(t.dh0, a.dh_n);
-    same(t.dc0, a.dc_n);
-    return t.results();
+    same(a.dh0, a.dh_n);
+    same(a.dc0, a.dc_n);
+    return;
   }
-  const Sequence q = sequence(a, n, a.window);
-  const Tensor w_hh = stacked(t.w_hh);
+  const Sequence q = sequence(a);
+  const Tensor w_hh = stacked(a.w.w_hh);
   const py::gil_scoped_acquire gil;
-  py::dict arguments = common(a, n, w_hh);
+  py::dict arguments = common(a, w_hh);
   arguments["dy"] = given(a.dy);
   arguments["dh_n"] = given(a.dh_n);
   arguments["dc_n"] = given(a.dc_n);
@@ -103,17 +99,19 @@ BackwardResults backward(BackwardArguments& a) {
   arguments["y"] = a.y;
   arguments["c"] = given(a.c);
   arguments["saved"] = given(a.saved);
-  arguments["dgates"] = t.dgates;
-  arguments["dh0"] = given(t.dh0);
-  arguments["dc0"] = given(t.dc0);
-  arguments["flow"] = given(t.flow);
+  arguments["dgates"] = a.dgates;
+  arguments["dh0"] = given(a.dh0);
+  arguments["dc0"] = given(a.dc0);
+  arguments["flow"] = given(a.flow);
   arguments["steps"] = q.steps();
   arguments["rows"] = q.rows();
-  arguments["clip"] = clip_name(a.clip.kind);
+  arguments["clip"] = std::string(a.call.clip);
   arguments["bound"] = a.clip.bound;
   launch("backward", a.y.device(), arguments);
-  return t.results();
 }
+
+void forward(ForwardRun& all) { all.each(forward_layer); }
+void backward(BackwardRun& all) { all.each(backward_layer); }
 
 }  // namespace
 }  // namespace rnn::triton

@@ -33,7 +33,7 @@ def refusal(call: Call) -> str | None:
         return f"it runs tensors on a GPU, and the input is on {call.x.device.type}"
     if call.x.dtype not in DTYPES:
         return f"it has no kernels for {call.x.dtype}"
-    if call.w_hr:
+    if call.projected:
         return "it has no kernels for proj_size"
     T, B, H = call.T, call.B, call.h0.size(2)
     if max(call.cell.G * H * H, 4 * T * B, T * H) >= LARGEST:

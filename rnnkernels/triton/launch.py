@@ -25,8 +25,8 @@ def describe(call: Call) -> str:
     """The layouts of forward, and of the backward that would follow."""
     T, B = call.T, call.B
     windows = -(-T // call.window) if 0 < call.window < T else 1
-    w_hh = call.w_hh[0].unsqueeze(0).expand(len(call.w_hh), -1, -1)
-    passes = layout_of(w_hh, B, False), layout_of(w_hh, B * windows, call.clip.kind == "norm")
+    w_hh = call.weights[1].unsqueeze(0).expand(call.directions, -1, -1)
+    passes = layout_of(w_hh, B, False), layout_of(w_hh, B * windows, call.clip == "norm")
     return f"forward {passes[0]}; backward {passes[1]}"
 
 

@@ -21,8 +21,12 @@ struct Launcher {
   }
 };
 
-ForwardResults forward(ForwardArguments& a) { return run_stepwise(a, check(a), Launcher{a.cell.number}); }
-BackwardResults backward(BackwardArguments& a) { return run_stepwise(a, check(a), Launcher{a.cell.number}); }
+template <class Run>
+void run(Run& all) {
+  all.each([&](auto& layer) { run_stepwise(layer, Launcher{all.cell().number}); });
+}
+void forward(ForwardRun& all) { run(all); }
+void backward(BackwardRun& all) { run(all); }
 
 }  // namespace
 }  // namespace rnn::cuda

@@ -55,32 +55,20 @@ struct Runner {
   }
 };
 
-template <class Arguments>
-auto run(Arguments& a) {
-  const Sizes n = check(a);
-  const char* reason = refusal(a);
-  TORCH_CHECK(!reason, reason);
-  return run_persistent(a, n, chosen(kernel_of(a, settings.tf32), problem_of(a, n)), Runner{a.cell.number});
-}
-
-ForwardResults forward(ForwardArguments& a) { return run(a); }
-BackwardResults backward(BackwardArguments& a) { return run(a); }
-
 // As many layers at a time as the settings have stages.
-template <class Arguments>
-auto run_layers(std::vector<Arguments>& layers, const Links& links) {
-  Arguments& a = layers[0];
-  const Sizes n = check(a);
-  const int stages = int(settings.stages);
-  const Stack stack{stages, chosen(kernel_of(a, settings.tf32), problem_of(a, n), stages), 0};
-  return run_stack(layers, links, stack, Runner{a.cell.number});
+template <class Run>
+void run(Run& all) {
+  const char* reason = refusal(all);
+  TORCH_CHECK(!reason, reason);
+  const Runner runner{all.cell().number};
+  const int stages = std::min(int(settings.stages), chained_layers(all));
+  const Plan plan = chosen(kernel_of(all, settings.tf32), problem_of(all), stages);
+  if (stages > 1) return run_stack(all, Stack{stages, plan, 0}, runner);
+  all.each([&](auto& layer) { run_persistent(layer, plan, runner); });
 }
-std::vector<ForwardResults> stack_forward(std::vector<ForwardArguments>& layers, const Links& links) {
-  return run_layers(layers, links);
-}
-std::vector<BackwardResults> stack_backward(std::vector<BackwardArguments>& layers, const Links& links) {
-  return run_layers(layers, links);
-}
+
+void forward(ForwardRun& all) { run(all); }
+void backward(BackwardRun& all) { run(all); }
 
 void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages, bool tf32,
                c10::string_view mode, int64_t seed, c10::string_view skip) {
@@ -104,12 +92,10 @@ std::vector<std::string> sites() {
 
 TORCH_LIBRARY(rnnkernels_simt, library) {
   rnn::define_sequence_ops(library);
-  rnn::define_stack_ops(library);
   library.def("configure", rnn::cuda::configure);
   library.def("sites", rnn::cuda::sites);
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels_simt, CPU, library) {
   rnn::register_sequence_ops<rnn::cuda::forward, rnn::cuda::backward>(library);
-  rnn::register_stack_ops<rnn::cuda::stack_forward, rnn::cuda::stack_backward>(library);
 }

@@ -1,9 +1,5 @@
-// The schemas of all ops, and the Python module rnnkernels._C that carries them.
-#include "common/ops.h"
-
-#include <pybind11/functional.h>
+// The Python module rnnkernels._C: what there is beside the ops.
 #include <torch/csrc/utils/pybind.h>
-#include <torch/library.h>
 
 #include <array>
 #include <map>
@@ -11,19 +7,10 @@
 #include "autograd/cell_step.h"
 #include "autograd/direct.h"
 #include "autograd/layers_call.h"
-#include "autograd/node.h"
 #include "common/cells.h"
-#include "common/stack.h"
 #include "cpu/kernels.h"
 #include "cuda/plan.h"
-
-TORCH_LIBRARY(rnnkernels, library) {
-  rnn::define_sequence_ops(library);
-  rnn::define_stack_ops(library);
-  rnn::define_input_gradient_op(library);
-  rnn::define_differentiable_op(library);
-}
-TORCH_LIBRARY(rnnkernels_triton, library) { rnn::define_sequence_ops(library); }
+#include "ops/check.h"
 
 namespace py = pybind11;
 
@@ -136,17 +123,13 @@ PYBIND11_MODULE(_C, module) {
       },
       "The cells as C++ knows them: name, gates and the sizes of the cell contract.");
 
-  module.def("set_flow_sink", &rnn::set_flow_sink, py::arg("sink").none(true),
-             "Has `sink` called with |dL/dh_t| [T, B, D] by every backward of this thread's next sequence_forward that "
-             "makes a graph. None takes it back.");
-
   static std::array<PyMethodDef, 3> fast{{
       {"cell_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cell_step)), METH_FASTCALL,
        "cell_step(cell, parameters, input_size, hidden_size, input, hx)\n\nThe next state of a cell with these "
        "parameters (a module's dictionary of them, or a tuple of four), or None where anything is unusual."},
       {"layers_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_layers_call)), METH_FASTCALL,
-       "layers_call(cell, weights, input_size, hidden_size, proj_size, num_layers, directions, batch_first, input, "
-       "hx)\n\nWhat layers with this flat list of weights return, or None where anything is unusual."},
+       "layers_call(cell, weights, input_size, hidden_size, proj_size, num_layers, directions, merge_mode, "
+       "batch_first, input, hx)\n\nWhat layers with this flat list of weights return, or None where anything is unusual."},
       {"cast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cast)), METH_FASTCALL,
        "cast(tensor, dtype)\n\nA tensor as autocast casts it to this type, parameters once per region, or None where "
        "anything is unusual."},

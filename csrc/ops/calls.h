@@ -1,0 +1,207 @@
+// What the ops take and return. A new option is a member here and a line in the list beside it; schemas, registrations,
+// calls, Python's fake kernels and the autograd node follow.
+//
+//   rnnkernels::sequence_forward     all layers and directions of a module over a sequence; projects the input itself
+//   rnnkernels::sequence_backward    the loops over time backwards: the gradients of the gates' pre-activations
+//   rnnkernels::sequence_backward_   the same, which writes them over what forward saved
+//   rnnkernels::sequence_gradients   all gradients as differentiable functions, by the reference in Python
+//   rnnkernels::input_gradient       dx from the gradients of the gates, each row by itself
+//
+// Shapes: common/layout.h, with the layers in front:
+//
+//   x [T, B, I]        y [T, B, D*R], or [T, B, R] where directions are merged otherwise than side by side
+//   h0, h_n [L*D, B, R]                c0, c_n [L*D, B, H]
+//   ys [L or L-1, T, B, D*R]: y of each layer before its directions are merged; of the last one only where that
+//                             differs from y
+//   c, h_raw [L, T, B, D, H]           saved [L, T, B, D, K*H]          dgates [L, T, B, D, (G+A)*H]
+//
+// An output that is not kept or not asked for is an empty tensor.
+#pragma once
+
+#include <torch/library.h>
+
+#include "ops/fields.h"
+
+namespace rnn {
+
+// What is neither a tensor nor of one pass alone. Names are those of static tables: a Settings may outlive its call.
+struct Settings {
+  c10::string_view cell;
+  int64_t layers = 1, directions = 1;
+  bool projected = false;                  // the last weight of each layer and direction is w_hr
+  c10::string_view merge_mode = "concat";  // how both directions become one output
+  int64_t window = 0;                      // steps after which no gradient flows on (truncated BPTT); 0: none
+  c10::string_view clip = "none";          // how backward bounds the gradients of the gates: clip.h
+  double bound = 1;
+
+  static constexpr auto fields() {
+    return std::tuple(Field{"cell", &Settings::cell}, Field{"layers", &Settings::layers},
+                      Field{"directions", &Settings::directions}, Field{"projected", &Settings::projected},
+                      Field{"merge_mode", &Settings::merge_mode},
+                      Field{"window", &Settings::window}, Field{"clip", &Settings::clip},
+                      Field{"bound", &Settings::bound});
+  }
+};
+
+struct Model {
+  TensorList weights;  // in torch's order: for each layer and direction w_ih, w_hh, then b_ih, b_hh, w_hr as there are
+  Tensor h0;
+  OptionalTensor c0;   // where the cell has a c
+  OptionalList masks;  // factors of y on its way to the next layer (dropout), one between any two layers
+
+  static constexpr auto fields() {
+    return std::tuple(Field{"weights", &Model::weights}, Field{"h0", &Model::h0}, Field{"c0", &Model::c0},
+                      Field{"masks", &Model::masks});
+  }
+};
+
+// Which steps each row has, and where its state is reset: see Sequence in layout.h.
+struct Steps {
+  OptionalTensor lengths, starts, reset;
+
+  static constexpr auto fields() {
+    return std::tuple(Field{"lengths", &Steps::lengths}, Field{"starts", &Steps::starts},
+                      Field{"reset", &Steps::reset});
+  }
+};
+
+// Missing where nothing depends on an output.
+struct OutputGradients {
+  OptionalTensor dy, dh_n, dc_n, dys, dc;
+
+  static constexpr auto fields() {
+    return std::tuple(Field{"dy", &OutputGradients::dy}, Field{"dh_n", &OutputGradients::dh_n},
+                      Field{"dc_n", &OutputGradients::dc_n}, Field{"dys", &OutputGradients::dys},
+                      Field{"dc", &OutputGradients::dc});
+  }
+};
+
+struct ForwardCall : Settings, Model, Steps {
+  Tensor x;
+  OptionalTensor flow;  // [L, T, B, D], which backward fills with the norms of the gradients of all h
+  bool save = false;    // keep what backward needs, as is done without being asked for where a gradient is
+  bool all_states = false;  // keep ys and c
+  bool step = false;        // a cell's one step: parameters have its names in errors
+
+  static constexpr auto fields() {
+    return std::tuple_cat(Settings::fields(), std::tuple(Field{"x", &ForwardCall::x}), Model::fields(),
+                          Steps::fields(),
+                          std::tuple(Field{"flow", &ForwardCall::flow}, Field{"save", &ForwardCall::save},
+                                     Field{"all_states", &ForwardCall::all_states},
+                                     Field{"step", &ForwardCall::step}));
+  }
+};
+struct ForwardOutputs {
+  Tensor y, h_n, c_n, ys, c, h_raw, saved;
+
+  static constexpr auto fields() {
+    return std::tuple(Field{"y", &ForwardOutputs::y}, Field{"h_n", &ForwardOutputs::h_n},
+                      Field{"c_n", &ForwardOutputs::c_n}, Field{"ys", &ForwardOutputs::ys},
+                      Field{"c", &ForwardOutputs::c}, Field{"h_raw", &ForwardOutputs::h_raw},
+                      Field{"saved", &ForwardOutputs::saved});
+  }
+};
+
+struct BackwardCall : Settings, OutputGradients, Model, Steps {
+  Tensor y, ys, c, saved;  // what forward returned
+  bool record = false;     // the norms of the gradients of all h
+  bool initial = true;     // compute the gradients of h0 and c0
+  bool invariant = false;  // of the batch
+  bool over_saved = false;  // no field of the op: which of the two it is
+
+  static constexpr auto fields() {
+    return std::tuple_cat(
+        Settings::fields(), OutputGradients::fields(), Model::fields(),
+        std::tuple(Field{"y", &BackwardCall::y}, Field{"ys", &BackwardCall::ys}, Field{"c", &BackwardCall::c},
+                   Field{"saved", &BackwardCall::saved}),
+        Steps::fields(),
+        std::tuple(Field{"record", &BackwardCall::record}, Field{"initial", &BackwardCall::initial},
+                   Field{"invariant", &BackwardCall::invariant}));
+  }
+};
+struct BackwardOutputs {
+  Tensor dgates, dh0, dc0;
+  Tensor dproj;  // [L, T, B, D, R]: the gradient of the projected h, for dW_hr
+  Tensor flow;   // [L, T, B, D]
+
+  static constexpr auto fields() {
+    return std::tuple(Field{"dgates", &BackwardOutputs::dgates}, Field{"dh0", &BackwardOutputs::dh0},
+                      Field{"dc0", &BackwardOutputs::dc0}, Field{"dproj", &BackwardOutputs::dproj},
+                      Field{"flow", &BackwardOutputs::flow});
+  }
+};
+
+// The gradients at the positions `wanted` among x, h0, c0 and the weights.
+struct GradientsCall : Settings, OutputGradients, Model, Steps {
+  Tensor x;
+  at::IntArrayRef wanted;
+  bool record = false;
+
+  static constexpr auto fields() {
+    return std::tuple_cat(
+        Settings::fields(), OutputGradients::fields(), std::tuple(Field{"x", &GradientsCall::x}), Model::fields(),
+        Steps::fields(),
+        std::tuple(Field{"wanted", &GradientsCall::wanted}, Field{"record", &GradientsCall::record}));
+  }
+};
+struct GradientsOutputs {
+  std::vector<Tensor> gradients;
+  Tensor flow;
+
+  static constexpr auto fields() {
+    return std::tuple(Field{"gradients", &GradientsOutputs::gradients}, Field{"flow", &GradientsOutputs::flow});
+  }
+};
+
+using ForwardOp = Op<ForwardCall, ForwardOutputs>;
+using BackwardOp = Op<BackwardCall, BackwardOutputs>;
+using BackwardOverSavedOp = Op<BackwardCall, BackwardOutputs, true>;
+using GradientsOp = Op<GradientsCall, GradientsOutputs>;
+
+// What each library of kernels has. There are two: of kernels that this project compiles, and of those that Triton
+// compiles on the user's machine.
+inline void define_sequence_ops(torch::Library& library) {
+  library.def(ForwardOp::schema("sequence_forward").c_str());
+  library.def(BackwardOp::schema("sequence_backward").c_str());
+  library.def(BackwardOverSavedOp::schema("sequence_backward_", "saved").c_str());
+}
+
+enum class Library { kCompiled, kTriton };
+template <Library library>
+struct SequenceOps {
+  static std::string name(const char* op) {
+    return std::string(library == Library::kTriton ? "rnnkernels_triton::" : "rnnkernels::") + op;
+  }
+  static const ForwardOp::Handle& forward() {
+    static const auto op = ForwardOp::find(name("sequence_forward"));
+    return op;
+  }
+  static const BackwardOp::Handle& backward() {
+    static const auto op = BackwardOp::find(name("sequence_backward"));
+    return op;
+  }
+  static const BackwardOverSavedOp::Handle& backward_over_saved() {
+    static const auto op = BackwardOverSavedOp::find(name("sequence_backward_"));
+    return op;
+  }
+};
+// f(ops) for the library that is known at run time.
+template <class F>
+auto with_ops(Library library, F&& f) {
+  return library == Library::kTriton ? f(SequenceOps<Library::kTriton>()) : f(SequenceOps<Library::kCompiled>());
+}
+inline const GradientsOp::Handle& gradients_op() {
+  static const auto op = GradientsOp::find("rnnkernels::sequence_gradients");
+  return op;
+}
+
+// dx [T, B, I] of dgates [T, B, D, (G+A)*H], packed or not, and w_ih [G*H, I] of each direction.
+inline constexpr const char* kInputGradientSchema = "input_gradient(Tensor dgates, Tensor[] w_ih) -> Tensor dx";
+inline const auto& input_gradient_op() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("rnnkernels::input_gradient", "")
+                             .typed<Tensor(const Tensor&, TensorList)>();
+  return op;
+}
+
+}  // namespace rnn

@@ -1,0 +1,215 @@
+#include "ops/layers.h"
+
+#include <ATen/EmptyTensor.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace rnn {
+
+Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {
+  if (!options.device().is_cpu()) return at::empty(shape, options);
+  Tensor t = at::detail::empty_cpu(shape, options);
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = 2 << 20;
+  if (t.nbytes() >= 2 * kHugePage) {
+    const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+    const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = (address + t.nbytes()) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing depends on its being heard
+  }
+#endif
+  return t;
+}
+
+namespace {
+
+// The part of layer `index` of a tensor [L, ...], in its place; an empty one was not kept.
+Tensor part(const Tensor& all, int64_t index) { return all.numel() ? all.select(0, index) : all; }
+OptionalTensor part(const OptionalTensor& all, int64_t index) {
+  return all ? OptionalTensor(all->select(0, index)) : std::nullopt;
+}
+// The same of states [L*D, ...].
+Tensor states(const Tensor& all, const Sizes& n, int64_t index) {
+  return n.L == 1 || !all.numel() ? all : all.narrow(0, index * n.D, n.D);
+}
+OptionalTensor states(const OptionalTensor& all, const Sizes& n, int64_t index) {
+  return all ? OptionalTensor(states(*all, n, index)) : std::nullopt;
+}
+
+LayerWeights::List weights_of(const Weights& weights, Weight kind, int64_t layer, int64_t directions) {
+  LayerWeights::List list;
+  for (int64_t d = 0; weights.has(kind) && d < directions; ++d)
+    list.push_back(weights.get(kind, layer, d).contiguous());
+  return list;
+}
+
+// Directions [.., D*R] as one output [.., R].
+Tensor merge(const Tensor& y, const Sizes& n) {
+  const Tensor forward = y.narrow(-1, 0, n.R), reverse = y.narrow(-1, n.R, n.R);
+  if (n.merge == Merge::kMul) return forward * reverse;
+  Tensor total = forward + reverse;
+  return n.merge == Merge::kMean ? total.div_(2) : total;
+}
+
+}  // namespace
+
+Tensor project_input(const ForwardLayer& a) {
+  TORCH_CHECK(!batch_invariant(), "rnnkernels.batch_invariant: expected a CPU tensor, got one on ", a.x.device(),
+              ", where torch's products depend on the size of the batch. Move the layer to the CPU, or switch it off.");
+  const Sizes& n = a.n;
+  const int64_t width = a.cell.G * n.H;
+  const bool shared = a.saved.numel() && a.cell.K == a.cell.G;
+  const Tensor gx = shared ? a.saved : fresh(n.shape({n.D, width}), a.x.options());
+  const Tensor x = a.x.reshape({n.N, n.I});
+  for (int64_t d = 0; d < n.D && gx.numel(); ++d) {
+    Tensor out = gx.view({n.N, n.D * width}).narrow(1, d * width, width);
+    at::mm_out(out, x, a.w.w_ih[d].t());
+  }
+  return gx;
+}
+
+ForwardRun::ForwardRun(ForwardCall& call)
+    : call_(call), cell_(find_cell(call.cell)), n_(check(call)), weights_(call.weights, call) {
+  const auto options = call.x.options();
+  const auto kept = [&](bool yes, at::IntArrayRef shape) { return fresh(yes ? shape : at::IntArrayRef{0}, options); };
+  const bool c = cell_.S > 1, all = call.save || call.all_states;
+  if (!n_.merged()) out_.y = fresh(n_.shape({n_.width()}), options);
+  out_.h_n = fresh({n_.L * n_.D, n_.B, n_.R}, options);
+  out_.c_n = kept(c, {n_.L * n_.D, n_.B, n_.H});
+  out_.ys = kept(all && n_.inner(), n_.shape_of(n_.inner(), {n_.D * n_.R}));
+  out_.c = kept(c && all, n_.shape_of(n_.L, {n_.D, n_.H}));
+  out_.h_raw = kept(call.save && weights_.has(kWHr), n_.shape_of(n_.L, {n_.D, n_.H}));
+  out_.saved = kept(call.save && cell_.K, n_.shape_of(n_.L, {n_.D, cell_.K * n_.H}));
+}
+
+ForwardLayer ForwardRun::layer(int64_t l, const Tensor& x) {
+  Sizes n = n_;
+  n.I = x.size(-1);
+  Tensor y;
+  if (l + 1 == n.L && !n.merged()) {
+    y = out_.y;
+  } else {
+    y = out_.ys.numel() ? out_.ys.select(0, l) : fresh(n.shape({n.D * n.R}), x.options());
+    if (l + 1 == n.L) last_ = y;
+  }
+  return {call_,
+          cell_,
+          n,
+          l,
+          x.numel() == 0 || x.stride(-1) == 1 ? x : x.contiguous(),
+          {weights_of(weights_, kWIh, l, n.D), weights_of(weights_, kWHh, l, n.D), weights_of(weights_, kBIh, l, n.D),
+           weights_of(weights_, kBHh, l, n.D), weights_of(weights_, kWHr, l, n.D)},
+          states(call_.h0, n, l),
+          states(call_.c0, n, l),
+          std::move(y),
+          states(out_.h_n, n, l),
+          states(out_.c_n, n, l),
+          part(out_.c, l),
+          part(out_.h_raw, l),
+          part(out_.saved, l)};
+}
+
+Tensor ForwardRun::above(const ForwardLayer& layer) const {
+  const Tensor y = n_.merged() ? merge(layer.y, n_) : layer.y;
+  return call_.masks ? y * mask(layer.index) : y;
+}
+
+ForwardOutputs ForwardRun::outputs() && {
+  if (n_.merged()) out_.y = merge(last_, n_);
+  return std::move(out_);
+}
+
+BackwardRun::BackwardRun(BackwardCall& call)
+    : call_(call),
+      cell_(find_cell(call.cell)),
+      n_(check(call)),
+      clip_(find_clip(call.clip, call.bound)),
+      weights_(call.weights, call) {
+  const auto options = call.y.options();
+  const auto wide = options.dtype(call.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  const auto kept = [&](bool yes, at::IntArrayRef shape) { return fresh(yes ? shape : at::IntArrayRef{0}, options); };
+  out_.dgates =
+      call.over_saved ? call.saved : fresh(n_.shape_of(n_.L, {n_.D, (cell_.G + cell_.A) * n_.H}), options);
+  out_.dh0 = kept(call.initial, {n_.L * n_.D, n_.B, n_.R});
+  out_.dc0 = kept(call.initial && cell_.S > 1, {n_.L * n_.D, n_.B, n_.H});
+  out_.dproj = kept(weights_.has(kWHr), n_.shape_of(n_.L, {n_.D, n_.R}));
+  out_.flow = fresh(call.record ? n_.shape_of(n_.L, {n_.D}) : at::DimVector{0}, wide);
+}
+
+BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
+  LayerWeights w;
+  w.w_hh = weights_of(weights_, kWHh, l, n_.D);
+  w.w_hr = weights_of(weights_, kWHr, l, n_.D);
+  return {call_,
+          cell_,
+          n_,
+          l,
+          clip_,
+          std::move(dy),
+          states(call_.dh_n, n_, l),
+          states(call_.dc_n, n_, l),
+          part(call_.dc, l),
+          std::move(w),
+          states(call_.h0, n_, l),
+          states(call_.c0, n_, l),
+          y_of(l),
+          part(call_.c, l),
+          part(call_.saved, l),
+          out_.dgates.numel() ? out_.dgates.select(0, l) : out_.dgates,
+          states(out_.dh0, n_, l),
+          states(out_.dc0, n_, l),
+          part(out_.dproj, l),
+          part(out_.flow, l)};
+}
+
+Tensor BackwardRun::y_of(int64_t l) const { return l + 1 == n_.L && !n_.merged() ? call_.y : call_.ys.select(0, l); }
+
+Tensor BackwardRun::unmerged(const Tensor& gradient, int64_t l) const {
+  Tensor dy = fresh(n_.shape({n_.D * n_.R}), gradient.options());
+  const Tensor forward = dy.narrow(-1, 0, n_.R), reverse = dy.narrow(-1, n_.R, n_.R);
+  if (n_.merge == Merge::kMul) {
+    const Tensor y = y_of(l);
+    forward.copy_(gradient * y.narrow(-1, n_.R, n_.R));
+    reverse.copy_(gradient * y.narrow(-1, 0, n_.R));
+  } else {
+    forward.copy_(gradient);
+    reverse.copy_(gradient);
+    if (n_.merge == Merge::kMean) dy.div_(2);
+  }
+  return dy;
+}
+
+OptionalTensor BackwardRun::from_outside(int64_t l) const {
+  OptionalTensor dy;
+  if (l + 1 == n_.L && call_.dy) dy = n_.merged() ? unmerged(*call_.dy, l) : *call_.dy;
+  if (l >= n_.inner() || !call_.dys) return dy;
+  const Tensor of_states = call_.dys->select(0, l);
+  return dy ? dy->add(of_states) : of_states;
+}
+
+OptionalTensor BackwardRun::whole(int64_t l, const Tensor& dgates_above) const {
+  const int64_t rows = cell_.G * n_.H;
+  Tensor dx;
+  if (call_.invariant) {
+    std::vector<Tensor> w_ih;
+    for (int64_t d = 0; d < n_.D; ++d) w_ih.push_back(weights_.get(kWIh, l + 1, d));
+    dx = input_gradient_op().call(dgates_above, w_ih);
+  } else {
+    const Tensor columns = dgates_above.view({n_.N, n_.D, (cell_.G + cell_.A) * n_.H});
+    dx = fresh({n_.N, n_.width()}, columns.options());
+    for (int64_t d = 0; d < n_.D; ++d) {
+      const Tensor dgx = columns.select(1, d).narrow(1, 0, rows);
+      const Tensor& w_ih = weights_.get(kWIh, l + 1, d);
+      d == 0 ? at::mm_out(dx, dgx, w_ih) : dx.addmm_(dgx, w_ih);
+    }
+    dx = dx.view(n_.shape({n_.width()}));
+  }
+  if (call_.masks) dx.mul_(mask(l));
+  if (n_.merged()) dx = unmerged(dx, l);
+  const OptionalTensor outside = from_outside(l);
+  return outside ? dx.add_(*outside) : dx;
+}
+
+}  // namespace rnn

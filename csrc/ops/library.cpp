@@ -1,0 +1,9 @@
+// The libraries of ops: their schemas.
+#include "ops/calls.h"
+
+TORCH_LIBRARY(rnnkernels, library) {
+  rnn::define_sequence_ops(library);
+  library.def(rnn::GradientsOp::schema("sequence_gradients").c_str());
+  library.def(rnn::kInputGradientSchema);
+}
+TORCH_LIBRARY(rnnkernels_triton, library) { rnn::define_sequence_ops(library); }

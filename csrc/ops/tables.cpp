@@ -1,0 +1,63 @@
+#include "ops/tables.h"
+
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/cells.h"
+
+namespace rnn {
+namespace {
+
+constexpr std::pair<std::string_view, Clip::Kind> kClips[] = {
+    {"none", Clip::kNone}, {"value", Clip::kValue}, {"norm", Clip::kNorm}, {"tanh", Clip::kTanh}};
+constexpr std::pair<std::string_view, Merge> kMerges[] = {
+    {"concat", Merge::kConcat}, {"sum", Merge::kSum}, {"mean", Merge::kMean}, {"mul", Merge::kMul}};
+
+// The entry with this name, else an error that lists all.
+template <class Table>
+const auto& find(const Table& table, std::string_view name, const char* argument) {
+  std::string known;
+  for (const auto& entry : table) {
+    if (entry.first == name) return entry;
+    known += (known.empty() ? "" : ", ") + std::string(entry.first);
+  }
+  TORCH_CHECK_VALUE(false, argument, ": expected one of ", known, ", got '", name, "'");
+}
+
+template <class Table, class Value>
+std::string_view name_of(const Table& table, Value value) {
+  for (const auto& entry : table)
+    if (entry.second == value) return entry.first;
+  TORCH_INTERNAL_ASSERT(false, "no such entry: ", int(value));
+}
+
+}  // namespace
+
+const CellInfo& find_cell(std::string_view name) {
+  static const auto table = [] {
+    std::vector<std::pair<std::string_view, CellInfo>> t;
+    for_each_cell([&](auto cell) {
+      t.push_back(
+          {cell.kName, {int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A, cell.kReadsH}});
+    });
+    return t;
+  }();
+  return find(table, name, "cell").second;
+}
+
+Merge find_merge(std::string_view name) { return find(kMerges, name, "merge_mode").second; }
+std::string_view merge_name(Merge merge) { return name_of(kMerges, merge); }
+
+Clip find_clip(std::string_view kind, double bound) {
+  const Clip::Kind found = find(kClips, kind, "clip").second;
+  TORCH_CHECK_VALUE(found == Clip::kNone || (bound > 0 && std::isfinite(bound)),
+                    "bound: expected a finite number above zero, got ", bound);
+  return {found, bound};
+}
+std::string_view clip_name(Clip::Kind kind) { return name_of(kClips, kind); }
+
+}  // namespace rnn
