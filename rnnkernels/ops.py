@@ -99,7 +99,9 @@ def _result(call: Call, outputs: tuple[Tensor, ...]) -> Result:
     if not call.merged:
         every.append(y)
     h = [t.view(*t.shape[:-1], call.directions, call.h0.size(2)) for t in every]
-    return Result(y, h_n, c_n if has_c else None, h, [c[i] for i in range(len(c))] if has_c else None)
+    return Result(
+        y, h_n, c_n if has_c else None, h, [c[i] for i in range(len(c))] if has_c else None
+    )
 
 
 def _arguments(op: str, values: Sequence[Any]) -> Any:
@@ -111,7 +113,8 @@ def _arguments(op: str, values: Sequence[Any]) -> Any:
 def _on_one_device(like: Tensor, a: Any) -> None:
     """A meta tensor among the arguments brings a call here, whatever the device of the others."""
     for name, value in vars(a).items():
-        for i, t in enumerate([value] if isinstance(value, Tensor) else value or ()):
+        tensors = value if isinstance(value, (list, tuple)) else [value]
+        for i, t in enumerate(tensors):
             if isinstance(t, Tensor) and t.device != like.device:
                 if name == "weights":
                     name = _name_of_weight(a, i)

@@ -44,6 +44,16 @@ def joined(layers: Sequence[Layer], masks: Sequence[Tensor] = ()) -> Call:
     )
 
 
+def leaves(layers: Sequence[Layer], masks: Sequence[Tensor] = ()) -> Call:
+    """The call of these layers, whose states are leaves of their own."""
+    call = joined(layers, masks)
+
+    def leaf(t: Tensor | None) -> Any:
+        return None if t is None else t.detach().requires_grad_(t.requires_grad)
+
+    return call._replace(h0=leaf(call.h0), c0=leaf(call.c0))
+
+
 def together(layers: Sequence[Layer], masks: Sequence[Tensor] = ()) -> list[LayerResult]:
     """What each layer of a call returns."""
     call = joined(layers, masks)._replace(all_states=True)

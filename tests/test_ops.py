@@ -20,6 +20,8 @@ from rnnkernels import reference
 from rnnkernels.call import Layer
 from rnnkernels.cells import CELLS
 
+kernels = torch.ops.rnnkernels
+
 
 @pytest.fixture(autouse=True)
 def keep_threads() -> Iterator[None]:
@@ -202,9 +204,11 @@ OPCHECKS = [
 @pytest.mark.parametrize(("cell", "options"), OPCHECKS)
 def test_opcheck_forward(cell: str, options: dict[str, Any]) -> None:
     call = make_call(cell, **options)
-    torch.library.opcheck(forward.default, tuple(forward_arguments(call)))
+    torch.library.opcheck(kernels.sequence_forward.default, tuple(forward_arguments(call)))
     bare = make_call(cell, **options, grad=False)
-    torch.library.opcheck(forward.default, tuple(forward_arguments(bare, save=False)))
+    torch.library.opcheck(
+        kernels.sequence_forward.default, tuple(forward_arguments(bare, save=False))
+    )
 
 
 @pytest.mark.parametrize(("cell", "options"), OPCHECKS)
@@ -216,7 +220,7 @@ def test_opcheck_backward(cell: str, options: dict[str, Any]) -> None:
         if call.c0 is None:
             douts[2] = None
         arguments = backward_arguments(call, outs, douts)
-        torch.library.opcheck(backward.default, tuple(arguments))
+        torch.library.opcheck(kernels.sequence_backward.default, tuple(arguments))
 
 
 #: Big enough that every split of rows and units over threads is taken.
