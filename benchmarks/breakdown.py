@@ -30,7 +30,7 @@ from benchmarks import contest, providers
 from benchmarks.cases import Case, Shape, shapes
 from benchmarks.contest import Contest, Row, Setup, Way
 from benchmarks.problem import Problem, Runner, ready
-from rnnkernels.call import ARGUMENTS, Layer
+from rnnkernels._core.call import ARGUMENTS, Layer
 
 CASES = tuple(
     Case("LSTM", shape) for shape in shapes("128,32,256,256", "512,16,40,192", "1000,2,64,64")

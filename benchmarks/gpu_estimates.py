@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rnnkernels.cuda_plan import DEVICES, Device, plan
+from rnnkernels._backends.cuda_plan import DEVICES, Device, plan
 
 CELLS = ("lstm", "gru")
 SIZES = ((1, 256), (16, 256), (64, 512), (64, 1024), (128, 1024))  # B, H

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import rnnkernels as rk
 from benchmarks.problem import Problem, Runner
-from rnnkernels.backends import BACKENDS
+from rnnkernels._backends import BACKENDS
 
 BASELINE = "torch.nn"
 OURS = "rnnkernels"

@@ -1,19 +1,17 @@
 """Fused RNN, LSTM and GRU layers for PyTorch: drop-in for torch.nn, on hand-written kernels."""
 
-from rnnkernels import diagnostics, functional, streaming, torch_types
-from rnnkernels.backends import (
+from rnnkernels import diagnostics, functional, nn, streaming, torch_types
+from rnnkernels._backends import (
     batch_invariant,
     is_batch_invariant,
     set_batch_invariant,
     use_backend,
 )
-from rnnkernels.cell_modules import GRUCell, LSTMCell, RNNCell
-from rnnkernels.convert import convert, from_torch, revert, to_torch
-from rnnkernels.explain import explain
-from rnnkernels.modules import GRU, LSTM, RNN
-from rnnkernels.ops import build_info
-from rnnkernels.stack import AllStates
-from rnnkernels.survey import convertible
+from rnnkernels._ops import build_info
+from rnnkernels.diagnostics import explain
+from rnnkernels.functional import AllStates
+from rnnkernels.interop import convert, convertible, from_torch, revert, to_torch
+from rnnkernels.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __version__ = "0.1.0"
 
@@ -34,6 +32,7 @@ __all__ = [
     "from_torch",
     "functional",
     "is_batch_invariant",
+    "nn",
     "revert",
     "set_batch_invariant",
     "streaming",

@@ -22,7 +22,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from rnnkernels import checks
+from rnnkernels._core import checks
 
 S = TypeVar("S")
 Tensors = tuple[Tensor, ...] | list[Tensor]

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from rnnkernels import cell_modules, modules
+from rnnkernels.nn import cells as cell_modules
+from rnnkernels.nn import layers as modules
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 

@@ -9,8 +9,8 @@ import torch
 from op_calls import run
 from torch import Tensor
 
-from rnnkernels import reference
-from rnnkernels.call import Layer, LayerResult
+from rnnkernels._core import reference
+from rnnkernels._core.call import Layer, LayerResult
 from rnnkernels.cells import CELLS
 
 NAMES = list(CELLS)

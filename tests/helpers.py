@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnkernels
-from rnnkernels import ops
+from rnnkernels import _ops
 from rnnkernels.testing import assert_close
 
 #: The directory that holds the package under test.
@@ -91,7 +91,7 @@ def counted(run: Callable[[], Any]) -> dict[str, int]:
 
 def require_backend(name: str) -> None:
     """Skips the test where this build does not bring the backend."""
-    if name in ("cpu", "cuda") and name not in ops.kernel_devices:
+    if name in ("cpu", "cuda") and name not in _ops.kernel_devices:
         pytest.skip(f"this build has no kernels for {name} tensors")
 
 

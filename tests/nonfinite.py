@@ -12,8 +12,8 @@ import torch
 from op_parity import CLIPS, Case
 from torch import Tensor
 
-from rnnkernels import reference
-from rnnkernels.call import Layer
+from rnnkernels._core import reference
+from rnnkernels._core.call import Layer
 from rnnkernels.cells import CELLS
 
 INF, NAN = torch.inf, torch.nan

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels.call import ARGUMENTS, Call, Layer, LayerResult
+from rnnkernels._core.call import ARGUMENTS, Call, Layer, LayerResult
 
 kernels = torch.ops.rnnkernels
 X, LENGTHS = Call._fields.index("x"), Call._fields.index("lengths")

@@ -9,8 +9,8 @@ import op_calls
 import torch
 from torch import Tensor
 
-from rnnkernels import reference
-from rnnkernels.call import Clip, Layer
+from rnnkernels._core import reference
+from rnnkernels._core.call import Clip, Layer
 from rnnkernels.cells import CELLS
 
 

@@ -11,8 +11,8 @@ from cases import make_call, random_like
 from op_calls import LENGTHS, X, run
 from torch import Tensor
 
-from rnnkernels import ops
-from rnnkernels.call import ARGUMENTS, Call, Layer, LayerResult
+from rnnkernels import _ops
+from rnnkernels._core.call import ARGUMENTS, Call, Layer, LayerResult
 
 kernels = torch.ops.rnnkernels
 
@@ -57,7 +57,7 @@ def leaves(layers: Sequence[Layer], masks: Sequence[Tensor] = ()) -> Call:
 def together(layers: Sequence[Layer], masks: Sequence[Tensor] = ()) -> list[LayerResult]:
     """What each layer of a call returns."""
     call = joined(layers, masks)._replace(all_states=True)
-    result = ops.run(call)
+    result = _ops.run(call)
     assert result.h is not None
     found, D = [], call.directions
     for i, h in enumerate(result.h):

@@ -11,7 +11,7 @@ import torch
 from op_parity import Case
 from torch import Tensor
 
-from rnnkernels.call import Layer
+from rnnkernels._core.call import Layer
 
 
 def make(case: Case, layers: int, dtype: torch.dtype, device: str = "cpu") -> list[Layer]:

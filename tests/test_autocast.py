@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import rnnkernels
-from rnnkernels import ops
+from rnnkernels import _ops
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 T, B, I, H, STEPS = 2, 3, 5, 6, 4
 MODULES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import rnnkernels
-from rnnkernels import ops
-from rnnkernels.call import Layer
+from rnnkernels import _ops
+from rnnkernels._core.call import Layer
 from rnnkernels.cells import CELLS
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 kernels = torch.ops.rnnkernels
 BACKWARD, OVER = "rnnkernels::sequence_backward", "rnnkernels::sequence_backward_"

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
-from rnnkernels import backends, explain, ops, use_backend
+from rnnkernels import _backends, _ops, explain, use_backend
 from rnnkernels.testing import assert_close
 
 F64 = torch.float64
-HAS_CPU = "cpu" in ops.kernel_devices
-HAS_CUDA = "cuda" in ops.kernel_devices
+HAS_CPU = "cpu" in _ops.kernel_devices
+HAS_CUDA = "cuda" in _ops.kernel_devices
 DEFAULT = "cpu" if HAS_CPU else "reference"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_environment", None)
+    monkeypatch.setattr(_backends, "_environment", None)
 
 
 def chosen(module: nn.Module | None = None) -> str | None:
@@ -56,7 +56,7 @@ def test_use_backend_nests_and_restores() -> None:
 
 
 def test_argument_goes_before_context_before_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_environment", "reference")
+    monkeypatch.setattr(_backends, "_environment", "reference")
     assert chosen() == "reference"
     with use_backend("torch"):
         assert chosen() == "torch"
@@ -252,7 +252,7 @@ def test_explain_leaves_no_trace() -> None:
     with pytest.raises(ValueError, match="2D or 3D"):
         explain(model, x[None])  # an error inside a layer
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert backends._observer is None
+    assert _backends._observer is None
     loss = sum(t.sum() for t in tensors(model(x)))
     loss.backward()  # type: ignore[union-attr]
 

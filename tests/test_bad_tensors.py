@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 import rnnkernels
 from rnnkernels import functional
-from rnnkernels.call import Layer
+from rnnkernels._core.call import Layer
 
 BACKENDS = ("cpu", "reference", "torch")
 X = torch.zeros(5, 2, 3)

@@ -15,8 +15,9 @@ from op_calls import run
 from torch import Tensor, nn
 
 import rnnkernels
-from rnnkernels import backends, ops, reference
-from rnnkernels.call import Layer, LayerResult
+from rnnkernels import _backends, _ops
+from rnnkernels._core import reference
+from rnnkernels._core.call import Layer, LayerResult
 from rnnkernels.testing import assert_close
 
 
@@ -203,8 +204,8 @@ def test_switches() -> None:
     try:
         with rnnkernels.batch_invariant(False):
             assert not rnnkernels.is_batch_invariant()
-            assert not ops._C.batch_invariant()
-        assert ops._C.batch_invariant()
+            assert not _ops._C.batch_invariant()
+        assert _ops._C.batch_invariant()
     finally:
         rnnkernels.set_batch_invariant(False)
     with pytest.raises(RuntimeError, match="boom"), rnnkernels.batch_invariant():
@@ -226,7 +227,7 @@ def test_other_backends_refuse(name: str) -> None:
 
 
 def test_no_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "AUTOMATIC", ("cuda", "reference"))
+    monkeypatch.setattr(_backends, "AUTOMATIC", ("cuda", "reference"))
     gru, x = rnnkernels.GRU(3, 4), torch.randn(2, 1, 3)
     with rnnkernels.batch_invariant():
         with pytest.raises(RuntimeError, match=r"none can run this layer.*batch_invariant is on"):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 import rnnkernels
-from rnnkernels import ops
+from rnnkernels import _ops
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 T, B, I, H, N = 4, 2, 3, 5, 6
 F64 = torch.float64

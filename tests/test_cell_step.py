@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkernels
-from rnnkernels import backends, functional, ops
-from rnnkernels.call import LayerWeights
+from rnnkernels import _backends, _ops, functional
+from rnnkernels._core.call import LayerWeights
 from rnnkernels.diagnostics import gradient_flow
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 B, I, H = 3, 5, 4
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -56,13 +56,13 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         found.append(state is not None)
         return state
 
-    short = ops.cell_step
-    monkeypatch.setattr(ops, "cell_step", look)
+    short = _ops.cell_step
+    monkeypatch.setattr(_ops, "cell_step", look)
     return found
 
 
 def long_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "undisturbed", lambda name: False)
+    monkeypatch.setattr(_backends, "undisturbed", lambda name: False)
 
 
 def run(module: Any, hx: bool = True) -> list[Tensor]:
@@ -230,7 +230,7 @@ def test_the_automatic_choice_by_its_name(taken: list[bool]) -> None:
 
 def test_environment(taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     module = build()
-    monkeypatch.setattr(backends, "_environment", "reference")
+    monkeypatch.setattr(_backends, "_environment", "reference")
     module(*arguments(module))
     assert taken == []
 
@@ -316,9 +316,9 @@ def test_wrong_calls_of_the_entry_itself() -> None:
     p = module._parameters
     for args in ((), ("lstm", p, I, H, x), ("lstm", None, I, H, x, state), (3, p, I, H, x, state)):
         with pytest.raises(TypeError):
-            ops.cell_step(*args)
+            _ops.cell_step(*args)
     with pytest.raises(ValueError, match="cell: expected one of"):
-        ops.cell_step("elman", p, I, H, x, state)
+        _ops.cell_step("elman", p, I, H, x, state)
     with pytest.raises(TypeError):
-        ops.cell_step("lstm", p, "I", H, x, state)
-    assert ops.cell_step("lstm", {}, I, H, x, state) is None
+        _ops.cell_step("lstm", p, "I", H, x, state)
+    assert _ops.cell_step("lstm", {}, I, H, x, state) is None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import rnnkernels
 from rnnkernels import _C
-from rnnkernels.call import Layer
+from rnnkernels._core.call import Layer
 from rnnkernels.cells import CELLS, Cell
 
 

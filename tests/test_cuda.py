@@ -11,7 +11,7 @@ import stack_parity
 import torch
 from op_parity import ALL, CASES, CLIPS, Case
 
-from rnnkernels import cuda_plan, triton
+from rnnkernels._backends import cuda_plan, triton
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU that torch can use", allow_module_level=True)

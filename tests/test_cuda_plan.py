@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_estimates
-from rnnkernels import cuda_plan
-from rnnkernels.cuda_plan import DEVICES, Device, Plan, plan
+from rnnkernels._backends import cuda_plan
+from rnnkernels._backends.cuda_plan import DEVICES, Device, Plan, plan
 
 _C = pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
 

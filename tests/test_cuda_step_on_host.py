@@ -13,7 +13,7 @@ import torch
 from op_parity import CASES, Case
 from torch.utils import cpp_extension
 
-from rnnkernels.call import Clip
+from rnnkernels._core.call import Clip
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,8 +13,8 @@ from helpers import draw, outputs_and_gradients
 from torch import Tensor, nn
 
 import rnnkernels
-from rnnkernels import backends
-from rnnkernels.call import Call
+from rnnkernels import _backends
+from rnnkernels._core.call import Call
 from rnnkernels.diagnostics import GradientFlow, gradient_flow
 
 # What is recorded
@@ -135,7 +135,10 @@ def test_an_error_inside_a_layer_leaves_no_name_behind() -> None:
 
 def state(model: nn.Module) -> list[Any]:
     parts = list(model.modules())
-    return [backends._observer, *[len(m._forward_hooks) + len(m._forward_pre_hooks) for m in parts]]
+    return [
+        _backends._observer,
+        *[len(m._forward_hooks) + len(m._forward_pre_hooks) for m in parts],
+    ]
 
 
 def test_nothing_is_left_behind() -> None:
@@ -322,10 +325,10 @@ def test_the_call_is_what_the_layer_asked_for() -> None:
 
     def look(call: Call, name: str | None) -> Any:
         calls.append(call)
-        return backends.select(call, name).run(call)
+        return _backends.select(call, name).run(call)
 
     module = build("gru")
-    with backends.observe(look):
+    with _backends.observe(look):
         module(X)
         with gradient_flow(module):
             module(X)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
 from rnnkernels import functional
-from rnnkernels.call import LayerWeights
+from rnnkernels._core.call import LayerWeights
 from rnnkernels.testing import assert_close
 
 F64 = torch.float64

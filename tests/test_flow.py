@@ -12,8 +12,8 @@ from helpers import draw, pull, tensors
 from torch import Tensor, nn
 
 import rnnkernels
-from rnnkernels import backends
-from rnnkernels.call import LayerWeights
+from rnnkernels import _backends
+from rnnkernels._core.call import LayerWeights
 from rnnkernels.cells import CELLS
 from rnnkernels.diagnostics import Record, _Norms, gradient_flow
 
@@ -119,7 +119,7 @@ def test_norms_inside_windows(backend: str, cell: str, D: int, window: int) -> N
     call = make_call(cell, T=T, B=B, D=D, lengths=LENGTHS, reset=True)
     found = torch.zeros(T, B, D, dtype=F64)
     call = call._replace(window=window, flow=found)
-    result = backends.run(call.call())
+    result = _backends.run(call.call())
     pull([result.y], F64)
 
     ys = torch.zeros_like(result.y)

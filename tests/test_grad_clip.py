@@ -11,8 +11,9 @@ from op_calls import run
 from torch import Tensor
 
 import rnnkernels as rk
-from rnnkernels import backends, reference
-from rnnkernels.call import Clip, Layer
+from rnnkernels import _backends
+from rnnkernels._core import reference
+from rnnkernels._core.call import Clip, Layer
 from rnnkernels.testing import assert_close
 
 CLIPS = [Clip("value", 0.05), Clip("norm", 0.2), Clip("tanh", 0.1)]
@@ -147,10 +148,10 @@ def test_how_it_is_asked_for(asked: Any, clip: Clip) -> None:
 
     def observer(call: Layer, name: str | None) -> Any:
         seen.append(call.clip)
-        return backends.select(call, name).run(call)
+        return _backends.select(call, name).run(call)
 
     x, gru, plain = torch.randn(3, 2, 4), rk.GRU(4, 5, grad_clip=asked), rk.GRU(4, 5)
-    with backends.observe(observer):
+    with _backends.observe(observer):
         gru(x)
         plain(x, grad_clip=asked)
         rk.functional.gru(x, None, plain.all_weights, grad_clip=asked)

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnkernels
 from rnnkernels import functional
-from rnnkernels.call import LayerWeights
+from rnnkernels._core.call import LayerWeights
 from rnnkernels.cells import CELLS
 
 T, B, INPUTS, H = 3, 2, 2, 3
@@ -57,9 +57,9 @@ EXCLUDED = [
 ]
 
 
-def make_layer(cell: str, **arguments: Any) -> rnnkernels.modules.RNNBase:
+def make_layer(cell: str, **arguments: Any) -> rnnkernels.nn.layers.RNNBase:
     torch.manual_seed(3)
-    layer = rnnkernels.modules.RNNBase(
+    layer = rnnkernels.nn.layers.RNNBase(
         cell.upper(), INPUTS, H, dtype=torch.float64, backend="cpu", **arguments
     )
     with torch.no_grad():

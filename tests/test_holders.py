@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import rnnkernels
-from rnnkernels import convert, convertible, from_torch, holders, revert
+from rnnkernels import convert, convertible, from_torch, revert
+from rnnkernels.interop import _holders as holders
 
 I, H = 3, 4
 

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import rnnkernels
-from rnnkernels import ops
+from rnnkernels import _ops
 from rnnkernels.diagnostics import gradient_flow
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 T, B, H = 5, 3, 8
 shared = torch._C._is_cow_tensor

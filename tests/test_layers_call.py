@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkernels
-from rnnkernels import backends, ops
+from rnnkernels import _backends, _ops
 from rnnkernels.diagnostics import gradient_flow
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 T, B, I, H = 4, 3, 5, 6
 LAYERS: dict[str, dict[str, Any]] = {
@@ -61,8 +61,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         found.append(result is not None)
         return result
 
-    short = ops.layers_call
-    monkeypatch.setattr(ops, "layers_call", look)
+    short = _ops.layers_call
+    monkeypatch.setattr(_ops, "layers_call", look)
     return found
 
 
@@ -89,7 +89,7 @@ def test_equals_the_long_way(
     out = tensors(module(*args))
     addresses = [t.data_ptr() for t in out if t.numel()]
     assert len(set(addresses)) == len(addresses)
-    monkeypatch.setattr(backends, "undisturbed", lambda name: False)
+    monkeypatch.setattr(_backends, "undisturbed", lambda name: False)
     long = run(module, args, hx)
     assert len(taken) == 2
     assert same_bits(short, long)
@@ -107,7 +107,7 @@ def test_without_gradients(
         with context():
             short = tensors(module(*args))
             with monkeypatch.context() as patch:
-                patch.setattr(backends, "undisturbed", lambda name: False)
+                patch.setattr(_backends, "undisturbed", lambda name: False)
                 long = tensors(module(*args))
         assert not any(t.requires_grad for t in short) and same_bits(short, long)
     assert taken == [True, True]
@@ -237,7 +237,7 @@ def test_replaced_weights(taken: list[bool], monkeypatch: pytest.MonkeyPatch) ->
     wrong.weight_ih_l0 = nn.Parameter(torch.zeros(H, I + 1, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="weight_ih_l0: expected shape"):
         wrong(*args)
-    monkeypatch.setattr(backends, "undisturbed", lambda name: False)
+    monkeypatch.setattr(_backends, "undisturbed", lambda name: False)
     assert same_bits(tensors(module(*args)), short)
     with pytest.raises(RuntimeError, match="weight_ih_l0: expected shape"):
         wrong(*args)
@@ -275,9 +275,9 @@ def test_wrong_calls_of_the_entry_itself() -> None:
         ("gru", weights, "I", H, 0, 1, 1, False, x, h),
     ):
         with pytest.raises(TypeError):
-            ops.layers_call(*args)
+            _ops.layers_call(*args)
     with pytest.raises(ValueError, match="cell: expected one of"):
-        ops.layers_call("elman", weights, *sizes, x, h)
+        _ops.layers_call("elman", weights, *sizes, x, h)
     for given in ([], weights[:1], [*weights, *weights], weights + weights[:1], [None] * 4):
-        assert ops.layers_call("gru", given, *sizes, x, h) is None
-    assert ops.layers_call("gru", weights, I, H, 0, 0, 1, False, x, h) is None
+        assert _ops.layers_call("gru", given, *sizes, x, h) is None
+    assert _ops.layers_call("gru", weights, I, H, 0, 0, 1, False, x, h) is None

@@ -16,8 +16,8 @@ from helpers import same_bits
 from op_calls import backward, backward_arguments, forward, forward_arguments, run
 from torch import Tensor
 
-from rnnkernels import reference
-from rnnkernels.call import Layer
+from rnnkernels._core import reference
+from rnnkernels._core.call import Layer
 from rnnkernels.cells import CELLS
 
 kernels = torch.ops.rnnkernels

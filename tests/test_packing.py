@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import rnnkernels as rk
 from benchmarks.device import Cpu
-from rnnkernels.packing import Packed, Rows
+from rnnkernels._core.packing import Packed, Rows
 
 kernels = torch.ops.rnnkernels
 PACKED = [case for case in CASES if case.packed]

@@ -24,7 +24,7 @@ from op_parity import ALL, CASES, CLIPS, Case
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from rnnkernels.call import Clip, Layer
+from rnnkernels._core.call import Clip, Layer
 from rnnkernels.cells import CELLS
 
 ROOT = Path(__file__).parents[1]

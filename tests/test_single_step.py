@@ -13,11 +13,11 @@ from op_calls import backward, forward
 from op_parity import CASES, OVER_SAVED, Case
 from torch import Tensor
 
-from rnnkernels import ops
-from rnnkernels.call import Layer
+from rnnkernels import _ops
+from rnnkernels._core.call import Layer
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 kernels = torch.ops.rnnkernels
 

@@ -12,11 +12,11 @@ from stack_calls import backward_arguments, forward_arguments, make_calls, toget
 from stack_parity import masks
 from torch import Tensor
 
-from rnnkernels import ops
-from rnnkernels.call import Call
+from rnnkernels import _ops
+from rnnkernels._core.call import Call
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 kernels = torch.ops.rnnkernels
 #: Places among the arguments.

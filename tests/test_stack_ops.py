@@ -27,11 +27,11 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.autograd.graph import saved_tensors_hooks
 
-from rnnkernels import ops
-from rnnkernels.call import ARGUMENTS, Layer
+from rnnkernels import _ops
+from rnnkernels._core.call import ARGUMENTS, Layer
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 kernels = torch.ops.rnnkernels
 BACKWARD, OVER = "rnnkernels::sequence_backward", "rnnkernels::sequence_backward_"
@@ -171,7 +171,7 @@ class Look(torch.utils._python_dispatch.TorchDispatchMode):
 def test_no_grad_keeps_nothing() -> None:
     calls = make_calls("lstm")
     with torch.no_grad(), Look() as look:
-        y = ops.run(joined(calls)).y
+        y = _ops.run(joined(calls)).y
     assert torch.equal(y, one_by_one(calls)[-1].y)
     (outputs,) = look.seen.values()
     # y, h_n, c_n; neither the y of lower layers, nor c, h_raw and saved
@@ -245,7 +245,7 @@ def test_changes_in_place_are_caught(part: str) -> None:
     calls = make_calls("lstm", lengths=[5, 4, 2], reset=True)
     between = masks(calls, 0.4)
     call = leaves(calls, between)
-    y = ops.run(call).y
+    y = _ops.run(call).y
     changed = getattr(call, part)
     with torch.no_grad():
         (changed[-1] if isinstance(changed, list) else changed).zero_()
@@ -257,8 +257,8 @@ def test_outputs_may_be_changed() -> None:
     """Every state of every layer that callers are shown, before backward."""
     calls = make_calls("gru", all_states=True)
     call = leaves(calls)._replace(all_states=True)
-    want = torch.autograd.grad(ops.run(call).y.sum(), call.tensors)
-    result = ops.run(call)
+    want = torch.autograd.grad(_ops.run(call).y.sum(), call.tensors)
+    result = _ops.run(call)
     loss = result.y.sum()
     with torch.no_grad():
         for t in (result.y, result.h_n, *(result.h or ())):
@@ -280,7 +280,7 @@ def test_gradients_share_no_memory(cell: str) -> None:
     """Gradients may be changed in place, as clipping does."""
     calls = make_calls(cell)
     call = leaves(calls)
-    found = torch.autograd.grad(ops.run(call).y.sum(), call.tensors)
+    found = torch.autograd.grad(_ops.run(call).y.sum(), call.tensors)
     assert len({g.untyped_storage().data_ptr() for g in found}) == len(found)
 
 

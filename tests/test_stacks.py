@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
-from rnnkernels import ops, stack
+from rnnkernels import _ops
 from rnnkernels.cells import CELLS
 from rnnkernels.diagnostics import gradient_flow
+from rnnkernels.functional import _stack as stack
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 F64 = torch.float64
 

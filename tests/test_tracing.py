@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rnnkernels
-from rnnkernels import ops
+from rnnkernels import _ops
 
-if ops.missing is not None:
-    pytest.skip(f"no compiled kernels: {ops.missing}", allow_module_level=True)
+if _ops.missing is not None:
+    pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "RNN": ("RNN", {}),

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels as rk
-from rnnkernels import backends, reference
-from rnnkernels.call import Layer
+from rnnkernels import _backends
+from rnnkernels._core import reference
+from rnnkernels._core.call import Layer
 from rnnkernels.testing import assert_close
 
 T, B, I, H = 11, 3, 4, 6
@@ -113,10 +114,10 @@ def test_without_gradients_nothing_is_run_twice(truncate: Any) -> None:
 
     def observer(call: Layer, name: str | None) -> Any:
         calls.append(call)
-        return backends.select(call, name).run(call)
+        return _backends.select(call, name).run(call)
 
     lstm, x = layer(truncate=truncate), sequence()
-    with torch.no_grad(), backends.observe(observer):
+    with torch.no_grad(), _backends.observe(observer):
         y = lstm(x)[0]
     assert len(calls) == 2
     assert torch.equal(y, lstm(x, truncate=None)[0])

@@ -19,8 +19,8 @@ import triton.language as tl
 from op_parity import Case
 from triton_interpreted import Forced, Results, laid_out, ops, run, same
 
-from rnnkernels.call import Clip
-from rnnkernels.triton import sequence
+from rnnkernels._backends.triton import sequence
+from rnnkernels._core.call import Clip
 
 GRID = Forced("grid", 16, 4, 4)
 SEEDS = range(3)

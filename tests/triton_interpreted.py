@@ -16,8 +16,8 @@ import triton_programs
 from op_parity import Case
 from torch import Tensor
 
-from rnnkernels.triton import launch
-from rnnkernels.triton.plan import Layout
+from rnnkernels._backends.triton import launch
+from rnnkernels._backends.triton.plan import Layout
 
 triton_programs.prepare()
 

@@ -16,11 +16,11 @@ from op_parity import ALL, CASES, OVER_SAVED, Case
 from torch import Tensor
 from triton_interpreted import KINDS, Forced, laid_out, number_of, ops, run, same
 
-from rnnkernels import reference
-from rnnkernels.call import Clip
+from rnnkernels._backends.triton import launch
+from rnnkernels._backends.triton.plan import Layout
+from rnnkernels._core import reference
+from rnnkernels._core.call import Clip
 from rnnkernels.cells import CELLS
-from rnnkernels.triton import launch
-from rnnkernels.triton.plan import Layout
 
 TAKEN = [case for case in CASES if not case.R]  # there are no projections
 #: Largest errors. Products of float32 are exact enough; the 16-bit types have 8 and 11 bits.

@@ -241,7 +241,7 @@ def compile_one(job: tuple[Variant, str]) -> list[Kernel]:
     variant, name = job
     from triton.runtime.driver import driver
 
-    from rnnkernels.triton import launch, sequence
+    from rnnkernels._backends.triton import launch, sequence
 
     target, precision = TARGETS[name], PRECISIONS[variant.precision]
     driver.set_active(Driver(target))

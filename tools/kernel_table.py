@@ -14,7 +14,7 @@ from cubin import Function
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_estimates import CELLS, PRECISIONS, SIZES, STACKS, STEPS
-from rnnkernels.cuda_plan import DEVICES, Plan, plan
+from rnnkernels._backends.cuda_plan import DEVICES, Plan, plan
 
 PASSES = ("forward", "backward")
 NUMBERS = ("bfloat16", "float16", "tf32", "float32")

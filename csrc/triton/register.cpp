@@ -1,5 +1,5 @@
 // The sequence ops on Triton: tensors are checked and made here, as for every backend; the loops over time are launched
-// by Python (rnnkernels/triton), where Triton lives.
+// by Python (rnnkernels/_backends/triton), where Triton lives.
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -23,7 +23,7 @@ Tensor stacked(const LayerWeights::List& parts) {
 void launch(const char* pass, c10::Device device, const py::dict& arguments) {
   c10::OptionalDeviceGuard guard;
   if (!device.is_cpu()) guard.reset_device(device);
-  py::module_::import("rnnkernels.triton.launch").attr(pass)(**arguments);
+  py::module_::import("rnnkernels._backends.triton.launch").attr(pass)(**arguments);
 }
 
 void refuse(const Tensor& like, const LayerWeights::List& w_hr) {

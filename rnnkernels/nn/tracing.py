@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 
-from rnnkernels import backends
+from rnnkernels import _backends
 
 
 def fx_proxy(*values: Any) -> Proxy | None:
@@ -45,7 +45,7 @@ def refuse_onnx(backend: str | None) -> None:
     traced = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
     if not traced or not _exports_onnx():
         return
-    if backends.asked_for(backend) not in ("torch", "reference"):
+    if _backends.asked_for(backend) not in ("torch", "reference"):
         raise RuntimeError(
             "torch.onnx.export: ONNX has no operators for the kernels of rnnkernels. Export "
             "rnnkernels.revert(model), whose layers are torch.nn's with the same parameters; "
@@ -65,7 +65,9 @@ def scriptable(module: nn.Module) -> nn.Module:
         TypeError: it is a subclass of ours, or parametrized.
         ValueError: it has an option that torch.nn has not.
     """
-    from rnnkernels.convert import to_torch  # which imports the modules that import this
+    from rnnkernels.interop._conversion import (
+        to_torch,  # which imports the modules that import this
+    )
 
     try:
         theirs = to_torch(module)

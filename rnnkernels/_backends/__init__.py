@@ -14,8 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from rnnkernels import checks, cuda_plan, ops, reference, torch_backend, triton
-from rnnkernels.call import Call, Result
+from rnnkernels import _ops
+from rnnkernels._backends import cuda_plan, triton
+from rnnkernels._backends import torch_nn as torch_backend
+from rnnkernels._core import checks, reference
+from rnnkernels._core.call import Call, Result
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -40,9 +43,9 @@ class Backend:
 
 def _kernels(device_type: str) -> Callable[[Call], str | None]:
     def refusal(call: Call) -> str | None:
-        if ops.missing is not None:
-            return f"the compiled kernels are missing ({ops.missing})"
-        if device_type not in ops.kernel_devices:
+        if _ops.missing is not None:
+            return f"the compiled kernels are missing ({_ops.missing})"
+        if device_type not in _ops.kernel_devices:
             return f"this build has no kernels for {device_type} tensors"
         if call.x.device.type != device_type:
             return f"it runs {device_type} tensors, and the input is on {call.x.device.type}"
@@ -67,9 +70,9 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("reference", lambda call: None, _checked(reference.run)),
-        Backend("cpu", _kernels("cpu"), ops.run, invariant=True),
-        Backend("cuda", _kernels("cuda"), ops.run, detail=cuda_plan.of_call),
-        Backend("triton", triton.refusal, ops.run_triton, detail=triton.describe),
+        Backend("cpu", _kernels("cpu"), _ops.run, invariant=True),
+        Backend("cuda", _kernels("cuda"), _ops.run, detail=cuda_plan.of_call),
+        Backend("triton", triton.refusal, _ops.run_triton, detail=triton.describe),
         Backend("torch", torch_backend.refusal, _checked(torch_backend.run)),
     )
 }
@@ -121,8 +124,8 @@ def set_batch_invariant(mode: bool) -> None:
     """
     global _invariant
     mode = checks.flag("mode", mode)
-    if ops.missing is None:
-        ops.set_batch_invariant(mode)
+    if _ops.missing is None:
+        _ops.set_batch_invariant(mode)
     _invariant = mode
 
 
@@ -173,7 +176,7 @@ def undisturbed(name: str | None) -> bool:
         not torch.compiler.is_compiling()
         and (name == "auto" or (name is None and _chosen is None and _environment is None))
         and _observer is None
-        and ops.missing is None
+        and _ops.missing is None
     )
 
 

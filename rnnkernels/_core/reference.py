@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnkernels.call import Call, Clip, Layer, LayerResult, Result, in_turn
+from rnnkernels._core.call import Call, Clip, Layer, LayerResult, Result, in_turn
 
 
 def run(call: Call) -> Result:
-    """Runs all layers of a call; see :class:`rnnkernels.call.Call` for shapes and meanings."""
+    """Runs all layers of a call; shapes: :class:`rnnkernels._core.call.Call`."""
     return in_turn(call, run_layer)
 
 
 def run_layer(call: Layer) -> LayerResult:
-    """Runs one layer; see :class:`rnnkernels.call.Layer` for shapes and meanings.
+    """Runs one layer; see :class:`rnnkernels._core.call.Layer` for shapes and meanings.
 
     A row of length n takes part in steps 0 to n-1: past its end its output is zero and its state
     stands still; direction 1 starts at its own end. ``reset[t]`` zeroes the state that crosses
@@ -128,7 +128,7 @@ def starts_window(call: Layer, d: int, t: int) -> bool:
 
 
 class _Bound(torch.autograd.Function):
-    """gx and gh as they are, with gradients bounded as :class:`rnnkernels.call.Clip` says."""
+    """gx and gh as they are, with gradients bounded as :class:`rnnkernels._core.call.Clip` says."""
 
     @staticmethod
     def forward(ctx: Any, gx: Tensor, gh: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:

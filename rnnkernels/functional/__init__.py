@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function
 
-from rnnkernels import backends, checks, ops
-from rnnkernels.call import Call, LayerWeights
+from rnnkernels import _backends, _ops
+from rnnkernels._core import checks
+from rnnkernels._core.call import Call, LayerWeights
+from rnnkernels._core.checks import GradClip, Truncate
 from rnnkernels.cells import CELLS
-from rnnkernels.checks import GradClip, Truncate
-from rnnkernels.stack import Spec, State, forward
+from rnnkernels.functional._stack import Spec, State, forward
 
 Weights = Sequence[Sequence[Tensor]]
 
@@ -177,8 +178,8 @@ def cell(
         return handle_torch_function(
             _cell, (input,), kind, cell, input, hx, weights, sizes=sizes, backend=backend
         )
-    if backends.undisturbed(backend):
-        state: State | None = ops.cell_step(cell, weights, *sizes, input, hx)
+    if _backends.undisturbed(backend):
+        state: State | None = _ops.cell_step(cell, weights, *sizes, input, hx)
         if state is not None:
             return state
     return checked_cell(kind, cell, input, hx, weights, sizes, backend)
@@ -217,8 +218,8 @@ def checked_cell(
     states = _cell_states(kind, hx, x, H, batched, has_c, autocast)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, states = ops.cast(x, dtype), [ops.cast(s, dtype) for s in states]
-        weights = LayerWeights(*(None if w is None else ops.cast(w, dtype) for w in weights))  # type: ignore[arg-type]
+        x, states = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in states]
+        weights = LayerWeights(*(None if w is None else _ops.cast(w, dtype) for w in weights))  # type: ignore[arg-type]
     if weights.b_ih is None and weights.b_hh is not None:  # a single bias is b_ih
         weights = weights._replace(b_ih=torch.zeros_like(weights.b_hh))
     call = Call(
@@ -236,7 +237,7 @@ def checked_cell(
         c0=states[1].unsqueeze(0) if has_c else None,
         step=True,
     )
-    result = backends.run(call, backend)
+    result = _backends.run(call, backend)
     h = result.h_n[0] if batched else result.h_n[0, 0]
     if result.c_n is None:
         return h

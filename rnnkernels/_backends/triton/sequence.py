@@ -20,7 +20,7 @@ and biases [D, G*H] have all directions. Names in capitals are constants of a co
 import triton
 import triton.language as tl
 
-from rnnkernels.triton.cells import tanh
+from rnnkernels._backends.triton.cells import tanh
 
 
 @triton.jit

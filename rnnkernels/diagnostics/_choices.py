@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnnkernels import backends, survey, watch
-from rnnkernels.call import Call, Result
+from rnnkernels import _backends
+from rnnkernels._core.call import Call, Result
+from rnnkernels.diagnostics import _module_hooks as watch
+from rnnkernels.interop import _survey as survey
 
 
 @dataclass(frozen=True)
@@ -89,27 +91,27 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     found = Explanation(others=others)
 
     def observer(call: Call, name: str | None) -> Result:
-        asked_for = backends.asked_for(name)
+        asked_for = _backends.asked_for(name)
         refusals = {}
-        for backend in backends.BACKENDS.values():
+        for backend in _backends.BACKENDS.values():
             reason = backend.refusal(call)
             if reason is not None:
                 refusals[backend.name] = reason
-        candidates = backends.AUTOMATIC if asked_for == "auto" else (asked_for,)
+        candidates = _backends.AUTOMATIC if asked_for == "auto" else (asked_for,)
         chosen = next((name for name in candidates if name not in refusals), None)
-        detail = backends.BACKENDS[chosen].detail(call) if chosen else ""
+        detail = _backends.BACKENDS[chosen].detail(call) if chosen else ""
         module = running[-1] if running else ""
         for index in range(call.layers):
             layer = -1 if call.step else index
             text = _describe(call, index)
             found.choices.append(Choice(module, layer, text, asked_for, chosen, refusals, detail))
-        return backends.BACKENDS[chosen or "reference"].run(call)
+        return _backends.BACKENDS[chosen or "reference"].run(call)
 
     with (
         torch.no_grad(),
         torch.random.fork_rng(),
         watch.running(module) as running,
-        backends.observe(observer),
+        _backends.observe(observer),
     ):
         module(*args, **kwargs)
     return found

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels import checks, reference
-from rnnkernels.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype
+from rnnkernels._core import checks, reference
+from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype
 from rnnkernels.cells import CELLS
 
 try:
@@ -48,7 +48,7 @@ if _C is not None:
     cell_step = _C.cell_step
     #: The short way of layers: output and last states, or None where anything is unusual.
     layers_call = _C.layers_call
-    #: How a layer would be laid out over a GPU; see rnnkernels.cuda_plan.
+    #: How a layer would be laid out over a GPU; see rnnkernels._backends.cuda_plan.
     cuda_plan = _C.cuda_plan
 
 

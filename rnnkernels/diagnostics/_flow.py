@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rnnkernels import backends, watch
-from rnnkernels.call import Call, Result, needs_gradient, norms_dtype
+from rnnkernels import _backends
+from rnnkernels._core.call import Call, Result, needs_gradient, norms_dtype
+from rnnkernels.diagnostics import _module_hooks as watch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -247,7 +248,7 @@ def gradient_flow(model: nn.Module) -> Iterator[GradientFlow]:
         flow._watch(running[-1], call, call.flow, result)
         return result
 
-    outside: backends.Run = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    outside: _backends.Run = torch.compiler.disable(  # type: ignore[no-untyped-call]
         record,
         reason="gradient_flow records layers outside of graphs: inside its block, run the model "
         "itself, or compile it without fullgraph=True",
@@ -256,7 +257,7 @@ def gradient_flow(model: nn.Module) -> Iterator[GradientFlow]:
     def observer(call: Call, name: str | None) -> Result:
         return outside(call, name)  # a disabled function itself is nothing that guards look at
 
-    with watch.running(model, _refuse_pairs) as running, backends.observe(observer) as onward:
+    with watch.running(model, _refuse_pairs) as running, _backends.observe(observer) as onward:
         yield flow
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from rnnkernels import holders
-from rnnkernels.cell_modules import RNNCellBase
-from rnnkernels.modules import RNNBase
+from rnnkernels.interop import _holders as holders
+from rnnkernels.nn.cells import RNNCellBase
+from rnnkernels.nn.layers import RNNBase
 from rnnkernels.torch_types import KEEPING, OURS, Table
 
 _KINDS = frozenset(cls.__name__ for cls in OURS)
@@ -129,7 +129,7 @@ def parametrized(module: nn.Module, table: Table) -> bool:
 def refusals(model: nn.Module, table: Table, places: list[holders.Edge]) -> dict[int, str]:
     """Why modules of the table's classes cannot be converted where they are, by their id.
 
-    ``places`` is what :func:`rnnkernels.holders.walk` found in the model.
+    ``places`` is what :func:`rnnkernels.interop._holders.walk` found in the model.
     """
     found: dict[int, str] = {}
     targets: set[int] = set()

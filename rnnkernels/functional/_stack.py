@@ -13,12 +13,13 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from rnnkernels import backends, checks, ops, truncation
-from rnnkernels.call import NO_CLIP, Call, Clip, needs_gradient
+from rnnkernels import _backends, _ops
+from rnnkernels._core import checks, truncation
+from rnnkernels._core.call import NO_CLIP, Call, Clip, needs_gradient
+from rnnkernels._core.checks import Truncate
+from rnnkernels._core.packing import Packed, Rows, known
+from rnnkernels._core.truncation import Outputs
 from rnnkernels.cells import CELLS
-from rnnkernels.checks import Truncate
-from rnnkernels.packing import Packed, Rows, known
-from rnnkernels.truncation import Outputs
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -80,7 +81,7 @@ class Spec:
 
 
 class Steps(NamedTuple):
-    """Which steps the rows have; see :class:`rnnkernels.call.Call`."""
+    """Which steps the rows have; see :class:`rnnkernels._core.call.Call`."""
 
     lengths: Tensor | None = None
     starts: Tensor | None = None
@@ -298,8 +299,8 @@ def _run(
     lengths = steps.lengths
     if checks.autocast(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, hx = ops.cast(x, dtype), [ops.cast(s, dtype) for s in hx]
-        weights = [ops.cast(w, dtype) for w in weights]
+        x, hx = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in hx]
+        weights = [_ops.cast(w, dtype) for w in weights]
 
     backward = needs_gradient((x, *hx, *weights))
     if lengths is not None and steps.starts is None and backward:
@@ -334,7 +335,7 @@ def _run(
             all_states=return_all_states,
             padded=steps.padded,
         )
-        result = backends.run(call, spec.backend)
+        result = _backends.run(call, spec.backend)
         finals = [result.h_n] if result.c_n is None else [result.h_n, result.c_n]
         return Outputs(result.y, finals, [result.h or [], result.c or []])
 

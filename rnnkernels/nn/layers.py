@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels import backends, checks, flat_weights, ops, tracing
+from rnnkernels import _backends, _ops
+from rnnkernels._core import checks
+from rnnkernels._core.checks import GradClip, Truncate
 from rnnkernels.cells import CELLS
-from rnnkernels.checks import GradClip, Truncate
-from rnnkernels.stack import Spec, State, forward
+from rnnkernels.functional._stack import Spec, State, forward
+from rnnkernels.nn import flat_weights, tracing
 
 #: What the layers have and torch's have not, with the value at which they do the same.
 ADDED = {
@@ -71,7 +73,7 @@ class RNNBase(nn.RNNBase):
         self.proj_size = checks.proj_size(proj_size, self.hidden_size)
         self.bias_mode = checks.choice("bias_mode", bias_mode, checks.BIAS_MODES)
         self.merge_mode = checks.choice("merge_mode", merge_mode, checks.MERGE_MODES)
-        backends.check_name(backend)
+        _backends.check_name(backend)
         self.backend = backend
         self.truncate = checks.truncate(truncate, bidirectional)
         checks.grad_clip(grad_clip)
@@ -170,7 +172,7 @@ class RNNBase(nn.RNNBase):
         grad_clip = self.grad_clip if grad_clip is ... else grad_clip
         plain = lengths is None and reset is None and not return_all_states
         if plain and truncate is None and grad_clip is None and self._undisturbed():
-            found = ops.layers_call(
+            found = _ops.layers_call(
                 self.cell,
                 self._weights(),
                 self.input_size,
@@ -214,7 +216,7 @@ class RNNBase(nn.RNNBase):
     def _undisturbed(self) -> bool:
         """Whether kernels may run the layers with nothing in between."""
         drops = self.training and self.dropout > 0 and self.num_layers > 1
-        return not drops and backends.undisturbed(self.backend)
+        return not drops and _backends.undisturbed(self.backend)
 
     @property
     def _kind(self) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels.call import Call
+from rnnkernels._backends.triton import INTERPRETED, sequence
+from rnnkernels._backends.triton.cells import PAIRS
+from rnnkernels._backends.triton.plan import Layout, choose
+from rnnkernels._core.call import Call
 from rnnkernels.cells import CELLS
-from rnnkernels.triton import INTERPRETED, sequence
-from rnnkernels.triton.cells import PAIRS
-from rnnkernels.triton.plan import Layout, choose
 
 REGISTERS = 65536  # of an NVIDIA multiprocessor
 
@@ -39,7 +39,7 @@ def layout_of(w_hh: Tensor, rows: int, norm: bool) -> Layout:
 
 
 def device_of(like: Tensor) -> tuple[str, int]:
-    """The kind of GPU, as in :data:`rnnkernels.triton.plan.TABLES`, and its multiprocessors."""
+    """The kind of GPU, as in ``plan.TABLES``, and its multiprocessors."""
     if not like.is_cuda:
         return "cuda", 4  # interpreted
     properties = torch.cuda.get_device_properties(like.device)

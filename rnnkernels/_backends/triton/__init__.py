@@ -12,8 +12,8 @@ from importlib.util import find_spec
 
 import torch
 
-from rnnkernels import ops
-from rnnkernels.call import Call
+from rnnkernels import _ops
+from rnnkernels._core.call import Call
 
 INSTALLED = find_spec("triton") is not None
 #: Triton runs kernels on the CPU, one program after the other: for tests.
@@ -25,8 +25,8 @@ LARGEST = 2**31
 
 def refusal(call: Call) -> str | None:
     """None where the kernels can run this call, else the reason why not."""
-    if ops.missing is not None:
-        return f"the compiled part, which checks and differentiates, is missing ({ops.missing})"
+    if _ops.missing is not None:
+        return f"the compiled part, which checks and differentiates, is missing ({_ops.missing})"
     if not INSTALLED:
         return "Triton is not installed"
     if call.x.device.type != "cuda" and not (INTERPRETED and call.x.device.type == "cpu"):
@@ -43,6 +43,6 @@ def refusal(call: Call) -> str | None:
 
 def describe(call: Call) -> str:
     """How a call that is not refused is laid out, in words."""
-    from rnnkernels.triton import launch
+    from rnnkernels._backends.triton import launch
 
     return launch.describe(call)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnnkernels import backends, checks, functional, ops, tracing
-from rnnkernels.call import LayerWeights
+from rnnkernels import _backends, _ops, functional
+from rnnkernels._core import checks
+from rnnkernels._core.call import LayerWeights
 from rnnkernels.cells import CELLS
-from rnnkernels.stack import State
+from rnnkernels.functional._stack import State
+from rnnkernels.nn import tracing
 
 #: What the cells have and torch's have not.
 ADDED_TO_CELLS = ("bias_mode", "backend")
@@ -33,7 +35,7 @@ class RNNCellBase(nn.RNNCellBase):
     ) -> None:
         checks.parameter_dtype(dtype)
         checks.choice("bias_mode", bias_mode, checks.BIAS_MODES)
-        backends.check_name(backend)
+        _backends.check_name(backend)
         nn.RNNCellBase.__init__(  # whatever other base a subclass has
             self,
             checks.size("input_size", input_size),
@@ -50,8 +52,8 @@ class RNNCellBase(nn.RNNCellBase):
         self.backend = backend
 
     def _step(self, input: Tensor, hx: State | None) -> State:
-        if backends.undisturbed(self.backend):
-            state: State | None = ops.cell_step(
+        if _backends.undisturbed(self.backend):
+            state: State | None = _ops.cell_step(
                 self.cell, self._parameters, self.input_size, self.hidden_size, input, hx
             )
             if state is not None:

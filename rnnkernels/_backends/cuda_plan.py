@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rnnkernels import ops
-from rnnkernels.call import Call
+from rnnkernels import _ops
+from rnnkernels._core.call import Call
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def plan(
         steps: of the loop over time.
     """
     limits = (device.major, device.multiprocessors, device.shared_bytes, device.most_blocks)
-    found = ops.cuda_plan(
+    found = _ops.cuda_plan(
         cell, backward, precision, projected, norm, H, rows, D, limits, layers, steps
     )
     return Plan(**found)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels.call import NO_CLIP, Call, Clip
+from rnnkernels._core.call import NO_CLIP, Call, Clip
 
 MERGE_MODES = ("concat", "sum", "mean", "mul")
 BIAS_MODES = ("double", "single")

@@ -7,10 +7,11 @@ import warnings
 
 from torch import nn
 
-from rnnkernels import holders, survey
-from rnnkernels.cell_modules import ADDED_TO_CELLS, RNNCellBase
-from rnnkernels.modules import ADDED, RNNBase
-from rnnkernels.survey import check_module, type_name
+from rnnkernels.interop import _holders as holders
+from rnnkernels.interop import _survey as survey
+from rnnkernels.interop._survey import check_module, type_name
+from rnnkernels.nn.cells import ADDED_TO_CELLS, RNNCellBase
+from rnnkernels.nn.layers import ADDED, RNNBase
 from rnnkernels.torch_types import KEEPING, OURS, THEIRS, Table
 
 _log = logging.getLogger("rnnkernels")

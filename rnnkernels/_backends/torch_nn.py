@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import _VF, Tensor
 
-from rnnkernels.call import Call, Layer, LayerResult, Result, in_turn
+from rnnkernels._core.call import Call, Layer, LayerResult, Result, in_turn
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rnn_tanh": _VF.rnn_tanh,
