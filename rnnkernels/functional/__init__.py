@@ -20,9 +20,11 @@ from rnnkernels._core import checks
 from rnnkernels._core.call import Call, LayerWeights
 from rnnkernels._core.checks import GradClip, Truncate
 from rnnkernels.cells import CELLS
-from rnnkernels.functional._stack import Spec, State, forward
+from rnnkernels.functional._stack import AllStates, Spec, State, forward
 
 Weights = Sequence[Sequence[Tensor]]
+
+__all__ = ["AllStates", "cell", "gru", "lstm", "rnn"]
 
 
 def rnn(

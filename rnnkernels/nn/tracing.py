@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,6 +59,11 @@ def _exports_onnx() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
+#: Makes a torch.nn module of one of ours. rnnkernels.interop, which stands above the layers, brings
+#: it when it is imported.
+to_torch: Callable[[nn.Module], nn.Module] | None = None
+
+
 def scriptable(module: nn.Module) -> nn.Module:
     """The torch.nn module that torch.jit.script compiles in place of one of ours.
 
@@ -65,10 +71,7 @@ def scriptable(module: nn.Module) -> nn.Module:
         TypeError: it is a subclass of ours, or parametrized.
         ValueError: it has an option that torch.nn has not.
     """
-    from rnnkernels.interop._conversion import (
-        to_torch,  # which imports the modules that import this
-    )
-
+    assert to_torch is not None
     try:
         theirs = to_torch(module)
     except (TypeError, ValueError) as error:

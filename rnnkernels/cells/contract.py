@@ -1,0 +1,50 @@
+"""The contract of a cell: what one hidden unit does in one step, in torch operations.
+
+A cell is a pair of functions on gate values ``[..., H]`` and five numbers. The same pair stands in
+``csrc/common/cells.h`` for CPU and GPU kernels; tests hold the statements against each other.
+
+========  ====================================================  =====
+symbol    meaning                                               count
+========  ====================================================  =====
+``gx``    input part of the gates, ``W_ih x + b_ih``            G
+``gh``    hidden part of the gates, ``W_hh h + b_hh``           G
+``prev``  state before the step; slot 0 is h, slot 1 is c       S
+``next``  state after the step                                  S
+``saved`` what backward needs beyond ``prev`` and ``next``      K
+========  ====================================================  =====
+
+``A`` is the number of trailing gates whose hidden part is kept apart: only for them do the
+gradients of ``gx`` and ``gh`` differ. ``reads_h`` says whether backward reads ``next[0]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Values = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its name, its gates in PyTorch's order, the sizes of its contract, its arithmetic.
+
+    ``forward(gx, gh, prev) -> (next, saved)`` and
+    ``backward(saved, prev, next, dnext) -> (dgx, dgh, dprev)``, where ``dprev`` is only what
+    reaches the previous state around ``W_hh``.
+    """
+
+    name: str
+    gates: str
+    S: int
+    K: int
+    A: int
+    reads_h: bool
+    forward: Callable[[Values, Values, Values], tuple[Values, Values]]
+    backward: Callable[[Values, Values, Values, Values], tuple[Values, Values, Values]]
+
+    @property
+    def G(self) -> int:
+        return len(self.gates)

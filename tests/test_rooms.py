@@ -1,0 +1,68 @@
+"""The rooms of the package rest on each other in one order, and what is public is said once."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import rnnkernels
+
+PACKAGE = Path(rnnkernels.__file__).parent
+#: From the ground up; a room knows those before it and no other.
+ROOMS = (
+    "_C", "cells", "_core", "_ops", "_backends", "functional", "nn", "torch_types", "streaming",
+    "interop", "diagnostics", "testing", "rnnkernels",
+)  # fmt: skip
+
+
+def room(module: str) -> str:
+    """``rnnkernels._core.call`` is in ``_core``; the package itself is the last."""
+    return [*module.split("."), "rnnkernels"][1]
+
+
+def imports(source: Path) -> Iterator[tuple[int, str]]:
+    """Lines and modules of the package that a file imports, inside of functions too."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "rnnkernels":
+            modules = [f"rnnkernels.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}: expected absolute imports"
+            modules = [node.module or ""]
+        else:
+            continue
+        yield from ((node.lineno, m) for m in modules if m.split(".")[0] == "rnnkernels")
+
+
+def test_imports_point_downwards() -> None:
+    seen, wrong = 0, []
+    for source in PACKAGE.rglob("*.py"):
+        path = source.relative_to(PACKAGE.parent).with_suffix("")
+        here = room(".".join(path.parts).removesuffix(".__init__"))
+        for line, module in imports(source):
+            seen += 1
+            there = room(module)
+            if there != here and ROOMS.index(there) > ROOMS.index(here):
+                wrong.append(f"{path}:{line}: {here} imports {module}")
+    assert not wrong
+    assert seen > 50
+
+
+def test_every_room_is_known() -> None:
+    found = {p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__"}
+    found |= {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert found == set(ROOMS) - {"_C", "rnnkernels"}
+
+
+def test_public_names_are_exported_and_documented() -> None:
+    for module in (
+        rnnkernels, rnnkernels.functional, rnnkernels.nn, rnnkernels.diagnostics,
+        rnnkernels.interop, rnnkernels.torch_types, rnnkernels.cells,
+    ):  # fmt: skip
+        assert module.__doc__
+        for name in module.__all__:
+            assert getattr(getattr(module, name), "__doc__", None), f"{module.__name__}.{name}"
+    top = set(rnnkernels.__all__)
+    assert {"LSTM", "convert", "explain"} <= top and len(top) == len(rnnkernels.__all__)
