@@ -25,7 +25,10 @@ def ops(tmp_path_factory):
         pytest.skip("no Python headers to compile against")
     cpp_extension.load(
         "rnnkernels_cuda_on_host",
-        [str(ROOT / "tests/cuda_host/on_host.cpp"), str(ROOT / "csrc/common/arguments.cpp")],
+        [
+            str(ROOT / "tests/cuda_host/on_host.cpp"),
+            *(str(ROOT / f"csrc/ops/{name}.cpp") for name in ("check", "layers", "tables")),
+        ],
         extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
         extra_cflags=["-std=c++20", "-O1", "-g0", "-ffp-contract=fast"],
         build_directory=str(tmp_path_factory.mktemp("cuda_on_host")),

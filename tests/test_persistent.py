@@ -71,7 +71,7 @@ def ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
     storage = ["float", "bfloat16"] if SANITIZE else ["float", "bfloat16", "float16"]
     sources = [*(f"tests/simt/kernels/{name}" for name in (*storage, "ops"))]
     sources += [*(f"tests/simt/{name}" for name in EMULATOR)]
-    sources += ["csrc/cuda/plan", "csrc/common/arguments"]
+    sources += ["csrc/cuda/plan", *(f"csrc/ops/{n}" for n in ("check", "layers", "tables"))]
     flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
     instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"] if SANITIZE else []
     if SANITIZE:  # locals that are used after return would take a second stack for each thread
