@@ -131,6 +131,7 @@ class BackwardLoop : LoopBase<IO> {
     T* product = products_ + share.thread * kMostRows * kWidth * kLanes;
     int64_t rows = q.starts ? 0 : k.last - k.first;  // that take part in a step, if only in its padding
     begin(d, k, share);
+    if (q.starts) barrier.wait(share.size);  // begin() has cleared what other threads of the group write and multiply
     for (int64_t s = (q.starts ? rows_[k.first].length : q.steps()) - 1; s >= 0; --s) {
       while (k.first + rows < k.last && rows_[k.first + rows].length > s) ++rows;
       const Block now{k.first, k.first + rows, k.slot};
