@@ -14,8 +14,9 @@ class BackwardLoop : LoopBase<IO> {
   using Base = LoopBase<IO>;
   using Base::kLanes, Base::left, Base::load_or_zero, Base::padded, Base::padded_factors;
   using typename Base::F, typename Base::T, typename Base::V;
+  using Unit = BackwardUnit<Cell, IO>;
   static constexpr int kWidth = kMaxVectors;
-  static constexpr int kColumns = Cell::G + Cell::A;
+  static constexpr int kColumns = Unit::kColumns;
   static constexpr int64_t kBlockRows = 48;  // per thread; enough to read the weights rarely
   static constexpr int64_t kMostRows = 96;   // of a block, whatever the number of threads
 
@@ -226,21 +227,21 @@ class BackwardLoop : LoopBase<IO> {
   void project(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const Place at = p_.seq.place(d, rows_[r], s);
+    const RowStep now = RowStep::backward(q, d, rows_[r], s);
     Squares squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
       if (i >= q.R) break;
       const int n = left(q.R, i);
       V dh(T(0));
-      if (at.active) {
+      if (now.active) {
         T* around = dir.dh + slot * padded(q.R) + i;
-        dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, at.n * q.R + i, n);
+        dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, now.n * q.R + i, n);
         store(around, V(T(0)));
         if (p_.flow) squares.add(dh, n);
       }
       store(dir.dprojected + slot * padded_factors(q.R) + i, dh, n);
-      if (!at.outside) store(p_.dproj + at.n * q.R + i, dh, n);
+      if (!now.outside) store(p_.dproj + now.n * q.R + i, dh, n);
     }
     if (p_.flow) dir.h_squares[s & 1][slot * tiles(d) + j] = squares.sum();
   }
@@ -249,77 +250,54 @@ class BackwardLoop : LoopBase<IO> {
   void cell(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const Place at = p_.seq.place(d, rows_[r], s);
-    const bool cut = at.active && q.cut_before(d, rows_[r], s);
+    const bool projected = dir.dprojected;
+    const RowStep now = RowStep::backward(q, d, rows_[r], s);
+    const StateBefore before = StateBefore::of(q, d, rows_[r], s, now);
     Squares dh_squares, gate_squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
       if (i >= q.H) break;
       const int n = left(q.H, i);
-      V dgx[Cell::G], dgh[Cell::G];
-      for (V& x : dgx) x = V(T(0));
-      for (V& x : dgh) x = V(T(0));
-      if (at.active) {
-        V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dnext[Cell::S], dprev[Cell::S];
-        for (int k = 0; k < Cell::K; ++k) saved[k] = load(p_.saved + at.n * Cell::K * q.H + k * q.H + i, n);
-        dnext[0] = load(dh_tile + u * kLanes);
-        if (dir.dprojected) {  // h before the projection: no cell with a projection asks for its value
-          prev[0] = next[0] = V(T(0));
-        } else {
-          prev[0] = cut ? V(T(0)) : before(p_.h0, p_.y, d, r, s, i, n);
-          next[0] = load(p_.y + at.n * q.H + i, n);
-          dnext[0] += load(dir.dh + slot * padded(q.H) + i) + load_or_zero(p_.dy, at.n * q.H + i, n);
-          if (p_.flow) dh_squares.add(dnext[0], n);
+      T* const dh = projected ? nullptr : dir.dh + slot * padded(q.H) + i;
+      T* const dc = Cell::S > 1 ? dir.dc + slot * padded(q.H) + i : nullptr;
+      Unit unit;
+      if (now.active) {
+        unit.read(p_, now, before, i, n, projected);
+        unit.dnext[0] = load(dh_tile + u * kLanes);
+        if (!projected) {
+          unit.dnext[0] += load(dh) + unit.dout[0];
+          if (p_.flow) dh_squares.add(unit.dnext[0], n);
         }
-        if constexpr (Cell::S > 1) {
-          prev[1] = cut ? V(T(0)) : before(p_.c0, p_.c, d, r, s, i, n);
-          next[1] = load(p_.c + at.n * q.H + i, n);
-          dnext[1] = load(dir.dc + slot * padded(q.H) + i) + load_or_zero(p_.dc, at.n * q.H + i, n);
-        }
+        if constexpr (Cell::S > 1) unit.dnext[1] = load(dc) + unit.dout[1];
+      }
 
-        Cell::backward(saved, prev, next, dnext, dgx, dgh, dprev);
+      unit.run(now);
 
-        if (!dir.dprojected) store(dir.dh + slot * padded(q.H) + i, cut ? V(T(0)) : dprev[0]);
-        if constexpr (Cell::S > 1) store(dir.dc + slot * padded(q.H) + i, cut ? V(T(0)) : dprev[1]);
+      if (now.active) {
+        if (!projected) store(dh, unit.dprev[0]);
+        if constexpr (Cell::S > 1) store(dc, unit.dprev[1]);
       }
       if (dir.unbounded) {  // until the norms are known
-        for (int g = 0; g < Cell::G; ++g) gate_squares.add(dgx[g], n);
-        put_columns(dir.unbounded + slot * kColumns * q.H + i, n, dgx, dgh);
+        for (int g = 0; g < Cell::G; ++g) gate_squares.add(unit.dgx[g], n);
+        unit.put_columns(dir.unbounded + slot * kColumns * q.H + i, q.H, n);
         continue;
       }
       if (p_.clip.kind != Clip::kNone) {
-        for (V& x : dgx) x = p_.clip.template elementwise<T>(x);
-        for (V& x : dgh) x = p_.clip.template elementwise<T>(x);
+        for (V& x : unit.dgx) x = p_.clip.template elementwise<T>(x);
+        for (V& x : unit.dgh) x = p_.clip.template elementwise<T>(x);
       }
-      write(d, slot, s, i, n, at, cut, dgx, dgh);
+      hand_on(d, slot, s, i, n, now, unit);
     }
-    if (p_.flow && !dir.dprojected) dir.h_squares[s & 1][slot * tiles(d) + j] = dh_squares.sum();
+    if (p_.flow && !projected) dir.h_squares[s & 1][slot * tiles(d) + j] = dh_squares.sum();
     if (dir.unbounded) dir.gate_squares[slot * tiles(d) + j] = gate_squares.sum();
   }
 
-  // Hands on the gate gradients of a vector of units: to the result, and to the step before unless that is cut off.
-  void write(int64_t d, int64_t slot, int64_t s, int64_t i, int n, const Place& at, bool cut, const V* dgx,
-             const V* dgh) const {
+  // The gate gradients of a vector of units: to the result, and to the product of the step before.
+  void hand_on(int64_t d, int64_t slot, int64_t s, int64_t i, int n, const RowStep& now, const Unit& unit) const {
     const Sequence& q = p_.seq;
-    F* carried = directions_[d].dgh[s & 1] + slot * padded_factors(Cell::G * q.H) + i;
-    for (int g = 0; g < Cell::G; ++g) store(carried + g * q.H, cut ? V(T(0)) : dgh[g], n);
-    if (at.outside) return;
-    put_columns(p_.dgates + at.n * kColumns * q.H + i, n, dgx, dgh);
-  }
-
-  // A vector of units of each column of dgates.
-  template <class To>
-  void put_columns(To* to, int n, const V* dgx, const V* dgh) const {
-    for (int g = 0; g < Cell::G; ++g) store(to + g * p_.seq.H, dgx[g], n);
-    for (int a = 0; a < Cell::A; ++a) store(to + (Cell::G + a) * p_.seq.H, dgh[Cell::G - Cell::A + a], n);
-  }
-
-  // The state that entered step s, where it is no cut: from all states [T, B, D, H], or from the initial ones.
-  V before(const IO* initial, const IO* all, int64_t d, int64_t r, int64_t s, int64_t i, int n) const {
-    const Sequence& q = p_.seq;
-    const Row& row = rows_[r];
-    if (s == 0 && q.first(d, row)) return load(initial + q.state_at(d, row.b, q.H) + i, n);
-    return load(all + q.before(d, row, s) * q.H + i, n);
+    F* dgh = directions_[d].dgh[s & 1] + slot * padded_factors(Cell::G * q.H) + i;
+    for (int g = 0; g < Cell::G; ++g) store(dgh + g * q.H, now.handed_on(unit.dgh[g]), n);
+    unit.write(p_, now, i, n);
   }
 
   // Bounds the gate gradients of a step by their norms, which the cells of all tiles have left behind.
@@ -328,34 +306,27 @@ class BackwardLoop : LoopBase<IO> {
     const Direction& dir = directions_[d];
     T factor(1);
     int64_t row = -1;
-    Place at{};
-    bool cut = false;
+    RowStep now{};
     for_units(cells(d), k, share, [&](int64_t r, int64_t i) {
       const int64_t slot = r + k.slot;
       if (r != row) {
         row = r;
-        at = p_.seq.place(d, rows_[r], s);
-        cut = at.active && q.cut_before(d, rows_[r], s);
+        now = RowStep::backward(q, d, rows_[r], s);
         factor = T(p_.clip.factor(total(dir.gate_squares + slot * tiles(d), cells(d).tiles())));
       }
-      V dgx[Cell::G], dgh[Cell::G];
-      const int n = left(q.H, i);
-      const T* unbounded = dir.unbounded + slot * kColumns * q.H + i;
-      for (int g = 0; g < Cell::G; ++g) {
-        dgx[g] = load(unbounded + g * q.H, n) * V(factor);
-        dgh[g] = g < Cell::G - Cell::A ? dgx[g] : load(unbounded + (g + Cell::A) * q.H, n) * V(factor);
-      }
-      write(d, slot, s, i, n, at, cut, dgx, dgh);
+      Unit unit;
+      unit.take_columns(dir.unbounded + slot * kColumns * q.H + i, q.H, left(q.H, i), V(factor));
+      hand_on(d, slot, s, i, left(q.H, i), now, unit);
     });
   }
 
   void write_flow(int64_t d, const Block& k, int64_t s, const Share& share) const {
     const Direction& dir = directions_[d];
     for (int64_t r = k.first + share.rank; r < k.last; r += share.size) {
-      const Place at = p_.seq.place(d, rows_[r], s);
-      if (at.outside) continue;
+      const RowStep now = RowStep::backward(p_.seq, d, rows_[r], s);
+      if (now.outside) continue;
       const double squares = total(dir.h_squares[s & 1] + (r + k.slot) * tiles(d), dir.hidden.tiles());
-      p_.flow[at.n] = at.active ? T(std::sqrt(squares)) : T(0);
+      p_.flow[now.n] = now.active ? T(std::sqrt(squares)) : T(0);
     }
   }
 

@@ -107,17 +107,10 @@ class ForwardLoop : LoopBase<IO> {
     F* raw = nullptr;      // [B, H]: h before the projection
   };
 
-  // What a row does at a step.
-  struct Now {
-    int64_t n;  // its place
-    bool active;
-    bool cut;  // its state is zeroed before the next step
-  };
-
   // What one thread keeps for itself.
   struct Desk {
     int64_t places;  // of a chunk: steps of rows
-    Now* now;        // [rows]
+    RowStep* now;    // [rows]
     F* x;            // [places, I]
     bool* filled;    // [places]: which of them are steps of a row
     T* gx;           // [tiles, places, kPanel]
@@ -132,7 +125,7 @@ class ForwardLoop : LoopBase<IO> {
     Arena arena(base);
     Desk mine{};
     mine.places = rows * most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
-    mine.now = arena.take<Now>(rows);
+    mine.now = arena.take<RowStep>(rows);
     mine.x = arena.take<F>(mine.places * padded_factors(p_.I));
     mine.filled = arena.take<bool>(mine.places);
     mine.gx = arena.take<T>(tiles * mine.places * kPanel);
@@ -169,7 +162,7 @@ class ForwardLoop : LoopBase<IO> {
         projected = project_input(d, first, last, s, share, mine);
         at = 0;
       }
-      for (int64_t r = 0; r < rows; ++r) mine.now[r] = look(d, first + r, s);
+      for (int64_t r = 0; r < rows; ++r) mine.now[r] = RowStep::forward(q, d, rows_[first + r], s);
       const T* gx = mine.gx + at * kPanel - share.begin(dir.hidden.tiles()) * tile;
       at += rows;
       const F* h = dir.h[s & 1] + first * padded_factors(q.R);
@@ -201,11 +194,6 @@ class ForwardLoop : LoopBase<IO> {
       for (int64_t i = 0; Cell::S > 1 && i < q.H; i += kLanes)
         store(p_.c_n + q.state_at(d, b, q.H) + i, load(dir.c + b * padded(q.H) + i), left(q.H, i));
     }
-  }
-
-  Now look(int64_t d, int64_t b, int64_t s) const {
-    const Place at = p_.seq.place(d, rows_[b], s);
-    return {at.n, at.active, s + 1 < rows_[b].length && p_.seq.cut_before(d, rows_[b], s + 1)};
   }
 
   // How many of the rows first to last take part in step s: all of them, some perhaps in their padding; of packed rows
@@ -255,56 +243,44 @@ class ForwardLoop : LoopBase<IO> {
     if constexpr (Base::kRounds) store(state.rounded + i, h, n);
   }
 
-  // One step of kLanes units of a row from unit i on, of which H - i exist where not all do. A row past its end stands
-  // still, and its outputs are zero. gx, gh: [G, kWidth, lanes].
+  // One step of kLanes units of a row from unit i on, of which H - i exist where not all do. gx, gh: [G, kWidth,
+  // lanes].
   template <bool all>
-  void cell(const Direction& dir, const Now& now, const State& state, int64_t i, const T* gx_tile, const T* gh_tile) {
+  void cell(const Direction& dir, const RowStep& now, const State& state, int64_t i, const T* gx, const T* gh) {
     const Sequence& q = p_.seq;
     const int n = all ? kLanes : int(q.H - i);
     T* c = Cell::S > 1 ? dir.c + state.b * padded(q.H) + i : nullptr;
-    V next[Cell::S], saved[Cell::K + 1];
+    ForwardUnit<Cell, IO> unit;
     if (now.active) {
-      V gx[Cell::G], gh[Cell::G], prev[Cell::S];
       for (int g = 0; g < Cell::G; ++g) {
-        gx[g] = load(gx_tile + g * kWidth * kLanes) + load(dir.bias[0] + g * padded(q.H) + i);
-        gh[g] = load(gh_tile + g * kWidth * kLanes);
-        if (apart(g)) gh[g] += load(dir.bias[1] + g * padded(q.H) + i);
+        unit.gx[g] = load(gx + g * kWidth * kLanes) + load(dir.bias[0] + g * padded(q.H) + i);
+        unit.gh[g] = load(gh + g * kWidth * kLanes);
+        if (apart(g)) unit.gh[g] += load(dir.bias[1] + g * padded(q.H) + i);
       }
-      prev[0] = dir.raw ? V(T(0)) : load(state.h + i);
-      if constexpr (Cell::S > 1) prev[1] = load(c);
-      Cell::forward(gx, gh, prev, next, saved);
-      if constexpr (Cell::S > 1) store(c, now.cut ? V(T(0)) : next[1]);
-      if (dir.raw) {
-        store(dir.raw + state.b * padded_factors(q.H) + i, next[0], n);
-      } else {
-        keep(state, i, now.cut ? V(T(0)) : next[0], n);
-      }
+    }
+    unit.prev[0] = dir.raw ? V(T(0)) : load(state.h + i);
+    if constexpr (Cell::S > 1) unit.prev[1] = load(c);
+
+    unit.run(now);
+
+    if (dir.raw) {
+      store(dir.raw + state.b * padded_factors(q.H) + i, unit.next[0], n);
     } else {
-      for (V& x : saved) x = V(T(0));
-      for (V& x : next) x = V(T(0));
-      if (!dir.raw) keep(state, i, load(state.h + i), n);
+      keep(state, i, unit.state(now, 0), n);
     }
-    for (int k = 0; p_.saved && k < Cell::K; ++k) store(p_.saved + (now.n * Cell::K + k) * q.H + i, saved[k], n);
-    if constexpr (Cell::S > 1) {
-      if (p_.c) store(p_.c + now.n * q.H + i, next[1], n);
-    }
-    if (!dir.raw) {
-      store(p_.y + now.n * q.R + i, next[0], n);
-    } else if (p_.h_raw) {
-      store(p_.h_raw + now.n * q.H + i, next[0], n);
-    }
+    if constexpr (Cell::S > 1) store(c, unit.state(now, 1));
+    unit.write(p_, now, i, n, dir.raw);
   }
 
   // The projected units of tile j of a row. out [vectors, lanes].
-  void project(const Now& now, const State& state, int64_t j, const T* out) {
+  void project(const RowStep& now, const State& state, int64_t j, const T* out) {
     const Sequence& q = p_.seq;
     for (int u = 0; u < kMaxVectors; ++u) {
       const int64_t i = (j * kMaxVectors + u) * kLanes;
       if (i >= q.R) break;
       const V value = now.active ? load(out + u * kLanes) : V(T(0));
       store(p_.y + now.n * q.R + i, value, left(q.R, i));
-      const V kept = now.active ? value : load(state.h + i);
-      keep(state, i, now.cut ? V(T(0)) : kept, left(q.R, i));
+      keep(state, i, now.active ? now.handed_on(value) : load(state.h + i), left(q.R, i));
     }
   }
 

@@ -4,23 +4,20 @@
 #include <type_traits>
 
 #include "common/layout.h"
-#include "cpu/math.h"
 #include "cpu/multiply.h"
 #include "cpu/team.h"
+#include "cpu/unit.h"
 
 namespace rnn::cpu::RNN_ISA {
 
 template <class IO>
-struct LoopBase {
-  using T = Arithmetic<IO>;
+struct LoopBase : Lanes<IO> {
+  using typename Lanes<IO>::T, typename Lanes<IO>::V;
+  using Lanes<IO>::kLanes, Lanes<IO>::left;
   using F = Factor<IO>;
-  using V = Vec<T>;
-  static constexpr int kLanes = V::kLanes;
 
   // Rows of the arithmetic type are padded to whole vectors; rows of the storage type are not.
   static int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-  static int left(int64_t n, int64_t i) { return n - i < kLanes ? int(n - i) : kLanes; }
-  static V load_or_zero(const IO* p, int64_t offset, int n) { return p ? load(p + offset, n) : V(T(0)); }
 
   // A row of factors of products: in what products take, padded with zeros to whole steps of theirs.
   static constexpr bool kRounds = !std::is_same_v<F, T>;

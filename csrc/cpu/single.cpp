@@ -33,22 +33,6 @@ bool is_single(const Arguments& a, const Sizes& n, at::ScalarType type) {
   return n.T == 1 && n.D == 1 && rows && !a.steps.lengths && !a.steps.reset && a.w_hr.empty();
 }
 
-// The step of row b alone; what it reads is contiguous.
-template <class IO>
-Forward<IO> of_row(Forward<IO> p, int64_t b, int64_t saved) {
-  const int64_t R = b * p.seq.R, H = b * p.seq.H;
-  p.seq.B = 1;
-  p.x += b * p.I;
-  p.h0 += R;
-  p.y += R;
-  p.h_n += R;
-  if (p.c0) p.c0 += H;
-  if (p.c_n) p.c_n += H;
-  if (p.c) p.c += H;
-  if (p.saved) p.saved += b * saved;
-  return p;
-}
-
 }  // namespace
 
 bool is_single_step(const ForwardArguments& a, const Sizes& n) {
@@ -84,15 +68,10 @@ ForwardResults forward_single(const ForwardArguments& a, const Sizes& n, const E
     at::mm_out(gh, a.h0.view({n.B, n.H}), t.w_hh[0].t());
   }
   const Forward<IO> p = parameters<IO>(a, n, t);
-  if (row) {
-    share_out(n.H, n.B * a.cell.G * (n.I + n.H), [&](int64_t first, int64_t last) {
-      for (int64_t b = 0; b < n.B; ++b) entry.forward_step(a.cell.number, of_row(p, b, saved), nullptr, first, last);
-    });
-  } else {
-    share_out(n.H, n.B * kWorkOfUnit, [&](int64_t first, int64_t last) {
-      entry.forward_step(a.cell.number, p, pointer<const IO>(gh), first, last);
-    });
-  }
+  const int64_t work = row ? n.B * a.cell.G * (n.I + n.H) : n.B * kWorkOfUnit;
+  share_out(n.H, work, [&](int64_t first, int64_t last) {
+    entry.forward_step(a.cell.number, p, row ? nullptr : pointer<const IO>(gh), first, last);
+  });
   return t.results();
 }
 
