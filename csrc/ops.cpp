@@ -153,4 +153,16 @@ PYBIND11_MODULE(_C, module) {
   }};
   for (PyMethodDef& method : fast)
     module.add_object(method.ml_name, py::reinterpret_steal<py::object>(PyCFunction_New(&method, nullptr)));
+
+  module.def("threads_granted", &rnn::cpu::threads_granted, py::arg("wanted"), py::arg("at_work"), py::arg("cores"),
+             "How many threads a call of the CPU kernels gets, for tests.");
+  module.def(
+      "contention_after",
+      [](const std::array<int64_t, 3>& state, int64_t took, int64_t waited, int threads, int64_t now) {
+        const auto [gained, pause, until] = state;
+        const auto next = rnn::cpu::Contention{gained, pause, until}.after({took, waited, threads}, now);
+        return py::make_tuple(next.gained, next.pause, next.until);
+      },
+      py::arg("state"), py::arg("took"), py::arg("waited"), py::arg("threads"), py::arg("now"),
+      "What a process knows after a call of the CPU kernels, for tests: see csrc/cpu/contention.h.");
 }

@@ -71,3 +71,11 @@ def cast(tensor: Tensor, dtype: dtype) -> Tensor | None:
 def set_flow_sink(sink: Callable[[Tensor], None] | None) -> None:
     """Has ``sink`` called with |dL/dh_t| [T, B, D] by every backward of this thread's next
     ``sequence_forward`` that makes a graph. None takes it back."""
+
+def threads_granted(wanted: int, at_work: int, cores: int) -> int:
+    """How many threads a call of the CPU kernels gets, for tests."""
+
+def contention_after(
+    state: tuple[int, int, int], took: int, waited: int, threads: int, now: int
+) -> tuple[int, int, int]:
+    """What a process knows after a call of the CPU kernels, for tests: gain, pause, its end."""

@@ -3,7 +3,7 @@
 
 #include "common/layout.h"
 #include "common/storage.h"
-#include "cpu/crew.h"
+#include "cpu/thread_budget.h"
 
 namespace rnn::cpu {
 
@@ -12,7 +12,7 @@ using Allocate = void* (*)(int64_t bytes, void* context);
 
 struct Launch {
   int cell;  // number in AllCells, where there is one
-  Crew& crew;
+  ThreadBudget& threads;
   Allocate allocate;
   void* context;
 };

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cpu/crew.h"
+#include "cpu/thread_budget.h"
 
 namespace rnn::cpu::RNN_ISA {
 
