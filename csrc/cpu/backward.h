@@ -53,7 +53,7 @@ class BackwardLoop : LoopBase<IO> {
 
   int64_t workspace_bytes() const { return arena_.used(); }
 
-  Plan plan(int threads) const { return Base::plan(p_.seq, directions_[0].hidden, Cell::G, threads); }
+  Partition partition(int threads) const { return Base::partition(p_.seq, directions_[0].hidden, Cell::G, threads); }
 
   void prepare(int thread, int threads) {
     for (int64_t d = 0; d < p_.seq.D; ++d) {
@@ -73,11 +73,11 @@ class BackwardLoop : LoopBase<IO> {
     }
   }
 
-  void run(const Plan& plan, const Share& share, Barrier& barrier) {
-    const auto [first_row, last_row] = Base::rows_of(p_.seq, rows_, row_count_, plan, share);
+  void run(const Partition& parts, const Share& share, Barrier& barrier) {
+    const auto [first_row, last_row] = Base::rows_of(p_.seq, rows_, row_count_, parts, share);
     const int64_t n = last_row - first_row;
     if (n == 0) return;
-    const int64_t slots = slots_ / plan.row_parts, slot = share.group % plan.row_parts * slots;  // this group's
+    const int64_t slots = slots_ / parts.row_parts, slot = share.group % parts.row_parts * slots;  // this group's
     const int64_t blocks = (n - 1) / least(kMostRows, slots) + 1;
     for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
       for (int64_t k = 0; k < blocks; ++k) {

@@ -47,14 +47,15 @@ class ForwardLoop : LoopBase<IO> {
         dir.raw = arena_.take<F>(q.B * padded_factors(q.H));
       }
     }
-    int64_t desks = 0;  // of however many threads there will be
-    for (int n = 1; n <= threads; ++n) desks = most(desks, plan(n).used() * desk(plan(n), nullptr).bytes);
-    desks_ = arena_.take<char>(desks);
+    int64_t bytes = 0;  // of however many threads there will be
+    for (int n = 1; n <= threads; ++n)
+      bytes = most(bytes, partition(n).used() * thread_scratch(partition(n), nullptr).bytes);
+    scratch_ = arena_.take<char>(bytes);
   }
 
   int64_t workspace_bytes() const { return arena_.used(); }
 
-  Plan plan(int threads) const { return Base::plan(p_.seq, directions_[0].hidden, Cell::G, threads); }
+  Partition partition(int threads) const { return Base::partition(p_.seq, directions_[0].hidden, Cell::G, threads); }
 
   // What has to be ready before any thread starts its loop; thread of threads does a part of it.
   void prepare(int thread, int threads) {
@@ -85,13 +86,13 @@ class ForwardLoop : LoopBase<IO> {
     }
   }
 
-  void run(const Plan& plan, const Share& share, Barrier& barrier) {
-    const Desk mine = desk(plan, desks_ + share.thread * desk(plan, nullptr).bytes);
-    const auto [first, last] = Base::rows_of(p_.seq, rows_, p_.seq.B, plan, share);
+  void run(const Partition& parts, const Share& share, Barrier& barrier) {
+    const ThreadScratch scratch = thread_scratch(parts, scratch_ + share.thread * thread_scratch(parts, nullptr).bytes);
+    const auto [first, last] = Base::rows_of(p_.seq, rows_, p_.seq.B, parts, share);
     const int64_t n = last - first, blocks = (n + kBlockRows - 1) / kBlockRows;
     for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
       for (int64_t k = 0; k < blocks; ++k)
-        run_block(d, first + n * k / blocks, first + n * (k + 1) / blocks, share, mine, barrier);
+        run_block(d, first + n * k / blocks, first + n * (k + 1) / blocks, share, scratch, barrier);
     }
   }
 
@@ -108,7 +109,7 @@ class ForwardLoop : LoopBase<IO> {
   };
 
   // What one thread keeps for itself.
-  struct Desk {
+  struct ThreadScratch {
     int64_t places;  // of a chunk: steps of rows
     RowStep* now;    // [rows]
     F* x;            // [places, I]
@@ -117,21 +118,21 @@ class ForwardLoop : LoopBase<IO> {
     T* product;      // [rows, panel]: of one tile
     int64_t bytes;
   };
-  Desk desk(const Plan& plan, void* base) const {
+  ThreadScratch thread_scratch(const Partition& parts, void* base) const {
     const Sequence& q = p_.seq;
-    const int64_t rows = least(kBlockRows, q.starts ? q.B : (q.B + plan.row_parts - 1) / plan.row_parts);
-    const int64_t tiles = (directions_[0].hidden.tiles() + plan.unit_parts - 1) / plan.unit_parts;
+    const int64_t rows = least(kBlockRows, q.starts ? q.B : (q.B + parts.row_parts - 1) / parts.row_parts);
+    const int64_t tiles = (directions_[0].hidden.tiles() + parts.unit_parts - 1) / parts.unit_parts;
     const int64_t row = most(1, rows * most(tiles * kPanel, padded(p_.I)));
     Arena arena(base);
-    Desk mine{};
-    mine.places = rows * most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
-    mine.now = arena.take<RowStep>(rows);
-    mine.x = arena.take<F>(mine.places * padded_factors(p_.I));
-    mine.filled = arena.take<bool>(mine.places);
-    mine.gx = arena.take<T>(tiles * mine.places * kPanel);
-    mine.product = arena.take<T>(rows * kMaxVectors * kLanes);
-    mine.bytes = arena.used();
-    return mine;
+    ThreadScratch scratch{};
+    scratch.places = rows * most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
+    scratch.now = arena.take<RowStep>(rows);
+    scratch.x = arena.take<F>(scratch.places * padded_factors(p_.I));
+    scratch.filled = arena.take<bool>(scratch.places);
+    scratch.gx = arena.take<T>(tiles * scratch.places * kPanel);
+    scratch.product = arena.take<T>(rows * kMaxVectors * kLanes);
+    scratch.bytes = arena.used();
+    return scratch;
   }
 
   void prepare_bias(int64_t d) {
@@ -149,33 +150,34 @@ class ForwardLoop : LoopBase<IO> {
   static constexpr bool apart(int gate) { return gate >= Cell::G - Cell::A; }
 
   // Rows first to last through all steps of direction d.
-  void run_block(int64_t d, int64_t first, int64_t last, const Share& share, const Desk& mine, Barrier& barrier) {
+  void run_block(int64_t d, int64_t first, int64_t last, const Share& share, const ThreadScratch& scratch,
+                 Barrier& barrier) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t tile = mine.places * kPanel;
-    const auto active = [&](int64_t r) { return mine.now[r].active; };
+    const int64_t tile = scratch.places * kPanel;
+    const auto active = [&](int64_t r) { return scratch.now[r].active; };
     int64_t projected = 0, at = 0;  // steps whose input is, and the place in their chunk
     for (int64_t s = 0; s < q.T; ++s) {
       const int64_t rows = present(first, last, s);
       if (rows == 0) break;  // of packed rows, none goes on
       if (s == projected) {
-        projected = project_input(d, first, last, s, share, mine);
+        projected = project_input(d, first, last, s, share, scratch);
         at = 0;
       }
-      for (int64_t r = 0; r < rows; ++r) mine.now[r] = RowStep::forward(q, d, rows_[first + r], s);
-      const T* gx = mine.gx + at * kPanel - share.begin(dir.hidden.tiles()) * tile;
+      for (int64_t r = 0; r < rows; ++r) scratch.now[r] = RowStep::forward(q, d, rows_[first + r], s);
+      const T* gx = scratch.gx + at * kPanel - share.begin(dir.hidden.tiles()) * tile;
       at += rows;
       const F* h = dir.h[s & 1] + first * padded_factors(q.R);
-      Base::for_tiles(dir.hidden, h, padded_factors(q.R), rows, share, mine.product, active,
+      Base::for_tiles(dir.hidden, h, padded_factors(q.R), rows, share, scratch.product, active,
                       [&](int64_t r, int64_t j, const T* gh) {
                         const State now = state(dir, first + r, s);
                         for (int u = 0; u < kWidth; ++u) {
                           const int64_t i = (j * kWidth + u) * kLanes;
                           const T* input = gx + j * tile + r * kPanel + u * kLanes;
                           if (i + kLanes <= q.H) {
-                            cell<true>(dir, mine.now[r], now, i, input, gh + u * kLanes);
+                            cell<true>(dir, scratch.now[r], now, i, input, gh + u * kLanes);
                           } else if (i < q.H) {
-                            cell<false>(dir, mine.now[r], now, i, input, gh + u * kLanes);
+                            cell<false>(dir, scratch.now[r], now, i, input, gh + u * kLanes);
                           }
                         }
                       });
@@ -183,8 +185,8 @@ class ForwardLoop : LoopBase<IO> {
       if (!dir.raw) continue;
       const F* raw = dir.raw + first * padded_factors(q.H);
       Base::for_tiles(
-          dir.projection, raw, padded_factors(q.H), rows, share, mine.product, active,
-          [&](int64_t r, int64_t j, const T* out) { project(mine.now[r], state(dir, first + r, s), j, out); });
+          dir.projection, raw, padded_factors(q.H), rows, share, scratch.product, active,
+          [&](int64_t r, int64_t j, const T* out) { project(scratch.now[r], state(dir, first + r, s), j, out); });
       barrier.wait(share.size);
     }
     for (int64_t b = first + share.rank; b < last; b += share.size) {
@@ -205,24 +207,25 @@ class ForwardLoop : LoopBase<IO> {
 
   // W_ih x of as many steps from s on as a chunk has places for, of rows first to last and this share's units. Returns
   // the step after the last.
-  int64_t project_input(int64_t d, int64_t first, int64_t last, int64_t s, const Share& share, const Desk& mine) const {
+  int64_t project_input(int64_t d, int64_t first, int64_t last, int64_t s, const Share& share,
+                        const ThreadScratch& scratch) const {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     const int64_t stride = padded_factors(p_.I);
     int64_t m = 0;
     for (; s < q.T; ++s) {
       const int64_t end = first + present(first, last, s);
-      if (m + end - first > mine.places) break;
+      if (m + end - first > scratch.places) break;
       for (int64_t b = first; b < end; ++b, ++m) {
-        mine.filled[m] = s < rows_[b].length;
-        if (!mine.filled[m]) continue;
-        Base::copy_factors(p_.input(q.position(d, rows_[b], s), b), p_.I, mine.x + m * stride);
+        scratch.filled[m] = s < rows_[b].length;
+        if (!scratch.filled[m]) continue;
+        Base::copy_factors(p_.input(q.position(d, rows_[b], s), b), p_.I, scratch.x + m * stride);
       }
     }
-    const auto filled = [&](int64_t r) { return mine.filled[r]; };
+    const auto filled = [&](int64_t r) { return scratch.filled[r]; };
     const int64_t begin = share.begin(dir.input.tiles()), end = share.end(dir.input.tiles());
     for (int64_t j = begin; j < end; ++j)
-      multiply(dir.input, j, mine.x, stride, m, mine.gx + (j - begin) * mine.places * kPanel, filled);
+      multiply(dir.input, j, scratch.x, stride, m, scratch.gx + (j - begin) * scratch.places * kPanel, filled);
     return s;
   }
 
@@ -288,7 +291,7 @@ class ForwardLoop : LoopBase<IO> {
   Arena arena_;
   Row* rows_;
   Direction directions_[kMaxDirections];
-  char* desks_;
+  char* scratch_;
 };
 
 }  // namespace rnn::cpu::RNN_ISA

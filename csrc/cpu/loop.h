@@ -4,8 +4,10 @@
 #include <type_traits>
 
 #include "common/layout.h"
+#include "cpu/arena.h"
+#include "cpu/barrier.h"
 #include "cpu/multiply.h"
-#include "cpu/team.h"
+#include "cpu/partition.h"
 #include "cpu/unit.h"
 
 namespace rnn::cpu::RNN_ISA {
@@ -47,25 +49,25 @@ struct LoopBase : Lanes<IO> {
     }
   }
 
-  static Plan plan(const Sequence& q, const Panels<F>& w, int gates, int threads) {
+  static Partition partition(const Sequence& q, const Panels<F>& w, int gates, int threads) {
     const int64_t rows = q.starts ? most(1, q.starts[q.T] / q.steps()) : q.rows();  // of a step, on the average
-    return Plan::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(F)),
-                      rows * q.R * q.H * gates);
+    return Partition::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(F)),
+                           rows * q.R * q.H * gates);
   }
 
   struct Range {
     int64_t first, last;
   };
   // The rows of a share: as many for each, or, where packed rows have steps of their own, as many steps.
-  static Range rows_of(const Sequence& q, const Row* rows, int64_t count, const Plan& plan, const Share& share) {
+  static Range rows_of(const Sequence& q, const Row* rows, int64_t count, const Partition& parts, const Share& share) {
     if (!q.starts) return {share.first_row, share.last_row};
-    if (plan.row_parts == 1) return {0, count};
-    const int64_t part = share.group % plan.row_parts;
+    if (parts.row_parts == 1) return {0, count};
+    const int64_t part = share.group % parts.row_parts;
     Range range{count, count};
     int64_t steps = 0;
     for (int64_t r = 0; r < count; ++r) {
-      if (steps * plan.row_parts >= q.starts[q.T] * part && range.first == count) range.first = r;
-      if (steps * plan.row_parts >= q.starts[q.T] * (part + 1)) {
+      if (steps * parts.row_parts >= q.starts[q.T] * part && range.first == count) range.first = r;
+      if (steps * parts.row_parts >= q.starts[q.T] * (part + 1)) {
         range.last = r;
         break;
       }
