@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "cpu/loop.h"
+#include "cpu/row_statistic.h"
 
 namespace rnn::cpu::RNN_ISA {
 
@@ -46,8 +47,9 @@ class BackwardLoop : LoopBase<IO> {
       dir.dh = arena_.take<T>(slots_ * padded(q.R));
       if (Cell::S > 1) dir.dc = arena_.take<T>(slots_ * padded(q.H));
       if (norm) dir.unbounded = arena_.take<T>(slots_ * kColumns * q.H);
-      if (norm) dir.gate_squares = arena_.take<double>(slots_ * tiles(d));
-      for (double*& squares : dir.h_squares) squares = p.flow ? arena_.take<double>(slots_ * tiles(d)) : nullptr;
+      if (norm) dir.gate_squares = take_row_statistic(arena_, slots_, cells(d).tiles());
+      for (RowStatistic& squares : dir.dh_squares)
+        if (p.flow) squares = take_row_statistic(arena_, slots_, dir.hidden.tiles());
     }
   }
 
@@ -89,15 +91,15 @@ class BackwardLoop : LoopBase<IO> {
 
  private:
   struct Direction {
-    Panels<F> hidden;                // W_hh
-    Panels<F> projection;            // W_hr
-    F* dprojected = nullptr;         // [slots, R]: gradient of the projected h of this step
-    F* dgh[2] = {};                  // [slots, G*H] each: gradient of gh of even and odd steps
-    T* dh = nullptr;                 // [slots, R]: what reaches h of this step around W_hh
-    T* dc = nullptr;                 // [slots, H]
-    T* unbounded = nullptr;          // [slots, (G+A)*H]: gradients of the gates before they are bounded by their norm
-    double* gate_squares = nullptr;  // [slots, tiles]: sums of squares of dgx
-    double* h_squares[2] = {};       // [slots, tiles] each: of the gradient of h of even and odd steps
+    Panels<F> hidden;                 // W_hh
+    Panels<F> projection;             // W_hr
+    F* dprojected = nullptr;          // [slots, R]: gradient of the projected h of this step
+    F* dgh[2] = {};                   // [slots, G*H] each: gradient of gh of even and odd steps
+    T* dh = nullptr;                  // [slots, R]: what reaches h of this step around W_hh
+    T* dc = nullptr;                  // [slots, H]
+    T* unbounded = nullptr;           // [slots, (G+A)*H]: gradients of the gates before they are bounded by their norm
+    RowStatistic gate_squares = {};   // of dgx, for its norm; rows are slots, parts tiles
+    RowStatistic dh_squares[2] = {};  // of the gradient of h of even and odd steps, for the flow
   };
 
   // Rows first to last; row r keeps its state in slot r + slot.
@@ -119,10 +121,7 @@ class BackwardLoop : LoopBase<IO> {
 
   // The units of a step in the order of its cell: behind W_hh, or W_hr where there is one.
   const Panels<F>& cells(int64_t d) const {
-    return directions_[d].dprojected ? directions_[d].projection : directions_[d].hidden;
-  }
-  int64_t tiles(int64_t d) const {
-    return most((p_.seq.H + kWidth * kLanes - 1) / (kWidth * kLanes), directions_[d].hidden.tiles());
+    return p_.w_hr[d] ? directions_[d].projection : directions_[d].hidden;
   }
 
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
@@ -228,7 +227,7 @@ class BackwardLoop : LoopBase<IO> {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     const RowStep now = RowStep::backward(q, d, rows_[r], s);
-    Squares squares;
+    SumOfSquares<V> squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
       if (i >= q.R) break;
@@ -243,7 +242,7 @@ class BackwardLoop : LoopBase<IO> {
       store(dir.dprojected + slot * padded_factors(q.R) + i, dh, n);
       if (!now.outside) store(p_.dproj + now.n * q.R + i, dh, n);
     }
-    if (p_.flow) dir.h_squares[s & 1][slot * tiles(d) + j] = squares.sum();
+    if (p_.flow) dir.dh_squares[s & 1].part(slot, j) = squares.sum();
   }
 
   // One step back of the units of tile j of a row. dh_tile [vectors, lanes] came through W_hh, or through W_hr.
@@ -253,7 +252,7 @@ class BackwardLoop : LoopBase<IO> {
     const bool projected = dir.dprojected;
     const RowStep now = RowStep::backward(q, d, rows_[r], s);
     const StateBefore before = StateBefore::of(q, d, rows_[r], s, now);
-    Squares dh_squares, gate_squares;
+    SumOfSquares<V> dh_squares, gate_squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
       if (i >= q.H) break;
@@ -288,8 +287,8 @@ class BackwardLoop : LoopBase<IO> {
       }
       hand_on(d, slot, s, i, n, now, unit);
     }
-    if (p_.flow && !projected) dir.h_squares[s & 1][slot * tiles(d) + j] = dh_squares.sum();
-    if (dir.unbounded) dir.gate_squares[slot * tiles(d) + j] = gate_squares.sum();
+    if (p_.flow && !projected) dir.dh_squares[s & 1].part(slot, j) = dh_squares.sum();
+    if (dir.unbounded) dir.gate_squares.part(slot, j) = gate_squares.sum();
   }
 
   // The gate gradients of a vector of units: to the result, and to the product of the step before.
@@ -312,7 +311,7 @@ class BackwardLoop : LoopBase<IO> {
       if (r != row) {
         row = r;
         now = RowStep::backward(q, d, rows_[r], s);
-        factor = T(p_.clip.factor(total(dir.gate_squares + slot * tiles(d), cells(d).tiles())));
+        factor = T(p_.clip.factor(dir.gate_squares.sum(slot)));
       }
       Unit unit;
       unit.take_columns(dir.unbounded + slot * kColumns * q.H + i, q.H, left(q.H, i), V(factor));
@@ -325,30 +324,10 @@ class BackwardLoop : LoopBase<IO> {
     for (int64_t r = k.first + share.rank; r < k.last; r += share.size) {
       const RowStep now = RowStep::backward(p_.seq, d, rows_[r], s);
       if (now.outside) continue;
-      const double squares = total(dir.h_squares[s & 1] + (r + k.slot) * tiles(d), dir.hidden.tiles());
+      const double squares = dir.dh_squares[s & 1].sum(r + k.slot);
       p_.flow[now.n] = now.active ? T(std::sqrt(squares)) : T(0);
     }
   }
-
-  static double total(const double* squares, int64_t n) {
-    double sum = 0;
-    for (int64_t j = 0; j < n; ++j) sum += squares[j];
-    return sum;
-  }
-
-  // A sum of squares that neither overflows nor vanishes in float32.
-  class Squares {
-   public:
-    void add(V x, int n) {
-      alignas(64) T part[kLanes];
-      store(part, x);
-      for (int l = 0; l < n; ++l) lanes_[l] += double(part[l]) * double(part[l]);
-    }
-    double sum() const { return total(lanes_, kLanes); }
-
-   private:
-    double lanes_[kLanes] = {};
-  };
 
   const Backward<IO>& p_;
   Arena arena_;

@@ -6,6 +6,7 @@
 // after they have read round n - 1: nothing that is still read is overwritten.
 #pragma once
 
+#include "common/row_statistic.h"
 #include "cuda/device.cuh"
 #include "cuda/product.cuh"
 
@@ -14,6 +15,14 @@ namespace rnn::cuda {
 // Where, in a row of a buffer, a byte of a block's slice goes.
 RNN_DEVICE int place(const Slices& s, int rank, int at) {
   return at < s.bytes ? rank * s.bytes + at : s.tails + rank * s.tail + at - s.bytes;
+}
+
+// The sums over the rows' units in a block's slice; and in a buffer, one of each block.
+RNN_DEVICE RowStatistic sent_sums(const Slices& s, char* slice) {
+  return {slice + s.bytes, s.bytes + s.tail, s.tail, 1};
+}
+RNN_DEVICE RowStatistic received_sums(const Slices& s, const char* buffer) {
+  return {const_cast<char*>(buffer) + s.tails, s.pitch, s.tail, s.blocks};
 }
 
 // Zeros in shared memory, since what pads a row is multiplied too; for the block after its next barrier.

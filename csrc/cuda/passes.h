@@ -9,8 +9,9 @@
 // A layer of a stack may be fed by another that runs at the same time: forward by the one below it, of which a row of y
 // is multiplied, backward by the one above it, of which a row of dgates is, as its first kSent * H numbers.
 //
-// The norm of the gate gradients of a row is known only after all blocks have sent their part of it. So they send what
-// is not bounded yet: the next round scales what it multiplied, and writes what was kept.
+// The norm of the gate gradients of a row is a row statistic (common/row_statistic.h), which takes all blocks: it is
+// known when their messages have arrived. So they send what is not bounded yet, and beside it the sum over their own
+// units: the next round scales what it multiplied, and writes what was kept.
 #pragma once
 
 #include "cuda/stages.h"
@@ -150,12 +151,13 @@ struct BackwardPass {
     for (int g = 0; g < Cell::G; ++g) sent[g] = dgates[Unit::of_hidden(g)];
   }
 
-  // What the gradients of one unit add to the square of the norm.
-  RNN_HD double squares(const V* dgates) const {
+  // What one unit contributes to the statistic of its row, the square of the norm; and the factor that follows of it.
+  RNN_HD double contribution(const V* dgates) const {
     double sum = 0;
     for (int g = 0; g < Cell::G; ++g) sum += double(dgates[g].v) * double(dgates[g].v);
     return sum;
   }
+  RNN_HD double factor(double sum) const { return call.clip.factor(sum); }
   // Writes the gradients that a round has left behind.
   RNN_HD void bound(const Slot& slot, int64_t round, int64_t i, double factor, V* dgates) const {
     Unit unit;

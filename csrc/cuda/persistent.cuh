@@ -59,8 +59,8 @@ class PersistentBlock {
         partial_(reinterpret_cast<float*>(shared_memory() + l_.partial)),
         staging_(reinterpret_cast<Bits*>(shared_memory() + l_.staging)),
         state_(reinterpret_cast<float*>(shared_memory() + l_.state)),
-        squares_(reinterpret_cast<double*>(shared_memory() + l_.squares)),
-        factors_(squares_ + l_.units * kRows),
+        contributions_(reinterpret_cast<double*>(shared_memory() + l_.squares)),
+        factors_(contributions_ + l_.units * kRows),
         values_(Pass::kState + (l_.slices.tail ? Pass::kKept : 0)),
         slots_(reinterpret_cast<Slot*>(shared_memory() + l_.slots)),
         d_(l_.stages > 1 ? 0 : group_ / l_.groups),
@@ -152,7 +152,7 @@ class PersistentBlock {
         if (round == 0) fill_first(tile);
       }
       const char* received = exchange_.receive(tile, round);
-      if (bounds()) add_squares(received);
+      if (bounds()) receive_sums(received);
       product_.run(l_.product, received, l_.slices.pitch, partial_);
     }
     sync_block();  // the product is whole, and the slice of the round before has been read
@@ -181,38 +181,34 @@ class PersistentBlock {
     }
     sync_block();
     if (bounds()) {
-      leave_squares();
+      leave_sums();
       sync_block();
     }
     if (sends) exchange_.send(tile, round + 1, reinterpret_cast<const char*>(staging_));
     feed_.leave(tile, round, exchange_.rank());
   }
 
-  // Bounds by norm. Every block has squares of its own units, and receives those of the others beside what they send.
+  // Bounds by norm: is there a row statistic? It is added up twice, over the units of each block before it sends, and
+  // over the blocks where it is received. The barriers between are those of a round, and one more.
   RNN_DEVICE bool bounds() const { return Pass::kKept > 0 && l_.slices.tail > 0; }
+
+  RNN_DEVICE RowStatistic own_sums() const { return RowStatistic::dense(contributions_, l_.units); }
 
   RNN_DEVICE void keep(int tile, const Pair& at, const V* kept) const {
     if constexpr (Pass::kKept > 0) {
       for (int k = 0; k < Pass::kKept; ++k) *state(tile, Pass::kState + k, at) = kept[k].v;
-      squares_[at.row * l_.units + at.unit] = pass_.squares(kept);
+      own_sums().part(at.row, at.unit) = pass_.contribution(kept);
     }
   }
-  RNN_DEVICE void leave_squares() const {
+  RNN_DEVICE void leave_sums() const {
     const int row = thread_index();
-    if (row >= kRows) return;
-    double total = 0;
-    for (int i = 0; i < l_.units; ++i) total += squares_[row * l_.units + i];
-    char* slice = reinterpret_cast<char*>(staging_) + row * (l_.slices.bytes + l_.slices.tail);
-    *reinterpret_cast<double*>(slice + l_.slices.bytes) = total;
+    if (row < kRows) sent_sums(l_.slices, reinterpret_cast<char*>(staging_)).part(row, 0) = own_sums().sum(row);
   }
-  RNN_DEVICE void add_squares(const char* received) const {
+  RNN_DEVICE void receive_sums(const char* received) const {
     const int row = thread_index();
-    if (row >= kRows) return;
-    double total = 0;
-    const char* tails = received + row * l_.slices.pitch + l_.slices.tails;
-    for (int block = 0; block < l_.slices.blocks; ++block)
-      total += *reinterpret_cast<const double*>(tails + block * l_.slices.tail);
-    if constexpr (Pass::kKept > 0) factors_[row] = pass_.call.clip.factor(total);
+    if constexpr (Pass::kKept > 0) {
+      if (row < kRows) factors_[row] = pass_.factor(received_sums(l_.slices, received).sum(row));
+    }
   }
   RNN_DEVICE void bound(int64_t round, int tile, const Pair& at, const Slot& slot, V* product) const {
     if constexpr (Pass::kKept > 0) {
@@ -237,11 +233,11 @@ class PersistentBlock {
   const Pass& pass_;
   Exchange exchange_;
   WarpProduct product_;
-  float* partial_;   // [parts, rows of the product, kPitch]
-  Bits* staging_;    // [kRows, kSent, units]
-  float* state_;     // [tiles, values_, kRows, units]
-  double* squares_;  // [kRows, units]: of a round
-  double* factors_;  // [kRows]
+  float* partial_;         // [parts, rows of the product, kPitch]
+  Bits* staging_;          // [kRows, kSent, units]
+  float* state_;           // [tiles, values_, kRows, units]
+  double* contributions_;  // [kRows, units]: of a round, to the row statistic
+  double* factors_;        // [kRows]: of the round before
   const int values_;
   Slot* slots_;  // [tiles, kRows]; n < 0 where there is no row
   const int64_t d_;
