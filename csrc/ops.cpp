@@ -12,7 +12,7 @@
 #include "autograd/direct.h"
 #include "autograd/layers_call.h"
 #include "autograd/node.h"
-#include "common/cells.h"
+#include "common/cell_list.h"
 #include "common/stack.h"
 #include "cpu/kernels.h"
 #include "cuda/plan.h"

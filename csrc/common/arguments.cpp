@@ -8,7 +8,7 @@
 #include <cmath>
 #include <utility>
 
-#include "common/cells.h"
+#include "common/cell_list.h"
 
 namespace rnn {
 

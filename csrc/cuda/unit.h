@@ -5,7 +5,7 @@
 // step before left, and leaves the next state in its place. Nothing here needs a GPU.
 #pragma once
 
-#include "common/cells.h"
+#include "common/cell_list.h"
 #include "common/layout.h"
 #include "cuda/scalar.cuh"
 
