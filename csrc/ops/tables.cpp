@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "common/cells.h"
+#include "common/cell_list.h"
 
 namespace rnn {
 namespace {
