@@ -31,7 +31,7 @@ help: ## Show this list
 demo: $(VENV)/.built ## Train the small character model of examples/
 	$(BIN)/python examples/char_lm.py $(ARGS)
 
-test: $(VENV)/.built ## Build the package in .venv and run the tests
+test: $(VENV)/.test ## Build the package in .venv and run the tests
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 SUITES ?= suite off-suite cells sequences concurrent peak scaling breakdown
@@ -98,5 +98,14 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.base
 	@touch $@
 
 $(VENV)/.built: $(SOURCES) requirements-dev.txt $(VENV)/.base
-	$(PIP) install --no-build-isolation -c requirements-dev.txt -e '.[test,demo]'
+	@$(BIN)/python -c 'import setup; print("rnnkernels: building", setup.choice().line)'
+	$(PIP) install --no-build-isolation -c requirements-dev.txt -e '.[demo]'
+	@touch $@
+
+# What tests need and the demo does not; pip would build the package once more for its extra.
+EXTRA := import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]
+EXTRA += ["optional-dependencies"]; print(*extras["test"], sep="\n")
+$(VENV)/.test: pyproject.toml requirements-dev.txt $(VENV)/.base | $(VENV)/.built
+	$(BIN)/python -c '$(EXTRA)' > $(VENV)/test.txt
+	$(PIP) install -c requirements-dev.txt -r $(VENV)/test.txt
 	@touch $@
