@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Read when torch loads OpenMP. Several processes with two threads each share the cores, and threads
+# that spin while they wait keep off it those they wait for: tests took several times as long. Tests
+# of threads go without it (`helpers.run_python`).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from helpers import require_backend
