@@ -32,7 +32,17 @@ sys.path += [str(_ROOT), str(_ROOT / "tools")]
 _MAY_WARN = "ignore:.*does not have a deterministic implementation:UserWarning"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run what is marked as full, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    full = [item for item in items if item.get_closest_marker("full")]
+    if full and not config.getoption("full"):
+        config.hook.pytest_deselected(items=full)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    # Where several processes share the tests, none is left with a long one at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         item.add_marker(pytest.mark.filterwarnings(_MAY_WARN))
 
