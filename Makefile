@@ -17,7 +17,7 @@ SETTINGS := $(TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERN
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-full bench sanitize validate-gpu lint format types clean FORCE
+.PHONY: help demo test test-full test-random bench sanitize validate-gpu lint format types clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ test: $(VENV)/.test ## Build the package in .venv and run the tests
 
 test-full: MODE := --full
 test-full: test ## The same, with the combinations of options that it leaves out
+
+SEED ?= $(shell date +%s)
+test-random: MODE = --shuffle=$(SEED)
+test-random: test ## The same in a random order (SEED=... for one that was seen)
 
 SUITES ?= suite off-suite cells sequences concurrent peak scaling breakdown
 bench: $(VENV)/.built ## Measure everything on the CPU; renew tables and pictures of README and docs/

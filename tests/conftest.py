@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ _MAY_WARN = "ignore:.*does not have a deterministic implementation:UserWarning"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run what is marked as full, too")
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run in a random order")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,6 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("full")]
     # Where several processes share the tests, none is left with a long one at the end.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    seed = config.getoption("shuffle")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
     for item in items:
         item.add_marker(pytest.mark.filterwarnings(_MAY_WARN))
 

@@ -81,3 +81,9 @@ def test_choice_and_order() -> None:
     assert chosen() == ("cadfghij", "be")
     assert chosen(full=True) == ("ceabdfghij", "")
 
+
+def test_a_seed_decides_the_order() -> None:
+    found = [chosen(shuffle=seed)[0] for seed in (0, 0, 1)]
+    assert found[0] == found[1]
+    assert len({"cadfghij", *found}) == 3
+    assert {"".join(sorted(names)) for names in found} == {"acdfghij"}
