@@ -130,7 +130,8 @@ PYBIND11_MODULE(_C, module) {
        "parameters (a module's dictionary of them, or a tuple of four), or None where anything is unusual."},
       {"layers_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_layers_call)), METH_FASTCALL,
        "layers_call(cell, weights, input_size, hidden_size, proj_size, num_layers, directions, merge_mode, "
-       "batch_first, input, hx)\n\nWhat layers with this flat list of weights return, or None where anything is unusual."},
+       "batch_first, input, hx)\n\nWhat layers with this flat list of weights return, or None where anything is "
+       "unusual."},
       {"cast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cast)), METH_FASTCALL,
        "cast(tensor, dtype)\n\nA tensor as autocast casts it to this type, parameters once per region, or None where "
        "anything is unusual."},

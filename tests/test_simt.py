@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import building
 import numpy as np
 import pytest
 import torch
@@ -44,24 +46,36 @@ class Program(NamedTuple):
         return np.frombuffer(done.stdout, to)
 
 
+VARIANTS: dict[str, list[str]] = {"plain": [], "sanitized": ["-fsanitize=address"]}
+
+
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Program]:
+def programs() -> dict[str, Program]:
     """The same program twice, as it is and with sanitizers."""
     compiler = os.environ.get("CXX", "c++").split()
     if not shutil.which(compiler[0]):
         pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("simt")
-    # As one source: the standard library's headers take longer than the rest.
-    source = folder / "all.cpp"
-    source.write_text("".join(f'#include "{path}"\n' for path in SOURCES))
+    if shutil.which("ccache") and "ccache" not in compiler[0]:
+        compiler.insert(0, "ccache")
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
-    variants: dict[str, list[str]] = {"plain": [], "sanitized": ["-fsanitize=address"]}
-    jobs = [
-        subprocess.Popen([*compiler, *flags, *extra, source, "-o", folder / name])
-        for name, extra in variants.items()
-    ]
-    assert [job.wait() for job in jobs] == [0, 0]
-    return {name: Program(folder / name) for name in variants}
+    with building.folder("simt", *flags, *map(str, VARIANTS.values())) as folder:
+        made_of = folder / "made_of"
+        wanted = building.contents("tests/simt", "csrc/cuda", "csrc/common")
+        if not made_of.exists() or made_of.read_text() != wanted:
+            made_of.unlink(missing_ok=True)
+            # As one source: the standard library's headers take longer than the rest.
+            source = folder / "all.cpp"
+            source.write_text("".join(f'#include "{path}"\n' for path in SOURCES))
+
+            def build(name: str) -> None:
+                made = str(folder / name)
+                for step in (["-c", str(source), "-o", f"{made}.o"], [f"{made}.o", "-o", made]):
+                    subprocess.run([*compiler, *flags, *VARIANTS[name], *step], check=True)
+
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(build, VARIANTS))
+            made_of.write_text(wanted)
+    return {name: Program(folder / name) for name in VARIANTS}
 
 
 @pytest.fixture

@@ -21,8 +21,12 @@ inline Precision precision_of(at::ScalarType type, bool tf32) {
          : tf32                  ? Precision::kTF32
                                  : Precision::kFloat32;
 }
-inline Precision precision_of(const ForwardRun& all, bool tf32) { return precision_of(all.call().x.scalar_type(), tf32); }
-inline Precision precision_of(const BackwardRun& all, bool tf32) { return precision_of(all.call().y.scalar_type(), tf32); }
+inline Precision precision_of(const ForwardRun& all, bool tf32) {
+  return precision_of(all.call().x.scalar_type(), tf32);
+}
+inline Precision precision_of(const BackwardRun& all, bool tf32) {
+  return precision_of(all.call().y.scalar_type(), tf32);
+}
 inline bool bounds_norm(const ForwardRun&) { return false; }
 inline bool bounds_norm(const BackwardRun& all) { return all.call().clip == "norm"; }
 constexpr bool goes_back(const ForwardRun&) { return false; }
@@ -96,7 +100,8 @@ void run_persistent(const ForwardLayer& a, const Plan& plan, const Runner& runne
 template <class Runner>
 void run_persistent(const BackwardLayer& a, const Plan& plan, const Runner& runner) {
   const bool flow = a.call.record;
-  const Tensor all_dh = at::zeros(flow ? a.n.shape({a.n.D, a.n.R}) : at::DimVector{0}, a.y.options().dtype(at::kDouble));
+  const Tensor all_dh =
+      at::zeros(flow ? a.n.shape({a.n.D, a.n.R}) : at::DimVector{0}, a.y.options().dtype(at::kDouble));
   dispatch_narrow(a.y.scalar_type(), [&]<class IO> {
     const BackwardStage<IO> stage{parameters<IO>(a), pointer<double>(all_dh), nullptr, nullptr, nullptr};
     run_launches(BackwardStages<IO>{stage}, plan, a.y.options(), runner);
@@ -112,7 +117,7 @@ void run_stack(ForwardRun& all, const Stack& stack, const Runner& runner) {
   for (int64_t first = 0; first < L; first += stack.stages) {
     const int64_t last = std::min(first + stack.stages, L);
     std::vector<ForwardLayer> layers;  // which keep what the launch reads
-    std::vector<Tensor> kept;  // too
+    std::vector<Tensor> kept;          // too
     dispatch_narrow(x.scalar_type(), [&]<class IO> {
       ForwardStages<IO> stages;
       for (int64_t l = first; l < last; ++l) {
