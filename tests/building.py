@@ -39,7 +39,8 @@ def folder(name: str, *settings: str) -> Iterator[Path]:
 
 
 def load_ops(name: str, sources: list[str], flags: list[str], instrument: list[str]) -> None:
-    """Compiles what is out of date of these sources and those of the ops, by ninja, through ccache where there is one, and loads it.
+    """Compiles what is out of date of these sources and those of the ops, by ninja, through ccache
+    where there is one, and loads it.
 
     `instrument` is for the compiler and for the linker.
     """
