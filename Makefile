@@ -17,7 +17,7 @@ SETTINGS := $(TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERN
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench sanitize validate-gpu lint format types clean FORCE
+.PHONY: help demo test test-full test-random bench sanitize validate-gpu lint format types clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,8 +31,15 @@ help: ## Show this list
 demo: $(VENV)/.built ## Train the small character model of examples/
 	$(BIN)/python examples/char_lm.py $(ARGS)
 
-test: $(VENV)/.built ## Build the package in .venv and run the tests
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(VENV)/.test ## Build the package in .venv and run the tests
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(MODE) $(ARGS)
+
+test-full: MODE := --full
+test-full: test ## The same, with the combinations of options that it leaves out
+
+SEED ?= $(shell date +%s)
+test-random: MODE = --shuffle=$(SEED)
+test-random: test ## The same in a random order (SEED=... for one that was seen)
 
 SUITES ?= suite off-suite cells sequences concurrent peak scaling breakdown
 bench: $(VENV)/.built ## Measure everything on the CPU; renew tables and pictures of README and docs/
@@ -69,7 +76,8 @@ sanitize: $(VENV)/.dev ## Run tests of ops and kernels with address and undefine
 	PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$(RUNTIME)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/python -P -m pytest -q -p rnnkernels --capture=sys $(SANITIZE_TESTS) $(ARGS)
+	  $(BIN)/python -P -m pytest -q -n $(WORKERS) --dist worksteal -p rnnkernels --capture=sys \
+	  $(SANITIZE_TESTS) $(ARGS)
 
 clean: ## Remove what was built (but not .venv)
 	rm -rf build dist *.egg-info rnnkernels/_C*.so $(VENV)/.built
@@ -98,5 +106,14 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.base
 	@touch $@
 
 $(VENV)/.built: $(SOURCES) requirements-dev.txt $(VENV)/.base
-	$(PIP) install --no-build-isolation -c requirements-dev.txt -e '.[test,demo]'
+	@$(BIN)/python -c 'import setup; print("rnnkernels: building", setup.choice().line)'
+	$(PIP) install --no-build-isolation -c requirements-dev.txt -e '.[demo]'
+	@touch $@
+
+# What tests need and the demo does not; pip would build the package once more for its extra.
+EXTRA := import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]
+EXTRA += ["optional-dependencies"]; print(*extras["test"], sep="\n")
+$(VENV)/.test: pyproject.toml requirements-dev.txt $(VENV)/.base | $(VENV)/.built
+	$(BIN)/python -c '$(EXTRA)' > $(VENV)/test.txt
+	$(PIP) install -c requirements-dev.txt -r $(VENV)/test.txt
 	@touch $@

@@ -2,7 +2,8 @@
 
 Read from the environment:
   RNNKERNELS_EXTENSION=0   install the Python package alone
-  RNNKERNELS_CUDA=0|1      leave out / insist on the CUDA kernels (default: where nvcc is found)
+  RNNKERNELS_CUDA=0|1      leave out / insist on the CUDA kernels (default: where there are a GPU
+                           and nvcc)
   RNNKERNELS_CUDA_ARCHS    GPU architectures to compile for (default: 80;90a)
   RNNKERNELS_SANITIZE      for instance address,undefined: the C++ part alone, instrumented
   MAX_JOBS                 how many compilers run at once
@@ -15,7 +16,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import setup
 
@@ -28,10 +31,6 @@ except ModuleNotFoundError as error:
         f"rnnkernels: building needs {error.name}. First 'pip install torch setuptools wheel ninja "
         "pybind11', then 'pip install --no-build-isolation .'"
     )
-
-# torch runs `ninja` from PATH, where a virtual environment that is not activated does not put it;
-# without ninja it would compile every file anew each time, one after the other.
-os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
 
 EXTENSION = os.environ.get("RNNKERNELS_EXTENSION", "1") != "0"
 CUDA = os.environ.get("RNNKERNELS_CUDA", "")
@@ -48,6 +47,56 @@ def find_nvcc() -> str | None:
     if home := os.environ.get("CUDA_HOME"):
         places.insert(0, os.path.join(home, "bin"))
     return shutil.which("nvcc", path=os.pathsep.join(places))
+
+
+def finds_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, by its driver: the torch here may be one for CPUs."""
+    if Path("/dev/nvidiactl").exists():
+        return True
+    try:  # WSL has no such device
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and done.stdout.startswith("GPU ")
+
+
+class Choice(NamedTuple):
+    """Whether the CUDA kernels are built, and one line that says so and why."""
+
+    cuda: bool
+    line: str
+
+
+def choose(setting: str, nvcc: str | None, gpu: bool) -> Choice:
+    """By the value of RNNKERNELS_CUDA, and by what is here."""
+    if setting not in ("", "0", "1"):
+        sys.exit(f"rnnkernels: RNNKERNELS_CUDA must be 0, 1 or empty, got {setting!r}")
+    if setting == "0":
+        return Choice(False, "kernels for the CPU alone, since RNNKERNELS_CUDA=0")
+    if nvcc is None:
+        places = "CUDA_HOME/bin, PATH, /usr/local/cuda/bin"
+        if setting == "1":
+            sys.exit(f"rnnkernels: RNNKERNELS_CUDA=1, but nvcc was not found ({places})")
+        return Choice(False, f"kernels for the CPU alone, since nvcc was not found ({places})")
+    if setting == "1":
+        return Choice(True, f"kernels for CPU and CUDA, since RNNKERNELS_CUDA=1, by {nvcc}")
+    if gpu:
+        return Choice(True, f"kernels for CPU and CUDA, by {nvcc}")
+    # They take minutes, and nothing here could run them.
+    advice = f"RNNKERNELS_CUDA=1 builds those for CUDA too, by {nvcc}"
+    return Choice(False, f"kernels for the CPU alone, since no GPU is here ({advice})")
+
+
+@cache
+def choice() -> Choice:
+    """For this machine, in this environment."""
+    if not EXTENSION or find_cxx() is None:
+        reason = "no C++ compiler found" if EXTENSION else "RNNKERNELS_EXTENSION=0"
+        return Choice(False, f"pure Python, without kernels: {reason}")
+    if SANITIZE:
+        return Choice(False, f"kernels for the CPU alone, since RNNKERNELS_SANITIZE={SANITIZE}")
+    # Where it was said what to build, nobody has to look for a GPU.
+    return choose(CUDA, find_nvcc(), not CUDA and finds_gpu())
 
 
 class CudaToolkit:
@@ -105,18 +154,10 @@ class CudaToolkit:
         return objects
 
 
+@cache
 def cuda_toolkit() -> CudaToolkit | None:
-    if CUDA == "0" or SANITIZE:
-        return None
     nvcc = find_nvcc()
-    if nvcc is None:
-        if CUDA == "1":
-            sys.exit(
-                "rnnkernels: RNNKERNELS_CUDA=1, but nvcc was not found "
-                "(CUDA_HOME/bin, PATH, /usr/local/cuda/bin)"
-            )
-        return None
-    return CudaToolkit(nvcc, CUDA_ARCHS)
+    return CudaToolkit(nvcc, CUDA_ARCHS) if choice().cuda and nvcc else None
 
 
 def build_folder() -> Path:
@@ -132,9 +173,10 @@ class BuildExt(BuildExtension):
         self.build_temp = str(build_folder())
 
     def build_extension(self, ext) -> None:
-        if TOOLKIT and CU_SOURCES:
-            objects = TOOLKIT.compile(CU_SOURCES, build_folder() / "cuda")
-            ext.extra_objects = [*objects, str(TOOLKIT.cudart)]
+        print(f"rnnkernels: building {choice().line}", file=sys.stderr, flush=True)
+        if toolkit := cuda_toolkit():
+            objects = toolkit.compile(sources("cuda/*.cu"), build_folder() / "cuda")
+            ext.extra_objects = [*objects, str(toolkit.cudart)]
         super().build_extension(ext)
 
 
@@ -171,12 +213,12 @@ def extension() -> CppExtension:
     else:
         # Python's own flags may ask for -g: most of it would describe torch's headers.
         compile_args.append("-g0")
-    if TOOLKIT and CU_SOURCES:
+    if toolkit := cuda_toolkit():
         files += [path for path in sources("cuda/*.cpp") if path not in files]
-        include_dirs.append(str(TOOLKIT.include.parent))
+        include_dirs.append(str(toolkit.include.parent))
         macros += [
             ("RNNKERNELS_CUDA", None),
-            ("RNNKERNELS_CUDA_ARCHS", f'"{";".join(TOOLKIT.archs)}"'),
+            ("RNNKERNELS_CUDA_ARCHS", f'"{";".join(toolkit.archs)}"'),
         ]
         # A CUDA build of torch loads its own libcudart for the whole process; were ours visible
         # too, its functions would be bound to torch's, which may be of another version.
@@ -194,14 +236,14 @@ def extension() -> CppExtension:
 def extensions() -> list[CppExtension]:
     if EXTENSION and find_cxx():
         return [extension()]
-    reason = "no C++ compiler found" if EXTENSION else "RNNKERNELS_EXTENSION=0"
     built = f"rnnkernels/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     stale = f" (but {built} of an earlier build is there and used)" if Path(built).exists() else ""
-    print(f"rnnkernels: {reason}: installing pure Python{stale}", file=sys.stderr, flush=True)
+    print(f"rnnkernels: building {choice().line}{stale}", file=sys.stderr, flush=True)
     return []
 
 
-CU_SOURCES = sources("cuda/*.cu")
-TOOLKIT = cuda_toolkit() if EXTENSION else None
-
-setup(license="Apache-2.0", ext_modules=extensions(), cmdclass={"build_ext": BuildExt})
+if __name__ == "__main__":
+    # torch runs `ninja` from PATH, where a virtual environment that is not activated does not put
+    # it; without ninja it would compile every file anew each time, one after the other.
+    os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
+    setup(license="Apache-2.0", ext_modules=extensions(), cmdclass={"build_ext": BuildExt})

@@ -23,7 +23,7 @@ def set_cuda_stacks(name: str) -> None:
 def cuda_plan(
     cell: str,
     backward: bool,
-    numbers: str,
+    precision: str,
     projected: bool,
     norm: bool,
     H: int,
@@ -68,3 +68,11 @@ def layers_call(
 
 def cast(tensor: Tensor, dtype: dtype) -> Tensor | None:
     """A tensor as autocast casts it, parameters once per region; None where it is unusual."""
+
+def threads_granted(wanted: int, at_work: int, cores: int) -> int:
+    """How many threads a call of the CPU kernels gets, for tests."""
+
+def contention_after(
+    state: tuple[int, int, int], took: int, waited: int, threads: int, now: int
+) -> tuple[int, int, int]:
+    """What a process knows after a call of the CPU kernels, for tests: gain, pause, its end."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# Read when torch loads OpenMP. Several processes with two threads each share the cores, and threads
+# that spin while they wait keep off it those they wait for: tests took several times as long. Tests
+# of threads go without it (`helpers.run_python`).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
@@ -27,7 +33,21 @@ sys.path += [str(_ROOT), str(_ROOT / "tools")]
 _MAY_WARN = "ignore:.*does not have a deterministic implementation:UserWarning"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run what is marked as full, too")
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run in a random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    full = [item for item in items if item.get_closest_marker("full")]
+    if full and not config.getoption("full"):
+        config.hook.pytest_deselected(items=full)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    # Where several processes share the tests, none is left with a long one at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    seed = config.getoption("shuffle")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
     for item in items:
         item.add_marker(pytest.mark.filterwarnings(_MAY_WARN))
 

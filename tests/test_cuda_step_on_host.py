@@ -5,32 +5,24 @@ from __future__ import annotations
 import sysconfig
 from pathlib import Path
 
+import building
 import nonfinite
 import op_calls
 import op_parity
 import pytest
 import torch
 from op_parity import CASES, Case
-from torch.utils import cpp_extension
 
 from rnnkernels._core.call import Clip
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="session")
-def ops(tmp_path_factory):
-    pytest.importorskip("ninja")
+def ops():
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         pytest.skip("no Python headers to compile against")
-    cpp_extension.load(
-        "rnnkernels_cuda_on_host",
-        [str(ROOT / "tests/cuda_host/on_host.cpp"), str(ROOT / "csrc/common/arguments.cpp")],
-        extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
-        extra_cflags=["-std=c++20", "-O1", "-g0", "-ffp-contract=fast"],
-        build_directory=str(tmp_path_factory.mktemp("cuda_on_host")),
-        is_python_module=False,
-    )
+    sources = ["tests/cuda_host/on_host.cpp"]
+    flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast"]
+    building.load_ops("rnnkernels_cuda_on_host", sources, flags, [])
     return torch.ops.rnnkernels_cuda_on_host
 
 

@@ -134,10 +134,17 @@ SINGLE = [
     for option in OPTIONS
     if fits(cell, option)
 ]
+#: They share one body and one backward; of these, a pair of options is tried with one in turn.
+ELMAN = ("rnn_tanh", "rnn_relu", "rnn_sigmoid")
 PAIRS = [
-    pytest.param(cell, pair, id=f"{cell}-{pair[0]}+{pair[1]}")
+    pytest.param(
+        cell,
+        pair,
+        id=f"{cell}-{pair[0]}+{pair[1]}",
+        marks=pytest.mark.full if cell in ELMAN and cell != ELMAN[turn % 3] else (),
+    )
+    for turn, pair in enumerate(itertools.combinations(OPTIONS, 2))
     for cell in NAMES
-    for pair in itertools.combinations(OPTIONS, 2)
     if fits(cell, *pair)
 ]
 

@@ -49,6 +49,23 @@ def test_the_same_bits_as_padded(case: Case, dtype: torch.dtype, threads: int) -
         assert torch.equal(g, w if g.shape == w.shape else w[steps])
 
 
+def test_threads_that_share_rows_begin_together() -> None:
+    """Two threads that share the units of few rows: the same gradients however often."""
+    module = rk.LSTM(16, 300, backend="cpu")
+    x = pack_padded_sequence(torch.randn(5, 2, 16), torch.tensor([5, 3]))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        y = module(x)[0].data
+        dy, last = torch.randn_like(y), module.bias_hh_l0
+        (first,) = torch.autograd.grad(y, last, dy)
+        for _ in range(300):
+            (again,) = torch.autograd.grad(module(x)[0].data, last, dy)
+            assert torch.equal(first, again)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("case", PACKED, ids=str)
 def test_matches_reference(case: Case) -> None:
     call = op_parity.make(case, torch.float64)

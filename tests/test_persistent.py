@@ -6,15 +6,16 @@ compute must not depend on it, and must depend on every one of their barriers.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
+import building
 import nonfinite
 import op_parity
 import pytest
@@ -22,7 +23,6 @@ import stack_parity
 import torch
 from op_parity import ALL, CASES, CLIPS, Case
 from torch import Tensor
-from torch.utils import cpp_extension
 
 from rnnkernels._core.call import Clip, Layer
 from rnnkernels.cells import CELLS
@@ -65,28 +65,18 @@ PRECISIONS = {
 
 
 @pytest.fixture(scope="session")
-def ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    pytest.importorskip("ninja")
+def ops() -> Any:
     # The slowest first. What no sanitizer runs, need not be compiled for it.
     storage = ["float", "bfloat16"] if SANITIZE else ["float", "bfloat16", "float16"]
     sources = [*(f"tests/simt/kernels/{name}" for name in (*storage, "ops"))]
     sources += [*(f"tests/simt/{name}" for name in EMULATOR)]
-    sources += ["csrc/cuda/plan", "csrc/common/arguments"]
+    sources += ["csrc/cuda/plan"]
     flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
     instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"] if SANITIZE else []
     if SANITIZE:  # locals that are used after return would take a second stack for each thread
         flags.append("--param=asan-use-after-return=0")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("LD_PRELOAD", raising=False)  # of the sanitizers: not for the compiler
-        cpp_extension.load(
-            "rnnkernels_simt",
-            [str(ROOT / f"{source}.cpp") for source in sources],
-            extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
-            extra_cflags=[*flags, *instrument],
-            extra_ldflags=instrument,
-            build_directory=str(tmp_path_factory.mktemp("simt_ops")),
-            is_python_module=False,
-        )
+    sources = [f"{source}.cpp" for source in sources]
+    building.load_ops("rnnkernels_simt", sources, flags, instrument)
     return torch.ops.rnnkernels_simt
 
 
@@ -149,20 +139,58 @@ def errors(
 
 def same(got: list[list[Tensor]], wanted: list[list[Tensor]]) -> bool:
     """Are all tensors of all layers the same, bit by bit?"""
-    pairs = zip(chain(*got), chain(*wanted), strict=True)
+    pairs = zip(itertools.chain(*got), itertools.chain(*wanted), strict=True)
     return all(torch.equal(g, w) for g, w in pairs)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
-@pytest.mark.parametrize("case", [case for case in CASES if runs(case)], ids=str)
-def test_matches_reference(ops: Any, case: Case, cluster: bool, precision: str) -> None:
-    if not runs(case, precision):
-        pytest.skip("runs step by step")
-    dtype, tf32, tolerance = PRECISIONS[precision]
-    for batch in (1, 2) if precision != "float32" else (1,):
-        layout = Layout(cluster, batch, tf32=tf32, seed=crc32(str(case).encode()) % 1000)
-        assert max(errors(ops, case, layout, dtype)) <= tolerance, layout
+EXCHANGES = {"cluster": True, "grid": False}
+
+
+class Way(NamedTuple):
+    precision: str
+    exchange: str
+    batch: int = 1  # eights of rows in a tile
+
+    def __str__(self) -> str:
+        return f"{self.exchange}-{self.precision}-b{self.batch}"
+
+
+def in_turn(cases: Sequence[Case], others: Sequence[Way]) -> Iterator[tuple[int, Way, Any]]:
+    """The number of each case, and how it runs: in float32 on both exchanges, and in one of the
+    other ways. Of these the cases of a cell take turns, so that it meets each, or as many as it
+    has cases; in all the rest a case runs if that is marked as `full` is asked for."""
+    waiting = {cell: [*others[n:], *others[:n]] for n, cell in enumerate(CELLS)}
+    for number, case in enumerate(cases):
+        turns = waiting[case.cell]
+        chosen = next(way for way in turns if runs(case, way.precision))
+        turns.append(turns.pop(turns.index(chosen)))
+        for way in [*(Way("float32", exchange) for exchange in EXCHANGES), *others]:
+            if runs(case, way.precision):
+                plain = way.precision == "float32" or way == chosen
+                yield number, way, () if plain else pytest.mark.full
+
+
+LOW = [precision for precision in PRECISIONS if precision != "float32"]
+TAKEN = list(filter(runs, CASES))
+ALL_WAYS = [Way(*way) for way in itertools.product(LOW, EXCHANGES, (1, 2))]
+PRODUCT = list(in_turn(TAKEN, ALL_WAYS))
+
+
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [pytest.param(TAKEN[n], way, id=f"{TAKEN[n]}-{way}", marks=marks) for n, way, marks in PRODUCT],
+)
+def test_matches_reference(ops: Any, case: Case, way: Way) -> None:
+    dtype, tf32, tolerance = PRECISIONS[way.precision]
+    seed = crc32(str(case).encode()) % 1000
+    layout = Layout(EXCHANGES[way.exchange], way.batch, tf32=tf32, seed=seed)
+    assert max(errors(ops, case, layout, dtype)) <= tolerance
+
+
+def test_every_cell_meets_every_way() -> None:
+    """Without what is `full`, too."""
+    met = {(TAKEN[n].cell, way) for n, way, marks in PRODUCT if not marks}
+    assert met >= set(itertools.product(CELLS, ALL_WAYS))
 
 
 LAYOUTS = [
@@ -176,17 +204,22 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
-@pytest.mark.parametrize(("case", "layout"), LAYOUTS, ids=str)
-def test_layouts(ops: Any, case: Case, layout: Layout, cluster: bool, precision: str) -> None:
+OTHERS = [way for way in ALL_WAYS if way.batch == 1]
+
+
+@pytest.mark.parametrize(
+    ("case", "layout", "way"),
+    [
+        pytest.param(*LAYOUTS[n], way, id=f"{LAYOUTS[n][0]}-{LAYOUTS[n][1]}-{way}", marks=marks)
+        for n, way, marks in in_turn([case for case, _ in LAYOUTS], OTHERS)
+    ],
+)
+def test_layouts(ops: Any, case: Case, layout: Layout, way: Way) -> None:
     """Several blocks, tiles and launches, and sizes that fill none of them."""
-    if not runs(case, precision):
-        pytest.skip("runs step by step")
-    dtype, tf32, tolerance = PRECISIONS[precision]
-    layout = replace(layout, cluster=cluster, tf32=tf32)
+    dtype, tf32, tolerance = PRECISIONS[way.precision]
+    layout = replace(layout, cluster=EXCHANGES[way.exchange], tf32=tf32)
     assert max(errors(ops, case, layout, dtype)) <= tolerance
-    if not cluster:
+    if not layout.cluster:
         assert max(errors(ops, case, replace(layout, tiles=1, launches=2), dtype)) <= tolerance
 
 
@@ -201,18 +234,21 @@ STACKS = [
 ]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
-@pytest.mark.parametrize("case", STACKS, ids=str)
-def test_stacks(ops: Any, case: Case, cluster: bool, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [
+        pytest.param(STACKS[n], way, id=f"{STACKS[n]}-{way}", marks=marks)
+        for n, way, marks in in_turn(STACKS, [way for way in ALL_WAYS if way.batch == 2])
+    ],
+)
+def test_stacks(ops: Any, case: Case, way: Way) -> None:
     """All layers at a time, or two of three."""
-    if not runs(case, precision):
-        pytest.skip("runs step by step")
-    dtype, tf32, tolerance = PRECISIONS[precision]
-    batch = 1 if precision == "float32" else 2
-    layout = Layout(cluster, batch, units=8 * (case.H % 3 + 1), tf32=tf32, seed=case.H)
+    dtype, tf32, tolerance = PRECISIONS[way.precision]
+    layout = Layout(
+        EXCHANGES[way.exchange], way.batch, units=8 * (case.H % 3 + 1), tf32=tf32, seed=case.H
+    )
     ways = [(2, 3, 2, 0.5), (3, 3, 1, 0), (2, 2, 1, 0.5)]
-    for stages, layers, tiles, dropout in ways if precision == "float32" else ways[:1]:
+    for stages, layers, tiles, dropout in ways if way.precision == "float32" else ways[:1]:
         layout = replace(layout, stages=stages, tiles=tiles)
         assert max(errors(ops, case, layout, dtype, layers, dropout)) <= tolerance, layout
 
@@ -289,7 +325,7 @@ PRIMITIVE = re.compile(rf"\b(?:{'|'.join(PRIMITIVES)})\(")
 def written_sites() -> set[str]:
     """file:line of every barrier, message and flag in the sources of the kernels."""
     found = set()
-    for name in ("exchange.cuh", "feed.cuh", "persistent.cuh", "product.cuh"):
+    for name in ("exchange.cuh", "upstream.cuh", "persistent.cuh", "product.cuh"):
         for number, line in enumerate((ROOT / "csrc/cuda" / name).read_text().splitlines(), 1):
             code = line.split("//")[0]
             declares = "RNN_DEVICE" in code or "exchange_.send(" in code
@@ -323,6 +359,7 @@ def noticed(
         return True
 
 
+@pytest.mark.slow
 def test_every_primitive_is_needed(ops: Any) -> None:
     """A barrier, message or flag that is left out shows, under one of a few schedules."""
     seen: set[str] = set()
@@ -340,7 +377,7 @@ def test_every_primitive_is_needed(ops: Any) -> None:
                 case = replace(case, D=1)
             wanted = results(ops, case, layout, dropout=DROPPED)
             for place, primitive in (site.split() for site in ops.sites()):
-                if primitive in PRIMITIVES and (layout.stages == 1 or "feed.cuh" in place):
+                if primitive in PRIMITIVES and (layout.stages == 1 or "upstream.cuh" in place):
                     visits.setdefault(place, []).append((case, layout, *wanted))
     for site, where in sorted(visits.items()):
         name = site.split("/")[-1]

@@ -15,6 +15,7 @@ from rnnkernels.testing import RTOL, TERMS, assert_close, relative_error, tolera
 SMALL = ["--time", "7", "--batch", "3", "--input", "5", "--hidden", "16"]
 
 
+@pytest.mark.slow
 def test_report_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert parity_report.main([]) == 0
     out = capsys.readouterr().out

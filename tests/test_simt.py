@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import building
 import numpy as np
 import pytest
 import torch
@@ -44,24 +46,36 @@ class Program(NamedTuple):
         return np.frombuffer(done.stdout, to)
 
 
+VARIANTS: dict[str, list[str]] = {"plain": [], "sanitized": ["-fsanitize=address"]}
+
+
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Program]:
+def programs() -> dict[str, Program]:
     """The same program twice, as it is and with sanitizers."""
     compiler = os.environ.get("CXX", "c++").split()
     if not shutil.which(compiler[0]):
         pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("simt")
-    # As one source: the standard library's headers take longer than the rest.
-    source = folder / "all.cpp"
-    source.write_text("".join(f'#include "{path}"\n' for path in SOURCES))
+    if shutil.which("ccache") and "ccache" not in compiler[0]:
+        compiler.insert(0, "ccache")
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
-    variants: dict[str, list[str]] = {"plain": [], "sanitized": ["-fsanitize=address"]}
-    jobs = [
-        subprocess.Popen([*compiler, *flags, *extra, source, "-o", folder / name])
-        for name, extra in variants.items()
-    ]
-    assert [job.wait() for job in jobs] == [0, 0]
-    return {name: Program(folder / name) for name in variants}
+    with building.folder("simt", *flags, *map(str, VARIANTS.values())) as folder:
+        made_of = folder / "made_of"
+        wanted = building.contents("tests/simt", "csrc/cuda", "csrc/common")
+        if not made_of.exists() or made_of.read_text() != wanted:
+            made_of.unlink(missing_ok=True)
+            # As one source: the standard library's headers take longer than the rest.
+            source = folder / "all.cpp"
+            source.write_text("".join(f'#include "{path}"\n' for path in SOURCES))
+
+            def build(name: str) -> None:
+                made = str(folder / name)
+                for step in (["-c", str(source), "-o", f"{made}.o"], [f"{made}.o", "-o", made]):
+                    subprocess.run([*compiler, *flags, *VARIANTS[name], *step], check=True)
+
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(build, VARIANTS))
+            made_of.write_text(wanted)
+    return {name: Program(folder / name) for name in VARIANTS}
 
 
 @pytest.fixture
@@ -98,7 +112,7 @@ def test_sanitizers_find_nothing(sanitized: Program, mode: str) -> None:
 REMOVABLE = {"sync_block", "sync_cluster", "open", "expect", "await", "publish", "copies_arrive"}
 
 
-@pytest.mark.parametrize("case", ["few_mailboxes", "few_flags", "barriers", "cluster_barriers"])
+@pytest.mark.parametrize("case", ["few_transactions", "few_flags", "barriers", "cluster_barriers"])
 def test_each_removed_primitive_is_noticed(program: Program, case: str) -> None:
     sites = [place for place, primitive in program.lines("sites", case) if primitive in REMOVABLE]
     assert len(sites) >= 2
@@ -109,7 +123,7 @@ def test_each_removed_primitive_is_noticed(program: Program, case: str) -> None:
 
 
 def test_removed_send_and_copy_are_noticed(program: Program) -> None:
-    for case in ("few_mailboxes", "few_flags"):
+    for case in ("few_transactions", "few_flags"):
         (place,) = (p for p, what in program.lines("sites", case) if what in ("send", "copy_async"))
         assert not any(r.startswith("ok") for r in program.run("random", 4, case, skip=place))
 
@@ -121,12 +135,12 @@ def test_site_to_remove_has_to_exist(program: Program) -> None:
 
 def test_random_schedules_find_a_race(program: Program) -> None:
     """One that takes a thread left behind in the middle of its messages."""
-    assert not all_ok(program.run("random", 20, "mailboxes_with_a_race"))
+    assert not all_ok(program.run("random", 20, "transactions_with_a_race"))
 
 
 def test_a_seed_decides(program: Program) -> None:
     """The same switches and order again from one seed, others from others."""
-    for case in ("order", "few_mailboxes", "few_flags"):
+    for case in ("order", "few_transactions", "few_flags"):
         once, again = (program.run("random", 8, case) for _ in range(2))
         assert once == again
         assert len(set(once)) > 1
@@ -182,7 +196,7 @@ def test_mistakes_of_order(program: Program) -> None:
 def test_launch_after_a_failed_one(program: Program) -> None:
     """In one process: nothing is left behind."""
     mistakes = program.cases("mistakes")
-    cases = [*mistakes, "few_mailboxes", *mistakes, "few_flags"]
+    cases = [*mistakes, "few_transactions", *mistakes, "few_flags"]
     results = [r for n, r in program.lines("run", "random", "2", "", *cases) if n not in mistakes]
     assert len(results) == 4
     assert all_ok(results)

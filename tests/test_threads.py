@@ -23,6 +23,7 @@ PROGRAMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_threads(program: object) -> None:
     require_backend("cpu")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ pytest.importorskip("triton", reason="needs Triton")
 pytest.importorskip("greenlet", reason="needs greenlet, which runs programs side by side")
 
 TESTS = Path(__file__).parent
-#: Files of tests, and which of them; all at once.
+#: Files of tests, and which of them.
 SHARES = {
     "exchange": ["triton_exchange.py"],
     "parity of grids": ["triton_parity.py", "-k", "grid"],
@@ -27,30 +26,18 @@ SHARES = {
 }
 
 
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple]]:
-    """Processes that interpret, and what each writes to."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    running = {}
-    for share, (file, *which) in SHARES.items():
-        output = tmp_path_factory.mktemp("interpreted") / "output"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        with output.open("w") as to:
-            process = subprocess.Popen(
-                [*command, str(TESTS / file), *which],
-                env=environment,
-                stdout=to,
-                stderr=subprocess.STDOUT,
-                cwd=TESTS.parent,
-            )
-        running[share] = process, output
-    yield running
-    for process, _ in running.values():
-        process.kill()
-        process.wait()
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("share", SHARES)
-def test_interpreted(interpreted: dict[str, tuple], share: str) -> None:
-    process, output = interpreted[share]
-    assert process.wait() == 0, output.read_text()[-20_000:]
+def test_interpreted(share: str, pytestconfig: pytest.Config) -> None:
+    file, *which = SHARES[share]
+    if pytestconfig.getoption("full"):
+        which.append("--full")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / file), *which],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=TESTS.parent,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:]

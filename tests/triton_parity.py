@@ -5,6 +5,7 @@ Run by test_triton.py, with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
@@ -37,8 +38,18 @@ def chosen(case: Case, kind: str) -> Forced:
     return Forced(kind, 16, block_h, 16 if number & 2 else 4, held=number & 4 > 0)
 
 
-@each_kind
-@pytest.mark.parametrize("case", TAKEN, ids=str)
+def in_turn() -> Iterator[Any]:
+    """Every case where programs wait for each other, and in one of the two ways in which they do
+    not: the cases of a cell take turns. What is `full` has every case in every way."""
+    turns = {cell: cycle(("resident", "step")) for cell in CELLS}
+    for case in TAKEN:
+        plain = ("grid", next(turns[case.cell]))
+        for kind in KINDS:
+            marks = () if kind in plain else pytest.mark.full
+            yield pytest.param(case, kind, id=f"{case}-{kind}", marks=marks)
+
+
+@pytest.mark.parametrize(("case", "kind"), in_turn())
 def test_matches_reference(case: Case, kind: str) -> None:
     results = run(case, chosen(case, kind), seed=number_of(case))
     assert results.padding_is_zero()
@@ -182,9 +193,10 @@ def test_padding_is_not_read(cell: str, kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarning")  # of numpy
 @nonfinite.some
-def test_nan_and_infinity(case: Case, title: str) -> None:
+def test_nan_and_infinity(case: Case, title: str, pytestconfig: pytest.Config) -> None:
     """They reach what they should, and through what pads units and rows nothing else."""
-    for kind in KINDS:
+    turn = KINDS[nonfinite.SOME.index((case, title)) % 3]
+    for kind in KINDS if pytestconfig.getoption("full") else (turn,):
         with laid_out(chosen(case, kind)):
             nonfinite.check(ops, case, title)
 

@@ -18,8 +18,8 @@ void refuse_all(torch::Library& library, std::initializer_list<const char*> ops)
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnkernels, FuncTorchBatched, library) {
-  refuse_all(library, {"sequence_forward", "sequence_backward", "sequence_backward_", "input_gradient",
-                       "sequence_gradients"});
+  refuse_all(library,
+             {"sequence_forward", "sequence_backward", "sequence_backward_", "input_gradient", "sequence_gradients"});
 }
 TORCH_LIBRARY_IMPL(rnnkernels_triton, FuncTorchBatched, library) {
   refuse_all(library, {"sequence_forward", "sequence_backward", "sequence_backward_"});

@@ -324,8 +324,8 @@ Gradients gradients(const Settings& settings, const Kept& kept, const OutputGrad
   BackwardOutputs found;
   if (how.overwrite) {
     found.dgates = call.saved;
-    std::tie(found.dh0, found.dc0, found.dproj, found.flow) = with_ops(
-        how.library, [&](auto ops) { return BackwardOverSavedOp::call(ops.backward_over_saved(), call); });
+    std::tie(found.dh0, found.dc0, found.dproj, found.flow) =
+        with_ops(how.library, [&](auto ops) { return BackwardOverSavedOp::call(ops.backward_over_saved(), call); });
   } else {
     std::tie(found.dgates, found.dh0, found.dc0, found.dproj, found.flow) =
         with_ops(how.library, [&](auto ops) { return BackwardOp::call(ops.backward(), call); });

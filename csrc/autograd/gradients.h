@@ -27,8 +27,8 @@ struct Gradients {
   Tensor flow;                 // [L, T, B, D] if recorded
 };
 
-// How a backward is done: `plain`: no subclass of a tensor takes part, and nothing traces; `overwrite`: the gradients of
-// the gates may take the memory of kept.saved, whose values are lost.
+// How a backward is done: `plain`: no subclass of a tensor takes part, and nothing traces; `overwrite`: the gradients
+// of the gates may take the memory of kept.saved, whose values are lost.
 struct How {
   Library library;
   bool invariant, record, plain, overwrite;

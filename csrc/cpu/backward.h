@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "cpu/loop.h"
+#include "cpu/row_statistic.h"
 
 namespace rnn::cpu::RNN_ISA {
 
@@ -14,8 +15,9 @@ class BackwardLoop : LoopBase<IO> {
   using Base = LoopBase<IO>;
   using Base::kLanes, Base::left, Base::load_or_zero, Base::padded, Base::padded_factors;
   using typename Base::F, typename Base::T, typename Base::V;
+  using Unit = BackwardUnit<Cell, IO>;
   static constexpr int kWidth = kMaxVectors;
-  static constexpr int kColumns = Cell::G + Cell::A;
+  static constexpr int kColumns = Unit::kColumns;
   static constexpr int64_t kBlockRows = 48;  // per thread; enough to read the weights rarely
   static constexpr int64_t kMostRows = 96;   // of a block, whatever the number of threads
 
@@ -45,14 +47,15 @@ class BackwardLoop : LoopBase<IO> {
       dir.dh = arena_.take<T>(slots_ * padded(q.R));
       if (Cell::S > 1) dir.dc = arena_.take<T>(slots_ * padded(q.H));
       if (norm) dir.unbounded = arena_.take<T>(slots_ * kColumns * q.H);
-      if (norm) dir.gate_squares = arena_.take<double>(slots_ * tiles(d));
-      for (double*& squares : dir.h_squares) squares = p.flow ? arena_.take<double>(slots_ * tiles(d)) : nullptr;
+      if (norm) dir.gate_squares = take_row_statistic(arena_, slots_, cells(d).tiles());
+      for (RowStatistic& squares : dir.dh_squares)
+        if (p.flow) squares = take_row_statistic(arena_, slots_, dir.hidden.tiles());
     }
   }
 
   int64_t workspace_bytes() const { return arena_.used(); }
 
-  Plan plan(int threads) const { return Base::plan(p_.seq, directions_[0].hidden, Cell::G, threads); }
+  Partition partition(int threads) const { return Base::partition(p_.seq, directions_[0].hidden, Cell::G, threads); }
 
   void prepare(int thread, int threads) {
     for (int64_t d = 0; d < p_.seq.D; ++d) {
@@ -72,11 +75,11 @@ class BackwardLoop : LoopBase<IO> {
     }
   }
 
-  void run(const Plan& plan, const Share& share, Barrier& barrier) {
-    const auto [first_row, last_row] = Base::rows_of(p_.seq, rows_, row_count_, plan, share);
+  void run(const Partition& parts, const Share& share, Barrier& barrier) {
+    const auto [first_row, last_row] = Base::rows_of(p_.seq, rows_, row_count_, parts, share);
     const int64_t n = last_row - first_row;
     if (n == 0) return;
-    const int64_t slots = slots_ / plan.row_parts, slot = share.group % plan.row_parts * slots;  // this group's
+    const int64_t slots = slots_ / parts.row_parts, slot = share.group % parts.row_parts * slots;  // this group's
     const int64_t blocks = (n - 1) / least(kMostRows, slots) + 1;
     for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
       for (int64_t k = 0; k < blocks; ++k) {
@@ -88,15 +91,15 @@ class BackwardLoop : LoopBase<IO> {
 
  private:
   struct Direction {
-    Panels<F> hidden;                // W_hh
-    Panels<F> projection;            // W_hr
-    F* dprojected = nullptr;         // [slots, R]: gradient of the projected h of this step
-    F* dgh[2] = {};                  // [slots, G*H] each: gradient of gh of even and odd steps
-    T* dh = nullptr;                 // [slots, R]: what reaches h of this step around W_hh
-    T* dc = nullptr;                 // [slots, H]
-    T* unbounded = nullptr;          // [slots, (G+A)*H]: gradients of the gates before they are bounded by their norm
-    double* gate_squares = nullptr;  // [slots, tiles]: sums of squares of dgx
-    double* h_squares[2] = {};       // [slots, tiles] each: of the gradient of h of even and odd steps
+    Panels<F> hidden;                 // W_hh
+    Panels<F> projection;             // W_hr
+    F* dprojected = nullptr;          // [slots, R]: gradient of the projected h of this step
+    F* dgh[2] = {};                   // [slots, G*H] each: gradient of gh of even and odd steps
+    T* dh = nullptr;                  // [slots, R]: what reaches h of this step around W_hh
+    T* dc = nullptr;                  // [slots, H]
+    T* unbounded = nullptr;           // [slots, (G+A)*H]: gradients of the gates before they are bounded by their norm
+    RowStatistic gate_squares = {};   // of dgx, for its norm; rows are slots, parts tiles
+    RowStatistic dh_squares[2] = {};  // of the gradient of h of even and odd steps, for the flow
   };
 
   // Rows first to last; row r keeps its state in slot r + slot.
@@ -117,12 +120,7 @@ class BackwardLoop : LoopBase<IO> {
   }
 
   // The units of a step in the order of its cell: behind W_hh, or W_hr where there is one.
-  const Panels<F>& cells(int64_t d) const {
-    return directions_[d].dprojected ? directions_[d].projection : directions_[d].hidden;
-  }
-  int64_t tiles(int64_t d) const {
-    return most((p_.seq.H + kWidth * kLanes - 1) / (kWidth * kLanes), directions_[d].hidden.tiles());
-  }
+  const Panels<F>& cells(int64_t d) const { return p_.w_hr[d] ? directions_[d].projection : directions_[d].hidden; }
 
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
     const Sequence& q = p_.seq;
@@ -131,6 +129,7 @@ class BackwardLoop : LoopBase<IO> {
     T* product = products_ + share.thread * kMostRows * kWidth * kLanes;
     int64_t rows = q.starts ? 0 : k.last - k.first;  // that take part in a step, if only in its padding
     begin(d, k, share);
+    if (q.starts) barrier.wait(share.size);  // begin() has cleared what other threads of the group write and multiply
     for (int64_t s = (q.starts ? rows_[k.first].length : q.steps()) - 1; s >= 0; --s) {
       while (k.first + rows < k.last && rows_[k.first + rows].length > s) ++rows;
       const Block now{k.first, k.first + rows, k.slot};
@@ -225,100 +224,77 @@ class BackwardLoop : LoopBase<IO> {
   void project(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const Place at = p_.seq.place(d, rows_[r], s);
-    Squares squares;
+    const RowStep now = RowStep::backward(q, d, rows_[r], s);
+    SumOfSquares<V> squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
       if (i >= q.R) break;
       const int n = left(q.R, i);
       V dh(T(0));
-      if (at.active) {
+      if (now.active) {
         T* around = dir.dh + slot * padded(q.R) + i;
-        dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, at.n * q.R + i, n);
+        dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, now.n * q.R + i, n);
         store(around, V(T(0)));
         if (p_.flow) squares.add(dh, n);
       }
       store(dir.dprojected + slot * padded_factors(q.R) + i, dh, n);
-      if (!at.outside) store(p_.dproj + at.n * q.R + i, dh, n);
+      if (!now.outside) store(p_.dproj + now.n * q.R + i, dh, n);
     }
-    if (p_.flow) dir.h_squares[s & 1][slot * tiles(d) + j] = squares.sum();
+    if (p_.flow) dir.dh_squares[s & 1].part(slot, j) = squares.sum();
   }
 
   // One step back of the units of tile j of a row. dh_tile [vectors, lanes] came through W_hh, or through W_hr.
   void cell(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const Place at = p_.seq.place(d, rows_[r], s);
-    const bool cut = at.active && q.cut_before(d, rows_[r], s);
-    Squares dh_squares, gate_squares;
+    const bool projected = dir.dprojected;
+    const RowStep now = RowStep::backward(q, d, rows_[r], s);
+    const StateBefore before = StateBefore::of(q, d, rows_[r], s, now);
+    SumOfSquares<V> dh_squares, gate_squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
       if (i >= q.H) break;
       const int n = left(q.H, i);
-      V dgx[Cell::G], dgh[Cell::G];
-      for (V& x : dgx) x = V(T(0));
-      for (V& x : dgh) x = V(T(0));
-      if (at.active) {
-        V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dnext[Cell::S], dprev[Cell::S];
-        for (int k = 0; k < Cell::K; ++k) saved[k] = load(p_.saved + at.n * Cell::K * q.H + k * q.H + i, n);
-        dnext[0] = load(dh_tile + u * kLanes);
-        if (dir.dprojected) {  // h before the projection: no cell with a projection asks for its value
-          prev[0] = next[0] = V(T(0));
-        } else {
-          prev[0] = cut ? V(T(0)) : before(p_.h0, p_.y, d, r, s, i, n);
-          next[0] = load(p_.y + at.n * q.H + i, n);
-          dnext[0] += load(dir.dh + slot * padded(q.H) + i) + load_or_zero(p_.dy, at.n * q.H + i, n);
-          if (p_.flow) dh_squares.add(dnext[0], n);
+      T* const dh = projected ? nullptr : dir.dh + slot * padded(q.H) + i;
+      T* const dc = Cell::S > 1 ? dir.dc + slot * padded(q.H) + i : nullptr;
+      Unit unit;
+      if (now.active) {
+        unit.read(p_, now, before, i, n, projected);
+        unit.dnext[0] = load(dh_tile + u * kLanes);
+        if (!projected) {
+          unit.dnext[0] += load(dh) + unit.dout[0];
+          if (p_.flow) dh_squares.add(unit.dnext[0], n);
         }
-        if constexpr (Cell::S > 1) {
-          prev[1] = cut ? V(T(0)) : before(p_.c0, p_.c, d, r, s, i, n);
-          next[1] = load(p_.c + at.n * q.H + i, n);
-          dnext[1] = load(dir.dc + slot * padded(q.H) + i) + load_or_zero(p_.dc, at.n * q.H + i, n);
-        }
+        if constexpr (Cell::S > 1) unit.dnext[1] = load(dc) + unit.dout[1];
+      }
 
-        Cell::backward(saved, prev, next, dnext, dgx, dgh, dprev);
+      unit.run(now);
 
-        if (!dir.dprojected) store(dir.dh + slot * padded(q.H) + i, cut ? V(T(0)) : dprev[0]);
-        if constexpr (Cell::S > 1) store(dir.dc + slot * padded(q.H) + i, cut ? V(T(0)) : dprev[1]);
+      if (now.active) {
+        if (!projected) store(dh, unit.dprev[0]);
+        if constexpr (Cell::S > 1) store(dc, unit.dprev[1]);
       }
       if (dir.unbounded) {  // until the norms are known
-        for (int g = 0; g < Cell::G; ++g) gate_squares.add(dgx[g], n);
-        put_columns(dir.unbounded + slot * kColumns * q.H + i, n, dgx, dgh);
+        for (int g = 0; g < Cell::G; ++g) gate_squares.add(unit.dgx[g], n);
+        unit.put_columns(dir.unbounded + slot * kColumns * q.H + i, q.H, n);
         continue;
       }
       if (p_.clip.kind != Clip::kNone) {
-        for (V& x : dgx) x = p_.clip.template elementwise<T>(x);
-        for (V& x : dgh) x = p_.clip.template elementwise<T>(x);
+        for (V& x : unit.dgx) x = p_.clip.template elementwise<T>(x);
+        for (V& x : unit.dgh) x = p_.clip.template elementwise<T>(x);
       }
-      write(d, slot, s, i, n, at, cut, dgx, dgh);
+      hand_on(d, slot, s, i, n, now, unit);
     }
-    if (p_.flow && !dir.dprojected) dir.h_squares[s & 1][slot * tiles(d) + j] = dh_squares.sum();
-    if (dir.unbounded) dir.gate_squares[slot * tiles(d) + j] = gate_squares.sum();
+    if (p_.flow && !projected) dir.dh_squares[s & 1].part(slot, j) = dh_squares.sum();
+    if (dir.unbounded) dir.gate_squares.part(slot, j) = gate_squares.sum();
   }
 
-  // Hands on the gate gradients of a vector of units: to the result, and to the step before unless that is cut off.
-  void write(int64_t d, int64_t slot, int64_t s, int64_t i, int n, const Place& at, bool cut, const V* dgx,
-             const V* dgh) const {
+  // The gate gradients of a vector of units: to the result, and to the product of the step before.
+  void hand_on(int64_t d, int64_t slot, int64_t s, int64_t i, int n, const RowStep& now, const Unit& unit) const {
     const Sequence& q = p_.seq;
-    F* carried = directions_[d].dgh[s & 1] + slot * padded_factors(Cell::G * q.H) + i;
-    for (int g = 0; g < Cell::G; ++g) store(carried + g * q.H, cut ? V(T(0)) : dgh[g], n);
-    if (at.outside) return;
-    put_columns(p_.dgates + at.n * kColumns * q.H + i, n, dgx, dgh);
-  }
-
-  // A vector of units of each column of dgates.
-  template <class To>
-  void put_columns(To* to, int n, const V* dgx, const V* dgh) const {
-    for (int g = 0; g < Cell::G; ++g) store(to + g * p_.seq.H, dgx[g], n);
-    for (int a = 0; a < Cell::A; ++a) store(to + (Cell::G + a) * p_.seq.H, dgh[Cell::G - Cell::A + a], n);
-  }
-
-  // The state that entered step s, where it is no cut: from all states [T, B, D, H], or from the initial ones.
-  V before(const IO* initial, const IO* all, int64_t d, int64_t r, int64_t s, int64_t i, int n) const {
-    const Sequence& q = p_.seq;
-    const Row& row = rows_[r];
-    if (s == 0 && q.first(d, row)) return load(initial + q.state_at(d, row.b, q.H) + i, n);
-    return load(all + q.before(d, row, s) * q.H + i, n);
+    F* dgh = directions_[d].dgh[s & 1] + slot * padded_factors(Cell::G * q.H) + i;
+    for (int g = 0; g < Cell::G; ++g) store(dgh + g * q.H, now.handed_on(unit.dgh[g]), n);
+    unit.write(p_, now, i, n);
   }
 
   // Bounds the gate gradients of a step by their norms, which the cells of all tiles have left behind.
@@ -327,56 +303,29 @@ class BackwardLoop : LoopBase<IO> {
     const Direction& dir = directions_[d];
     T factor(1);
     int64_t row = -1;
-    Place at{};
-    bool cut = false;
+    RowStep now{};
     for_units(cells(d), k, share, [&](int64_t r, int64_t i) {
       const int64_t slot = r + k.slot;
       if (r != row) {
         row = r;
-        at = p_.seq.place(d, rows_[r], s);
-        cut = at.active && q.cut_before(d, rows_[r], s);
-        factor = T(p_.clip.factor(total(dir.gate_squares + slot * tiles(d), cells(d).tiles())));
+        now = RowStep::backward(q, d, rows_[r], s);
+        factor = T(p_.clip.factor(dir.gate_squares.sum(slot)));
       }
-      V dgx[Cell::G], dgh[Cell::G];
-      const int n = left(q.H, i);
-      const T* unbounded = dir.unbounded + slot * kColumns * q.H + i;
-      for (int g = 0; g < Cell::G; ++g) {
-        dgx[g] = load(unbounded + g * q.H, n) * V(factor);
-        dgh[g] = g < Cell::G - Cell::A ? dgx[g] : load(unbounded + (g + Cell::A) * q.H, n) * V(factor);
-      }
-      write(d, slot, s, i, n, at, cut, dgx, dgh);
+      Unit unit;
+      unit.take_columns(dir.unbounded + slot * kColumns * q.H + i, q.H, left(q.H, i), V(factor));
+      hand_on(d, slot, s, i, left(q.H, i), now, unit);
     });
   }
 
   void write_flow(int64_t d, const Block& k, int64_t s, const Share& share) const {
     const Direction& dir = directions_[d];
     for (int64_t r = k.first + share.rank; r < k.last; r += share.size) {
-      const Place at = p_.seq.place(d, rows_[r], s);
-      if (at.outside) continue;
-      const double squares = total(dir.h_squares[s & 1] + (r + k.slot) * tiles(d), dir.hidden.tiles());
-      p_.flow[at.n] = at.active ? T(std::sqrt(squares)) : T(0);
+      const RowStep now = RowStep::backward(p_.seq, d, rows_[r], s);
+      if (now.outside) continue;
+      const double squares = dir.dh_squares[s & 1].sum(r + k.slot);
+      p_.flow[now.n] = now.active ? T(std::sqrt(squares)) : T(0);
     }
   }
-
-  static double total(const double* squares, int64_t n) {
-    double sum = 0;
-    for (int64_t j = 0; j < n; ++j) sum += squares[j];
-    return sum;
-  }
-
-  // A sum of squares that neither overflows nor vanishes in float32.
-  class Squares {
-   public:
-    void add(V x, int n) {
-      alignas(64) T part[kLanes];
-      store(part, x);
-      for (int l = 0; l < n; ++l) lanes_[l] += double(part[l]) * double(part[l]);
-    }
-    double sum() const { return total(lanes_, kLanes); }
-
-   private:
-    double lanes_[kLanes] = {};
-  };
 
   const Backward<IO>& p_;
   Arena arena_;

@@ -47,14 +47,15 @@ class ForwardLoop : LoopBase<IO> {
         dir.raw = arena_.take<F>(q.B * padded_factors(q.H));
       }
     }
-    int64_t desks = 0;  // of however many threads there will be
-    for (int n = 1; n <= threads; ++n) desks = most(desks, plan(n).used() * desk(plan(n), nullptr).bytes);
-    desks_ = arena_.take<char>(desks);
+    int64_t bytes = 0;  // of however many threads there will be
+    for (int n = 1; n <= threads; ++n)
+      bytes = most(bytes, partition(n).used() * thread_scratch(partition(n), nullptr).bytes);
+    scratch_ = arena_.take<char>(bytes);
   }
 
   int64_t workspace_bytes() const { return arena_.used(); }
 
-  Plan plan(int threads) const { return Base::plan(p_.seq, directions_[0].hidden, Cell::G, threads); }
+  Partition partition(int threads) const { return Base::partition(p_.seq, directions_[0].hidden, Cell::G, threads); }
 
   // What has to be ready before any thread starts its loop; thread of threads does a part of it.
   void prepare(int thread, int threads) {
@@ -85,13 +86,13 @@ class ForwardLoop : LoopBase<IO> {
     }
   }
 
-  void run(const Plan& plan, const Share& share, Barrier& barrier) {
-    const Desk mine = desk(plan, desks_ + share.thread * desk(plan, nullptr).bytes);
-    const auto [first, last] = Base::rows_of(p_.seq, rows_, p_.seq.B, plan, share);
+  void run(const Partition& parts, const Share& share, Barrier& barrier) {
+    const ThreadScratch scratch = thread_scratch(parts, scratch_ + share.thread * thread_scratch(parts, nullptr).bytes);
+    const auto [first, last] = Base::rows_of(p_.seq, rows_, p_.seq.B, parts, share);
     const int64_t n = last - first, blocks = (n + kBlockRows - 1) / kBlockRows;
     for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
       for (int64_t k = 0; k < blocks; ++k)
-        run_block(d, first + n * k / blocks, first + n * (k + 1) / blocks, share, mine, barrier);
+        run_block(d, first + n * k / blocks, first + n * (k + 1) / blocks, share, scratch, barrier);
     }
   }
 
@@ -100,45 +101,38 @@ class ForwardLoop : LoopBase<IO> {
     Panels<F> input;       // W_ih
     Panels<F> hidden;      // W_hh
     Panels<F> projection;  // W_hr
-    T* bias[2] = {};       // [G, H] each: of gx, and of gh where the two are kept apart
+    T* bias[2] = {};       // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
     F* h[2] = {};          // [B, R] each: state entering even and odd steps
     T* exact_h[2] = {};    // the same before it was rounded to what products take
     T* c = nullptr;        // [B, H]
     F* raw = nullptr;      // [B, H]: h before the projection
   };
 
-  // What a row does at a step.
-  struct Now {
-    int64_t n;  // its place
-    bool active;
-    bool cut;  // its state is zeroed before the next step
-  };
-
   // What one thread keeps for itself.
-  struct Desk {
+  struct ThreadScratch {
     int64_t places;  // of a chunk: steps of rows
-    Now* now;        // [rows]
+    RowStep* now;    // [rows]
     F* x;            // [places, I]
     bool* filled;    // [places]: which of them are steps of a row
     T* gx;           // [tiles, places, kPanel]
     T* product;      // [rows, panel]: of one tile
     int64_t bytes;
   };
-  Desk desk(const Plan& plan, void* base) const {
+  ThreadScratch thread_scratch(const Partition& parts, void* base) const {
     const Sequence& q = p_.seq;
-    const int64_t rows = least(kBlockRows, q.starts ? q.B : (q.B + plan.row_parts - 1) / plan.row_parts);
-    const int64_t tiles = (directions_[0].hidden.tiles() + plan.unit_parts - 1) / plan.unit_parts;
+    const int64_t rows = least(kBlockRows, q.starts ? q.B : (q.B + parts.row_parts - 1) / parts.row_parts);
+    const int64_t tiles = (directions_[0].hidden.tiles() + parts.unit_parts - 1) / parts.unit_parts;
     const int64_t row = most(1, rows * most(tiles * kPanel, padded(p_.I)));
     Arena arena(base);
-    Desk mine{};
-    mine.places = rows * most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
-    mine.now = arena.take<Now>(rows);
-    mine.x = arena.take<F>(mine.places * padded_factors(p_.I));
-    mine.filled = arena.take<bool>(mine.places);
-    mine.gx = arena.take<T>(tiles * mine.places * kPanel);
-    mine.product = arena.take<T>(rows * kMaxVectors * kLanes);
-    mine.bytes = arena.used();
-    return mine;
+    ThreadScratch scratch{};
+    scratch.places = rows * most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
+    scratch.now = arena.take<RowStep>(rows);
+    scratch.x = arena.take<F>(scratch.places * padded_factors(p_.I));
+    scratch.filled = arena.take<bool>(scratch.places);
+    scratch.gx = arena.take<T>(tiles * scratch.places * kPanel);
+    scratch.product = arena.take<T>(rows * kMaxVectors * kLanes);
+    scratch.bytes = arena.used();
+    return scratch;
   }
 
   void prepare_bias(int64_t d) {
@@ -148,41 +142,43 @@ class ForwardLoop : LoopBase<IO> {
         const V input = load_or_zero(p_.b_ih[d], g * q.H + i, left(q.H, i));
         const V hidden = load_or_zero(p_.b_hh[d], g * q.H + i, left(q.H, i));
         T* bias = directions_[d].bias[0] + g * padded(q.H) + i;
-        store(bias, apart(g) ? input : input + hidden);
-        if (apart(g)) store(directions_[d].bias[1] + g * padded(q.H) + i, hidden);
+        store(bias, split(g) ? input : input + hidden);
+        if (split(g)) store(directions_[d].bias[1] + g * padded(q.H) + i, hidden);
       }
     }
   }
-  static constexpr bool apart(int gate) { return gate >= Cell::G - Cell::A; }
+  // A split gate needs its hidden part by itself, not only added to gx.
+  static constexpr bool split(int gate) { return gate >= Cell::G - Cell::A; }
 
   // Rows first to last through all steps of direction d.
-  void run_block(int64_t d, int64_t first, int64_t last, const Share& share, const Desk& mine, Barrier& barrier) {
+  void run_block(int64_t d, int64_t first, int64_t last, const Share& share, const ThreadScratch& scratch,
+                 Barrier& barrier) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t tile = mine.places * kPanel;
-    const auto active = [&](int64_t r) { return mine.now[r].active; };
+    const int64_t tile = scratch.places * kPanel;
+    const auto active = [&](int64_t r) { return scratch.now[r].active; };
     int64_t projected = 0, at = 0;  // steps whose input is, and the place in their chunk
     for (int64_t s = 0; s < q.T; ++s) {
       const int64_t rows = present(first, last, s);
       if (rows == 0) break;  // of packed rows, none goes on
       if (s == projected) {
-        projected = project_input(d, first, last, s, share, mine);
+        projected = project_input(d, first, last, s, share, scratch);
         at = 0;
       }
-      for (int64_t r = 0; r < rows; ++r) mine.now[r] = look(d, first + r, s);
-      const T* gx = mine.gx + at * kPanel - share.begin(dir.hidden.tiles()) * tile;
+      for (int64_t r = 0; r < rows; ++r) scratch.now[r] = RowStep::forward(q, d, rows_[first + r], s);
+      const T* gx = scratch.gx + at * kPanel - share.begin(dir.hidden.tiles()) * tile;
       at += rows;
       const F* h = dir.h[s & 1] + first * padded_factors(q.R);
-      Base::for_tiles(dir.hidden, h, padded_factors(q.R), rows, share, mine.product, active,
+      Base::for_tiles(dir.hidden, h, padded_factors(q.R), rows, share, scratch.product, active,
                       [&](int64_t r, int64_t j, const T* gh) {
                         const State now = state(dir, first + r, s);
                         for (int u = 0; u < kWidth; ++u) {
                           const int64_t i = (j * kWidth + u) * kLanes;
                           const T* input = gx + j * tile + r * kPanel + u * kLanes;
                           if (i + kLanes <= q.H) {
-                            cell<true>(dir, mine.now[r], now, i, input, gh + u * kLanes);
+                            cell<true>(dir, scratch.now[r], now, i, input, gh + u * kLanes);
                           } else if (i < q.H) {
-                            cell<false>(dir, mine.now[r], now, i, input, gh + u * kLanes);
+                            cell<false>(dir, scratch.now[r], now, i, input, gh + u * kLanes);
                           }
                         }
                       });
@@ -190,8 +186,8 @@ class ForwardLoop : LoopBase<IO> {
       if (!dir.raw) continue;
       const F* raw = dir.raw + first * padded_factors(q.H);
       Base::for_tiles(
-          dir.projection, raw, padded_factors(q.H), rows, share, mine.product, active,
-          [&](int64_t r, int64_t j, const T* out) { project(mine.now[r], state(dir, first + r, s), j, out); });
+          dir.projection, raw, padded_factors(q.H), rows, share, scratch.product, active,
+          [&](int64_t r, int64_t j, const T* out) { project(scratch.now[r], state(dir, first + r, s), j, out); });
       barrier.wait(share.size);
     }
     for (int64_t b = first + share.rank; b < last; b += share.size) {
@@ -203,11 +199,6 @@ class ForwardLoop : LoopBase<IO> {
     }
   }
 
-  Now look(int64_t d, int64_t b, int64_t s) const {
-    const Place at = p_.seq.place(d, rows_[b], s);
-    return {at.n, at.active, s + 1 < rows_[b].length && p_.seq.cut_before(d, rows_[b], s + 1)};
-  }
-
   // How many of the rows first to last take part in step s: all of them, some perhaps in their padding; of packed rows
   // those that reach it.
   int64_t present(int64_t first, int64_t last, int64_t s) const {
@@ -217,24 +208,25 @@ class ForwardLoop : LoopBase<IO> {
 
   // W_ih x of as many steps from s on as a chunk has places for, of rows first to last and this share's units. Returns
   // the step after the last.
-  int64_t project_input(int64_t d, int64_t first, int64_t last, int64_t s, const Share& share, const Desk& mine) const {
+  int64_t project_input(int64_t d, int64_t first, int64_t last, int64_t s, const Share& share,
+                        const ThreadScratch& scratch) const {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     const int64_t stride = padded_factors(p_.I);
     int64_t m = 0;
     for (; s < q.T; ++s) {
       const int64_t end = first + present(first, last, s);
-      if (m + end - first > mine.places) break;
+      if (m + end - first > scratch.places) break;
       for (int64_t b = first; b < end; ++b, ++m) {
-        mine.filled[m] = s < rows_[b].length;
-        if (!mine.filled[m]) continue;
-        Base::copy_factors(p_.input(q.position(d, rows_[b], s), b), p_.I, mine.x + m * stride);
+        scratch.filled[m] = s < rows_[b].length;
+        if (!scratch.filled[m]) continue;
+        Base::copy_factors(p_.input(q.position(d, rows_[b], s), b), p_.I, scratch.x + m * stride);
       }
     }
-    const auto filled = [&](int64_t r) { return mine.filled[r]; };
+    const auto filled = [&](int64_t r) { return scratch.filled[r]; };
     const int64_t begin = share.begin(dir.input.tiles()), end = share.end(dir.input.tiles());
     for (int64_t j = begin; j < end; ++j)
-      multiply(dir.input, j, mine.x, stride, m, mine.gx + (j - begin) * mine.places * kPanel, filled);
+      multiply(dir.input, j, scratch.x, stride, m, scratch.gx + (j - begin) * scratch.places * kPanel, filled);
     return s;
   }
 
@@ -255,56 +247,44 @@ class ForwardLoop : LoopBase<IO> {
     if constexpr (Base::kRounds) store(state.rounded + i, h, n);
   }
 
-  // One step of kLanes units of a row from unit i on, of which H - i exist where not all do. A row past its end stands
-  // still, and its outputs are zero. gx, gh: [G, kWidth, lanes].
+  // One step of kLanes units of a row from unit i on; only H - i of them exist if not `all`.
+  // gx, gh: [G, kWidth, lanes].
   template <bool all>
-  void cell(const Direction& dir, const Now& now, const State& state, int64_t i, const T* gx_tile, const T* gh_tile) {
+  void cell(const Direction& dir, const RowStep& now, const State& state, int64_t i, const T* gx, const T* gh) {
     const Sequence& q = p_.seq;
     const int n = all ? kLanes : int(q.H - i);
     T* c = Cell::S > 1 ? dir.c + state.b * padded(q.H) + i : nullptr;
-    V next[Cell::S], saved[Cell::K + 1];
+    ForwardUnit<Cell, IO> unit;
     if (now.active) {
-      V gx[Cell::G], gh[Cell::G], prev[Cell::S];
       for (int g = 0; g < Cell::G; ++g) {
-        gx[g] = load(gx_tile + g * kWidth * kLanes) + load(dir.bias[0] + g * padded(q.H) + i);
-        gh[g] = load(gh_tile + g * kWidth * kLanes);
-        if (apart(g)) gh[g] += load(dir.bias[1] + g * padded(q.H) + i);
+        unit.gx[g] = load(gx + g * kWidth * kLanes) + load(dir.bias[0] + g * padded(q.H) + i);
+        unit.gh[g] = load(gh + g * kWidth * kLanes);
+        if (split(g)) unit.gh[g] += load(dir.bias[1] + g * padded(q.H) + i);
       }
-      prev[0] = dir.raw ? V(T(0)) : load(state.h + i);
-      if constexpr (Cell::S > 1) prev[1] = load(c);
-      Cell::forward(gx, gh, prev, next, saved);
-      if constexpr (Cell::S > 1) store(c, now.cut ? V(T(0)) : next[1]);
-      if (dir.raw) {
-        store(dir.raw + state.b * padded_factors(q.H) + i, next[0], n);
-      } else {
-        keep(state, i, now.cut ? V(T(0)) : next[0], n);
-      }
+    }
+    unit.prev[0] = dir.raw ? V(T(0)) : load(state.h + i);
+    if constexpr (Cell::S > 1) unit.prev[1] = load(c);
+
+    unit.run(now);
+
+    if (dir.raw) {
+      store(dir.raw + state.b * padded_factors(q.H) + i, unit.next[0], n);
     } else {
-      for (V& x : saved) x = V(T(0));
-      for (V& x : next) x = V(T(0));
-      if (!dir.raw) keep(state, i, load(state.h + i), n);
+      keep(state, i, unit.state(now, 0), n);
     }
-    for (int k = 0; p_.saved && k < Cell::K; ++k) store(p_.saved + (now.n * Cell::K + k) * q.H + i, saved[k], n);
-    if constexpr (Cell::S > 1) {
-      if (p_.c) store(p_.c + now.n * q.H + i, next[1], n);
-    }
-    if (!dir.raw) {
-      store(p_.y + now.n * q.R + i, next[0], n);
-    } else if (p_.h_raw) {
-      store(p_.h_raw + now.n * q.H + i, next[0], n);
-    }
+    if constexpr (Cell::S > 1) store(c, unit.state(now, 1));
+    unit.write(p_, now, i, n, dir.raw);
   }
 
   // The projected units of tile j of a row. out [vectors, lanes].
-  void project(const Now& now, const State& state, int64_t j, const T* out) {
+  void project(const RowStep& now, const State& state, int64_t j, const T* out) {
     const Sequence& q = p_.seq;
     for (int u = 0; u < kMaxVectors; ++u) {
       const int64_t i = (j * kMaxVectors + u) * kLanes;
       if (i >= q.R) break;
       const V value = now.active ? load(out + u * kLanes) : V(T(0));
       store(p_.y + now.n * q.R + i, value, left(q.R, i));
-      const V kept = now.active ? value : load(state.h + i);
-      keep(state, i, now.cut ? V(T(0)) : kept, left(q.R, i));
+      keep(state, i, now.active ? now.handed_on(value) : load(state.h + i), left(q.R, i));
     }
   }
 
@@ -312,7 +292,7 @@ class ForwardLoop : LoopBase<IO> {
   Arena arena_;
   Row* rows_;
   Direction directions_[kMaxDirections];
-  char* desks_;
+  char* scratch_;
 };
 
 }  // namespace rnn::cpu::RNN_ISA

@@ -3,7 +3,7 @@
 
 #include "common/layout.h"
 #include "common/storage.h"
-#include "cpu/crew.h"
+#include "cpu/thread_budget.h"
 
 namespace rnn::cpu {
 
@@ -12,7 +12,7 @@ using Allocate = void* (*)(int64_t bytes, void* context);
 
 struct Launch {
   int cell;  // number in AllCells, where there is one
-  Crew& crew;
+  ThreadBudget& threads;
   Allocate allocate;
   void* context;
 };
@@ -34,7 +34,7 @@ struct Entry {
   void (*backward)(const Launch&, const Backward<IO>&);
   void (*rows)(const Launch&, const Rows<IO>&);
   // A single step of one direction, T == 1, without lengths, resets, projection and bounds; units first to last. Given
-  // gh [B, G*H], W_hh h, it takes W_ih x from gx; else it computes both products, of a batch of one row.
+  // gh [B, G*H], W_hh h, it takes W_ih x from gx; else it computes both products, row by row.
   void (*forward_step)(int cell, const Forward<IO>&, const IO* gh, int64_t first, int64_t last);
   // Leaves the gradients of gh behind, [B, G*H], and in dh0 what goes around W_hh.
   void (*backward_step)(int cell, const Backward<IO>&, Arithmetic<IO>* dgh, int64_t first, int64_t last);

@@ -4,23 +4,22 @@
 #include <type_traits>
 
 #include "common/layout.h"
-#include "cpu/math.h"
+#include "cpu/arena.h"
+#include "cpu/barrier.h"
 #include "cpu/multiply.h"
-#include "cpu/team.h"
+#include "cpu/partition.h"
+#include "cpu/unit.h"
 
 namespace rnn::cpu::RNN_ISA {
 
 template <class IO>
-struct LoopBase {
-  using T = Arithmetic<IO>;
+struct LoopBase : Lanes<IO> {
+  using typename Lanes<IO>::T, typename Lanes<IO>::V;
+  using Lanes<IO>::kLanes, Lanes<IO>::left;
   using F = Factor<IO>;
-  using V = Vec<T>;
-  static constexpr int kLanes = V::kLanes;
 
   // Rows of the arithmetic type are padded to whole vectors; rows of the storage type are not.
   static int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-  static int left(int64_t n, int64_t i) { return n - i < kLanes ? int(n - i) : kLanes; }
-  static V load_or_zero(const IO* p, int64_t offset, int n) { return p ? load(p + offset, n) : V(T(0)); }
 
   // A row of factors of products: in what products take, padded with zeros to whole steps of theirs.
   static constexpr bool kRounds = !std::is_same_v<F, T>;
@@ -50,25 +49,25 @@ struct LoopBase {
     }
   }
 
-  static Plan plan(const Sequence& q, const Panels<F>& w, int gates, int threads) {
+  static Partition partition(const Sequence& q, const Panels<F>& w, int gates, int threads) {
     const int64_t rows = q.starts ? most(1, q.starts[q.T] / q.steps()) : q.rows();  // of a step, on the average
-    return Plan::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(F)),
-                      rows * q.R * q.H * gates);
+    return Partition::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(F)),
+                           rows * q.R * q.H * gates);
   }
 
   struct Range {
     int64_t first, last;
   };
   // The rows of a share: as many for each, or, where packed rows have steps of their own, as many steps.
-  static Range rows_of(const Sequence& q, const Row* rows, int64_t count, const Plan& plan, const Share& share) {
+  static Range rows_of(const Sequence& q, const Row* rows, int64_t count, const Partition& parts, const Share& share) {
     if (!q.starts) return {share.first_row, share.last_row};
-    if (plan.row_parts == 1) return {0, count};
-    const int64_t part = share.group % plan.row_parts;
+    if (parts.row_parts == 1) return {0, count};
+    const int64_t part = share.group % parts.row_parts;
     Range range{count, count};
     int64_t steps = 0;
     for (int64_t r = 0; r < count; ++r) {
-      if (steps * plan.row_parts >= q.starts[q.T] * part && range.first == count) range.first = r;
-      if (steps * plan.row_parts >= q.starts[q.T] * (part + 1)) {
+      if (steps * parts.row_parts >= q.starts[q.T] * part && range.first == count) range.first = r;
+      if (steps * parts.row_parts >= q.starts[q.T] * (part + 1)) {
         range.last = r;
         break;
       }

@@ -72,8 +72,8 @@ void check_values(const Steps& steps, const Sizes& n) {
 template <class Run>
 void with_launch(int cell, Run&& run) {
   Workspace workspace;
-  Crew crew(at::in_parallel_region() ? 1 : at::get_num_threads());
-  run(Launch{cell, crew, Workspace::allocate, &workspace});
+  ThreadBudget threads(at::in_parallel_region() ? 1 : at::get_num_threads());
+  run(Launch{cell, threads, Workspace::allocate, &workspace});
 }
 
 template <class IO>

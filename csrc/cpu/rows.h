@@ -25,7 +25,7 @@ class RowsLoop : LoopBase<IO> {
 
   int64_t workspace_bytes() const { return arena_.used(); }
 
-  Plan plan(int threads) const {
+  Partition partition(int threads) const {
     constexpr int64_t kWorkPerThread = 64 << 10;
     const int64_t useful = least(threads, 1 + p_.rows * p_.units * p_.K / kWorkPerThread);
     const int64_t row_parts = most(1, least(useful, p_.rows / kMaxRows));
@@ -36,7 +36,7 @@ class RowsLoop : LoopBase<IO> {
     for (int64_t j = thread; j < weights_.tiles(); j += threads) weights_.pack(p_.w, j);
   }
 
-  void run(const Plan&, const Share& share, Barrier&) {
+  void run(const Partition&, const Share& share, Barrier&) {
     alignas(64) T product[kBlockRows * kMaxVectors * kLanes];
     for (int64_t first = share.first_row; first < share.last_row; first += kBlockRows) {
       const int64_t n = least(kBlockRows, share.last_row - first);

@@ -36,22 +36,6 @@ bool is_single(const Layer& a, at::ScalarType type) {
   return n.T == 1 && n.D == 1 && rows && !a.call.lengths && !a.call.reset && a.w.w_hr.empty();
 }
 
-// The step of row b alone; what it reads is contiguous.
-template <class IO>
-Forward<IO> of_row(Forward<IO> p, int64_t b, int64_t saved) {
-  const int64_t R = b * p.seq.R, H = b * p.seq.H;
-  p.seq.B = 1;
-  p.x += b * p.I;
-  p.h0 += R;
-  p.y += R;
-  p.h_n += R;
-  if (p.c0) p.c0 += H;
-  if (p.c_n) p.c_n += H;
-  if (p.c) p.c += H;
-  if (p.saved) p.saved += b * saved;
-  return p;
-}
-
 }  // namespace
 
 bool is_single_step(const ForwardLayer& a) {
@@ -64,22 +48,21 @@ bool is_single_step(const BackwardLayer& a) {
 template <class IO>
 void run_single(const ForwardLayer& a, const Entry<IO>& entry) {
   const Sizes& n = a.n;
-  const int64_t gates = a.cell.G * n.H, saved = a.saved.numel() ? a.cell.K * n.H : 0;
-  if (row_by_row(n, a.x.scalar_type())) {
-    const Tensor x = a.x.contiguous();
-    Forward<IO> p = parameters<IO>(a);
-    p.x = pointer<const IO>(x);
-    share_out(n.H, n.B * a.cell.G * (n.I + n.H), [&](int64_t first, int64_t last) {
-      for (int64_t b = 0; b < n.B; ++b) entry.forward_step(a.cell.number, of_row(p, b, saved), nullptr, first, last);
-    });
-    return;
+  const bool row = row_by_row(n, a.x.scalar_type());
+  const int64_t gates = a.cell.G * n.H;
+  const Tensor x = row ? a.x.contiguous() : a.x;
+  Tensor gx, gh;
+  if (!row) {
+    gx = a.saved.numel() == n.B * gates ? a.saved.view({n.B, gates}) : empty({n.B, gates}, a.x);
+    gh = empty({n.B, gates}, a.x);
+    at::mm_out(gx, x.reshape({n.B, n.I}), a.w.w_ih[0].t());
+    at::mm_out(gh, a.h0.view({n.B, n.H}), a.w.w_hh[0].t());
   }
-  Tensor gx = saved == gates ? a.saved.view({n.B, gates}) : empty({n.B, gates}, a.x), gh = empty({n.B, gates}, a.x);
-  at::mm_out(gx, a.x.reshape({n.B, n.I}), a.w.w_ih[0].t());
-  at::mm_out(gh, a.h0.view({n.B, n.H}), a.w.w_hh[0].t());
-  const Forward<IO> p = parameters<IO>(a, gx);
-  share_out(n.H, n.B * kWorkOfUnit, [&](int64_t first, int64_t last) {
-    entry.forward_step(a.cell.number, p, pointer<const IO>(gh), first, last);
+  Forward<IO> p = parameters<IO>(a, gx);
+  p.x = pointer<const IO>(x);
+  const int64_t work = row ? n.B * a.cell.G * (n.I + n.H) : n.B * kWorkOfUnit;
+  share_out(n.H, work, [&](int64_t first, int64_t last) {
+    entry.forward_step(a.cell.number, p, row ? nullptr : pointer<const IO>(gh), first, last);
   });
 }
 

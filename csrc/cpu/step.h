@@ -6,7 +6,7 @@
 
 #include "common/layout.h"
 #include "cpu/kernels.h"
-#include "cpu/math.h"
+#include "cpu/unit.h"
 
 namespace rnn::cpu::RNN_ISA {
 
@@ -23,14 +23,9 @@ V sums_of(V* v, std::index_sequence<l...>) {
 }
 
 template <class IO>
-struct Single {
-  using T = Arithmetic<IO>;
-  using V = Vec<T>;
-  static constexpr int kLanes = V::kLanes;
-
-  static int left(int64_t n, int64_t i) { return n - i < kLanes ? int(n - i) : kLanes; }
-
-  static V load_or_zero(const IO* p, int64_t offset, int n) { return p ? load(p + offset, n) : V(T(0)); }
+struct Single : Lanes<IO> {
+  using typename Lanes<IO>::T, typename Lanes<IO>::V;
+  using Lanes<IO>::kLanes, Lanes<IO>::left, Lanes<IO>::load_or_zero;
 
   // The products of x [K] with kLanes rows of w [rows, K], of which `rows` exist.
   static V dots(const IO* x, const IO* w, int64_t K, int rows) {
@@ -80,35 +75,33 @@ struct Single {
   }
 };
 
+// The step of row b: it is there, and nothing is reset.
+RNN_HD RowStep only_step(int64_t b) { return {b, true, false, false}; }
+
 template <class Cell, class IO>
 void forward_step(const Forward<IO>& p, const IO* hidden, int64_t first, int64_t last) {
   using S = Single<IO>;
-  using V = typename S::V;
   const int64_t H = p.seq.H;
   for (int64_t b = 0; b < p.seq.B; ++b) {
     for (int64_t i = first; i < last; i += S::kLanes) {
       const int n = S::left(H, i);
       const int64_t at = b * H + i;
-      V gx[Cell::G], gh[Cell::G], prev[Cell::S], next[Cell::S], saved[Cell::K + 1];
+      ForwardUnit<Cell, IO> unit;
       for (int g = 0; g < Cell::G; ++g) {
         const int64_t row = g * H + i, gate = b * Cell::G * H + row;
-        gx[g] = hidden ? load(p.gx + gate, n) : S::dots(p.x, p.w_ih[0] + row * p.I, p.I, n);
-        gh[g] = hidden ? load(hidden + gate, n) : S::dots(p.h0, p.w_hh[0] + row * H, H, n);
-        gx[g] += S::load_or_zero(p.b_ih[0], row, n);
-        gh[g] += S::load_or_zero(p.b_hh[0], row, n);
+        unit.gx[g] = hidden ? load(p.gx + gate, n) : S::dots(p.x + b * p.I, p.w_ih[0] + row * p.I, p.I, n);
+        unit.gh[g] = hidden ? load(hidden + gate, n) : S::dots(p.h0 + b * H, p.w_hh[0] + row * H, H, n);
+        unit.gx[g] += S::load_or_zero(p.b_ih[0], row, n);
+        unit.gh[g] += S::load_or_zero(p.b_hh[0], row, n);
       }
-      prev[0] = load(p.h0 + at, n);
-      if constexpr (Cell::S > 1) prev[1] = load(p.c0 + at, n);
+      unit.prev[0] = load(p.h0 + at, n);
+      if constexpr (Cell::S > 1) unit.prev[1] = load(p.c0 + at, n);
 
-      Cell::forward(gx, gh, prev, next, saved);
+      unit.run(only_step(b));
 
-      store(p.y + at, next[0], n);
-      store(p.h_n + at, next[0], n);
-      if constexpr (Cell::S > 1) {
-        store(p.c_n + at, next[1], n);
-        if (p.c) store(p.c + at, next[1], n);
-      }
-      for (int k = 0; p.saved && k < Cell::K; ++k) store(p.saved + (b * Cell::K + k) * H + i, saved[k], n);
+      store(p.h_n + at, unit.next[0], n);
+      if constexpr (Cell::S > 1) store(p.c_n + at, unit.next[1], n);
+      unit.write(p, only_step(b), i, n, false);
     }
   }
 }
@@ -116,35 +109,24 @@ void forward_step(const Forward<IO>& p, const IO* hidden, int64_t first, int64_t
 template <class Cell, class IO>
 void backward_step(const Backward<IO>& p, Arithmetic<IO>* dgh, int64_t first, int64_t last) {
   using S = Single<IO>;
-  using V = typename S::V;
   const int64_t H = p.seq.H;
   for (int64_t b = 0; b < p.seq.B; ++b) {
     for (int64_t i = first; i < last; i += S::kLanes) {
       const int n = S::left(H, i);
       const int64_t at = b * H + i;
-      V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dnext[Cell::S], dprev[Cell::S], dgates[2][Cell::G];
-      for (int k = 0; k < Cell::K; ++k) saved[k] = load(p.saved + (b * Cell::K + k) * H + i, n);
-      prev[0] = load(p.h0 + at, n);
-      next[0] = load(p.y + at, n);
-      dnext[0] = S::load_or_zero(p.dy, at, n) + S::load_or_zero(p.dh_n, at, n);
-      if constexpr (Cell::S > 1) {
-        prev[1] = load(p.c0 + at, n);
-        next[1] = load(p.c + at, n);
-        dnext[1] = S::load_or_zero(p.dc, at, n) + S::load_or_zero(p.dc_n, at, n);
-      }
+      BackwardUnit<Cell, IO> unit;
+      unit.read(p, only_step(b), StateBefore{false, true, b}, i, n, false);
+      unit.dnext[0] = unit.dout[0] + S::load_or_zero(p.dh_n, at, n);
+      if constexpr (Cell::S > 1) unit.dnext[1] = unit.dout[1] + S::load_or_zero(p.dc_n, at, n);
 
-      Cell::backward(saved, prev, next, dnext, dgates[0], dgates[1], dprev);
+      unit.run(only_step(b));
 
-      if (p.dh0) store(p.dh0 + at, dprev[0], n);
+      if (p.dh0) store(p.dh0 + at, unit.dprev[0], n);
       if constexpr (Cell::S > 1) {
-        if (p.dc0) store(p.dc0 + at, dprev[1], n);
+        if (p.dc0) store(p.dc0 + at, unit.dprev[1], n);
       }
-      IO* out = p.dgates + b * (Cell::G + Cell::A) * H + i;
-      for (int g = 0; g < Cell::G; ++g) {
-        store(out + g * H, dgates[0][g], n);
-        store(dgh + (b * Cell::G + g) * H + i, dgates[1][g], n);
-      }
-      for (int a = 0; a < Cell::A; ++a) store(out + (Cell::G + a) * H, dgates[1][Cell::G - Cell::A + a], n);
+      for (int g = 0; g < Cell::G; ++g) store(dgh + (b * Cell::G + g) * H + i, unit.dgh[g], n);
+      unit.write(p, only_step(b), i, n);
     }
   }
 }

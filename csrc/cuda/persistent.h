@@ -14,15 +14,19 @@
 namespace rnn::cuda {
 
 // tf32: whether products of float32 may run on tensor cores.
-inline Numbers numbers_of(at::ScalarType type, bool tf32) {
-  return type == at::kDouble     ? Numbers::kFloat64
-         : type == at::kBFloat16 ? Numbers::kBFloat16
-         : type == at::kHalf     ? Numbers::kFloat16
-         : tf32                  ? Numbers::kTF32
-                                 : Numbers::kFloat32;
+inline Precision precision_of(at::ScalarType type, bool tf32) {
+  return type == at::kDouble     ? Precision::kFloat64
+         : type == at::kBFloat16 ? Precision::kBFloat16
+         : type == at::kHalf     ? Precision::kFloat16
+         : tf32                  ? Precision::kTF32
+                                 : Precision::kFloat32;
 }
-inline Numbers numbers_of(const ForwardRun& all, bool tf32) { return numbers_of(all.call().x.scalar_type(), tf32); }
-inline Numbers numbers_of(const BackwardRun& all, bool tf32) { return numbers_of(all.call().y.scalar_type(), tf32); }
+inline Precision precision_of(const ForwardRun& all, bool tf32) {
+  return precision_of(all.call().x.scalar_type(), tf32);
+}
+inline Precision precision_of(const BackwardRun& all, bool tf32) {
+  return precision_of(all.call().y.scalar_type(), tf32);
+}
 inline bool bounds_norm(const ForwardRun&) { return false; }
 inline bool bounds_norm(const BackwardRun& all) { return all.call().clip == "norm"; }
 constexpr bool goes_back(const ForwardRun&) { return false; }
@@ -31,12 +35,12 @@ constexpr bool goes_back(const BackwardRun&) { return true; }
 // What persistent kernels do not take of a call, or null.
 template <class Run>
 const char* refusal(const Run& all) {
-  return refusal(numbers_of(all, false), all.projected(), bounds_norm(all));
+  return refusal(precision_of(all, false), all.projected(), bounds_norm(all));
 }
 template <class Run>
 Kernel kernel_of(const Run& all, bool tf32) {
   const CellInfo& cell = all.cell();
-  return kernel_of(cell.G, cell.A, cell.S, goes_back(all), numbers_of(all, tf32), bounds_norm(all));
+  return kernel_of(cell.G, cell.A, cell.S, goes_back(all), precision_of(all, tf32), bounds_norm(all));
 }
 template <class Run>
 Sequence sequence(const Run& all) {
@@ -81,7 +85,7 @@ void run_launches(const Stages& stages, const Plan& plan, const at::TensorOption
   const int64_t groups = stages[0].seq.D * int64_t(stages.size()) * l.groups;
   for (int64_t i = 0; i < plan.launches; ++i) {
     const Tensor global = at::zeros({groups * l.global_bytes}, options.dtype(at::kByte));
-    runner(stages, plan, Part{pointer<char>(global), i * l.groups * l.tiles * l.slices.rows});
+    runner(stages, plan, Part{pointer<char>(global), i * l.groups * l.tiles * l.message.rows});
   }
 }
 
@@ -96,7 +100,8 @@ void run_persistent(const ForwardLayer& a, const Plan& plan, const Runner& runne
 template <class Runner>
 void run_persistent(const BackwardLayer& a, const Plan& plan, const Runner& runner) {
   const bool flow = a.call.record;
-  const Tensor all_dh = at::zeros(flow ? a.n.shape({a.n.D, a.n.R}) : at::DimVector{0}, a.y.options().dtype(at::kDouble));
+  const Tensor all_dh =
+      at::zeros(flow ? a.n.shape({a.n.D, a.n.R}) : at::DimVector{0}, a.y.options().dtype(at::kDouble));
   dispatch_narrow(a.y.scalar_type(), [&]<class IO> {
     const BackwardStage<IO> stage{parameters<IO>(a), pointer<double>(all_dh), nullptr, nullptr, nullptr};
     run_launches(BackwardStages<IO>{stage}, plan, a.y.options(), runner);
@@ -112,7 +117,7 @@ void run_stack(ForwardRun& all, const Stack& stack, const Runner& runner) {
   for (int64_t first = 0; first < L; first += stack.stages) {
     const int64_t last = std::min(first + stack.stages, L);
     std::vector<ForwardLayer> layers;  // which keep what the launch reads
-    std::vector<Tensor> kept;  // too
+    std::vector<Tensor> kept;          // too
     dispatch_narrow(x.scalar_type(), [&]<class IO> {
       ForwardStages<IO> stages;
       for (int64_t l = first; l < last; ++l) {

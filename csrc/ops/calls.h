@@ -37,9 +37,8 @@ struct Settings {
   static constexpr auto fields() {
     return std::tuple(Field{"cell", &Settings::cell}, Field{"layers", &Settings::layers},
                       Field{"directions", &Settings::directions}, Field{"projected", &Settings::projected},
-                      Field{"merge_mode", &Settings::merge_mode},
-                      Field{"window", &Settings::window}, Field{"clip", &Settings::clip},
-                      Field{"bound", &Settings::bound});
+                      Field{"merge_mode", &Settings::merge_mode}, Field{"window", &Settings::window},
+                      Field{"clip", &Settings::clip}, Field{"bound", &Settings::bound});
   }
 };
 
@@ -78,17 +77,15 @@ struct OutputGradients {
 
 struct ForwardCall : Settings, Model, Steps {
   Tensor x;
-  OptionalTensor flow;  // [L, T, B, D], which backward fills with the norms of the gradients of all h
-  bool save = false;    // keep what backward needs, as is done without being asked for where a gradient is
+  OptionalTensor flow;      // [L, T, B, D], which backward fills with the norms of the gradients of all h
+  bool save = false;        // keep what backward needs, as is done without being asked for where a gradient is
   bool all_states = false;  // keep ys and c
   bool step = false;        // a cell's one step: parameters have its names in errors
 
   static constexpr auto fields() {
-    return std::tuple_cat(Settings::fields(), std::tuple(Field{"x", &ForwardCall::x}), Model::fields(),
-                          Steps::fields(),
+    return std::tuple_cat(Settings::fields(), std::tuple(Field{"x", &ForwardCall::x}), Model::fields(), Steps::fields(),
                           std::tuple(Field{"flow", &ForwardCall::flow}, Field{"save", &ForwardCall::save},
-                                     Field{"all_states", &ForwardCall::all_states},
-                                     Field{"step", &ForwardCall::step}));
+                                     Field{"all_states", &ForwardCall::all_states}, Field{"step", &ForwardCall::step}));
   }
 };
 struct ForwardOutputs {
@@ -103,20 +100,19 @@ struct ForwardOutputs {
 };
 
 struct BackwardCall : Settings, OutputGradients, Model, Steps {
-  Tensor y, ys, c, saved;  // what forward returned
-  bool record = false;     // the norms of the gradients of all h
-  bool initial = true;     // compute the gradients of h0 and c0
-  bool invariant = false;  // of the batch
+  Tensor y, ys, c, saved;   // what forward returned
+  bool record = false;      // the norms of the gradients of all h
+  bool initial = true;      // compute the gradients of h0 and c0
+  bool invariant = false;   // of the batch
   bool over_saved = false;  // no field of the op: which of the two it is
 
   static constexpr auto fields() {
-    return std::tuple_cat(
-        Settings::fields(), OutputGradients::fields(), Model::fields(),
-        std::tuple(Field{"y", &BackwardCall::y}, Field{"ys", &BackwardCall::ys}, Field{"c", &BackwardCall::c},
-                   Field{"saved", &BackwardCall::saved}),
-        Steps::fields(),
-        std::tuple(Field{"record", &BackwardCall::record}, Field{"initial", &BackwardCall::initial},
-                   Field{"invariant", &BackwardCall::invariant}));
+    return std::tuple_cat(Settings::fields(), OutputGradients::fields(), Model::fields(),
+                          std::tuple(Field{"y", &BackwardCall::y}, Field{"ys", &BackwardCall::ys},
+                                     Field{"c", &BackwardCall::c}, Field{"saved", &BackwardCall::saved}),
+                          Steps::fields(),
+                          std::tuple(Field{"record", &BackwardCall::record}, Field{"initial", &BackwardCall::initial},
+                                     Field{"invariant", &BackwardCall::invariant}));
   }
 };
 struct BackwardOutputs {
@@ -138,10 +134,9 @@ struct GradientsCall : Settings, OutputGradients, Model, Steps {
   bool record = false;
 
   static constexpr auto fields() {
-    return std::tuple_cat(
-        Settings::fields(), OutputGradients::fields(), std::tuple(Field{"x", &GradientsCall::x}), Model::fields(),
-        Steps::fields(),
-        std::tuple(Field{"wanted", &GradientsCall::wanted}, Field{"record", &GradientsCall::record}));
+    return std::tuple_cat(Settings::fields(), OutputGradients::fields(), std::tuple(Field{"x", &GradientsCall::x}),
+                          Model::fields(), Steps::fields(),
+                          std::tuple(Field{"wanted", &GradientsCall::wanted}, Field{"record", &GradientsCall::record}));
   }
 };
 struct GradientsOutputs {

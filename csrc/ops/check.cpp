@@ -113,8 +113,8 @@ Sizes sizes_of_states(const Call& call, const CellInfo& cell, const Weights& wei
   TORCH_CHECK(n.H == n.R || projected, "h0: expected the hidden size of c0, ", n.H,
               ", where there is no projection, got ", n.R);
   // Only a cell that never asks for its own h can be projected.
-  TORCH_CHECK_VALUE(!projected || cell.S > 1, "w_hr: a projection needs a cell with a state beside h, got '",
-                    cell.name, "'");
+  TORCH_CHECK_VALUE(!projected || cell.S > 1, "w_hr: a projection needs a cell with a state beside h, got '", cell.name,
+                    "'");
   return n;
 }
 
@@ -181,8 +181,7 @@ Sizes check(BackwardCall& call) {
     like.optional(call.dc, "dc", every(n.H), "layers, time, batch, directions, hidden");
     like.tensor(call.c, "c", every(n.H), "layers, time, batch, directions, hidden");
   }
-  if (cell.K)
-    like.tensor(call.saved, "saved", every(cell.K * n.H), "layers, time, batch, directions, saved * hidden");
+  if (cell.K) like.tensor(call.saved, "saved", every(cell.K * n.H), "layers, time, batch, directions, saved * hidden");
   if (call.over_saved) {
     TORCH_CHECK_VALUE(cell.fits_over_saved(), "saved: a cell '", cell.name,
                       "' saves values of another size than the gradients of its gates. Call sequence_backward.");

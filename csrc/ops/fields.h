@@ -34,11 +34,11 @@ namespace detail {
 // How schemas name a type, and how the dispatcher hands over a value of it.
 template <class T>
 struct SchemaType;
-#define RNN_SCHEMA_TYPE(T, text, argument) \
-  template <>                              \
-  struct SchemaType<T> {                   \
+#define RNN_SCHEMA_TYPE(T, text, argument)    \
+  template <>                                 \
+  struct SchemaType<T> {                      \
     static constexpr const char* name = text; \
-    using Argument = argument;             \
+    using Argument = argument;                \
   };
 RNN_SCHEMA_TYPE(Tensor, "Tensor", const Tensor&)
 RNN_SCHEMA_TYPE(OptionalTensor, "Tensor?", const OptionalTensor&)
@@ -111,8 +111,7 @@ struct Op {
   using Call = Call_;
   using Outputs = Outputs_;
   using AllResults = decltype(detail::values(std::declval<Outputs>()));
-  using Results =
-      typename std::conditional_t<kWrites, detail::Tail<AllResults>, std::type_identity<AllResults>>::type;
+  using Results = typename std::conditional_t<kWrites, detail::Tail<AllResults>, std::type_identity<AllResults>>::type;
   using Dispatched = detail::Dispatched<Call, decltype(Call::fields())>;
   using Signature = typename Dispatched::template Signature<Results>;
   using Handle = c10::TypedOperatorHandle<Signature>;
@@ -129,8 +128,7 @@ struct Op {
     return std::apply([&](const auto&... field) { return op.call(call.*field.member...); }, Call::fields());
   }
   static Results redispatch(const Handle& op, c10::DispatchKeySet keys, const Call& call) {
-    return std::apply([&](const auto&... field) { return op.redispatch(keys, call.*field.member...); },
-                      Call::fields());
+    return std::apply([&](const auto&... field) { return op.redispatch(keys, call.*field.member...); }, Call::fields());
   }
   static Results results(Outputs&& outputs) {
     AllResults all = detail::values(std::move(outputs));

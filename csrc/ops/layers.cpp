@@ -130,8 +130,7 @@ BackwardRun::BackwardRun(BackwardCall& call)
   const auto options = call.y.options();
   const auto wide = options.dtype(call.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   const auto kept = [&](bool yes, at::IntArrayRef shape) { return fresh(yes ? shape : at::IntArrayRef{0}, options); };
-  out_.dgates =
-      call.over_saved ? call.saved : fresh(n_.shape_of(n_.L, {n_.D, (cell_.G + cell_.A) * n_.H}), options);
+  out_.dgates = call.over_saved ? call.saved : fresh(n_.shape_of(n_.L, {n_.D, (cell_.G + cell_.A) * n_.H}), options);
   out_.dh0 = kept(call.initial, {n_.L * n_.D, n_.B, n_.R});
   out_.dc0 = kept(call.initial && cell_.S > 1, {n_.L * n_.D, n_.B, n_.H});
   out_.dproj = kept(weights_.has(kWHr), n_.shape_of(n_.L, {n_.D, n_.R}));

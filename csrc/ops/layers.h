@@ -18,8 +18,8 @@ struct LayerWeights {
   List w_ih, w_hh, b_ih, b_hh, w_hr;
 };
 
-// What a backend is asked to do for one layer; shapes as in layout.h. It writes the outputs, of which those that are not
-// kept are empty.
+// What a backend is asked to do for one layer; shapes as in layout.h. It writes the outputs, of which those that are
+// not kept are empty.
 struct ForwardLayer {
   const ForwardCall& call;
   const CellInfo& cell;

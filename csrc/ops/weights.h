@@ -33,9 +33,7 @@ class Weights {
   int64_t index(Weight kind, int64_t layer, int64_t direction) const {
     return (layer * directions_ + direction) * each_ + places_[kind];
   }
-  const Tensor& get(Weight kind, int64_t layer, int64_t direction) const {
-    return all_[index(kind, layer, direction)];
-  }
+  const Tensor& get(Weight kind, int64_t layer, int64_t direction) const { return all_[index(kind, layer, direction)]; }
   // Of all layers from this one on.
   TensorList from(int64_t layer) const { return all_.slice(layer * directions_ * each_); }
 

@@ -16,9 +16,7 @@ py::object given(const OptionalTensor& t) { return t ? py::cast(*t) : py::none()
 py::object bytes(const OptionalTensor& t) { return t ? py::cast(t->view(at::kByte)) : py::none(); }
 
 // What all directions have, as one tensor with a dimension for them in front.
-Tensor stacked(const LayerWeights::List& parts) {
-  return parts.size() == 1 ? parts[0].unsqueeze(0) : at::stack(parts);
-}
+Tensor stacked(const LayerWeights::List& parts) { return parts.size() == 1 ? parts[0].unsqueeze(0) : at::stack(parts); }
 
 void launch(const char* pass, c10::Device device, const py::dict& arguments) {
   c10::OptionalDeviceGuard guard;

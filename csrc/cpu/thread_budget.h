@@ -4,13 +4,15 @@
 
 #include <cstdint>
 
+#include "cpu/contention.h"
+
 namespace rnn::cpu {
 
 // Threads at work, and the cores that they share.
 struct Process {
   alignas(64) int at_work;
   int cores;
-  int64_t stalled_until;  // in nanoseconds()
+  Contention contention;  // read and written number by number: calls that end together may lose one's gain
 
   int working() const { return __atomic_load_n(&at_work, __ATOMIC_RELAXED); }
   // More threads than cores: whoever spins keeps somebody from working.
@@ -18,22 +20,19 @@ struct Process {
 };
 extern Process process;
 
-// The threads of one call, from its start to its end. A call that is alone takes all it wants; beside others it takes
-// the cores that are left, and one thread at least.
-class Crew {
+// The threads that one call may use, from its start to its end; contention.h says how many.
+class ThreadBudget {
  public:
-  explicit Crew(int wanted);
-  ~Crew() { keep(0); }
-  Crew(const Crew&) = delete;
-  Crew& operator=(const Crew&) = delete;
+  explicit ThreadBudget(int wanted);
+  ~ThreadBudget() { keep(0); }
+  ThreadBudget(const ThreadBudget&) = delete;
+  ThreadBudget& operator=(const ThreadBudget&) = delete;
 
   int size() const { return size_; }
   void keep(int size);  // gives back all above this number
 
-  // After a call that took so long, each of whose threads but one waited so long. Once calls have lost by waiting what
-  // the last ones gained over one thread, since other processes keep threads from their cores, the next calls of the
-  // process run in one thread each, for a while that doubles as long as the machine stays as busy.
-  void judge(int64_t nanoseconds, int64_t waited) const;
+  // After a call in all of these threads that took so long, each of which but one waited so long.
+  void report(int64_t took, int64_t waited) const;
 
  private:
   int size_;

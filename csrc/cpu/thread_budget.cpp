@@ -1,4 +1,4 @@
-#include "cpu/crew.h"
+#include "cpu/thread_budget.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -16,7 +16,7 @@
 
 namespace rnn::cpu {
 
-Process process{0, 1, 0};
+Process process{0, 1, {}};
 
 namespace {
 
@@ -40,9 +40,15 @@ thread_local bool forked = false;
   process.at_work = 0;
 });
 
-bool stalled() {
-  const int64_t until = __atomic_load_n(&process.stalled_until, __ATOMIC_RELAXED);
-  return until && nanoseconds() < until;
+Contention contention() {
+  const Contention& c = process.contention;
+  const auto get = [](const int64_t& x) { return __atomic_load_n(&x, __ATOMIC_RELAXED); };
+  return {get(c.gained), get(c.pause), get(c.until)};
+}
+
+bool paused() {
+  const Contention c = contention();
+  return c.until && c.paused(nanoseconds());  // no look at the clock where there never was a pause
 }
 
 }  // namespace
@@ -53,38 +59,30 @@ int64_t nanoseconds() {
   return t.tv_sec * int64_t(1000000000) + t.tv_nsec;
 }
 
-Crew::Crew(int wanted) : size_(1) {
-  if (forked || (wanted > 1 && stalled())) wanted = 1;
+ThreadBudget::ThreadBudget(int wanted) : size_(1) {
+  if (forked || (wanted > 1 && paused())) wanted = 1;
   if (wanted > 1) __atomic_store_n(&process.cores, count_cores(), __ATOMIC_RELAXED);
   int at_work = process.working();
   do {
-    const int left = __atomic_load_n(&process.cores, __ATOMIC_RELAXED) - at_work;
-    size_ = at_work == 0 ? wanted : std::max(1, std::min(wanted, left));
+    size_ = threads_granted(wanted, at_work, __atomic_load_n(&process.cores, __ATOMIC_RELAXED));
   } while (!__atomic_compare_exchange_n(&process.at_work, &at_work, at_work + size_, false, __ATOMIC_RELAXED,
                                         __ATOMIC_RELAXED));
 }
 
-void Crew::keep(int size) {
+void ThreadBudget::keep(int size) {
   if (size >= size_) return;
   __atomic_fetch_sub(&process.at_work, size_ - size, __ATOMIC_RELAXED);
   size_ = size;
 }
 
-void Crew::judge(int64_t took, int64_t waited) const {
-  constexpr int64_t kLongCall = 5'000'000, kMostGained = 20'000'000;
-  constexpr int64_t kShortest = 20'000'000, kLongest = 160'000'000;
-  static int64_t gained = 0, pause = 0;
-  const int64_t now = nanoseconds(), until = __atomic_load_n(&process.stalled_until, __ATOMIC_RELAXED);
-  if (process.crowded() || now < until) return;  // the latter: another call has noticed before
-  if (took - waited > kLongCall) return;         // lasts many time slices, and gets more of them with more threads
-  const int64_t alone = (took - waited) * size_;
-  const int64_t sum = std::min(__atomic_load_n(&gained, __ATOMIC_RELAXED) + alone - took, kMostGained);
-  __atomic_store_n(&gained, std::max<int64_t>(sum, 0), __ATOMIC_RELAXED);
-  if (sum >= 0) return;
-  const int64_t before = __atomic_load_n(&pause, __ATOMIC_RELAXED);
-  const int64_t next = now - until < before ? std::min(2 * before, kLongest) : kShortest;
-  __atomic_store_n(&pause, next, __ATOMIC_RELAXED);
-  __atomic_store_n(&process.stalled_until, now + next, __ATOMIC_RELAXED);
+void ThreadBudget::report(int64_t took, int64_t waited) const {
+  if (process.crowded()) return;  // its threads waited for those of other calls of this process
+  const Contention before = contention(), next = before.after({took, waited, size_}, nanoseconds());
+  const auto set = [](int64_t& x, int64_t value) { __atomic_store_n(&x, value, __ATOMIC_RELAXED); };
+  set(process.contention.gained, next.gained);
+  if (next.until == before.until) return;  // or a pause that another call has just begun would end here
+  set(process.contention.pause, next.pause);
+  set(process.contention.until, next.until);
 }
 
 #if defined(__linux__)

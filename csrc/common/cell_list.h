@@ -1,0 +1,92 @@
+// Which cells there are, and how a cell's number leads to its struct.
+#pragma once
+
+#include "cells.h"
+
+namespace rnn {
+
+// Every cell there is. A cell's number is its place in this list.
+template <class... Cells>
+struct CellList {};
+using AllCells = CellList<RNNTanh, RNNRelu, RNNSigmoid, LSTM, GRU>;
+
+// Calls f(Cell{}) for the cell with this number; returns false where there is none.
+template <class F, class... Cells>
+bool dispatch_cell(int number, F&& f, CellList<Cells...>) {
+  int i = 0;
+  return ((i++ == number ? (f(Cells{}), true) : false) || ...);
+}
+template <class F>
+bool dispatch_cell(int number, F&& f) {
+  return dispatch_cell(number, static_cast<F&&>(f), AllCells{});
+}
+
+// Calls f(Cell{}) for every cell, in the order of their numbers.
+template <class F, class... Cells>
+void for_each_cell(F&& f, CellList<Cells...>) {
+  (f(Cells{}), ...);
+}
+template <class F>
+void for_each_cell(F&& f) {
+  for_each_cell(static_cast<F&&>(f), AllCells{});
+}
+
+// Cells of the same numbers of gates and states as one: which of them it is, is said when it runs. A kernel for all
+// costs next to nothing where the cell is little of it.
+template <class First, class... Others>
+struct OneOf {
+  static constexpr int G = First::G, S = First::S, K = First::K, A = First::A;
+  static_assert(((G == Others::G && S == Others::S && K == Others::K && A == Others::A) && ...));
+  using Cells = CellList<First, Others...>;
+};
+using Elmans = OneOf<RNNTanh, RNNRelu, RNNSigmoid>;
+
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+
+template <class Cell, class... Cells>
+constexpr bool contains(CellList<Cells...>) {
+  return (same<Cell, Cells> || ...);
+}
+// A cell's place in the list.
+template <class Cell, class... Cells>
+constexpr int number_of(CellList<Cells...>) {
+  int i = 0;
+  bool before = true;
+  ((before = before && !same<Cell, Cells>, i += before), ...);
+  return i;
+}
+
+// The arithmetic of a cell, where it may be one of several; `number` is that of the cell.
+template <class Cell, class... Arguments>
+RNN_HD void cell_forward(Cell, int, Arguments... arguments) {
+  Cell::forward(arguments...);
+}
+template <class Cell, class... Arguments>
+RNN_HD void cell_backward(Cell, int, Arguments... arguments) {
+  Cell::backward(arguments...);
+}
+template <class... Cells, class... Arguments>
+RNN_HD void cell_forward(OneOf<Cells...>, int number, Arguments... arguments) {
+  ((number == number_of<Cells>(AllCells{}) ? Cells::forward(arguments...) : void()), ...);
+}
+template <class... Cells, class... Arguments>
+RNN_HD void cell_backward(OneOf<Cells...>, int number, Arguments... arguments) {
+  ((number == number_of<Cells>(AllCells{}) ? Cells::backward(arguments...) : void()), ...);
+}
+
+// Calls f(Cell{}) for the cell with this number, or for what it is one of; returns false where there is none.
+template <class F>
+bool dispatch_cell_or_group(int number, F&& f) {
+  return dispatch_cell(number, [&](auto cell) {
+    if constexpr (contains<decltype(cell)>(Elmans::Cells{})) {
+      f(Elmans{});
+    } else {
+      f(cell);
+    }
+  });
+}
+
+}  // namespace rnn
