@@ -28,18 +28,19 @@ TORCH_LIBRARY(rnnkernels_triton, library) { rnn::define_sequence_ops(library); }
 namespace py = pybind11;
 
 // device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster.
-static py::dict cuda_plan(const std::string& cell, bool backward, const std::string& numbers, bool projected, bool norm,
-                          int64_t H, int64_t rows, int D, const std::array<int, 4>& device, int layers, int64_t steps) {
-  using rnn::cuda::Numbers;
-  const std::map<std::string, Numbers> names{{"float64", Numbers::kFloat64},
-                                             {"float32", Numbers::kFloat32},
-                                             {"tf32", Numbers::kTF32},
-                                             {"bfloat16", Numbers::kBFloat16},
-                                             {"float16", Numbers::kFloat16}};
-  TORCH_CHECK_VALUE(names.count(numbers), "numbers: expected a floating dtype or tf32, got '", numbers, "'");
+static py::dict cuda_plan(const std::string& cell, bool backward, const std::string& precision, bool projected,
+                          bool norm, int64_t H, int64_t rows, int D, const std::array<int, 4>& device, int layers,
+                          int64_t steps) {
+  using rnn::cuda::Precision;
+  const std::map<std::string, Precision> names{{"float64", Precision::kFloat64},
+                                               {"float32", Precision::kFloat32},
+                                               {"tf32", Precision::kTF32},
+                                               {"bfloat16", Precision::kBFloat16},
+                                               {"float16", Precision::kFloat16}};
+  TORCH_CHECK_VALUE(names.count(precision), "precision: expected a floating dtype or tf32, got '", precision, "'");
   const rnn::CellInfo& info = rnn::find_cell(cell);
-  const rnn::cuda::Kernel kernel = rnn::cuda::kernel_of(info.G, info.A, info.S, backward, names.at(numbers), norm);
-  const char* refusal = rnn::cuda::refusal(names.at(numbers), projected, norm);
+  const rnn::cuda::Kernel kernel = rnn::cuda::kernel_of(info.G, info.A, info.S, backward, names.at(precision), norm);
+  const char* refusal = rnn::cuda::refusal(names.at(precision), projected, norm);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
   rnn::cuda::Stack stack{1, {}, 0};
   rnn::cuda::Plan& plan = stack.plan;
@@ -53,10 +54,10 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
   py::dict found;
   found["reason"] = plan.reason;
   found["family"] = !plan.found ? "stepwise" : (plan.kernel.cluster ? "cluster" : "grid");
-  found["blocks"] = l.slices.blocks;
+  found["blocks"] = l.message.blocks;
   found["units"] = l.units;
   found["tiles"] = l.tiles;
-  found["rows"] = l.slices.rows;
+  found["rows"] = l.message.rows;
   found["groups"] = l.groups;
   found["launches"] = plan.launches;
   found["stages"] = stack.stages;
@@ -109,7 +110,7 @@ PYBIND11_MODULE(_C, module) {
       "by "
       "layer, or as many at a time as fit on the device.");
 
-  module.def("cuda_plan", &cuda_plan, py::arg("cell"), py::arg("backward"), py::arg("numbers"), py::arg("projected"),
+  module.def("cuda_plan", &cuda_plan, py::arg("cell"), py::arg("backward"), py::arg("precision"), py::arg("projected"),
              py::arg("norm"), py::arg("H"), py::arg("rows"), py::arg("D"), py::arg("device"), py::arg("layers"),
              py::arg("steps"), "How a persistent kernel would be laid out over a device, or why it would not.");
 

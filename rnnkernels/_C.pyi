@@ -23,7 +23,7 @@ def set_cuda_stacks(name: str) -> None:
 def cuda_plan(
     cell: str,
     backward: bool,
-    numbers: str,
+    precision: str,
     projected: bool,
     norm: bool,
     H: int,

@@ -127,7 +127,7 @@ def test_what_runs_step_by_step() -> None:
         assert found.family == "stepwise"
         assert reason in found.reason
     assert "asked for" in plan_of("stepwise").reason
-    with pytest.raises(ValueError, match="numbers: expected a floating dtype or tf32, got 'int8'"):
+    with pytest.raises(ValueError, match="precision: expected a floating dtype or tf32, got 'int8'"):
         plan("lstm", True, "int8", 64, 4, 1, device)
 
 

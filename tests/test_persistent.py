@@ -289,7 +289,7 @@ PRIMITIVE = re.compile(rf"\b(?:{'|'.join(PRIMITIVES)})\(")
 def written_sites() -> set[str]:
     """file:line of every barrier, message and flag in the sources of the kernels."""
     found = set()
-    for name in ("exchange.cuh", "feed.cuh", "persistent.cuh", "product.cuh"):
+    for name in ("exchange.cuh", "upstream.cuh", "persistent.cuh", "product.cuh"):
         for number, line in enumerate((ROOT / "csrc/cuda" / name).read_text().splitlines(), 1):
             code = line.split("//")[0]
             declares = "RNN_DEVICE" in code or "exchange_.send(" in code
@@ -340,7 +340,7 @@ def test_every_primitive_is_needed(ops: Any) -> None:
                 case = replace(case, D=1)
             wanted = results(ops, case, layout, dropout=DROPPED)
             for place, primitive in (site.split() for site in ops.sites()):
-                if primitive in PRIMITIVES and (layout.stages == 1 or "feed.cuh" in place):
+                if primitive in PRIMITIVES and (layout.stages == 1 or "upstream.cuh" in place):
                     visits.setdefault(place, []).append((case, layout, *wanted))
     for site, where in sorted(visits.items()):
         name = site.split("/")[-1]

@@ -98,7 +98,7 @@ def test_sanitizers_find_nothing(sanitized: Program, mode: str) -> None:
 REMOVABLE = {"sync_block", "sync_cluster", "open", "expect", "await", "publish", "copies_arrive"}
 
 
-@pytest.mark.parametrize("case", ["few_mailboxes", "few_flags", "barriers", "cluster_barriers"])
+@pytest.mark.parametrize("case", ["few_transactions", "few_flags", "barriers", "cluster_barriers"])
 def test_each_removed_primitive_is_noticed(program: Program, case: str) -> None:
     sites = [place for place, primitive in program.lines("sites", case) if primitive in REMOVABLE]
     assert len(sites) >= 2
@@ -109,7 +109,7 @@ def test_each_removed_primitive_is_noticed(program: Program, case: str) -> None:
 
 
 def test_removed_send_and_copy_are_noticed(program: Program) -> None:
-    for case in ("few_mailboxes", "few_flags"):
+    for case in ("few_transactions", "few_flags"):
         (place,) = (p for p, what in program.lines("sites", case) if what in ("send", "copy_async"))
         assert not any(r.startswith("ok") for r in program.run("random", 4, case, skip=place))
 
@@ -121,12 +121,12 @@ def test_site_to_remove_has_to_exist(program: Program) -> None:
 
 def test_random_schedules_find_a_race(program: Program) -> None:
     """One that takes a thread left behind in the middle of its messages."""
-    assert not all_ok(program.run("random", 20, "mailboxes_with_a_race"))
+    assert not all_ok(program.run("random", 20, "transactions_with_a_race"))
 
 
 def test_a_seed_decides(program: Program) -> None:
     """The same switches and order again from one seed, others from others."""
-    for case in ("order", "few_mailboxes", "few_flags"):
+    for case in ("order", "few_transactions", "few_flags"):
         once, again = (program.run("random", 8, case) for _ in range(2))
         assert once == again
         assert len(set(once)) > 1
@@ -182,7 +182,7 @@ def test_mistakes_of_order(program: Program) -> None:
 def test_launch_after_a_failed_one(program: Program) -> None:
     """In one process: nothing is left behind."""
     mistakes = program.cases("mistakes")
-    cases = [*mistakes, "few_mailboxes", *mistakes, "few_flags"]
+    cases = [*mistakes, "few_transactions", *mistakes, "few_flags"]
     results = [r for n, r in program.lines("run", "random", "2", "", *cases) if n not in mistakes]
     assert len(results) == 4
     assert all_ok(results)

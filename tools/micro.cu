@@ -27,19 +27,19 @@ __global__ void cluster_barrier(int rounds, int, uint32_t*) {
 }
 
 // Every block sends 16 bytes to all blocks of its cluster and waits for theirs, in two buffers.
-__global__ void mailboxes(int rounds, int blocks, uint32_t*) {
+__global__ void transactions(int rounds, int blocks, uint32_t*) {
   struct Shared {
-    Chunk slots[2][16];
-    Mailbox boxes[2];
+    Vec16 slots[2][16];
+    TransactionBarrier barriers[2];
   };
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
-  if (thread_index() < 2) shared.boxes[thread_index()].open();
+  if (thread_index() < 2) shared.barriers[thread_index()].open();
   sync_cluster();
   for (int i = 0; i < rounds; ++i) {
-    Mailbox& box = shared.boxes[i % 2];
-    if (thread_index() == 0) box.expect(16 * blocks);
-    if (thread_index() < blocks) send(&shared.slots[i % 2][cluster_rank()], &box, thread_index(), Chunk{});
-    box.await(i / 2);
+    TransactionBarrier& barrier = shared.barriers[i % 2];
+    if (thread_index() == 0) barrier.expect(16 * blocks);
+    if (thread_index() < blocks) send(&shared.slots[i % 2][cluster_rank()], &barrier, thread_index(), Vec16{});
+    barrier.await(i / 2);
     sync_block();
   }
   sync_cluster();
@@ -117,7 +117,7 @@ int main() {
   if (major >= 9) {
     for (int blocks : {2, 4, 8, 16}) {
       measure("cluster barrier", cluster_barrier, blocks, true, flag);
-      measure("mailboxes", mailboxes, blocks, true, flag);
+      measure("transactions", transactions, blocks, true, flag);
     }
   }
   for (int blocks : {8, 16, 32, 64, multiprocessors}) {

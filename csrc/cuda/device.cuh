@@ -1,13 +1,14 @@
 // What the kernels that stay on the chip ask of the machine: where a thread is, how threads wait for each other, matrix
 // products of a warp, and messages between the blocks of a cluster or of the grid. Under nvcc this is the GPU's own
-// instructions; under another compiler the same names come from an emulator, with which the kernels run in tests.
+// instructions; under another compiler the same names are declared in device_on_host.h, and tests bring an emulator
+// that defines them.
 //
 //   block_index(), thread_index(), cluster_rank()
 //   shared_memory()               the block's dynamic shared memory; 16-byte aligned, no more
 //   sync_block(), sync_cluster()  barriers; they order all memory of the threads that take part
 //   load_matrices, multiply       ldmatrix and mma of a warp
 //   shuffle_xor                   of a warp
-//   Mailbox, send                 16 bytes at a time into another block's shared memory, and their arrival
+//   send, TransactionBarrier      16 bytes at a time into another block's shared memory, and their arrival
 //   publish, await                a flag in global memory, and all that its writer's block wrote before
 //   copy_async, copies_arrive     16 bytes at a time from global to shared memory, past the L1 cache
 //
@@ -23,7 +24,7 @@
 
 namespace rnn::cuda {
 
-struct alignas(16) Chunk {
+struct alignas(16) Vec16 {
   uint32_t words[4];
 };
 
@@ -58,7 +59,7 @@ RNN_DEVICE int cluster_rank() {
 }
 
 RNN_DEVICE char* shared_memory() {
-  extern __shared__ Chunk dynamic_shared_memory[];
+  extern __shared__ Vec16 dynamic_shared_memory[];
   return reinterpret_cast<char*>(dynamic_shared_memory);
 }
 RNN_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
@@ -101,11 +102,11 @@ RNN_DEVICE uint32_t round_to_tf32(float x) {
 
 RNN_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
-// Counts the bytes that other blocks of the cluster send. One thread calls open() once, before a sync_cluster(), and
-// then expect(bytes) once per phase, of less than 2^20 bytes, before or after they arrive; phase n of a mailbox, from
-// 0, is over once they have all arrived. A thread awaits the current phase or the one before. Lies in shared memory, at
-// the same place in each block.
-struct Mailbox {
+// An mbarrier that counts the bytes which other blocks of the cluster send. One thread calls open() once, before a
+// sync_cluster(), and then expect(bytes) once per phase, of less than 2^20 bytes, before or after they arrive; phase n,
+// from 0, is over once they have all arrived. A thread awaits the current phase or the one before. Lies in shared
+// memory, at the same place in each block.
+struct TransactionBarrier {
   uint64_t state;
 
   RNN_DEVICE void open() {
@@ -136,18 +137,19 @@ struct Mailbox {
   }
 };
 
-// Writes 16 bytes where `to` lies in the shared memory of block `rank` of the cluster, and counts them in its `box`.
-RNN_DEVICE void send(void* to, Mailbox* box, int rank, const Chunk& chunk) {
+// Writes 16 bytes where `to` lies in the shared memory of block `rank` of the cluster, and counts them in its
+// `barrier`.
+RNN_DEVICE void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector) {
 #if RNN_CLUSTERS
   asm volatile(
       "{\n\t"
-      ".reg .b32 to, box;\n\t"
+      ".reg .b32 to, counter;\n\t"
       "mapa.shared::cluster.u32 to, %0, %2;\n\t"
-      "mapa.shared::cluster.u32 box, %1, %2;\n\t"
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%3, %4, %5, %6}, [box];\n\t"
+      "mapa.shared::cluster.u32 counter, %1, %2;\n\t"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%3, %4, %5, %6}, [counter];\n\t"
       "}" ::"r"(shared_address(to)),
-      "r"(shared_address(&box->state)), "r"(rank), "r"(chunk.words[0]), "r"(chunk.words[1]), "r"(chunk.words[2]),
-      "r"(chunk.words[3])
+      "r"(shared_address(&barrier->state)), "r"(rank), "r"(vector.words[0]), "r"(vector.words[1]), "r"(vector.words[2]),
+      "r"(vector.words[3])
       : "memory");
 #endif
 }
@@ -174,5 +176,5 @@ RNN_DEVICE void copies_arrive() { asm volatile("cp.async.wait_all;" ::: "memory"
 
 #else
 #define RNN_DEVICE inline
-#include "simt/device.h"
+#include "cuda/device_on_host.h"
 #endif

@@ -22,19 +22,19 @@ cudaError_t launch_block(const Persistent<Pass>& p, int64_t D, cudaStream_t stre
   const auto kernel = reinterpret_cast<const void*>(&persistent<Pass, Block>);
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes));
   if (error != cudaSuccess) return error;
-  if (Block::kCluster && l.slices.blocks > kPortableCluster) {
+  if (Block::kCluster && l.message.blocks > kPortableCluster) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(D * l.stages * l.groups * l.slices.blocks));
+  config.gridDim = dim3(unsigned(D * l.stages * l.groups * l.message.blocks));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = size_t(l.shared_bytes);
   config.stream = stream;
   cudaLaunchAttribute attribute{};
   if (Block::kCluster) {
     attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {unsigned(l.slices.blocks), 1, 1};
+    attribute.val.clusterDim = {unsigned(l.message.blocks), 1, 1};
   } else {  // all blocks run at the same time, or the launch is refused
     attribute.id = cudaLaunchAttributeCooperative;
     attribute.val.cooperative = 1;

@@ -6,8 +6,9 @@
 //   kState  numbers per unit that stay with the block  kFirst  there is something to multiply in the first round
 //   kKept   numbers per unit that wait for the norm of their row
 //
-// A layer of a stack may be fed by another that runs at the same time: forward by the one below it, of which a row of y
-// is multiplied, backward by the one above it, of which a row of dgates is, as its first kSent * H numbers.
+// A layer of a stack may have an upstream, another layer that runs at the same time and whose results it multiplies,
+// row by row: in forward the layer below it and rows of y, in backward the layer above it and rows of dgates, of which
+// the first kSent * H numbers count.
 //
 // The norm of the gate gradients of a row is a row statistic (common/row_statistic.h), which takes all blocks: it is
 // known when their messages have arrived. So they send what is not bounded yet, and beside it the sum over their own
@@ -19,10 +20,10 @@
 
 namespace rnn::cuda {
 
-// A row that feeds a step of a layer, [kSent, H], and factors of its numbers; null where there is no such step, and no
-// factors.
+// A row of what comes from upstream for a step, [kSent, H], and factors of its numbers; null where there is no such
+// step, and no factors.
 template <class IO>
-struct FedRow {
+struct UpstreamRow {
   const IO *numbers, *mask;
 };
 
@@ -60,17 +61,18 @@ struct ForwardPass {
 
   RNN_HD Unit fetch(const Slot& slot, int64_t round, int64_t i) const { return Unit(call, slot, round, i); }
 
-  // Of a layer that is fed; its gx is null.
-  RNN_HD bool is_fed(int64_t) const { return true; }
+  // With an upstream; gx is null then.
+  RNN_HD bool has_upstream(int64_t) const { return true; }
   RNN_HD int late() const { return 0; }
-  RNN_HD const IO* fed_matrix() const { return call.w_ih[0]; }
+  RNN_HD const IO* upstream_matrix() const { return call.w_ih[0]; }
   RNN_HD bool masked() const { return call.mask_below; }
-  RNN_HD FedRow<IO> fed(const Slot& slot, int64_t round) const {
+  RNN_HD UpstreamRow<IO> upstream_row(const Slot& slot, int64_t round) const {
     const Place place = call.seq.place(slot.d, slot.row, round);
     const int64_t at = place.n * call.seq.H;
-    return place.active ? FedRow<IO>{call.x + at, call.mask_below ? call.mask_below + at : nullptr} : FedRow<IO>{};
+    return place.active ? UpstreamRow<IO>{call.x + at, call.mask_below ? call.mask_below + at : nullptr}
+                        : UpstreamRow<IO>{};
   }
-  RNN_HD void feed(Unit& unit, int64_t, const V* product) const {
+  RNN_HD void add_upstream(Unit& unit, int64_t, const V* product) const {
     for (int g = 0; g < Cell::G; ++g) unit.gx[g] += product[g];
   }
 
@@ -119,16 +121,16 @@ struct BackwardPass {
     return step(round) >= 0 ? Unit(call, slot, step(round), i, false) : Unit();
   }
 
-  RNN_HD bool is_fed(int64_t round) const { return step(round) >= 0; }
+  RNN_HD bool has_upstream(int64_t round) const { return step(round) >= 0; }
   // Rounds after which the results of a round are written.
   RNN_HD int late() const { return norm() ? 1 : 0; }
-  RNN_HD const IO* fed_matrix() const { return call.w_ih_above; }
+  RNN_HD const IO* upstream_matrix() const { return call.w_ih_above; }
   RNN_HD bool masked() const { return false; }
-  RNN_HD FedRow<IO> fed(const Slot& slot, int64_t round) const {
+  RNN_HD UpstreamRow<IO> upstream_row(const Slot& slot, int64_t round) const {
     const Place place = call.seq.place(slot.d, slot.row, step(round));
     return {place.active ? call.dgates_above + place.n * kKept * call.seq.H : nullptr, nullptr};
   }
-  RNN_HD void feed(Unit& unit, int64_t i, const V* product) const {
+  RNN_HD void add_upstream(Unit& unit, int64_t i, const V* product) const {
     if (!unit.place.active) return;
     const V mask = call.mask_above ? load(call.mask_above + unit.place.n * call.seq.H + i) : V(1);
     unit.dout[0] += product[0] * mask;

@@ -3,18 +3,19 @@
 // the group have sent, multiply, compute the block's own units, send them on. With several tiles, one is on its way
 // while another is computed.
 //
-// The layers of a stack run at the same time, as stages of a wavefront: before a stage receives what its own blocks
-// have sent, it multiplies what the stage before it has left in global memory for the same round.
+// The layers of a stack run at the same time, as stages of a pipeline: before a stage receives what its own blocks have
+// sent, it multiplies what its upstream, the stage before it, has left in global memory for the same round.
 #pragma once
 
 #include "cuda/exchange.cuh"
-#include "cuda/feed.cuh"
 #include "cuda/passes.h"
 #include "cuda/product.cuh"
+#include "cuda/upstream.cuh"
 
 namespace rnn::cuda {
 
-static_assert(sizeof(Slot) == kSlotBytes && sizeof(Mailbox) == kBoxBytes && sizeof(Chunk) == kChunkBytes);
+static_assert(sizeof(Slot) == kSlotBytes && sizeof(TransactionBarrier) == kBarrierBytes &&
+              sizeof(Vec16) == kVec16Bytes);
 
 // A thread has up to so many pairs of a unit and a row of a tile.
 template <int kBatch>
@@ -43,7 +44,7 @@ class PersistentBlock {
   using IO = typename Pass::IO;
   using Bits = typename Operand<P>::Bits;
   using WarpProduct = Product<P, warp_tiles(Pass::kOut), kBatch>;
-  using Feed = cuda::Feed<Pass, P, kBatch>;
+  using Upstream = cuda::Upstream<Pass, P, kBatch>;
   static constexpr int kRows = kBatch * kColumns, kMost = kPairs<kBatch>;
 
  public:
@@ -52,20 +53,20 @@ class PersistentBlock {
   RNN_DEVICE explicit PersistentBlock(const Persistent<Pass>& p)
       : l_(p.layout),
         first_row_(p.first_row),
-        group_(block_index() / l_.slices.blocks),
+        group_(block_index() / l_.message.blocks),
         stage_(l_.stages > 1 ? group_ / l_.groups : 0),
         pass_(p.stages[stage_]),
-        exchange_(l_.slices, l_.tiles, shared_memory() + l_.exchange, p.global + group_ * l_.global_bytes),
+        exchange_(l_.message, l_.tiles, shared_memory() + l_.exchange, p.global + group_ * l_.global_bytes),
         partial_(reinterpret_cast<float*>(shared_memory() + l_.partial)),
         staging_(reinterpret_cast<Bits*>(shared_memory() + l_.staging)),
         state_(reinterpret_cast<float*>(shared_memory() + l_.state)),
         contributions_(reinterpret_cast<double*>(shared_memory() + l_.squares)),
         factors_(contributions_ + l_.units * kRows),
-        values_(Pass::kState + (l_.slices.tail ? Pass::kKept : 0)),
+        values_(Pass::kState + (l_.message.sum_bytes ? Pass::kKept : 0)),
         slots_(reinterpret_cast<Slot*>(shared_memory() + l_.slots)),
         d_(l_.stages > 1 ? 0 : group_ / l_.groups),
         first_unit_(int64_t(exchange_.rank()) * l_.units),
-        feed_(l_, p.global, group_, stage_) {}
+        upstream_(l_, p.global, group_, stage_) {}
 
   RNN_DEVICE void run() {
     begin();
@@ -101,14 +102,14 @@ class PersistentBlock {
       slots_[i] = slot;
     }
     sync_block();
-    const IO *const own = pass_.matrix(d_), *const fed = pass_.fed_matrix();
+    const IO *const own = pass_.matrix(d_), *const from_upstream = pass_.upstream_matrix();
     product_.place(l_.product, shared_memory());
-    product_.load(l_.product, feed_.begin(), [&](int which, int m, int k) {
+    product_.load(l_.product, upstream_.begin(), [&](int which, int m, int k) {
       const int out = m / l_.units, in = k / l_.units % Pass::kSent;
       const int64_t i = first_unit_ + m % l_.units;
       const int64_t j = int64_t(k / (l_.units * Pass::kSent)) * l_.units + k % l_.units;
-      const bool inside = out < Pass::kOut && i < q.H && j < q.H && k < l_.slices.blocks * l_.units * Pass::kSent;
-      return Operand<P>::of(inside ? pass_.weight(which ? fed : own, out, i, in, j).v : 0.0f);
+      const bool inside = out < Pass::kOut && i < q.H && j < q.H && k < l_.message.blocks * l_.units * Pass::kSent;
+      return Operand<P>::of(inside ? pass_.weight(which ? from_upstream : own, out, i, in, j).v : 0.0f);
     });
     for (int tile = 0; tile < l_.tiles; ++tile)
       for (int n = 0; n < kMost; ++n) {
@@ -124,13 +125,13 @@ class PersistentBlock {
 
   // What the first round multiplies: the block reads it all by itself.
   RNN_DEVICE void fill_first(int tile) {
-    const int width = l_.slices.blocks * l_.units;
+    const int width = l_.message.blocks * l_.units;
     for (int i = thread_index(); i < width * kRows; i += kThreads) {
       const int row = i / width, j = i % width;
       const Slot& slot = slots_[tile * kRows + row];
       const bool inside = slot.n >= 0 && j < pass_.sequence().H;
       const float x = inside ? pass_.first(slot, j).v : 0.0f;
-      reinterpret_cast<Bits*>(exchange_.first(tile) + int64_t(row) * l_.slices.pitch)[j] = Operand<P>::of(x);
+      reinterpret_cast<Bits*>(exchange_.first(tile) + int64_t(row) * l_.message.pitch)[j] = Operand<P>::of(x);
     }
     sync_block();
   }
@@ -144,8 +145,8 @@ class PersistentBlock {
       const Slot& slot = slots_[tile * kRows + at.row];
       if (exists(slot, at.unit)) units[n] = pass_.fetch(slot, round, first_unit_ + at.unit);
     }
-    const bool fed = feed_.exists() && pass_.is_fed(round);
-    if (fed) feed_.receive(pass_, slots_ + tile * kRows, tile, round);
+    const bool joins = upstream_.exists() && pass_.has_upstream(round);
+    if (joins) upstream_.receive(pass_, slots_ + tile * kRows, tile, round);
     const bool multiplies = Pass::kFirst || round > 0;
     if (multiplies) {
       if constexpr (Pass::kFirst) {
@@ -153,7 +154,7 @@ class PersistentBlock {
       }
       const char* received = exchange_.receive(tile, round);
       if (bounds()) receive_sums(received);
-      product_.run(l_.product, received, l_.slices.pitch, partial_);
+      product_.run(l_.product, received, l_.message.pitch, partial_);
     }
     sync_block();  // the product is whole, and the slice of the round before has been read
 #pragma unroll
@@ -165,9 +166,9 @@ class PersistentBlock {
       for (V& x : sent) x = V(0);
       for (V& x : kept) x = V(0);
       if (exists(slot, at.unit)) {
-        if (fed) {
-          for (int g = 0; g < Pass::kOut; ++g) product[g] = sum(feed_.partial(), g, at);
-          pass_.feed(units[n], first_unit_ + at.unit, product);
+        if (joins) {
+          for (int g = 0; g < Pass::kOut; ++g) product[g] = sum(upstream_.partial(), g, at);
+          pass_.add_upstream(units[n], first_unit_ + at.unit, product);
         }
         for (int g = 0; g < Pass::kOut; ++g) product[g] = multiplies ? sum(partial_, g, at) : V(0);
         for (int k = 0; k < Pass::kState; ++k) values[k] = V(*state(tile, k, at));
@@ -175,7 +176,7 @@ class PersistentBlock {
         pass_.run(units[n], slot, round, first_unit_ + at.unit, product, values, sent, kept);
         for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
       }
-      Bits* row = staging_ + at.row * (l_.slices.bytes + l_.slices.tail) / int(sizeof(Bits));
+      Bits* row = staging_ + at.row * (l_.message.bytes + l_.message.sum_bytes) / int(sizeof(Bits));
       for (int v = 0; v < Pass::kSent; ++v) row[v * l_.units + at.unit] = Operand<P>::of(sent[v].v);
       if (bounds()) keep(tile, at, kept);
     }
@@ -185,12 +186,12 @@ class PersistentBlock {
       sync_block();
     }
     if (sends) exchange_.send(tile, round + 1, reinterpret_cast<const char*>(staging_));
-    feed_.leave(tile, round, exchange_.rank());
+    upstream_.announce(tile, round, exchange_.rank());
   }
 
   // Bounds by norm: is there a row statistic? It is added up twice, over the units of each block before it sends, and
   // over the blocks where it is received. The barriers between are those of a round, and one more.
-  RNN_DEVICE bool bounds() const { return Pass::kKept > 0 && l_.slices.tail > 0; }
+  RNN_DEVICE bool bounds() const { return Pass::kKept > 0 && l_.message.sum_bytes > 0; }
 
   RNN_DEVICE RowStatistic own_sums() const { return RowStatistic::dense(contributions_, l_.units); }
 
@@ -202,12 +203,12 @@ class PersistentBlock {
   }
   RNN_DEVICE void leave_sums() const {
     const int row = thread_index();
-    if (row < kRows) sent_sums(l_.slices, reinterpret_cast<char*>(staging_)).part(row, 0) = own_sums().sum(row);
+    if (row < kRows) sent_sums(l_.message, reinterpret_cast<char*>(staging_)).part(row, 0) = own_sums().sum(row);
   }
   RNN_DEVICE void receive_sums(const char* received) const {
     const int row = thread_index();
     if constexpr (Pass::kKept > 0) {
-      if (row < kRows) factors_[row] = pass_.factor(received_sums(l_.slices, received).sum(row));
+      if (row < kRows) factors_[row] = pass_.factor(received_sums(l_.message, received).sum(row));
     }
   }
   RNN_DEVICE void bound(int64_t round, int tile, const Pair& at, const Slot& slot, V* product) const {
@@ -242,7 +243,7 @@ class PersistentBlock {
   Slot* slots_;  // [tiles, kRows]; n < 0 where there is no row
   const int64_t d_;
   const int64_t first_unit_;
-  Feed feed_;
+  Upstream upstream_;
 };
 
 // Calls f with the type of the block that a kernel of a plan is made of; false where there is none.

@@ -14,15 +14,15 @@
 namespace rnn::cuda {
 
 // tf32: whether products of float32 may run on tensor cores.
-inline Numbers numbers_of(at::ScalarType type, bool tf32) {
-  return type == at::kDouble     ? Numbers::kFloat64
-         : type == at::kBFloat16 ? Numbers::kBFloat16
-         : type == at::kHalf     ? Numbers::kFloat16
-         : tf32                  ? Numbers::kTF32
-                                 : Numbers::kFloat32;
+inline Precision precision_of(at::ScalarType type, bool tf32) {
+  return type == at::kDouble     ? Precision::kFloat64
+         : type == at::kBFloat16 ? Precision::kBFloat16
+         : type == at::kHalf     ? Precision::kFloat16
+         : tf32                  ? Precision::kTF32
+                                 : Precision::kFloat32;
 }
-inline Numbers numbers_of(const ForwardArguments& a, bool tf32) { return numbers_of(a.x.scalar_type(), tf32); }
-inline Numbers numbers_of(const BackwardArguments& a, bool tf32) { return numbers_of(a.y.scalar_type(), tf32); }
+inline Precision precision_of(const ForwardArguments& a, bool tf32) { return precision_of(a.x.scalar_type(), tf32); }
+inline Precision precision_of(const BackwardArguments& a, bool tf32) { return precision_of(a.y.scalar_type(), tf32); }
 inline bool bounds_norm(const ForwardArguments&) { return false; }
 inline bool bounds_norm(const BackwardArguments& a) { return a.clip.kind == Clip::kNorm; }
 constexpr bool goes_back(const ForwardArguments&) { return false; }
@@ -31,11 +31,11 @@ constexpr bool goes_back(const BackwardArguments&) { return true; }
 // What persistent kernels do not take of a call, or null.
 template <class Arguments>
 const char* refusal(const Arguments& a) {
-  return refusal(numbers_of(a, false), !a.w_hr.empty(), bounds_norm(a));
+  return refusal(precision_of(a, false), !a.w_hr.empty(), bounds_norm(a));
 }
 template <class Arguments>
 Kernel kernel_of(const Arguments& a, bool tf32) {
-  return kernel_of(a.cell.G, a.cell.A, a.cell.S, goes_back(a), numbers_of(a, tf32), bounds_norm(a));
+  return kernel_of(a.cell.G, a.cell.A, a.cell.S, goes_back(a), precision_of(a, tf32), bounds_norm(a));
 }
 inline Problem problem_of(const ForwardArguments&, const Sizes& n) { return {n.H, n.B, int(n.D)}; }
 inline Problem problem_of(const BackwardArguments& a, const Sizes& n) {
@@ -66,7 +66,7 @@ void run_launches(const Stages& stages, const Plan& plan, const at::TensorOption
   const int64_t groups = stages[0].seq.D * int64_t(stages.size()) * l.groups;
   for (int64_t i = 0; i < plan.launches; ++i) {
     const Tensor global = at::zeros({groups * l.global_bytes}, options.dtype(at::kByte));
-    runner(stages, plan, Part{pointer<char>(global), i * l.groups * l.tiles * l.slices.rows});
+    runner(stages, plan, Part{pointer<char>(global), i * l.groups * l.tiles * l.message.rows});
   }
 }
 

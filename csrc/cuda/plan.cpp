@@ -31,23 +31,23 @@ double estimate(const Kernel& k, const Layout& l) {
   constexpr double kGlobalRead = 700;                                      // from the L2 cache
   constexpr double kCell = 250, kBarriers = 100;
   const double warps = l.product.groups * l.product.parts, pairs = l.product.pairs, tiles = k.tiles();
-  const double rest = std::max(0, l.product.pairs - k.held());
+  const double in_shared = std::max(0, l.product.pairs - k.in_registers());
   // Per pair of steps without tensor cores: 64 multiply-adds and half as many reads of a word for each tile.
   const double multiply =
       k.exact ? warps * pairs * std::max(64 * tiles / 4, 32.0)
               : std::max(warps * pairs * 2 * tiles * k.batch * kMultiplyIssue / 4, pairs * 2 * kMultiplyLatency);
-  const double sums = 2 * warps * tiles * kFragment * l.slices.rows * sizeof(float);
+  const double sums = 2 * warps * tiles * kFragment * l.message.rows * sizeof(float);
   const auto product = [&](double weights) {  // pairs of steps whose weights are read from shared memory
     const double operands = warps * kFragmentBytes * (weights * 2 * tiles + (k.exact ? 0 : pairs * k.batch));
     return multiply + (operands + sums) / kSharedBytes;
   };
-  const double bytes = l.slices.blocks * double(l.slices.slice());
+  const double bytes = l.message.blocks * double(l.message.slice());
   const double moved = bytes / (k.cluster ? kClusterBytes : kL2Bytes);
-  const double fed = k.fed ? kGlobalRead + bytes / kL2Bytes + product(pairs) : 0;
-  const double tile = product(rest) + kCell + kBarriers + moved;
-  const double message = l.slices.blocks == 1 ? 0 : (k.cluster ? kClusterMessage : kGridMessage);
-  // While a tile is on its way, the others are computed, and what feeds it is multiplied.
-  return l.tiles * (tile + fed) + std::max(0.0, message - fed - (l.tiles - 1) * (tile + fed));
+  const double upstream = k.pipelined ? kGlobalRead + bytes / kL2Bytes + product(pairs) : 0;
+  const double tile = product(in_shared) + kCell + kBarriers + moved;
+  const double message = l.message.blocks == 1 ? 0 : (k.cluster ? kClusterMessage : kGridMessage);
+  // While a tile is on its way, the others are computed, and what comes from upstream is multiplied.
+  return l.tiles * (tile + upstream) + std::max(0.0, message - upstream - (l.tiles - 1) * (tile + upstream));
 }
 
 }  // namespace
@@ -59,22 +59,23 @@ int Device::clusters(int blocks) const {
   return blocks >= 8 ? std::max(1, fit - std::max(1, fit / 8)) : fit;
 }
 
-const char* refusal(Numbers numbers, bool projected, bool norm) {
-  if (numbers == Numbers::kFloat64) return "float64 has no kernels for whole sequences";
+const char* refusal(Precision precision, bool projected, bool norm) {
+  if (precision == Precision::kFloat64) return "float64 has no kernels for whole sequences";
   if (projected) return "a projection (proj_size) has no kernels for whole sequences";
-  if (norm && numbers == Numbers::kFloat16) return "float16 gradients might overflow before they are bounded by norm";
+  if (norm && precision == Precision::kFloat16)
+    return "float16 gradients might overflow before they are bounded by norm";
   return nullptr;
 }
 
-Kernel kernel_of(int G, int A, int S, bool backward, Numbers numbers, bool norm) {
-  const bool wide = numbers == Numbers::kFloat32 || numbers == Numbers::kTF32;
+Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool norm) {
+  const bool wide = precision == Precision::kFloat32 || precision == Precision::kTF32;
   Kernel k{};
   k.out = backward ? 1 : G;
   k.sent = backward ? G : 1;
   k.state = S;
   k.kept = backward ? G + A : 0;
   k.bytes = wide ? 4 : 2;
-  k.exact = numbers == Numbers::kFloat32;
+  k.exact = precision == Precision::kFloat32;
   k.norm = backward && norm;
   return k;
 }
@@ -90,25 +91,27 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
   l.product.pairs = int(divide_up(steps, 2 * l.product.parts));
   const int rows = k.batch * kColumns;
   // An odd number of 16 bytes between rows puts eight of them into different banks.
-  const int columns = l.product.parts * l.product.pairs * 2 * kStepBytes, tail = k.norm ? kChunkBytes : 0;
-  l.slices = {blocks, units * k.sent * k.bytes, tail, rows, columns, columns + tail * blocks + kChunkBytes};
+  const int columns = l.product.parts * l.product.pairs * 2 * kStepBytes, sum = k.norm ? kVec16Bytes : 0;
+  l.message = {blocks, units * k.sent * k.bytes, sum, rows, columns, columns + sum * blocks + kVec16Bytes};
 
   const auto after = [](int64_t at, int64_t bytes) { return divide_up(at + bytes, 128) * 128; };
-  const int64_t warps = int64_t(l.product.groups) * l.product.parts, rest = std::max(0, l.product.pairs - k.held());
-  l.exchange = after(0, warps * rest * 2 * k.tiles() * kWarp * kChunkBytes);
-  l.partial = after(l.exchange, k.cluster ? tiles * 2 * (l.slices.buffer() + kBoxBytes) : l.slices.buffer());
+  const int64_t warps = int64_t(l.product.groups) * l.product.parts,
+                in_shared = std::max(0, l.product.pairs - k.in_registers());
+  l.exchange = after(0, warps * in_shared * 2 * k.tiles() * kWarp * kVec16Bytes);
+  l.partial = after(l.exchange, k.cluster ? tiles * 2 * (l.message.buffer() + kBarrierBytes) : l.message.buffer());
   l.staging = after(l.partial, warps * k.tiles() * kFragment * (rows + 1) * int64_t(sizeof(float)));
-  l.state = after(l.staging, l.slices.slice());
+  l.state = after(l.staging, l.message.slice());
   const int state = k.state + (k.norm ? k.kept : 0);
   l.squares = after(l.state, int64_t(tiles) * state * rows * units * int64_t(sizeof(float)));
   l.slots = after(l.squares, k.norm ? rows * (units + 1) * int64_t(sizeof(double)) : 0);
-  l.fed_weights = after(l.slots, int64_t(tiles) * rows * kSlotBytes);
-  l.fed_rows = after(l.fed_weights, k.fed ? warps * l.product.pairs * 2 * k.tiles() * kWarp * kChunkBytes : 0);
-  l.fed_partial = after(l.fed_rows, k.fed ? l.fed_bytes() : 0);
-  l.shared_bytes = after(l.fed_partial, k.fed ? l.staging - l.partial : 0);
+  l.upstream_weights = after(l.slots, int64_t(tiles) * rows * kSlotBytes);
+  l.upstream_rows =
+      after(l.upstream_weights, k.pipelined ? warps * l.product.pairs * 2 * k.tiles() * kWarp * kVec16Bytes : 0);
+  l.upstream_partial = after(l.upstream_rows, k.pipelined ? l.upstream_bytes() : 0);
+  l.shared_bytes = after(l.upstream_partial, k.pipelined ? l.staging - l.partial : 0);
   const int64_t flags = int64_t(tiles) * blocks * kFlagBytes;
-  l.flags = k.cluster ? 0 : tiles * 2 * l.slices.buffer() + flags;
-  l.global_bytes = l.flags + (k.fed ? flags : 0);
+  l.flags = k.cluster ? 0 : tiles * 2 * l.message.buffer() + flags;
+  l.global_bytes = l.flags + (k.pipelined ? flags : 0);
   return l;
 }
 
@@ -161,7 +164,7 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d) {
       if (k.exact && batch > 1) continue;
       k.cluster = cluster;
       k.batch = batch;
-      k.fed = p.stages > 1;
+      k.pipelined = p.stages > 1;
       Plan plan = plan_kernel(k, p, d);
       if (plan.found ? !best.found || plan.cycles < best.cycles : !best.found) best = std::move(plan);
     }

@@ -17,13 +17,13 @@ constexpr int kFragment = 16;        // rows of the weights in one product of a 
 constexpr int kMostUnits = 64;       // of a block
 constexpr int kPortableCluster = 8;  // blocks of a cluster on every device that has clusters
 constexpr int kMostStages = 8;       // layers of a stack in one launch
-constexpr int kChunkBytes = 16, kBoxBytes = 8, kSlotBytes = 40,
-              kFlagBytes = 16;  // of a Chunk, a Mailbox, a Slot, a flag
+// Of a Vec16, a TransactionBarrier, a Slot, a flag.
+constexpr int kVec16Bytes = 16, kBarrierBytes = 8, kSlotBytes = 40, kFlagBytes = 16;
 
 // Of 16 rows of the weights that a warp multiplies at once, for numbers per unit that come out; and how many pairs of
 // steps of k of these it holds in registers.
 constexpr int warp_tiles(int out) { return out == 1 ? 1 : (out == 3 ? 3 : 2); }
-constexpr int held_pairs(int tiles, bool exact) { return (exact ? 8 : 12) / tiles; }
+constexpr int pairs_in_registers(int tiles, bool exact) { return (exact ? 8 : 12) / tiles; }
 
 // How the warps of a block share a product, the same in all blocks of a launch.
 struct ProductShape {
@@ -32,37 +32,39 @@ struct ProductShape {
   int pairs;   // of steps of k in one part
 };
 
-// Sizes of what the blocks of a group send each other.
-struct Slices {
-  int blocks;  // that share the weights
-  int bytes;   // of one row of a block's slice: numbers to be multiplied, a multiple of 16
-  int tail;    // what else the slice has in each row: 0 or 16 bytes
-  int rows;    // of a tile
-  int tails;   // where, in a row of a buffer, the tails of all blocks begin: behind their bytes and zeros
-  int pitch;   // bytes between rows of a buffer
+// What the blocks of a group send each other. Every block sends a slice, which has for each row of a tile the numbers
+// of its own units and the sum over them (common/row_statistic.h), if there is one. A buffer has the slices of all
+// blocks: in each row the numbers of all, zeros, and then the sums of all.
+struct MessageLayout {
+  int blocks;     // that share the weights
+  int bytes;      // of the numbers in a row of a slice, which are to be multiplied; a multiple of 16
+  int sum_bytes;  // of the sum in a row of a slice: 0 or 16
+  int rows;       // of a tile
+  int sums;       // where the sums of all blocks begin in a row of a buffer
+  int pitch;      // bytes between rows of a buffer
 
   RNN_HD int64_t buffer() const { return int64_t(rows) * pitch; }
-  RNN_HD int64_t slice() const { return int64_t(rows) * (bytes + tail); }
+  RNN_HD int64_t slice() const { return int64_t(rows) * (bytes + sum_bytes); }
 };
 
 // A launch. A group of blocks holds the weights of one direction and takes some tiles of rows through the sequence. Of
-// a stack of layers, each has groups of its own: a stage. All stages run at the same time, each fed by the one before
-// it. Offsets are bytes of a block's shared memory.
+// a stack of layers, each has groups of its own: a stage. All stages run at the same time, as a pipeline: each has the
+// stage before it as its upstream. Offsets are bytes of a block's shared memory.
 struct Layout {
   int units;   // of a block; a multiple of 8, at most kMostUnits
   int tiles;   // of a group
   int groups;  // per direction or stage
   int stages;  // 1: a layer by itself, of one or two directions
   ProductShape product;
-  Slices slices;
+  MessageLayout message;
   int64_t exchange, partial, staging, state, squares, slots;  // weights lie at 0
-  int64_t fed_weights, fed_rows, fed_partial;                 // of the product with what feeds a stage
+  int64_t upstream_weights, upstream_rows, upstream_partial;  // of the product with what comes from upstream
   int64_t shared_bytes;
   // Of a group, in global memory: what it exchanges and, from `flags` on, how far its tiles are.
   int64_t flags, global_bytes;
 
-  RNN_HD int fed_pitch() const { return slices.tails + kChunkBytes; }
-  RNN_HD int64_t fed_bytes() const { return int64_t(slices.rows) * fed_pitch(); }
+  RNN_HD int upstream_pitch() const { return message.sums + kVec16Bytes; }
+  RNN_HD int64_t upstream_bytes() const { return int64_t(message.rows) * upstream_pitch(); }
 };
 
 // What the layout has to know of a kernel: constants of its template.
@@ -72,19 +74,19 @@ struct Kernel {
   int bytes;             // of an operand
   bool exact;            // IEEE products of float32, without tensor cores
   bool norm;             // gradients are bounded by the norm of a row, which all blocks have a part of
-  bool fed;              // runs the layers of a stack as stages
+  bool pipelined;        // runs the layers of a stack as stages
   int batch;             // eights of rows in a tile
   bool cluster;          // else through the grid
 
   int tiles() const { return warp_tiles(out); }
-  int held() const { return held_pairs(tiles(), exact); }
+  int in_registers() const { return pairs_in_registers(tiles(), exact); }
 };
-// The numbers of a call; kTF32: of float32 where torch allows tensor cores for it.
-enum class Numbers { kFloat64, kFloat32, kTF32, kBFloat16, kFloat16 };
+// What the numbers of a call are; kTF32: float32 where torch allows tensor cores for it.
+enum class Precision { kFloat64, kFloat32, kTF32, kBFloat16, kFloat16 };
 // What persistent kernels do not take, or null.
-const char* refusal(Numbers numbers, bool projected, bool norm);
-// Of a cell with G gates, A of them apart, and S states. Batch and exchange are still to be chosen.
-Kernel kernel_of(int G, int A, int S, bool backward, Numbers numbers, bool norm);
+const char* refusal(Precision precision, bool projected, bool norm);
+// Of a cell with G gates, A of them split, and S states. Batch and exchange are still to be chosen.
+Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool norm);
 constexpr int kBatches[] = {1, 2};  // of which exact products take the first
 
 struct Device {

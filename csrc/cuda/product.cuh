@@ -32,8 +32,8 @@ struct Operand<float> {  // IEEE arithmetic
 };
 
 // A product of type P with kTiles * 16 rows of the weights and kBatch * 8 of the batch per warp, which holds the
-// weights of kHeld pairs of steps in registers and the others in shared memory.
-template <class P, int kTiles, int kBatch, int kHeld = held_pairs(kTiles, std::is_same_v<P, float>)>
+// weights of kInRegisters pairs of steps in registers and the others in shared memory.
+template <class P, int kTiles, int kBatch, int kInRegisters = pairs_in_registers(kTiles, std::is_same_v<P, float>)>
 class Product {
   using Bits = typename Operand<P>::Bits;
   static constexpr bool kExact = std::is_same_v<P, float>;
@@ -50,35 +50,35 @@ class Product {
     group_ = warp % s.groups;
     part_ = warp / s.groups;
     first_ = part_ * s.pairs;
-    rest_ = reinterpret_cast<Chunk*>(shared) + int64_t(warp) * not_held(s) * 2 * kTiles * kWarp;
+    in_shared_ = reinterpret_cast<Vec16*>(shared) + int64_t(warp) * pairs_in_shared(s) * 2 * kTiles * kWarp;
   }
 
   // What a warp keeps in shared memory.
-  RNN_DEVICE Chunk* rest() const { return rest_; }
+  RNN_DEVICE Vec16* in_shared() const { return in_shared_; }
 
   // weight(which, m, k) gives the bits of an operand; zero outside of the matrix. Of two matrices, the second is that
-  // of a product of the same shape which holds nothing in registers, if there is one: `second` is its rest().
+  // of a product of the same shape which holds nothing in registers, if there is one: `second` is its in_shared().
   template <class F>
-  RNN_DEVICE void load(const ProductShape& s, Chunk* second, F&& weight) {
+  RNN_DEVICE void load(const ProductShape& s, Vec16* second, F&& weight) {
     if (part_ >= s.parts) return;
     // One text for all fragments: it is much of a kernel. Selecting a register for one happens once.
-    constexpr int kOfPair = 2 * kTiles, held = kHeld * kOfPair;
-    const int own = held + not_held(s) * kOfPair, all = own + (second ? s.pairs * kOfPair : 0);
+    constexpr int kOfPair = 2 * kTiles, in_registers = kInRegisters * kOfPair;
+    const int own = in_registers + pairs_in_shared(s) * kOfPair, all = own + (second ? s.pairs * kOfPair : 0);
 #pragma unroll 1
     for (int f = 0; f < all; ++f) {
       const bool of_second = f >= own;
       const int at = of_second ? f - own : f;
-      const Chunk chunk =
-          at < s.pairs * kOfPair ? fragment(of_second, at % kTiles, 2 * first_ + at / kTiles, weight) : Chunk{};
-      if (f >= held) {
-        (of_second ? second : rest_)[(of_second ? at : at - held) * kWarp + lane_] = chunk;
+      const Vec16 vector =
+          at < s.pairs * kOfPair ? fragment(of_second, at % kTiles, 2 * first_ + at / kTiles, weight) : Vec16{};
+      if (f >= in_registers) {
+        (of_second ? second : in_shared_)[(of_second ? at : at - in_registers) * kWarp + lane_] = vector;
         continue;
       }
 #pragma unroll
-      for (int g = 0; g < held; ++g)
+      for (int g = 0; g < in_registers; ++g)
 #pragma unroll
         for (int w = 0; w < 4; ++w)
-          if (g == f) held_[g / kOfPair][g / kTiles % 2][g % kTiles][w] = chunk.words[w];
+          if (g == f) in_registers_[g / kOfPair][g / kTiles % 2][g % kTiles][w] = vector.words[w];
     }
   }
 
@@ -94,17 +94,17 @@ class Product {
         for (int i = 0; i < kSums; ++i) sums[m][n][i] = 0;
     rows += first_ * 2 * kStepBytes;
 #pragma unroll
-    for (int q = 0; q < kHeld; ++q)
-      if (q < s.pairs) multiply_pair(held_[q], rows + q * 2 * kStepBytes, pitch, sums);
-    for (int q = kHeld; q < s.pairs; ++q) {
+    for (int q = 0; q < kInRegisters; ++q)
+      if (q < s.pairs) multiply_pair(in_registers_[q], rows + q * 2 * kStepBytes, pitch, sums);
+    for (int q = kInRegisters; q < s.pairs; ++q) {
       uint32_t a[2][kTiles][4];
 #pragma unroll
       for (int step = 0; step < 2; ++step)
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) {
-          const Chunk chunk = rest_[((q - kHeld) * 2 + step) * kTiles * kWarp + m * kWarp + lane_];
+          const Vec16 vector = in_shared_[((q - kInRegisters) * 2 + step) * kTiles * kWarp + m * kWarp + lane_];
 #pragma unroll
-          for (int w = 0; w < 4; ++w) a[step][m][w] = chunk.words[w];
+          for (int w = 0; w < 4; ++w) a[step][m][w] = vector.words[w];
         }
       multiply_pair(a, rows + q * 2 * kStepBytes, pitch, sums);
     }
@@ -117,21 +117,23 @@ class Product {
   }
 
  private:
-  static RNN_DEVICE int not_held(const ProductShape& s) { return s.pairs > kHeld ? s.pairs - kHeld : 0; }
+  static RNN_DEVICE int pairs_in_shared(const ProductShape& s) {
+    return s.pairs > kInRegisters ? s.pairs - kInRegisters : 0;
+  }
 
   // What this lane holds of one tile and step: see multiply() in device.cuh. The exact product keeps the same words.
   template <class F>
-  RNN_DEVICE Chunk fragment(int which, int m, int step, F&& weight) const {
+  RNN_DEVICE Vec16 fragment(int which, int m, int step, F&& weight) const {
     constexpr int kPerWord = 4 / int(sizeof(Bits));
-    Chunk chunk;
+    Vec16 vector;
     for (int w = 0; w < 4; ++w) {
       const int row = (group_ * kTiles + m) * kFragment + lane_ / 4 + w % 2 * 8;
       const int k = step * kStep + (w / 2 * 4 + lane_ % 4) * kPerWord;
       uint32_t word = weight(which, row, k);
       if constexpr (kPerWord == 2) word |= uint32_t(weight(which, row, k + 1)) << 16;
-      chunk.words[w] = word;
+      vector.words[w] = word;
     }
-    return chunk;
+    return vector;
   }
 
   RNN_DEVICE void multiply_pair(const uint32_t (&a)[2][kTiles][4], const char* rows, int pitch,
@@ -198,8 +200,8 @@ class Product {
   }
 
   int lane_, group_, part_, first_;
-  uint32_t held_[kHeld > 0 ? kHeld : 1][2][kTiles][4];
-  Chunk* rest_;  // [pairs - kHeld, 2, kTiles, lanes]
+  uint32_t in_registers_[kInRegisters > 0 ? kInRegisters : 1][2][kTiles][4];
+  Vec16* in_shared_;  // [pairs - kInRegisters, 2, kTiles, lanes]
 };
 
 }  // namespace rnn::cuda

@@ -7,11 +7,11 @@
 
 namespace rnn::cuda {
 
-// A layer, or those of a stack that run at the same time, each fed by the one before it. Masks are factors of y on its
-// way to the next layer (dropout).
+// A layer, or those of a stack that run at the same time as a pipeline: each has the one before it as its upstream.
+// Masks are factors of y on its way to the next layer (dropout).
 template <class IO>
 struct ForwardStage : Forward<IO> {
-  // Where the layer below feeds this one, x is its y.
+  // Where the layer below is the upstream, x is its y.
   const IO* mask_below;  // [T, B, H] or null
 };
 template <class IO>
@@ -20,7 +20,7 @@ using ForwardStages = std::vector<ForwardStage<IO>>;
 template <class IO>
 struct BackwardStage : Backward<IO> {
   double* all_dh;  // [T, B, D, H] or null: the whole gradient of every h
-  // Where the layer above feeds this one:
+  // Where the layer above is the upstream:
   const IO* dgates_above;  // [T, B, 1, (G+A)*H]
   const IO* w_ih_above;    // [G*H, H]
   const IO* mask_above;    // [T, B, H] or null

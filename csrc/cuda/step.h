@@ -77,8 +77,8 @@ struct Carried {
   Arithmetic<IO>* dc;  // [H]
   IO* dgh;             // [G*H]
   IO* dh_through;      // [R]: dgh W_hh of the gates of step s + 1
-  IO* dprojected;      // [R]; no projection, R = H, where this and draw are null
-  IO* draw;            // [H]: dprojected W_hr of step s
+  IO* dprojected;      // [R]; no projection, R = H, where this and dh_raw are null
+  IO* dh_raw;          // [H]: dprojected W_hr of step s
   double* unbounded;   // [(G+A)*H]: dgates before it is bounded by its norm
   double* norms;       // []: of the G gradients of gx in it
   double* all_dh;      // [T, B, D, R]: the whole gradient of every h, if asked for
@@ -146,7 +146,7 @@ RNN_HD void hand_on(const Backward<IO>& call, const BackwardUnit<Cell, IO>& unit
   for (int g = 0; g < Cell::G; ++g) store(dgh + g * H, dgates[unit.of_hidden(g)]);
 }
 
-// The gradients of the gates of step s, after dh_through; or, where h is projected, after draw.
+// The gradients of the gates of step s, after dh_through; or, where h is projected, after dh_raw.
 template <class IO>
 struct BackwardCell {
   using V = Scalar<Arithmetic<IO>>;
@@ -163,12 +163,12 @@ struct BackwardCell {
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
     const int64_t state = slot.n * q.H + i;
-    const BackwardUnit<Cell, IO> unit(call, slot, s, i, carried.draw != nullptr);
+    const BackwardUnit<Cell, IO> unit(call, slot, s, i, carried.dh_raw != nullptr);
     if (unit.place.outside) return;
     V dgates[unit.kGates], around[Cell::S], dh(0);
     if (unit.place.active) {
-      if (carried.draw) {
-        dh = load(carried.draw + state);
+      if (carried.dh_raw) {
+        dh = load(carried.dh_raw + state);
       } else {
         dh = unit.dh(load(carried.dh + state), unit.linked_after ? load(carried.dh_through + state) : V(0));
         if (carried.all_dh) carried.all_dh[unit.place.n * q.H + i] = dh.v;
@@ -177,7 +177,7 @@ struct BackwardCell {
     }
     unit.run(0, dh, around, dgates);
     if (unit.place.active) {
-      if (!carried.draw) store(carried.dh + state, around[0]);
+      if (!carried.dh_raw) store(carried.dh + state, around[0]);
       if constexpr (Cell::S > 1) store(carried.dc + state, around[1]);
     }
     if (carried.unbounded) {

@@ -79,7 +79,7 @@ BackwardResults run_stepwise(const BackwardArguments& a, const Sizes& n, const L
   const Tensor w_hh = stacked(t.w_hh);  // [D, G*H, R]
   const Tensor dh = carried(n.R, arithmetic), dc = carried(has_c ? n.H : 0, arithmetic);
   const Tensor dgh = carried(a.cell.G * n.H, io).zero_(), dprojected = carried(projected ? n.R : 0, io).zero_();
-  Tensor dh_through = carried(n.R, io), draw = carried(projected ? n.H : 0, io);
+  Tensor dh_through = carried(n.R, io), dh_raw = carried(projected ? n.H : 0, io);
   const Tensor w_hr = projected ? stacked(t.w_hr) : Tensor();  // [D, R, H]
   const Tensor unbounded = carried(norm ? (a.cell.G + a.cell.A) * n.H : 0, at::kDouble);
   const Tensor dgx = unbounded.narrow(2, 0, norm ? a.cell.G * n.H : 0);
@@ -89,7 +89,7 @@ BackwardResults run_stepwise(const BackwardArguments& a, const Sizes& n, const L
     using Wide = Arithmetic<IO>;
     const Backward<IO> call = parameters<IO>(a, n, t);
     const Carried<IO> c{pointer<Wide>(dh),          pointer<Wide>(dc),       pointer<IO>(dgh),
-                        pointer<IO>(dh_through),    pointer<IO>(dprojected), pointer<IO>(draw),
+                        pointer<IO>(dh_through),    pointer<IO>(dprojected), pointer<IO>(dh_raw),
                         pointer<double>(unbounded), pointer<double>(norms),  pointer<double>(all_dh)};
     launch(BackwardBegin<IO>{q, n.R, call.dh_n, c.dh});
     if (has_c) launch(BackwardBegin<IO>{q, n.H, call.dc_n, c.dc});
@@ -97,7 +97,7 @@ BackwardResults run_stepwise(const BackwardArguments& a, const Sizes& n, const L
       if (s + 1 < steps) at::bmm_out(dh_through, dgh, w_hh);
       if (projected) {
         launch(BackwardProject<IO>{call, s, c});
-        at::bmm_out(draw, dprojected, w_hr);
+        at::bmm_out(dh_raw, dprojected, w_hr);
       }
       launch(BackwardCell<IO>{call, s, c});
       if (!norm) continue;

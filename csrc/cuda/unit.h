@@ -20,8 +20,8 @@ struct Slot {
   RNN_HD Slot(const Sequence& q, int64_t n) : n(n), d(n < q.rows() ? 0 : 1), row(q.row(n - d * q.rows())) {}
 };
 
-// Does step s take place, with the state that the step before left? Where not, what a product made of that state, or of
-// the gradient that came back to it, counts for nothing: it is never read.
+// Does step s take place, with the state that the step before left? If not, nobody reads the product of that state, or
+// of the gradient that flows back to it: it may hold anything.
 RNN_HD bool linked(const Sequence& q, const Slot& slot, int64_t s) {
   return s < slot.row.length && !q.cut_before(slot.d, slot.row, s);
 }

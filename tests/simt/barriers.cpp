@@ -35,8 +35,9 @@ void Machine::exit_thread() {
     if (message.block == &block)
       refuse("bytes are on their way to its block from block " + std::to_string(message.from->block->index) + ", " +
              message.site->name);
-  for (const auto& [offset, box] : block.boxes)
-    if (box.missing < 0) refuse(std::to_string(-box.missing) + " bytes came to a mailbox that did not expect them");
+  for (const auto& [offset, count] : block.transactions)
+    if (count.missing < 0)
+      refuse(std::to_string(-count.missing) + " bytes came to a transaction barrier that did not expect them");
 }
 
 }  // namespace rnn::simt

@@ -1,4 +1,4 @@
-// The state of a launch, as the primitives of device.h see it.
+// The state of a launch, as the primitives of device_on_host.h see it.
 #pragma once
 
 #include <array>
@@ -19,8 +19,9 @@
 
 namespace rnn::simt {
 
-using cuda::Chunk;
+using cuda::Here;
 using cuda::kWarp;
+using cuda::Vec16;
 
 struct Block;
 struct Thread;
@@ -50,8 +51,9 @@ struct Cluster {
   Barrier barrier;
 };
 
-// A Mailbox: an mbarrier of one arrival. A phase is over when it was expected and no byte is missing.
-struct Box {
+// What a TransactionBarrier counts, an mbarrier of one arrival. A phase is over when it was expected and no byte is
+// missing.
+struct Transactions {
   int phase = 0;
   bool expected = false;
   int64_t missing = 0;  // below zero: arrived before they were expected
@@ -66,7 +68,7 @@ struct Block {
   int exited = 0;  // threads
   Barrier barrier;
   std::vector<Warp> warps;
-  std::map<ptrdiff_t, Box> boxes;  // by their place in shared memory
+  std::map<ptrdiff_t, Transactions> transactions;  // by their place in shared memory
 
   bool holds(const void* p) const;
 };
@@ -94,8 +96,8 @@ struct Message {
   Thread* from;
   const Site* site;
   Block* block;
-  ptrdiff_t to, box;  // where in its shared memory
-  Chunk chunk;
+  ptrdiff_t to, barrier;  // where in its shared memory
+  Vec16 vector;
 };
 
 class Random {
@@ -147,11 +149,11 @@ class Machine {
   [[noreturn]] static void fail(const Thread& thread, const std::string& where, const std::string& what);
   // `p` has to be so aligned, and to lie with its bytes in the block's shared memory; where it does.
   ptrdiff_t shared_offset(const Site& site, const char* name, const void* p, size_t bytes, size_t alignment);
-  // The opened mailbox of `block` at a place of its shared memory.
-  Box& box(const Thread& thread, const Site& site, Block& block, ptrdiff_t offset);
+  // The opened transaction barrier of `block` at a place of its shared memory.
+  Transactions& transactions(const Thread& thread, const Site& site, Block& block, ptrdiff_t offset);
 
   void send(const Message& message);
-  void settle(Box& box, const Thread& thread, const Site& site);
+  void settle(Transactions& barrier, const Thread& thread, const Site& site);
   void make_copies();
   void check_flag(const Site& site, const uint32_t* flag);
   void publish(uint32_t* flag, uint32_t value);

@@ -30,6 +30,6 @@ std::vector<Case> mistakes();           // each ends with an exception
 std::vector<Case> mistakes_of_order();  // as expected under some random schedules, under others otherwise
 std::vector<Case> crashes();            // each ends the process, at the latest with sanitizers
 
-Case mailboxes_with_a_race();
+Case transactions_with_a_race();
 
 }  // namespace rnn::simt::selftest

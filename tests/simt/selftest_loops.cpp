@@ -41,45 +41,46 @@ Case loop(const std::string& name, const Grid& grid, Size size, MakeKernel make_
           }};
 }
 
-Chunk chunk_at(const void* p) { return *static_cast<const Chunk*>(p); }
+Vec16 vec16_at(const void* p) { return *static_cast<const Vec16*>(p); }
 
 // Every block of a cluster sends its values to all of them, into one of two buffers by turns. They are sent from two
 // places by turns as well: when its own block has received all, a thread may still be sending to others.
 template <int kPlaces>
-const auto through_mailboxes = [](Size size, auto h_n) {
+const auto through_transactions = [](Size size, auto h_n) {
   return [=] {
     const int values = size.values(), thread = thread_index(), me = cluster_rank() * size.threads + thread;
-    auto* const boxes = reinterpret_cast<Mailbox*>(shared_memory());
-    auto* const h = reinterpret_cast<float*>(boxes + 2);  // [2, values]
-    auto* const places = h + 2 * values;                  // [kPlaces, threads]
+    auto* const barriers = reinterpret_cast<TransactionBarrier*>(shared_memory());
+    auto* const h = reinterpret_cast<float*>(barriers + 2);  // [2, values]
+    auto* const places = h + 2 * values;                     // [kPlaces, threads]
     for (int i = thread; i < values; i += size.threads) h[i] = first_value(i);
-    if (thread < 2) boxes[thread].open();
+    if (thread < 2) barriers[thread].open();
     sync_cluster();
     for (int t = 0; t < size.steps; ++t) {
       float* const to = h + (t + 1) % 2 * values;
-      Mailbox* const box = boxes + (t + 1) % 2;
+      TransactionBarrier* const barrier = barriers + (t + 1) % 2;
       float* const mine = places + t % kPlaces * size.threads;
       mine[thread] = (*h_n)[size_t(me)] = next_value(h + t % 2 * values, values, me, t);
       sync_block();
-      if (thread == 0) box->expect(values * int(sizeof(float)));
+      if (thread == 0) barrier->expect(values * int(sizeof(float)));
       for (int c = thread; c < values / 4; c += size.threads) {
         const int part = c % (size.threads / 4) * 4;
-        send(to + cluster_rank() * size.threads + part, box, c / (size.threads / 4), chunk_at(mine + part));
+        send(to + cluster_rank() * size.threads + part, barrier, c / (size.threads / 4), vec16_at(mine + part));
       }
-      box->await(t / 2);
+      barrier->await(t / 2);
     }
   };
 };
 template <int kPlaces = 2>
-Case mailboxes(const std::string& name, Size size) {
-  const int bytes = 2 * int(sizeof(Mailbox)) + (2 * size.values() + kPlaces * size.threads) * int(sizeof(float));
-  return loop(name, {size.blocks, size.blocks, size.threads, bytes}, size, through_mailboxes<kPlaces>);
+Case transactions(const std::string& name, Size size) {
+  const int bytes =
+      2 * int(sizeof(TransactionBarrier)) + (2 * size.values() + kPlaces * size.threads) * int(sizeof(float));
+  return loop(name, {size.blocks, size.blocks, size.threads, bytes}, size, through_transactions<kPlaces>);
 }
 
 // Every block writes its values to global memory, sets a flag, and copies those of all blocks to its shared memory.
 const auto through_flags = [](Size size, auto h_n) {
   const int values = size.values();
-  auto global = std::make_shared<std::vector<Chunk>>(2 * values / 4);  // [2, values]
+  auto global = std::make_shared<std::vector<Vec16>>(2 * values / 4);  // [2, values]
   auto flags = std::make_shared<std::vector<uint32_t>>(size.blocks);
   for (int i = 0; i < values; ++i) reinterpret_cast<float*>(global->data())[i] = first_value(i);
   return [=] {
@@ -133,12 +134,12 @@ const auto through_cluster_barriers = [](Size size, auto h_n) {
 
 }  // namespace
 
-Case mailboxes_with_a_race() { return mailboxes<1>("mailboxes_with_a_race", {4, 32, 6}); }
+Case transactions_with_a_race() { return transactions<1>("transactions_with_a_race", {4, 32, 6}); }
 
 std::vector<Case> loops() {
   return {
-      mailboxes("mailboxes", {8, 256, 20}),
-      mailboxes("few_mailboxes", {4, 32, 6}),
+      transactions("transactions", {8, 256, 20}),
+      transactions("few_transactions", {4, 32, 6}),
       flags("flags", {8, 256, 20}),
       flags("few_flags", {4, 32, 6}),
       loop("barriers", {1, 1, 96, 96 * sizeof(float)}, {1, 96, 8}, through_barriers),

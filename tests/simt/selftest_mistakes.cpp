@@ -9,26 +9,26 @@ namespace {
 
 using namespace rnn::cuda;
 
-Chunk global[4];  // zero at each launch
+Vec16 global[4];  // zero at each launch
 uint32_t& flag() { return global[0].words[0]; }
 
 Case mistake(const std::string& name, const std::string& expected, const Grid& grid, void (*kernel)()) {
   return {name, grid,
           [=] {
-            std::ranges::fill(global, Chunk{});
+            std::ranges::fill(global, Vec16{});
             return Attempt{kernel};
           },
           expected};
 }
 
 bool first() { return thread_index() == 0; }
-Mailbox* box() { return reinterpret_cast<Mailbox*>(shared_memory()); }
+TransactionBarrier* barrier() { return reinterpret_cast<TransactionBarrier*>(shared_memory()); }
 char* data() { return shared_memory() + 16; }
-// Each block of a cluster has an open mailbox that expects so many bytes.
-void open_boxes(int expected) {
-  if (first()) box()->open();
+// Each block of a cluster has an open transaction barrier that expects so many bytes.
+void open_barriers(int expected) {
+  if (first()) barrier()->open();
   sync_cluster();
-  if (first() && expected) box()->expect(expected);
+  if (first() && expected) barrier()->expect(expected);
 }
 
 constexpr Grid kWarpOnly{1, 1, 32, 64}, kBlock{1, 1, 64, 64}, kPair{2, 2, 32, 64}, kTwoBlocks{2, 1, 32, 64};
@@ -127,89 +127,94 @@ std::vector<Case> of_messages() {
       mistake("misaligned_send",
               "Error block 0, thread 0, send at .*: the destination at byte 24 .* not a multiple of 16", kPair,
               [] {
-                open_boxes(0);
-                send(data() + 8, box(), 1, Chunk{});
+                open_barriers(0);
+                send(data() + 8, barrier(), 1, Vec16{});
               }),
       mistake("send_outside",
               "Error block 0, thread 0, send at .*: the destination at byte 64 .* outside of its 64 bytes", kPair,
               [] {
-                open_boxes(0);
-                send(shared_memory() + 64, box(), 1, Chunk{});
+                open_barriers(0);
+                send(shared_memory() + 64, barrier(), 1, Vec16{});
               }),
       mistake("send_past_the_cluster", "Error block 0, thread 0, send at .*: rank 2 in a cluster of 2 blocks", kPair,
               [] {
-                open_boxes(0);
-                send(data(), box(), 2, Chunk{});
+                open_barriers(0);
+                send(data(), barrier(), 2, Vec16{});
               }),
       mistake("send_after_exit", "Error block 1, thread 0, send at .*: block 0 has come to its end", kPair,
               [] {
-                open_boxes(0);
-                if (cluster_rank() == 1 && first()) send(data(), box(), 0, Chunk{});
+                open_barriers(0);
+                if (cluster_rank() == 1 && first()) send(data(), barrier(), 0, Vec16{});
               }),
-      mistake("send_to_closed_mailbox",
-              "Error block 0, thread 0, send at .*: the mailbox at byte 0 of block 1 was never opened", kPair,
-              [] { send(data(), box(), 1, Chunk{}); }),
+      mistake("send_to_closed_transaction_barrier",
+              "Error block 0, thread 0, send at .*: the transaction barrier at byte 0 of block 1 was never opened",
+              kPair, [] { send(data(), barrier(), 1, Vec16{}); }),
       mistake("two_sends_to_one_place",
               "Error block 0, thread 0, send at .*: other bytes are on their way to the same destination", kPair,
               [] {
-                open_boxes(32);
-                if (first()) send(data(), box(), 1, Chunk{});
-                if (first()) send(data(), box(), 1, Chunk{});
-                box()->await(0);
+                open_barriers(32);
+                if (first()) send(data(), barrier(), 1, Vec16{});
+                if (first()) send(data(), barrier(), 1, Vec16{});
+                barrier()->await(0);
               }),
       mistake("exit_before_arrival",
               "Error block 1, thread 31, at its end: bytes are on their way .* from block 0, send at", kPair,
               [] {
-                open_boxes(0);
-                if (cluster_rank() == 0 && first()) send(data(), box(), 1, Chunk{});
+                open_barriers(0);
+                if (cluster_rank() == 0 && first()) send(data(), barrier(), 1, Vec16{});
                 sync_cluster();
               }),
   };
 }
 
-std::vector<Case> of_mailboxes() {
+std::vector<Case> of_transactions() {
   return {
-      mistake("expected_by_closed_mailbox", "Error block 0, thread 0, expect at .*: the mailbox .* was never opened",
-              kWarpOnly, [] { box()->expect(16); }),
-      mistake("awaited_closed_mailbox", "Error block 0, thread 0, await at .*: the mailbox .* was never opened",
-              kWarpOnly, [] { box()->await(0); }),
-      mistake("opened_twice", "Error block 0, thread 1, open at .*: the mailbox was opened before", kWarpOnly,
-              [] { box()->open(); }),
-      mistake("misaligned_mailbox", "Error block 0, thread 0, open at .*: the mailbox at byte 4 .* not a multiple of 8",
-              kWarpOnly, [] { reinterpret_cast<Mailbox*>(shared_memory() + 4)->open(); }),
-      mistake("mailbox_outside",
-              "Error block 0, thread 0, open at .*: the mailbox at byte 64 .* outside of its 64 bytes", kWarpOnly,
-              [] { reinterpret_cast<Mailbox*>(shared_memory() + 64)->open(); }),
-      mistake("mailbox_written_over",
-              "Error block 0, thread 0, await at .*: the mailbox at byte 0 of block 0 was written over", kPair,
+      mistake("expected_by_closed_transaction_barrier",
+              "Error block 0, thread 0, expect at .*: the transaction barrier .* was never opened", kWarpOnly,
+              [] { barrier()->expect(16); }),
+      mistake("awaited_closed_transaction_barrier",
+              "Error block 0, thread 0, await at .*: the transaction barrier .* was never opened", kWarpOnly,
+              [] { barrier()->await(0); }),
+      mistake("opened_twice", "Error block 0, thread 1, open at .*: the transaction barrier was opened before",
+              kWarpOnly, [] { barrier()->open(); }),
+      mistake("misaligned_transaction_barrier",
+              "Error block 0, thread 0, open at .*: the transaction barrier at byte 4 .* not a multiple of 8",
+              kWarpOnly, [] { reinterpret_cast<TransactionBarrier*>(shared_memory() + 4)->open(); }),
+      mistake("transaction_barrier_outside",
+              "Error block 0, thread 0, open at .*: the transaction barrier at byte 64 .* outside of its 64 bytes",
+              kWarpOnly, [] { reinterpret_cast<TransactionBarrier*>(shared_memory() + 64)->open(); }),
+      mistake("transaction_barrier_written_over",
+              "Error block 0, thread 0, await at .*: the transaction barrier at byte 0 of block 0 was written over",
+              kPair,
               [] {
-                open_boxes(16);
-                if (first()) box()->state = 0;
-                box()->await(0);
+                open_barriers(16);
+                if (first()) barrier()->state = 0;
+                barrier()->await(0);
               }),
       mistake("more_than_expected", "Error block 0, thread ., send at .*: 8 bytes more than expected in phase 0", kPair,
               [] {
-                open_boxes(24);
-                if (thread_index() < 2 && cluster_rank() == 0) send(data() + thread_index() * 16, box(), 1, Chunk{});
-                box()->await(0);
+                open_barriers(24);
+                if (thread_index() < 2 && cluster_rank() == 0)
+                  send(data() + thread_index() * 16, barrier(), 1, Vec16{});
+                barrier()->await(0);
               }),
       mistake("expected_twice", "Error block 0, thread 0, expect at .*: phase 0 was expected before, and is not over",
-              kPair, [] { open_boxes(16), box()->expect(16); }),
+              kPair, [] { open_barriers(16), barrier()->expect(16); }),
       mistake("expected_too_much", "Error block 0, thread 0, expect at .*: 1048576 bytes, expected 0 to 1048575", kPair,
-              [] { open_boxes(1 << 20); }),
+              [] { open_barriers(1 << 20); }),
       mistake("awaited_too_early", "Error block 0, thread 0, await at .*: phase 1 awaited in phase 0", kPair,
-              [] { open_boxes(16), box()->await(1); }),
+              [] { open_barriers(16), barrier()->await(1); }),
       mistake("awaited_too_late", "Error block 0, thread 0, await at .*: phase 0 awaited in phase 2", kPair,
               [] {
-                open_boxes(0);
-                for (int phase = 0; phase < 2 && first(); ++phase) box()->expect(0);
+                open_barriers(0);
+                for (int phase = 0; phase < 2 && first(); ++phase) barrier()->expect(0);
                 sync_block();
-                box()->await(0);
+                barrier()->await(0);
               }),
       mistake("too_few_bytes", "Error deadlock: every thread waits;  block 1, threads 0-31: await", kPair,
               [] {
-                open_boxes(16);
-                if (cluster_rank() == 1) box()->await(0);
+                open_barriers(16);
+                if (cluster_rank() == 1) barrier()->await(0);
               }),
   };
 }
@@ -272,7 +277,8 @@ std::vector<Case> of_the_host() {
 
 std::vector<Case> mistakes() {
   std::vector<Case> all;
-  for (const auto& part : {of_warps(), of_barriers(), of_messages(), of_mailboxes(), of_global_memory(), of_the_host()})
+  for (const auto& part :
+       {of_warps(), of_barriers(), of_messages(), of_transactions(), of_global_memory(), of_the_host()})
     all.insert(all.end(), part.begin(), part.end());
   return all;
 }
@@ -280,25 +286,27 @@ std::vector<Case> mistakes() {
 std::vector<Case> mistakes_of_order() {
   return {
       mistake("never_expected",
-              "Error block 1, thread .*, at its end: 16 bytes came to a mailbox that did not expect them", kPair,
+              "Error block 1, thread .*, at its end: 16 bytes came to a transaction barrier that did not expect them",
+              kPair,
               [] {
-                open_boxes(0);
-                if (cluster_rank() == 0 && first()) send(data(), box(), 1, Chunk{});
+                open_barriers(0);
+                if (cluster_rank() == 0 && first()) send(data(), barrier(), 1, Vec16{});
                 for (int i = 0; i < 8; ++i) sync_block();
               }),
       mistake("expected_too_late", "Error block 1, thread 0, expect at .*: 16 bytes more than expected in phase 0",
               kPair,
               [] {
-                open_boxes(0);
-                if (cluster_rank() == 0 && thread_index() < 2) send(data() + thread_index() * 16, box(), 1, Chunk{});
-                if (cluster_rank() == 1 && first()) box()->expect(16);
+                open_barriers(0);
+                if (cluster_rank() == 0 && thread_index() < 2)
+                  send(data() + thread_index() * 16, barrier(), 1, Vec16{});
+                if (cluster_rank() == 1 && first()) barrier()->expect(16);
               }),
       mistake("overtaken_while_awaited", "Error block ., thread .*, await at .*: phase 0 awaited until phase 2", kPair,
               [] {
-                open_boxes(0);
-                if (thread_index() != 31) return box()->await(0);
-                box()->expect(0);
-                box()->expect(0);
+                open_barriers(0);
+                if (thread_index() != 31) return barrier()->await(0);
+                barrier()->expect(0);
+                barrier()->expect(0);
               }),
   };
 }

@@ -145,19 +145,19 @@ Attempt slowness() {
 Attempt arrivals() {
   auto first = std::make_shared<std::string>();
   return {[=] {
-            auto* const boxes = reinterpret_cast<Mailbox*>(shared_memory());
-            auto* const to = reinterpret_cast<Chunk*>(shared_memory() + 16);
+            auto* const barriers = reinterpret_cast<TransactionBarrier*>(shared_memory());
+            auto* const to = reinterpret_cast<Vec16*>(shared_memory() + 16);
             for (int i = 0; i < 2; ++i) {
-              boxes[i].open();
-              boxes[i].expect(16);
+              barriers[i].open();
+              barriers[i].expect(16);
             }
-            for (int i = 0; i < 2; ++i) send(to + i, boxes + i, 0, Chunk{});
+            for (int i = 0; i < 2; ++i) send(to + i, barriers + i, 0, Vec16{});
             for (int patience = 16; patience > 0 && first->empty(); --patience) {
               sync_block();
               for (int i = 0; i < 2; ++i)
                 if (to[i].words[0] == 0) *first += std::to_string(i);
             }
-            for (int i = 0; i < 2; ++i) boxes[i].await(0);
+            for (int i = 0; i < 2; ++i) barriers[i].await(0);
           },
           [=] { return "ok " + *first; }};
 }
@@ -166,14 +166,14 @@ Attempt arrivals() {
 Attempt race() {
   auto first = std::make_shared<int>(-1);
   return {[=] {
-            auto* const boxes = reinterpret_cast<Mailbox*>(shared_memory());
+            auto* const barriers = reinterpret_cast<TransactionBarrier*>(shared_memory());
             const int thread = thread_index();
-            boxes[thread].open();
-            boxes[thread].expect(16);
+            barriers[thread].open();
+            barriers[thread].expect(16);
             sync_cluster();
             if (cluster_rank() == 0 && thread == 0)
-              for (int i = 0; i < 4; ++i) send(shared_memory() + 32 + i % 2 * 16, boxes + i % 2, i / 2, Chunk{});
-            boxes[thread].await(0);
+              for (int i = 0; i < 4; ++i) send(shared_memory() + 32 + i % 2 * 16, barriers + i % 2, i / 2, Vec16{});
+            barriers[thread].await(0);
             if (cluster_rank() == 1 && *first < 0) *first = thread;
           },
           [=] { return "ok " + std::to_string(*first); }};
@@ -181,11 +181,11 @@ Attempt race() {
 
 // Whether a copy sees what was written after its call, and what its destination holds meanwhile.
 Attempt late_copy() {
-  auto source = std::make_shared<Chunk>(Chunk{{1}});
+  auto source = std::make_shared<Vec16>(Vec16{{1}});
   auto got = std::make_shared<std::array<uint32_t, 2>>();
   return {[=] {
-            auto* const to = reinterpret_cast<Chunk*>(shared_memory());
-            *to = Chunk{{7}};
+            auto* const to = reinterpret_cast<Vec16*>(shared_memory());
+            *to = Vec16{{7}};
             copy_async(to, source.get());
             sync_block();
             (*got)[0] = to->words[0];
@@ -200,15 +200,15 @@ Attempt late_copy() {
 Attempt late_message() {
   auto got = std::make_shared<std::array<uint32_t, 2>>();
   return {[=] {
-            auto* const box = reinterpret_cast<Mailbox*>(shared_memory());
-            auto* const to = reinterpret_cast<Chunk*>(shared_memory() + 16);
-            *to = Chunk{{7}};
-            box->open();
-            box->expect(16);
-            send(to, box, 0, Chunk{{2}});
+            auto* const barrier = reinterpret_cast<TransactionBarrier*>(shared_memory());
+            auto* const to = reinterpret_cast<Vec16*>(shared_memory() + 16);
+            *to = Vec16{{7}};
+            barrier->open();
+            barrier->expect(16);
+            send(to, barrier, 0, Vec16{{2}});
             sync_block();
             (*got)[0] = to->words[0];
-            box->await(0);
+            barrier->await(0);
             (*got)[1] = to->words[0];
           },
           [=] { return "ok " + std::to_string(int((*got)[0])) + " " + std::to_string((*got)[1]); }};
@@ -237,7 +237,7 @@ std::vector<Case> schedules() {
       {"race", {2, 2, 2, 64}, race},
       {"late_copy", {1, 1, 1, 16}, late_copy},
       {"late_message", {1, 1, 1, 32}, late_message},
-      mailboxes_with_a_race(),
+      transactions_with_a_race(),
   };
 }
 

@@ -1,4 +1,4 @@
-// What moves data and counts it: mailboxes, flags in global memory, copies from global to shared memory.
+// What moves data and counts it: transaction barriers, flags in global memory, copies from global to shared memory.
 #include <cstring>
 
 #include "simt/internals.h"
@@ -6,13 +6,13 @@
 namespace rnn::simt {
 namespace {
 
-constexpr uint64_t kOpen = 0x6d61696c626f7800;  // what an open mailbox holds
+constexpr uint64_t kOpen = 0x6d61696c626f7800;  // what an open transaction barrier holds
 constexpr int kMostExpected = (1 << 20) - 1;    // bytes that an mbarrier can count
 
 bool aligned(const void* p, size_t alignment) { return reinterpret_cast<uintptr_t>(p) % alignment == 0; }
 
 // A destination holds neither its old bytes nor its new ones until the new ones have arrived.
-void scribble(char* to) { std::memset(to, 0xff, sizeof(Chunk)); }
+void scribble(char* to) { std::memset(to, 0xff, sizeof(Vec16)); }
 
 }  // namespace
 
@@ -31,11 +31,11 @@ ptrdiff_t Machine::shared_offset(const Site& site, const char* name, const void*
   return offset;
 }
 
-Box& Machine::box(const Thread& thread, const Site& site, Block& block, ptrdiff_t offset) {
-  const auto found = block.boxes.find(offset);
+Transactions& Machine::transactions(const Thread& thread, const Site& site, Block& block, ptrdiff_t offset) {
+  const auto found = block.transactions.find(offset);
   const std::string which =
-      "the mailbox at byte " + std::to_string(offset) + " of block " + std::to_string(block.index);
-  if (found == block.boxes.end()) fail(thread, site.name, which + " was never opened");
+      "the transaction barrier at byte " + std::to_string(offset) + " of block " + std::to_string(block.index);
+  if (found == block.transactions.end()) fail(thread, site.name, which + " was never opened");
   uint64_t state;
   std::memcpy(&state, block.shared.get() + offset, sizeof(state));
   if (state != kOpen) fail(thread, site.name, which + " was written over");
@@ -55,23 +55,23 @@ void Machine::deliver(size_t i) {
   messages_.pop_back();
   Block& block = *message.block;
   char* to = block.shared.get() + message.to;
-  std::memcpy(to, &message.chunk, sizeof(Chunk));
+  std::memcpy(to, &message.vector, sizeof(Vec16));
   in_flight_.erase(to);
-  Box& counts = box(*message.from, *message.site, block, message.box);
-  counts.missing -= int64_t(sizeof(Chunk));
+  Transactions& counts = transactions(*message.from, *message.site, block, message.barrier);
+  counts.missing -= int64_t(sizeof(Vec16));
   settle(counts, *message.from, *message.site);
 }
 
-void Machine::settle(Box& box, const Thread& thread, const Site& site) {
-  if (!box.expected) return;
-  if (box.missing < 0)
+void Machine::settle(Transactions& barrier, const Thread& thread, const Site& site) {
+  if (!barrier.expected) return;
+  if (barrier.missing < 0)
     fail(thread, site.name,
-         std::to_string(-box.missing) + " bytes more than expected in phase " + std::to_string(box.phase) +
-             " of the mailbox");
-  if (box.missing) return;
-  box.expected = false;
-  ++box.phase;
-  wake(box.asleep);
+         std::to_string(-barrier.missing) + " bytes more than expected in phase " + std::to_string(barrier.phase) +
+             " of the transaction barrier");
+  if (barrier.missing) return;
+  barrier.expected = false;
+  ++barrier.phase;
+  wake(barrier.asleep);
 }
 
 void Machine::let_messages_arrive() {
@@ -84,7 +84,7 @@ void Machine::make_copy(Thread& thread, size_t i) {
   const Copy copy = thread.copies[i];
   thread.copies[i] = thread.copies.back();
   thread.copies.pop_back();
-  std::memcpy(copy.to, copy.from, sizeof(Chunk));
+  std::memcpy(copy.to, copy.from, sizeof(Vec16));
 }
 
 void Machine::make_copies() {
@@ -123,62 +123,68 @@ namespace rnn::cuda {
 
 using simt::Machine;
 
-void Mailbox::open(Here here) {
+void TransactionBarrier::open(Here here) {
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "open");
   if (!site) return;
-  const ptrdiff_t offset = m.shared_offset(*site, "the mailbox", this, sizeof(Mailbox), alignof(Mailbox));
-  if (!m.self().block->boxes.try_emplace(offset).second) m.fail(*site, "the mailbox was opened before");
+  const ptrdiff_t offset =
+      m.shared_offset(*site, "the transaction barrier", this, sizeof(TransactionBarrier), alignof(TransactionBarrier));
+  if (!m.self().block->transactions.try_emplace(offset).second)
+    m.fail(*site, "the transaction barrier was opened before");
   state = simt::kOpen;
 }
 
-void Mailbox::expect(int bytes, Here here) {
+void TransactionBarrier::expect(int bytes, Here here) {
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "expect");
   if (!site) return;
-  const ptrdiff_t offset = m.shared_offset(*site, "the mailbox", this, sizeof(Mailbox), alignof(Mailbox));
-  simt::Box& box = m.box(m.self(), *site, *m.self().block, offset);
+  const ptrdiff_t offset =
+      m.shared_offset(*site, "the transaction barrier", this, sizeof(TransactionBarrier), alignof(TransactionBarrier));
+  simt::Transactions& barrier = m.transactions(m.self(), *site, *m.self().block, offset);
   if (bytes < 0 || bytes > simt::kMostExpected)
     m.fail(*site, std::to_string(bytes) + " bytes, expected 0 to " + std::to_string(simt::kMostExpected));
-  if (box.expected) m.fail(*site, "phase " + std::to_string(box.phase) + " was expected before, and is not over");
-  box.expected = true;
-  box.missing += bytes;
-  m.settle(box, m.self(), *site);
+  if (barrier.expected)
+    m.fail(*site, "phase " + std::to_string(barrier.phase) + " was expected before, and is not over");
+  barrier.expected = true;
+  barrier.missing += bytes;
+  m.settle(barrier, m.self(), *site);
   m.yield();
 }
 
-void Mailbox::await(int phase, Here here) {
+void TransactionBarrier::await(int phase, Here here) {
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "await");
   if (!site) return;
-  const ptrdiff_t offset = m.shared_offset(*site, "the mailbox", this, sizeof(Mailbox), alignof(Mailbox));
-  simt::Box& box = m.box(m.self(), *site, *m.self().block, offset);
+  const ptrdiff_t offset =
+      m.shared_offset(*site, "the transaction barrier", this, sizeof(TransactionBarrier), alignof(TransactionBarrier));
+  simt::Transactions& barrier = m.transactions(m.self(), *site, *m.self().block, offset);
   // The hardware tells odd phases from even ones, no more.
   const auto check = [&](const char* when) {
-    if (phase > box.phase || phase < box.phase - 1)
-      m.fail(*site, "phase " + std::to_string(phase) + when + std::to_string(box.phase) +
+    if (phase > barrier.phase || phase < barrier.phase - 1)
+      m.fail(*site, "phase " + std::to_string(phase) + when + std::to_string(barrier.phase) +
                         ", which is neither the same nor the next");
   };
   check(" awaited in phase ");
-  if (phase < box.phase) return;
-  box.asleep.push_back(&m.self());
+  if (phase < barrier.phase) return;
+  barrier.asleep.push_back(&m.self());
   m.sleep(*site);
   check(" awaited until phase ");
 }
 
-void send(void* to, Mailbox* box, int rank, const Chunk& chunk, Here here) {
+void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, Here here) {
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "send");
   if (!site) return;
-  simt::Message message{&m.self(), site, nullptr, 0, 0, chunk};
-  message.to = m.shared_offset(*site, "the destination", to, sizeof(Chunk), alignof(Chunk));
-  message.box = m.shared_offset(*site, "the mailbox", box, sizeof(Mailbox), alignof(Mailbox));
+  simt::Message message{&m.self(), site, nullptr, 0, 0, vector};
+  message.to = m.shared_offset(*site, "the destination", to, sizeof(Vec16), alignof(Vec16));
+  message.barrier = m.shared_offset(*site, "the transaction barrier", barrier, sizeof(TransactionBarrier),
+                                    alignof(TransactionBarrier));
   if (rank < 0 || rank >= m.grid().cluster)
     m.fail(*site, "rank " + std::to_string(rank) + " in a cluster of " + std::to_string(m.grid().cluster) + " blocks");
   message.block = m.self().block->cluster->blocks + rank;
   if (message.block->exited == m.grid().threads)
     m.fail(*site, "block " + std::to_string(message.block->index) + " has come to its end");
-  m.box(m.self(), *site, *message.block, message.box);
+  m.transactions(m.self(), *site, *message.block, message.barrier);
   m.send(message);
 }
 
@@ -203,8 +209,8 @@ void copy_async(void* to, const void* from, Here here) {
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "copy_async");
   if (!site) return;
-  m.shared_offset(*site, "the destination", to, sizeof(Chunk), alignof(Chunk));
-  if (!simt::aligned(from, alignof(Chunk))) m.fail(*site, "the address of the source is not a multiple of 16 bytes");
+  m.shared_offset(*site, "the destination", to, sizeof(Vec16), alignof(Vec16));
+  if (!simt::aligned(from, alignof(Vec16))) m.fail(*site, "the address of the source is not a multiple of 16 bytes");
   if (m.self().block->holds(from)) m.fail(*site, "the source lies in shared memory");
   simt::scribble(static_cast<char*>(to));
   m.self().copies.push_back({static_cast<char*>(to), static_cast<const char*>(from)});

@@ -23,11 +23,11 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 Plan chosen(Kernel kernel, const Problem& problem, int stages = 1) {
   kernel.cluster = settings.cluster;
   kernel.batch = int(settings.batch);
-  kernel.fed = stages > 1;
+  kernel.pipelined = stages > 1;
   Plan plan{true, "", kernel, {}, int(settings.launches), 0};
   const int units = int(settings.units);
   plan.layout = lay_out(kernel, int(divide_up(problem.H, units)), units, int(settings.tiles));
-  const int64_t groups = divide_up(problem.rows, settings.tiles * plan.layout.slices.rows);
+  const int64_t groups = divide_up(problem.rows, settings.tiles * plan.layout.message.rows);
   plan.layout.groups = int(divide_up(groups, settings.launches));
   return plan;
 }

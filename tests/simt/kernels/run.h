@@ -21,8 +21,8 @@ class Apart {
  public:
   explicit Apart(cuda::Layout& l) {
 #if defined(RNN_SIMT_ASAN)
-    int64_t* begins[kAreas] = {&l.exchange, &l.partial,     &l.staging,  &l.state,      &l.squares,
-                               &l.slots,    &l.fed_weights, &l.fed_rows, &l.fed_partial};
+    int64_t* begins[kAreas] = {&l.exchange, &l.partial,          &l.staging,       &l.state,           &l.squares,
+                               &l.slots,    &l.upstream_weights, &l.upstream_rows, &l.upstream_partial};
     for (int i = 0; i < kAreas; ++i) begins_[i] = *begins[i] += (i + 1) * kGap;
     l.shared_bytes += kAreas * kGap;
 #endif
@@ -46,7 +46,7 @@ Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, const cud
   const Apart apart(plan.layout);
   const cuda::Persistent<Pass> persistent = cuda::parameter<Pass>(cell, stages, plan, part);
   const cuda::Layout& l = persistent.layout;
-  const int blocks = l.slices.blocks;
+  const int blocks = l.message.blocks;
   const Grid grid{int(stages[0].seq.D) * l.stages * l.groups * blocks, plan.kernel.cluster ? blocks : 1, cuda::kThreads,
                   int(l.shared_bytes)};
   Report report;

@@ -1,8 +1,9 @@
-// What cuda/device.cuh offers, for kernels that run in the emulator (machine.h). Each primitive that waits, sends,
-// copies or publishes takes the place of its call, by which a launch names it and may leave it out.
+// What device.cuh offers where no nvcc compiles it: declarations, which whoever runs kernels on a CPU defines, as the
+// emulator of the tests does. Each primitive that waits, sends, copies or publishes takes the place of its call, so
+// that the emulator can name it and leave it out. Included by device.cuh, after the types.
 #pragma once
 
-namespace rnn::simt {
+namespace rnn::cuda {
 
 struct Here {
   const char* file;
@@ -12,12 +13,6 @@ struct Here {
     return {file, line};
   }
 };
-
-}  // namespace rnn::simt
-
-namespace rnn::cuda {
-
-using simt::Here;
 
 int block_index();
 int thread_index();
@@ -35,15 +30,15 @@ void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
 uint32_t round_to_tf32(float x);
 float shuffle_xor(float x, int mask, Here here = Here::current());
 
-struct Mailbox {
-  uint64_t state;  // a mark of being open; the counts are the emulator's
+struct TransactionBarrier {
+  uint64_t state;  // a mark of being open: the counts are elsewhere
 
   void open(Here here = Here::current());
   void expect(int bytes, Here here = Here::current());
   void await(int phase, Here here = Here::current());
 };
 
-void send(void* to, Mailbox* box, int rank, const Chunk& chunk, Here here = Here::current());
+void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, Here here = Here::current());
 
 void publish(uint32_t* flag, uint32_t value, Here here = Here::current());
 void await(const uint32_t* flag, uint32_t value, Here here = Here::current());
