@@ -1,6 +1,6 @@
 // How the gradients of the gates' pre-activations are bounded at every step of backward, so that none can explode on
 // its way through time (Graves 2013, section 2.1; Pascanu et al. 2013 for norms). The gradients of gx and of gh, which
-// are equal but for the last A gates, are bounded in the same way.
+// are equal but for the split gates, are bounded in the same way.
 #pragma once
 
 #include <cmath>
@@ -29,8 +29,8 @@ struct Clip {
     return g;
   }
 
-  // What kNorm multiplies a row by whose numbers have this sum of squares. Of a NaN among them nobody knows the norm:
-  // then nothing of the row is left, rather than passed on without a bound.
+  // What kNorm multiplies a row by whose numbers have this sum of squares. If one of them is NaN, so is the factor: the
+  // norm is unknown, and numbers must not pass without a bound.
   RNN_HD double factor(double squares) const { return squares <= bound * bound ? 1.0 : bound / std::sqrt(squares); }
 };
 

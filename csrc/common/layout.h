@@ -1,7 +1,7 @@
 // Sizes, memory layouts and the order of steps, for every backend. Layouts are defined here and nowhere else.
 //
 //   T time, B batch, D directions, H hidden units, R size of the recurrent state (H, or the projection's size),
-//   G gates, K saved values, A gates whose hidden gradient is kept apart
+//   G gates, K saved values, A split gates: the last ones, whose hidden part has a gradient of its own
 //
 //   gx     [T, B, D, G*H]      y      [T, B, D*R]        h0, h_n, dh0  [D, B, R]
 //   saved  [T, B, D, K*H]      c      [T, B, D, H]       c0, c_n, dc0  [D, B, H]

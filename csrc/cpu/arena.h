@@ -1,4 +1,4 @@
-// The memory of one call, of which there is one allocation.
+// Parts of the one allocation that a call makes.
 #pragma once
 
 #include <cstdint>

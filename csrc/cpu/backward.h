@@ -120,9 +120,7 @@ class BackwardLoop : LoopBase<IO> {
   }
 
   // The units of a step in the order of its cell: behind W_hh, or W_hr where there is one.
-  const Panels<F>& cells(int64_t d) const {
-    return p_.w_hr[d] ? directions_[d].projection : directions_[d].hidden;
-  }
+  const Panels<F>& cells(int64_t d) const { return p_.w_hr[d] ? directions_[d].projection : directions_[d].hidden; }
 
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
     const Sequence& q = p_.seq;

@@ -9,10 +9,11 @@
 
 namespace rnn::cpu::RNN_ISA {
 
-// A barrier cheap enough for every step: arrivals count up in one word, waiters spin on another. Who waits for longer
-// than a step takes waits for a thread without a core, and sleeps: the core goes to whoever has work, and a sleeper
-// that is woken gets it back at once. Spinning or yielding on, threads that wait for each other would take turns with a
-// busy neighbour, a whole time slice per step.
+// A barrier cheap enough for every step: arrivals count up in one word, waiters spin on another. A thread that has to
+// wait for longer than a step takes is waiting for one that has lost its core to another process. It sleeps then: its
+// core is free for whoever has work, and when it is woken the system lets it run at once. If it spun or yielded
+// instead, the system would switch between the threads and the other process once per time slice, which is milliseconds
+// a step.
 class Barrier {
  public:
   void wait(int count) {

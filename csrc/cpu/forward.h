@@ -101,7 +101,7 @@ class ForwardLoop : LoopBase<IO> {
     Panels<F> input;       // W_ih
     Panels<F> hidden;      // W_hh
     Panels<F> projection;  // W_hr
-    T* bias[2] = {};       // [G, H] each: of gx, and of gh where the two are kept apart
+    T* bias[2] = {};       // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
     F* h[2] = {};          // [B, R] each: state entering even and odd steps
     T* exact_h[2] = {};    // the same before it was rounded to what products take
     T* c = nullptr;        // [B, H]
@@ -142,12 +142,13 @@ class ForwardLoop : LoopBase<IO> {
         const V input = load_or_zero(p_.b_ih[d], g * q.H + i, left(q.H, i));
         const V hidden = load_or_zero(p_.b_hh[d], g * q.H + i, left(q.H, i));
         T* bias = directions_[d].bias[0] + g * padded(q.H) + i;
-        store(bias, apart(g) ? input : input + hidden);
-        if (apart(g)) store(directions_[d].bias[1] + g * padded(q.H) + i, hidden);
+        store(bias, split(g) ? input : input + hidden);
+        if (split(g)) store(directions_[d].bias[1] + g * padded(q.H) + i, hidden);
       }
     }
   }
-  static constexpr bool apart(int gate) { return gate >= Cell::G - Cell::A; }
+  // A split gate needs its hidden part by itself, not only added to gx.
+  static constexpr bool split(int gate) { return gate >= Cell::G - Cell::A; }
 
   // Rows first to last through all steps of direction d.
   void run_block(int64_t d, int64_t first, int64_t last, const Share& share, const ThreadScratch& scratch,
@@ -246,8 +247,8 @@ class ForwardLoop : LoopBase<IO> {
     if constexpr (Base::kRounds) store(state.rounded + i, h, n);
   }
 
-  // One step of kLanes units of a row from unit i on, of which H - i exist where not all do. gx, gh: [G, kWidth,
-  // lanes].
+  // One step of kLanes units of a row from unit i on; only H - i of them exist if not `all`.
+  // gx, gh: [G, kWidth, lanes].
   template <bool all>
   void cell(const Direction& dir, const RowStep& now, const State& state, int64_t i, const T* gx, const T* gh) {
     const Sequence& q = p_.seq;
@@ -258,7 +259,7 @@ class ForwardLoop : LoopBase<IO> {
       for (int g = 0; g < Cell::G; ++g) {
         unit.gx[g] = load(gx + g * kWidth * kLanes) + load(dir.bias[0] + g * padded(q.H) + i);
         unit.gh[g] = load(gh + g * kWidth * kLanes);
-        if (apart(g)) unit.gh[g] += load(dir.bias[1] + g * padded(q.H) + i);
+        if (split(g)) unit.gh[g] += load(dir.bias[1] + g * padded(q.H) + i);
       }
     }
     unit.prev[0] = dir.raw ? V(T(0)) : load(state.h + i);

@@ -1,6 +1,6 @@
 // A SIMD vector of T with the operators and functions that cells.h asks for, and its loads and stores.
 // Built on the vector extension of GCC and Clang, so the same text serves AVX-512, AVX2, SSE2 and NEON.
-// Included once per instruction set, inside a namespace of its own (isa.h).
+// Included once per instruction set, inside a namespace of its own (kernels.inc).
 #pragma once
 
 #include <cstdint>
