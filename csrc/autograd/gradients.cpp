@@ -33,16 +33,16 @@ class Products {
         layer_(layer),
         plain_(plain),
         D_(directions),
-        apart_(cell.A > 0),
+        split_(cell.A > 0),
         T_(steps.starts ? steps.starts->sym_size(0) - 1 : layer.x.sym_size(0)),
         B_(layer.h0.sym_size(1)),
         N_(steps.starts ? layer.x.sym_size(0) : T_ * B_),
         R_(layer.h0.sym_size(2)),
         rows_(weights.get(kWHh, layer.index, 0).sym_size(0)) {
-    const SymInt width = rows_ / cell.G * cell.A;  // of the gates whose hidden part is kept apart
+    const SymInt width = rows_ / cell.G * cell.A;  // of the gates that are split
     columns_ = rows_ + width;
     hidden_ = {{0, 0, rows_ - width}};
-    if (apart_) hidden_.push_back({rows_, rows_ - width, width});
+    if (split_) hidden_.push_back({rows_, rows_ - width, width});
     dgates_ = layer.dgates.view_symint({N_, D_ * columns_});
   }
 
@@ -58,7 +58,7 @@ class Products {
     if (Tensor* dw_hh = want(kWHh)) {
       // Memory of our own holds the values of plain tensors alone: whoever looks on is shown parts that are put
       // together.
-      const bool in_place = apart_ && plain_;
+      const bool in_place = split_ && plain_;
       if (in_place) *dw_hh = at::empty_symint({rows_, R_}, dgates_.options());
       std::vector<Tensor> parts;
       for (const Part& part : hidden_) {
@@ -90,7 +90,7 @@ class Products {
  private:
   // Columns of direction d [N, width].
   Tensor columns(int64_t d, const Part& part) const {
-    const bool all = D_ == 1 && !apart_;
+    const bool all = D_ == 1 && !split_;
     return all ? dgates_ : dgates_.narrow_symint(1, d * columns_ + part.column, part.width);
   }
 
@@ -193,7 +193,7 @@ class Products {
   const Layer& layer_;
   const bool plain_;
   const int64_t D_;
-  const bool apart_;  // the cell keeps hidden gradients apart
+  const bool split_;  // some gates of the cell are split: gx and gh have gradients of their own
   const SymInt T_, B_, N_, R_;
   const SymInt rows_;         // of the weights: G*H
   SymInt columns_;            // of one direction: (G+A)*H

@@ -134,7 +134,7 @@ const auto through_cluster_barriers = [](Size size, auto h_n) {
 
 }  // namespace
 
-Case transactions_with_a_race() { return transaction barriers<1>("transactions_with_a_race", {4, 32, 6}); }
+Case transactions_with_a_race() { return transactions<1>("transactions_with_a_race", {4, 32, 6}); }
 
 std::vector<Case> loops() {
   return {
