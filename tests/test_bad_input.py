@@ -115,7 +115,8 @@ OF_CELLS = {"hidden_size", "input_size", "bias", "dtype", "bias_mode", "backend"
 
 @pytest.mark.parametrize(
     ("arguments", "error", "named"),
-    [row[:3] for row in CONSTRUCTOR if OF_CELLS.issuperset(row[0])],
+    # A cell may have no inputs and no units, as torch.nn's may.
+    [row[:3] for row in CONSTRUCTOR if OF_CELLS.issuperset(row[0]) and 0 not in row[0].values()],
     ids=lambda v: "-".join(f"{k}={x}" for k, x in v.items()) if isinstance(v, dict) else "",
 )
 @pytest.mark.parametrize("kind", CELL_KINDS)
@@ -228,11 +229,11 @@ CELL_FORWARD: list[tuple[str, Callable[[str], tuple[Any, Any]], type[Exception],
     ("3d", lambda k: (XC[None], None), ValueError, "input to be 1D or 2D, got 3D", True),
     ("features", lambda k: (XC[:, :2], None), RuntimeError, "input_size: got 2 expected 3", True),
     ("hx-batch", lambda k: (XC, hx(k, 3, 4)), RuntimeError, "hidden.* batch size 3", True),
-    ("hx-width", lambda k: (XC, hx(k, 2, 5)), RuntimeError, r"(hidden|hx).*\(2, 4\)", True),
+    ("hx-width", lambda k: (XC, hx(k, 2, 5)), RuntimeError, "hidden_size: got 5, expected 4", True),
     ("hx-3d", lambda k: (XC, hx(k, 1, 2, 4)), ValueError, "(hidden|hx).*got 3D", True),
-    ("hx-dtype", lambda k: (XC, hx(k, 2, 4, dtype=torch.float64)), ValueError, "dtype", False),
+    ("hx-dtype", lambda k: (XC, hx(k, 2, 4, dtype=torch.float64)), RuntimeError, "dtype", True),
     ("hx-device", lambda k: (XC, hx(k, 2, 4, device="meta")), RuntimeError, "device", True),
-    ("int-input", lambda k: (XC.int(), None), ValueError, "dtype", False),
+    ("int-input", lambda k: (XC.int(), None), RuntimeError, "dtype.*Int and Float", True),
     ("numpy", lambda k: (XC.numpy(), None), TypeError, "input.*ndarray", False),
     ("hx-form", lambda k: (XC, XC if k == "LSTMCell" else (XC, XC)), TypeError, "hx", False),
 ]

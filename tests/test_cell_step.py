@@ -257,8 +257,9 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor, Any], tuple[Any, Any]], Any]] = {
     "input size": (lambda x, s: (x[:, 1:], s), RuntimeError),
     "rows of the state": (lambda x, s: (x, (s[0], s[1][1:])), RuntimeError),
     "size of the state": (lambda x, s: (x, (s[0][:, 1:], s[1])), RuntimeError),
-    "dtype": (lambda x, s: (x.float(), s), ValueError),
-    "dtype of the state": (lambda x, s: (x, (s[0].float(), s[1])), ValueError),
+    "dtype": (lambda x, s: (x.float(), s), RuntimeError),
+    "dtype of the state": (lambda x, s: (x, (s[0].float(), s[1])), RuntimeError),
+    "dtype of c": (lambda x, s: (x, (s[0], s[1].float())), ValueError),
     "meta": (lambda x, s: (x.to("meta"), s), RuntimeError),
 }
 

@@ -33,7 +33,7 @@ def size(name: str, value: Any, *, minimum: int = 1) -> int:
         raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
     number = operator.index(value)
     if number < minimum:
-        raise ValueError(f"{name} must be greater than zero")
+        raise ValueError(f"{name} must {'be greater than zero' if minimum else 'not be negative'}")
     if number >= 2**60:  # times the gates, it no longer fits 64 bits
         raise ValueError(f"{name} must be less than 2**60, got {number}")
     return number
@@ -160,6 +160,48 @@ def autocast(device: torch.device) -> bool:
     return device.type in _AUTOCASTS and torch.is_autocast_enabled(device.type)
 
 
+#: As errors of torch's products name them.
+_SCALARS = {
+    torch.float64: "Double",
+    torch.float32: "Float",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.complex128: "ComplexDouble",
+    torch.complex64: "ComplexFloat",
+    torch.int64: "Long",
+    torch.int32: "Int",
+    torch.int16: "Short",
+    torch.int8: "Char",
+    torch.uint8: "Byte",
+    torch.bool: "Bool",
+}
+
+
+def factors(name: str, t: Tensor, weight_name: str, weight: Tensor, autocast: bool) -> None:
+    """What a cell multiplies by a weight, by dtype: with the error of torch.nn's cells, which leave
+    it to their products. Autocast casts floating tensors, but for float64."""
+
+    def multiplied(t: Tensor) -> torch.dtype:
+        casts = autocast and t.is_floating_point() and t.dtype != torch.float64
+        return torch.get_autocast_dtype(t.device.type) if casts else t.dtype
+
+    left, right = multiplied(t), multiplied(weight)
+    if left != right:
+        words = (_SCALARS.get(dtype, str(dtype)) for dtype in (left, right))
+        raise RuntimeError(
+            f"mat1 and mat2 must have the same dtype, but got {' and '.join(words)} "
+            f"({name} and {weight_name}; convert one of them with .to(dtype))"
+        )
+
+
+def same_device(input: Tensor, other: Tensor, what: str) -> None:
+    if input.device != other.device:
+        raise RuntimeError(
+            f"Input and {what} tensors are not at the same device, found input tensor at "
+            f"{input.device} and {what} tensor at {other.device}"
+        )
+
+
 def input_like_weight(input: Tensor, weight: Tensor, autocast: bool) -> None:
     """The input against the first weight: dtype (unless autocast casts both) and device."""
     if input.dtype != weight.dtype and not (autocast and input.is_floating_point()):
@@ -167,11 +209,7 @@ def input_like_weight(input: Tensor, weight: Tensor, autocast: bool) -> None:
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
         )
-    if input.device != weight.device:
-        raise RuntimeError(
-            "Input and parameter tensors are not at the same device, found input tensor at "
-            f"{input.device} and parameter tensor at {weight.device}"
-        )
+    same_device(input, weight, "parameter")
 
 
 #: Of the weights of a layer and direction, in torch's order.
@@ -222,11 +260,7 @@ def state(
             f"{name}: expected dtype {input.dtype} like the input, got {t.dtype}. "
             f"Convert it: {name}.to({input.dtype})"
         )
-    if t.device != input.device:
-        raise RuntimeError(
-            "Input and hidden tensors are not at the same device, found input tensor at "
-            f"{input.device} and hidden tensor at {t.device}"
-        )
+    same_device(input, t, "hidden")
 
 
 def packed(input: PackedSequence) -> None:

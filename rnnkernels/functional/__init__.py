@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function
 
@@ -172,15 +172,15 @@ def cell(
 
     Raises:
         TypeError: input or hx is no tensor (for an LSTM, hx is no pair).
-        ValueError: wrong number of dimensions, or dtypes differ.
-        RuntimeError: wrong sizes or devices.
+        ValueError: wrong number of dimensions, or c or a bias of another dtype.
+        RuntimeError: wrong sizes or devices, or what a product multiplies has two dtypes.
     """
     sizes = sizes or (weights.w_ih.size(-1), weights.w_hh.size(-1))
     if is_overridden():
         return handle_torch_function(
             _cell, (input,), kind, cell, input, hx, weights, sizes=sizes, backend=backend
         )
-    if _backends.undisturbed(backend):
+    if sizes[1] and _backends.undisturbed(backend):
         state: State | None = _ops.cell_step(cell, weights, *sizes, input, hx)
         if state is not None:
             return state
@@ -211,17 +211,23 @@ def checked_cell(
     if input.dim() not in (1, 2):
         raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
     autocast = checks.autocast(input.device)
-    checks.input_like_weight(input, weights.w_ih, autocast)
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
     I, H = sizes
     if x.size(1) != I:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
-    states = _cell_states(kind, hx, x, H, batched, has_c, autocast)
+    states = _cell_states(kind, hx, x, H, batched, has_c)
+    checks.same_device(x, weights.w_ih, "parameter")
+    checks.factors("input", x, "weight_ih", weights.w_ih, autocast)
+    checks.factors("hx[0]" if has_c else "hx", states[0], "weight_hh", weights.w_hh, autocast)
+    if has_c:  # which no weight is multiplied by
+        checks.state("hx[1]", states[1], x, (x.size(0), H), "", autocast)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, states = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in states]
         weights = LayerWeights(*(None if w is None else _ops.cast(w, dtype) for w in weights))  # type: ignore[arg-type]
+    if H == 0:
+        return _without_units(x, states, weights, batched)
     if weights.b_ih is None and weights.b_hh is not None:  # a single bias is b_ih
         weights = weights._replace(b_ih=torch.zeros_like(weights.b_hh))
     call = Call(
@@ -246,10 +252,18 @@ def checked_cell(
     return h, result.c_n[0] if batched else result.c_n[0, 0]
 
 
-def _cell_states(
-    kind: str, hx: Any, x: Tensor, H: int, batched: bool, has_c: bool, autocast: bool
-) -> list[Tensor]:
-    """The states that enter the step, [B, H] each."""
+def _without_units(x: Tensor, states: list[Tensor], weights: LayerWeights, batched: bool) -> State:
+    """The next states of a cell that has no units, [B, 0] each, which the kernels do not take;
+    gradients are zeros, and reach everything that they reach in a cell with units."""
+    h = nn.functional.linear(x, weights.w_ih, weights.b_ih)
+    h = h + nn.functional.linear(states[0], weights.w_hh, weights.b_hh)
+    h = h + states[-1]
+    h = h if batched else h[0]
+    return (h, h.clone()) if states[1:] else h
+
+
+def _cell_states(kind: str, hx: Any, x: Tensor, H: int, batched: bool, has_c: bool) -> list[Tensor]:
+    """The states that enter the step, [B, H] each, of any dtype."""
     B = x.size(0)
     if hx is None:
         return [x.new_zeros(B, H) for _ in range(2 if has_c else 1)]
@@ -265,12 +279,15 @@ def _cell_states(
             raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {s.dim()}D instead")
         if not batched and s.dim() == 1:
             s = states[i] = s.unsqueeze(0)
-        if s.dim() == 2 and s.size(0) != B:
+        if s.size(0) != B:
             raise RuntimeError(
-                f"Input batch size {B} doesn't match hidden{i if has_c else ''} batch size "
-                f"{s.size(0)}"
+                f"Input batch size {B} doesn't match hidden{i} batch size {s.size(0)}"
             )
-        checks.state(
-            name, s, x, (B, H), f"{name} has inconsistent size: expected {{}}, got {{}}", autocast
-        )
+        if s.dim() == 1:
+            raise ValueError(f"{kind}: Expected {name} to be 2D like the input, got 1D instead")
+        if s.size(1) != H:
+            raise RuntimeError(
+                f"hidden{i} has inconsistent hidden_size: got {s.size(1)}, expected {H}"
+            )
+        checks.same_device(x, s, "hidden")
     return states

@@ -38,8 +38,8 @@ class RNNCellBase(nn.RNNCellBase):
         _backends.check_name(backend)
         nn.RNNCellBase.__init__(  # whatever other base a subclass has
             self,
-            checks.size("input_size", input_size),
-            checks.size("hidden_size", hidden_size),
+            checks.size("input_size", input_size, minimum=0),
+            checks.size("hidden_size", hidden_size, minimum=0),
             checks.flag("bias", bias),
             num_chunks=CELLS[cell].G,
             device=device,
@@ -52,7 +52,7 @@ class RNNCellBase(nn.RNNCellBase):
         self.backend = backend
 
     def _step(self, input: Tensor, hx: State | None) -> State:
-        if _backends.undisturbed(self.backend):
+        if self.hidden_size and _backends.undisturbed(self.backend):
             state: State | None = _ops.cell_step(
                 self.cell, self._parameters, self.input_size, self.hidden_size, input, hx
             )
@@ -83,8 +83,8 @@ class RNNCell(RNNCellBase):
     """One step of an Elman RNN, a drop-in for :class:`torch.nn.RNNCell`.
 
     Args:
-        input_size: I.
-        hidden_size: H.
+        input_size: I, which may be 0.
+        hidden_size: H, which may be 0.
         bias: whether there are biases.
         nonlinearity: ``'tanh'``, ``'relu'`` or ``'sigmoid'``.
         device, dtype: of the parameters; dtype is floating point.
