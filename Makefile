@@ -3,9 +3,9 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 WORKERS ?= 2
 RECORD ?= benchmarks/results/cpu.json
-SANITIZE_TESTS ?= tests/test_ops.py tests/test_bad_input.py tests/test_bad_tensors.py tests/test_grad_clip.py \
-  tests/test_truncation.py tests/test_truncation_options.py tests/test_bfloat16.py \
-  tests/test_persistent.py::test_odd_sizes
+SANITIZE_TESTS ?= tests/ops/test_ops.py tests/api/test_bad_input.py tests/ops/test_bad_tensors.py tests/numerics/test_grad_clip.py \
+  tests/numerics/test_truncation.py tests/numerics/test_truncation_options.py tests/numerics/test_bfloat16.py \
+  tests/emulator/test_persistent.py::test_odd_sizes
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -16,10 +16,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
-from helpers import require_backend
 from torch.utils import deterministic
 
 import rnnkernels
+from helpers import require_backend
 
 # Deterministic mode asks for this on a GPU, before the first use of one.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

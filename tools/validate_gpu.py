@@ -67,13 +67,13 @@ def pytest(*arguments: str) -> list[str]:
 
 
 def gpu_tests(which: str) -> list[str]:
-    return pytest("--maxfail=30", "tests/test_cuda.py", "-k", which)
+    return pytest("--maxfail=30", "tests/backends/test_cuda.py", "-k", which)
 
 
 def sanitizer(tool: str) -> list[str]:
     return [
         "compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", "--launch-timeout=120",
-        *pytest("-x", "tests/test_cuda.py", "-k", SMALL),
+        *pytest("-x", "tests/backends/test_cuda.py", "-k", SMALL),
     ]  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def stages(out: Path) -> dict[str, list[Step]]:
 def run(stage: str, step: Step, out: Path) -> Outcome:
     """Runs one step; what it prints goes to a file and to this process's output."""
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")]),
         "RNNKERNELS_CUDA": "1",
         "RNNKERNELS_CUDA_ARCHS": architecture(),
     }

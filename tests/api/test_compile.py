@@ -1,0 +1,150 @@
+"""torch.compile and torch.export: one whole graph, forward and backward, at any T and B."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rnnkernels
+from graphs import Graphs, H, Model, assert_same, options_for, result, tokens
+
+FORWARD, BACKWARD = "rnnkernels.sequence_forward.default", "rnnkernels.sequence_backward.default"
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
+
+class Steps(nn.Module):
+    """A loop of a cell, as decoders write it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = getattr(rnnkernels, kind)(5, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, outputs = None, []
+        for step in x:
+            state = self.cell(step, state)
+            outputs.append(state[0] if isinstance(state, tuple) else state)
+        return torch.stack(outputs)
+
+
+MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "lstm": ({"num_layers": 2}, ()),
+    "lstm-bidirectional": ({"num_layers": 2, "bidirectional": True}, ()),
+    "lstm-options": (
+        {"num_layers": 2, "bidirectional": True, "proj_size": 4, "merge_mode": "sum"},
+        ("lengths", "reset"),
+    ),
+    "rnn": ({"kind": "RNN", "nonlinearity": "relu"}, ("lengths",)),
+    "gru": ({"kind": "GRU", "bidirectional": True, "bias_mode": "single"}, ("reset",)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_graph_for_every_size(name: str) -> None:
+    """fullgraph, dynamic T and B: one forward and one backward graph, results as in eager."""
+    arguments, options = MODELS[name]
+    model, graphs = Model(**arguments), Graphs()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs.backend)
+    for i, (T, B) in enumerate([(5, 3), (7, 2), (4, 9)]):
+        args, extra = tokens(T, B), options_for(T, B, *options)
+        want = result(model, model, args, **extra)
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
+            assert_same(result(model, compiled, args, **extra), want)
+    assert len(graphs.forward) == len(graphs.backward) == 1
+    layers = model.layer.num_layers
+    assert graphs.ops(graphs.forward[0]) == [FORWARD] * layers
+    assert graphs.ops(graphs.backward[0]) == [BACKWARD] * layers
+
+
+def test_list_of_lengths() -> None:
+    """Lengths that are known when the model is compiled."""
+    model = Model("GRU")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    want = model(tokens(5, 3), lengths=[5, 0, 2])
+    torch.testing.assert_close(compiled(tokens(5, 3), lengths=[5, 0, 2]), want)
+
+
+def test_no_graph_break() -> None:
+    """explain counts one graph and no break."""
+    model = Model(num_layers=2, bidirectional=True)
+    found = torch._dynamo.explain(model)(tokens(5, 3), **options_for(5, 3, "lengths", "reset"))
+    assert found.graph_count == 1 and found.graph_break_count == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_inductor() -> None:
+    """The default compiler, with lengths and reset."""
+    model = Model(num_layers=2, bidirectional=True)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for T, B in ((5, 3), (8, 4)):
+        extra = options_for(T, B, "lengths", "reset")
+        want = result(model, model, tokens(T, B), **extra)
+        assert_same(result(model, compiled, tokens(T, B), **extra), want)
+
+
+@pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
+def test_cells(kind: str) -> None:
+    """A loop of a cell is one graph of one op per step."""
+    model, graphs = Steps(kind), Graphs()
+    compiled = torch.compile(model, fullgraph=True, backend=graphs.backend)
+    x = torch.randn(3, 2, 5)
+    assert_same(result(model, compiled, x), result(model, model, x))
+    assert graphs.ops(graphs.forward[0]) == [FORWARD] * 3
+    assert graphs.ops(graphs.backward[0]) == [BACKWARD] * 3
+
+
+def test_bad_lengths_in_a_compiled_model() -> None:
+    """Their values are checked when the graph runs."""
+    model = Model("GRU")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for bad, named in (([4, 6], "6"), ([-1, 5], "-1")):
+        with pytest.raises(ValueError, match=f"lengths: expected values from 0 to 5.*got {named}"):
+            compiled(tokens(5, 2), lengths=torch.tensor(bad))
+
+
+def test_bad_weight_in_a_compiled_model() -> None:
+    """A weight of another shape is refused by name when the graph runs."""
+    model = Model("GRU")
+    model.layer.weight_hh_l0 = nn.Parameter(torch.zeros(3 * H, H + 1))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError, match="weight_hh_l0"):
+        compiled(tokens(5, 2))
+
+
+class Inference(Model):
+    """The model with lengths as a positional argument, for export."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(tokens, lengths=lengths)
+
+
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.11 reads so
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_export(kind: str, strict: bool) -> None:
+    """An exported program runs at other T and B, also after saving and loading."""
+    model = Inference(kind, num_layers=2, bidirectional=True).eval()
+    time, batch = torch.export.Dim("time", min=2), torch.export.Dim("batch", min=2)
+    program = torch.export.export(
+        model,
+        (tokens(5, 3), torch.tensor([5, 2, 3])),
+        dynamic_shapes={"tokens": {0: time, 1: batch}, "lengths": {0: batch}},
+        strict=strict,
+    )
+    assert Graphs.ops(program.graph_module) == [FORWARD] * 2
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    for T, B in ((5, 3), (9, 2), (2, 7)):
+        args = tokens(T, B), options_for(T, B, "lengths")["lengths"]
+        with torch.no_grad():
+            want = model(*args)
+        for runnable in (program, loaded):
+            torch.testing.assert_close(runnable.module()(*args), want)

@@ -1,0 +1,251 @@
+"""Rows of unequal lengths: no work, no memory and no numbers for padding, whatever the lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import op_parity
+import rnnkernels as rk
+from benchmarks.device import Cpu
+from cases import NAMES, make_call
+from op_parity import CASES, Case
+from rnnkernels._core.packing import Packed, Rows
+
+kernels = torch.ops.rnnkernels
+PACKED = [case for case in CASES if case.packed]
+BIG = [
+    Case("gru", 2, T=40, B=37, H=33, reset=True, packed=True),
+    Case("lstm", 1, T=400, B=200, H=5, window=7, packed=True),
+    Case("rnn_tanh", 2, T=300, B=140, H=5, window=2, packed=True),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [*PACKED, *BIG], ids=str)
+def test_the_same_bits_as_padded(case: Case, dtype: torch.dtype, threads: int) -> None:
+    """The loops: of every step that there is, what the padded call gives at its place."""
+    call = op_parity.make(case, dtype)
+    whole, steps = op_parity.unpacked(call), op_parity.exists(call)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out, want = op_parity.forward(kernels, call), op_parity.forward(kernels, whole)
+        grads = op_parity.random_gradients(call, out)
+        padded = [op_parity.padded(call, g) if i in (0, 3) and g is not None else g
+                  for i, g in enumerate(grads)]  # fmt: skip
+        got = [*out, *op_parity.backward(kernels, call, out, grads)]
+        want = [*want, *op_parity.backward(kernels, whole, want, padded)]
+    finally:
+        torch.set_num_threads(before)
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g, w if g.shape == w.shape else w[steps])
+
+
+def test_threads_that_share_rows_begin_together() -> None:
+    """Two threads that share the units of few rows: the same gradients however often."""
+    module = rk.LSTM(16, 300, backend="cpu")
+    x = pack_padded_sequence(torch.randn(5, 2, 16), torch.tensor([5, 3]))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        y = module(x)[0].data
+        dy, last = torch.randn_like(y), module.bias_hh_l0
+        (first,) = torch.autograd.grad(y, last, dy)
+        for _ in range(300):
+            (again,) = torch.autograd.grad(module(x)[0].data, last, dy)
+            assert torch.equal(first, again)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("case", PACKED, ids=str)
+def test_matches_reference(case: Case) -> None:
+    call = op_parity.make(case, torch.float64)
+    out = op_parity.forward(kernels, call)
+    grads = op_parity.random_gradients(call, out)
+    back = op_parity.backward(kernels, call, out, grads)
+    assert op_parity.forward_error(call, out) < 1e-12
+    assert op_parity.backward_error(call, out, back, grads) < 1e-12
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "first": (lambda s: s + 1, "starts: expected the first place to be 0"),
+    "end": (lambda s: torch.cat([s[:-1], s[-1:] + 1]), "starts: expected the first place"),
+    "between": (
+        lambda s: torch.cat([s[:2], s[2:3] + 1, s[3:]]),
+        "starts: expected 4 places at step 1",
+    ),
+    "shape": (lambda s: s[None], "starts: expected shape"),
+    "dtype": (lambda s: s.int(), "starts: expected dtype int64"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_places_that_do_not_fit_are_refused(name: str) -> None:
+    change, message = WRONG[name]
+    call = op_parity.make(Case("gru", packed=True), torch.float32)
+    assert call.starts is not None and call.lengths is not None
+    with pytest.raises((ValueError, TypeError), match=message):
+        op_parity.forward(kernels, call._replace(starts=change(call.starts)))
+    with pytest.raises(ValueError, match=r"lengths|starts"):
+        op_parity.forward(kernels, call._replace(lengths=call.lengths.flip(0)))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(0, 4), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_way_there_and_back(lengths: list[int], more: int, batch_first: bool) -> None:
+    T, B = max(max(lengths), 1) + more, len(lengths)
+    values = torch.tensor(lengths)
+    x = torch.arange(T * B * 2.0).view(B, T, 2).transpose(0, 1)
+    x = x if batch_first else x.contiguous()
+    if sum(lengths) == 0:
+        return
+    rows = Rows(values, T, x.device)
+    packed = rows.pack(x)
+    by_hand = pack_padded_sequence(x, values.clamp(min=1), enforce_sorted=False)
+    if min(lengths) > 0:
+        assert torch.equal(packed, by_hand.data)
+        want = Packed.of_batch_sizes(by_hand.batch_sizes, x.device)
+        assert all(map(torch.equal, rows.packed, want))
+    exists = torch.arange(T)[:, None] < values
+    assert torch.equal(rows.unpack(packed), x * exists[..., None])
+    state = torch.randn(3, B, 2)
+    assert torch.equal(rows.leave(state, rows.enter(state)), state)
+
+
+def by_row(layer: nn.Module, x: Tensor, hx: Any, lengths: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """y [T, B, R] and final states, of a run of its own for each row."""
+    T = x.size(0)
+    outs, finals = [], []
+    for b, n in enumerate(lengths):
+        state = tuple(s[:, b : b + 1] for s in hx)
+        y, last = layer(x[:n, b : b + 1], state if len(state) > 1 else state[0])
+        outs.append(nn.functional.pad(y, (0, 0, 0, 0, 0, T - n)))
+        finals.append(last if isinstance(last, tuple) else (last,))
+    return torch.cat(outs, 1), [torch.cat(parts, 1) for parts in zip(*finals, strict=True)]
+
+
+@given(
+    kind=st.sampled_from(["RNN", "LSTM", "GRU"]),
+    lengths=st.lists(st.integers(0, 7), min_size=1, max_size=9),
+    layers=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    given_hx=st.booleans(),
+    way=st.sampled_from(["lengths", "packed"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_of_any_lengths_are_rows_by_themselves(
+    kind: str, lengths: list[int], layers: int, bidirectional: bool, given_hx: bool, way: str
+) -> None:
+    """Results and all gradients."""
+    if way == "packed":
+        lengths = [n for n in lengths if n] or [3]
+    torch.manual_seed(0)
+    layer = getattr(rk, kind)(3, 4, layers, bidirectional=bidirectional, dtype=torch.float64)
+    T, B = max([*lengths, 1]), len(lengths)
+    x = torch.randn(T, B, 3, dtype=torch.float64, requires_grad=True)
+    states = [torch.randn(layers * (1 + bidirectional), B, 4, dtype=torch.float64)
+              for _ in range(1 + (kind == "LSTM"))]  # fmt: skip
+    states = [(s if given_hx else s * 0).requires_grad_() for s in states]
+
+    def ours() -> tuple[Tensor, list[Tensor]]:
+        hx = (tuple(states) if len(states) > 1 else states[0]) if given_hx else None
+        if way == "lengths":
+            y, last = layer(x, hx, lengths=lengths)
+        else:
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            out, last = layer(packed, hx)
+            y = pad_packed_sequence(out, total_length=T)[0]
+        return y, list(last if isinstance(last, tuple) else (last,))
+
+    results = []
+    for y, last in (ours(), by_row(layer, x, states, lengths)):
+        outs = [y, *last]
+        gen = torch.Generator().manual_seed(1)
+        loss = sum((o * torch.randn(o.shape, generator=gen, dtype=o.dtype)).sum() for o in outs)
+        wanted = [x, *layer.parameters(), *(states if given_hx else [])]
+        grads = torch.autograd.grad(loss, wanted, materialize_grads=True)
+        results.append([*outs, *grads])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def convoy(kind: str, T: int, B: int, size: int) -> tuple[nn.Module, Tensor, list[int]]:
+    """A layer, and a batch of one row of T steps and of others with one step each."""
+    return getattr(rk, kind)(size, size), torch.randn(T, B, size), [T] + [1] * (B - 1)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "torch"])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("way", ["packed", "lengths"])
+def test_memory_goes_with_the_steps_that_exist(way: str, kind: str, backend: str) -> None:
+    """At its peak, of forward and backward, and what is kept for backward."""
+    T, B, size = 200, 64, 16
+    layer, x, lengths = convoy(kind, T, B, size)
+    layer.backend = backend  # type: ignore[assignment]
+    rows, padded = sum(lengths), T * B
+    step = size * x.element_size()
+
+    def run() -> None:
+        out = layer(data)[0].data if way == "packed" else layer(x, lengths=lengths)[0]
+        out.sum().backward()
+
+    data = pack_padded_sequence(x, lengths)
+    run()
+    peak = Cpu().peak_allocated(run)
+    # Per step, at most: x, y, states, gates, their gradients, and copies of these; and the padded
+    # output with its gradient where it is padded.
+    assert peak < 60 * rows * step + (0 if way == "packed" else 3 * padded * step)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_nothing_is_kept_for_padding(kind: str) -> None:
+    T, B, size = 100, 32, 8
+    layer, x, lengths = convoy(kind, T, B, size)
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x, lengths=lengths)
+    weights = sum(p.nbytes for p in layer.parameters())
+    assert sum(kept.values()) - weights < 20 * sum(lengths) * size * 4 + 4 * T * B
+
+
+def test_a_batch_without_padding_is_not_packed() -> None:
+    layer, x = rk.GRU(3, 4), torch.randn(5, 4, 3)
+    whole = layer(x)[0]
+    assert torch.equal(layer(x, lengths=[5] * 4)[0], whole)
+    packed = layer(pack_padded_sequence(x, [5] * 4))[0]
+    assert torch.equal(packed.data.view(5, 4, 4), whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_higher_derivatives(name: str) -> None:
+    call = op_parity.packed(make_call(name, T=4, B=3, D=2, grad=False)._replace(
+        lengths=torch.tensor([4, 2, 1])))  # fmt: skip
+
+    def run(x: Tensor, h0: Tensor) -> Tensor:
+        return rk.run(call._replace(x=x, h0=h0)).y  # type: ignore[attr-defined]
+
+    inputs = [t.detach().double().requires_grad_() for t in (call.x, call.h0)]
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def test_packed_input_of_a_compiled_layer() -> None:
+    layer = rk.LSTM(3, 4)
+    compiled = torch.compile(layer, backend="eager")
+    x = pack_padded_sequence(torch.randn(5, 3, 3), [5, 2, 1])
+    got, want = compiled(x)[0], layer(x)[0]
+    assert isinstance(got, PackedSequence)
+    torch.testing.assert_close(got.data, want.data)

@@ -1,0 +1,165 @@
+"""How persistent CUDA kernels are laid out over a device: of any kind, with none at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import op_parity
+from benchmarks import gpu_estimates
+from rnnkernels._backends import cuda_plan
+from rnnkernels._backends.cuda_plan import DEVICES, Device, Plan, plan
+
+_C = pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
+
+#: A card with fewer and smaller multiprocessors.
+SMALL = Device(8, 28, 101376, 8)
+
+
+@pytest.fixture(autouse=True)
+def _families() -> Iterator[None]:
+    yield
+    _C.set_cuda_family("auto")
+    _C.set_cuda_stacks("auto")
+
+
+@pytest.mark.parametrize("device", [*DEVICES.values(), SMALL], ids=str)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32", "float32"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_plans(cell: str, precision: str, backward: bool, device: Device) -> None:
+    """Whatever is planned covers the call and keeps to the device's limits."""
+    found = 0
+    for H in (1, 7, 64, 200, 256, 512, 768, 1024, 1500, 2048, 5000):
+        for rows in (1, 16, 17, 64, 128, 1000, 70000):
+            for D in (1, 2):
+                p = plan(cell, backward, precision, H, rows, D, device)
+                if p.reason:
+                    assert H > 200
+                    assert "do not fit" in p.reason
+                    assert p.family == "stepwise"
+                    continue
+                found += 1
+                assert p.blocks * p.units >= H > (p.blocks - 1) * p.units
+                assert p.units % 8 == 0
+                assert p.shared_bytes <= device.shared_bytes
+                assert p.groups * p.tiles * p.rows * p.launches >= rows
+                if p.family == "cluster":
+                    assert device.major >= 9
+                    assert p.blocks in (1, 2, 4, 8, 16)
+                    assert p.blocks <= device.most_blocks
+                else:
+                    assert p.blocks * p.groups * D <= device.multiprocessors
+    assert found >= 50
+
+
+@pytest.mark.parametrize("device", [*DEVICES.values(), SMALL], ids=str)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_stacks(cell: str, backward: bool, device: Device) -> None:
+    """All layers that run at a time fit on the device together, and are faster so."""
+    at_once = 0
+    for precision in ("bfloat16", "tf32", "float32"):
+        for H in (7, 64, 200, 256, 512, 1024):
+            for rows in (1, 17, 64, 1000):
+                sizes = cell, backward, precision, H, rows, 1, device
+                one = plan(*sizes, steps=100)
+                for layers in (2, 3, 6, 20):
+                    p = plan(*sizes, layers=layers, steps=100)
+                    if p.stages == 1:
+                        assert p.all_cycles == pytest.approx(layers * one.all_cycles)
+                        assert replace(p, all_cycles=one.all_cycles) == one
+                        continue
+                    at_once += 1
+                    assert p.stages <= min(layers, 8)
+                    assert p.all_cycles < layers * one.all_cycles
+                    assert p.launches == 1
+                    assert p.blocks * p.groups * p.stages <= device.multiprocessors
+                    assert p.groups * p.tiles * p.rows >= rows
+                    assert p.shared_bytes <= device.shared_bytes
+    assert at_once >= 20
+
+
+def test_what_runs_layer_by_layer() -> None:
+    """A wavefront takes rounds to begin and to end."""
+    assert plan_of("auto", layers=4, steps=1).stages == 1
+    assert plan_of("auto", layers=4, steps=512).stages == 4
+    assert "4 layers at a time" in str(plan_of("grid", layers=4, steps=512))
+    _C.set_cuda_stacks("together")
+    assert plan_of("auto", layers=4, steps=1).stages == 4
+    assert plan_of("auto", layers=20, steps=1).stages == 8
+    _C.set_cuda_stacks("in turn")
+    assert plan_of("auto", layers=4, steps=512).stages == 1
+    with pytest.raises(ValueError, match="name: expected auto, in turn or together, got 'x'"):
+        _C.set_cuda_stacks("x")
+
+
+def plan_of(family: str, device: str = "H100", **changes: Any) -> Plan:
+    _C.set_cuda_family(family)
+    options = {"H": 256, "rows": 16, "D": 1, **changes}
+    return plan("lstm", False, "bfloat16", device=DEVICES[device], **options)
+
+
+def test_families() -> None:
+    for family in ("cluster", "grid"):
+        found = plan_of(family)
+        assert not found.reason
+        assert found.family == family
+    assert "compute capability 9.0" in plan_of("cluster", "A100").reason
+    assert "do not fit" in plan_of("auto", H=20000).reason
+    with pytest.raises(ValueError, match="name: expected auto, stepwise, cluster or grid, got 'x'"):
+        _C.set_cuda_family("x")
+
+
+def test_what_runs_step_by_step() -> None:
+    device = DEVICES["H100"]
+    for changes, reason in (
+        ({"precision": "float64"}, "float64"),
+        ({"projected": True}, "proj_size"),
+        ({"precision": "float16", "norm": True}, "overflow"),
+    ):
+        options = {"precision": "bfloat16", **changes}
+        found = plan("lstm", True, H=64, rows=4, D=1, device=device, **options)
+        assert found.family == "stepwise"
+        assert reason in found.reason
+    assert "asked for" in plan_of("stepwise").reason
+    with pytest.raises(
+        ValueError, match="precision: expected a floating dtype or tf32, got 'int8'"
+    ):
+        plan("lstm", True, "int8", 64, 4, 1, device)
+
+
+def test_more_work_takes_longer() -> None:
+    """As far as the estimate goes by which a layout is chosen."""
+    assert plan_of("auto").cycles < plan_of("auto", H=1024).cycles
+    assert plan_of("auto", H=512).cycles < plan_of("auto", H=512, rows=256).cycles
+
+
+def test_text() -> None:
+    assert str(plan_of("cluster")).startswith("a cluster of ")
+    assert "step by step: the recurrent weights do not fit" in str(plan_of("auto", H=20000))
+
+
+def test_text_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both passes, with all windows as rows, and the layers of a stack that run at a time."""
+    monkeypatch.setattr(Device, "of", lambda _: DEVICES["H100"])
+    call = op_parity.make(op_parity.Case("lstm", T=512, B=16, H=256), torch.bfloat16)
+    forward, backward = cuda_plan.of_call(call).split("; ")
+    assert forward == f"forward in {plan('lstm', False, 'bfloat16', 256, 16, 1, DEVICES['H100'])}"
+    assert backward == f"backward in {plan('lstm', True, 'bfloat16', 256, 16, 1, DEVICES['H100'])}"
+    assert cuda_plan.of_call(call._replace(stack=4)).count("4 layers at a time") == 2
+    windows = cuda_plan.of_call(call._replace(window=2))
+    assert windows.endswith(str(plan("lstm", True, "bfloat16", 256, 4096, 1, DEVICES["H100"])))
+
+
+def test_estimates(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu_estimates", "--device=A100", "--megahertz=1410"])
+    assert gpu_estimates.main() == 0
+    out = capsys.readouterr().out
+    assert "| lstm | 16, 256 | bfloat16 | grid, " in out
+    assert "| lstm | 4 | 16, 256 | bfloat16 | 4 at a time, grid, " in out
+    assert "cluster" not in out  # which that card has none of

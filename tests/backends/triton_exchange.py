@@ -1,0 +1,120 @@
+"""Programs that wait for each other, in Triton's interpreter: all orders of them, faults found.
+
+Run by test_triton.py, with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+import op_parity
+from op_parity import Case
+from rnnkernels._backends.triton import sequence
+from rnnkernels._core.call import Clip
+from triton_interpreted import Forced, Results, laid_out, ops, run, same
+
+GRID = Forced("grid", 16, 4, 4)
+SEEDS = range(3)
+#: Two blocks of rows, three programs for each; gradients at once, and pending on a norm.
+VISITS = [
+    Case("lstm", 1, T=3, B=18, H=11),
+    Case("gru", 1, T=3, B=18, H=11, clip=Clip("norm", 0.3), flow=True),
+]
+EXCHANGE = ("_signal", "_wait")
+
+
+def sites() -> dict[int, str]:
+    """Line and name of every signal and wait in the sources of the kernels."""
+    tree = ast.parse(Path(sequence.__file__).read_text())
+    return {
+        node.lineno: node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Layer)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in EXCHANGE
+    }
+
+
+def faulty(
+    name: str, line: int, fault: Callable[..., None], reached: set[int]
+) -> Callable[..., None]:
+    """The function of that name, but with a fault where that line calls it."""
+    sound = getattr(sequence, name)
+
+    def call(*arguments: Any) -> None:
+        if sys._getframe(1).f_lineno == line:
+            reached.add(line)
+            fault(sound, *arguments)
+        else:
+            sound(*arguments)
+
+    return call
+
+
+def left_out(sound: Callable[..., None], *arguments: Any) -> None:
+    pass
+
+
+def one_less(sound: Callable[..., None], count: Any, steps: Any) -> None:
+    sound(count, steps - 1 / tl.num_programs(1))
+
+
+FAULTS = [
+    *((line, name, left_out) for line, name in sites().items()),
+    *((line, name, one_less) for line, name in sites().items() if name == "_wait"),
+]
+
+
+@pytest.fixture(scope="module")
+def sound() -> dict[Case, Results]:
+    """What kernels without a fault compute; the fill of fresh memory does not matter to them."""
+    return {case: run(case, GRID) for case in VISITS}
+
+
+@pytest.mark.parametrize("case", VISITS, ids=str)
+def test_same_bits_in_any_order(case: Case, sound: dict[Case, Results]) -> None:
+    assert max(sound[case].errors()) <= 1e-6
+    for seed in SEEDS:
+        assert same(run(case, GRID, seed=seed).all, sound[case].all), seed
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "fault"),
+    FAULTS,
+    ids=lambda v: v if isinstance(v, str) else getattr(v, "__name__", None),
+)
+def test_every_signal_and_wait_is_needed(
+    line: int, name: str, fault: Callable[..., None], sound: dict[Case, Results],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A fault shows under some order: programs wait forever, or compute something else."""
+    reached: set[int] = set()
+    monkeypatch.setattr(sequence, name, faulty(name, line, fault, reached))
+
+    def noticed(case: Case, seed: int) -> bool:
+        try:
+            return not same(run(case, GRID, seed=seed).all, sound[case].all)
+        except triton.runtime.errors.InterpreterError as error:
+            assert "deadlock" in str(error)
+            return True
+
+    assert any(noticed(case, seed) for case in VISITS for seed in SEEDS)
+    assert reached
+
+
+def test_programs_and_memory_orders() -> None:
+    """All programs of a launch are there at once; what they signal follows what they stored."""
+    call = op_parity.make(Case("lstm", 2, T=2, B=18, H=11), torch.float32)
+    with laid_out(GRID) as schedule:
+        op_parity.forward(ops, call)
+    assert schedule.together == [2 * 3 * 2]  # blocks of rows, parts, directions
+    assert schedule.orders == {("look", "ACQUIRE"), ("add", "RELEASE")}

@@ -1,0 +1,70 @@
+"""Where tests build what they compile themselves: kept for the next run, and made once for all
+processes of one run. `make clean` removes it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parents[2]
+#: What every library of ops rests on.
+OPS = tuple(f"csrc/ops/{name}.cpp" for name in ("check", "layers", "tables"))
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def folder(name: str, *settings: str) -> Iterator[Path]:
+    """Of what is built with these settings, by this compiler, for this torch: nobody else is in it.
+
+    A lock of the system goes with the process that holds it, however that ends.
+    """
+    of = [sys.implementation.cache_tag, torch.__version__, os.environ.get("CXX", "c++")]
+    path = ROOT / "build/tests" / f"{name}-{digest(*of, *settings)}"
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".held").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield path
+
+
+def load_ops(name: str, sources: list[str], flags: list[str], instrument: list[str]) -> None:
+    """Compiles what is out of date of these sources and those of the ops, by ninja, through ccache
+    where there is one, and loads it.
+
+    `instrument` is for the compiler and for the linker.
+    """
+    pytest.importorskip("ninja")
+    with (
+        folder(name, *sources, *OPS, *flags, *instrument) as path,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.delenv("LD_PRELOAD", raising=False)  # of the sanitizers: not for the compiler
+        (path / "lock").unlink(missing_ok=True)  # torch's, which a process that died leaves behind
+        cpp_extension.load(
+            name,
+            [str(ROOT / source) for source in (*sources, *OPS)],
+            extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests/emulator")],
+            extra_cflags=[*flags, *instrument],
+            extra_ldflags=instrument,
+            build_directory=str(path),
+            is_python_module=False,
+        )
+
+
+def contents(*folders: str) -> str:
+    """A digest of all sources in these folders."""
+    suffixes = {".h", ".cuh", ".cpp", ".cu", ".inc"}
+    found = [path for each in folders for path in (ROOT / each).rglob("*")]
+    paths = sorted(path for path in found if path.suffix in suffixes)
+    return digest(*(f"{path.relative_to(ROOT)}\0{path.read_text()}" for path in paths))

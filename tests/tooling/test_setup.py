@@ -1,0 +1,128 @@
+"""What setup.py decides to build."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NVCC = "/opt/cuda/bin/nvcc"
+
+
+@pytest.fixture
+def setup() -> ModuleType:
+    """The module anew: what it decides for a machine, it keeps."""
+    for needed in ("ninja", "setuptools"):
+        pytest.importorskip(needed)
+    spec = importlib.util.spec_from_file_location("rnnkernels_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("setting", "nvcc", "gpu", "cuda", "line"),
+    [
+        ("", NVCC, True, True, f"CPU and CUDA, by {NVCC}"),
+        ("", NVCC, False, False, "CPU alone, since no GPU is here (RNNKERNELS_CUDA=1 builds"),
+        ("", None, True, False, "CPU alone, since nvcc was not found"),
+        ("", None, False, False, "CPU alone, since nvcc was not found"),
+        ("0", NVCC, True, False, "CPU alone, since RNNKERNELS_CUDA=0"),
+        ("0", None, False, False, "CPU alone, since RNNKERNELS_CUDA=0"),
+        ("1", NVCC, True, True, f"CPU and CUDA, since RNNKERNELS_CUDA=1, by {NVCC}"),
+        ("1", NVCC, False, True, f"CPU and CUDA, since RNNKERNELS_CUDA=1, by {NVCC}"),
+    ],
+)
+def test_choice(
+    setup: Any, setting: str, nvcc: str | None, gpu: bool, cuda: bool, line: str
+) -> None:
+    choice = setup.choose(setting, nvcc, gpu)
+    assert choice.cuda is cuda
+    assert line in choice.line
+    assert "\n" not in choice.line
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_cuda_kernels_that_cannot_be_built(setup: Any, gpu: bool) -> None:
+    with pytest.raises(SystemExit, match="RNNKERNELS_CUDA=1, but nvcc was not found"):
+        setup.choose("1", None, gpu)
+
+
+def test_unknown_setting(setup: Any) -> None:
+    with pytest.raises(SystemExit, match="RNNKERNELS_CUDA must be 0, 1 or empty, got 'yes'"):
+        setup.choose("yes", NVCC, True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sanitize", "extension", "cuda", "looked", "line"),
+    [
+        ("", "", True, True, True, "CPU and CUDA"),
+        ("1", "", True, True, False, "since RNNKERNELS_CUDA=1"),
+        ("0", "", True, False, False, "since RNNKERNELS_CUDA=0"),
+        ("1", "address", True, False, False, "since RNNKERNELS_SANITIZE=address"),
+        ("1", "", False, False, False, "pure Python, without kernels: RNNKERNELS_EXTENSION=0"),
+    ],
+)
+def test_choice_on_a_machine(
+    setup: Any, monkeypatch: pytest.MonkeyPatch, setting: str, sanitize: str, extension: bool,
+    cuda: bool, looked: bool, line: str,
+) -> None:  # fmt: skip
+    """A GPU is looked for only where nothing was said."""
+    asked = []
+    monkeypatch.setattr(setup, "CUDA", setting)
+    monkeypatch.setattr(setup, "SANITIZE", sanitize)
+    monkeypatch.setattr(setup, "EXTENSION", extension)
+    monkeypatch.setattr(setup, "find_cxx", lambda: "c++")
+    monkeypatch.setattr(setup, "find_nvcc", lambda: NVCC)
+    monkeypatch.setattr(setup, "finds_gpu", lambda: asked.append(1) or True)
+    choice = setup.choice()
+    assert choice.cuda is cuda
+    assert line in choice.line
+    assert bool(asked) is looked
+
+
+@pytest.mark.parametrize(
+    ("device", "code", "printed", "found"),
+    [
+        (True, 9, "", True),
+        (False, 0, "GPU 0: NVIDIA H100 (UUID: GPU-5)\n", True),
+        (False, 0, "No devices found.\n", False),
+        (False, 9, "NVIDIA-SMI has failed\n", False),
+        (False, None, "", False),
+    ],
+)
+def test_gpu(
+    setup: Any, monkeypatch: pytest.MonkeyPatch, device: bool, code: int | None, printed: str,
+    found: bool,
+) -> None:  # fmt: skip
+    """By the driver's device, else by what nvidia-smi lists; it may not be there (None)."""
+
+    def run(command: list[str], **_: Any) -> Any:
+        if code is None:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, code, printed)
+
+    class Place(type(Path())):  # type: ignore[misc]
+        def exists(self, **_: Any) -> bool:
+            return device
+
+    monkeypatch.setattr(setup, "Path", Place)
+    monkeypatch.setattr(setup.subprocess, "run", run)
+    assert setup.finds_gpu() is found
+
+
+def test_what_make_prints(setup: Any) -> None:
+    """Before a build, of the module as `import setup` finds it there."""
+    code = "import setup; print(setup.choice().line)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == setup.choice().line
