@@ -114,9 +114,9 @@ def check_module(argument: str, value: object) -> None:
 def type_name(cls: type) -> str:
     """A class as users import it."""
     module = cls.__module__
-    for package in ("torch.nn.modules", "rnnkernels.nn"):
-        if module == package or (package[0] == "t" and module.startswith(package + ".")):
-            module = package.rpartition(".")[0]
+    for package, shown in (("torch.nn.modules", "torch.nn"), ("rnnkernels.nn", "rnnkernels")):
+        if module == package or module.startswith(package + "."):
+            module = shown
     return cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}"
 
 
