@@ -9,15 +9,15 @@
 #include "autograd/layers_call.h"
 #include "common/cell_list.h"
 #include "cpu/kernels.h"
-#include "cuda/plan.h"
+#include "cuda/launch.h"
 #include "ops/check.h"
 
 namespace py = pybind11;
 
 // device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster.
 static py::dict cuda_plan(const std::string& cell, bool backward, const std::string& precision, bool projected,
-                          bool norm, int64_t H, int64_t rows, int D, const std::array<int, 4>& device, int layers,
-                          int64_t steps) {
+                          bool norm, bool recorded, int64_t H, int64_t T, int64_t B, int64_t window, int D, int layers,
+                          const std::array<int, 4>& device) {
   using rnn::cuda::Precision;
   const std::map<std::string, Precision> names{{"float64", Precision::kFloat64},
                                                {"float32", Precision::kFloat32},
@@ -26,17 +26,11 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
                                                {"float16", Precision::kFloat16}};
   TORCH_CHECK_VALUE(names.count(precision), "precision: expected a floating dtype or tf32, got '", precision, "'");
   const rnn::CellInfo& info = rnn::find_cell(cell);
-  const rnn::cuda::Kernel kernel = rnn::cuda::kernel_of(info.G, info.A, info.S, backward, names.at(precision), norm);
-  const char* refusal = rnn::cuda::refusal(names.at(precision), projected, norm);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
-  rnn::cuda::Stack stack{1, {}, 0};
-  rnn::cuda::Plan& plan = stack.plan;
-  if (refusal) {
-    plan.reason = refusal;
-  } else {
-    stack = rnn::cuda::plan_stack(rnn::cuda::choice(), kernel, {H, rows, D}, layers, steps,
-                                  {major, multiprocessors, shared_bytes, most_blocks});
-  }
+  const rnn::cuda::Stack stack = rnn::cuda::plan_call(
+      {info.G, info.A, info.S, backward, names.at(precision), projected, norm, recorded, H, T, B, window, D, layers},
+      {major, multiprocessors, shared_bytes, most_blocks});
+  const rnn::cuda::Plan& plan = stack.plan;
   const rnn::cuda::Layout& l = plan.layout;
   py::dict found;
   found["reason"] = plan.reason;
@@ -97,9 +91,22 @@ PYBIND11_MODULE(_C, module) {
       "by "
       "layer, or as many at a time as fit on the device.");
 
-  module.def("cuda_plan", &cuda_plan, py::arg("cell"), py::arg("backward"), py::arg("precision"), py::arg("projected"),
-             py::arg("norm"), py::arg("H"), py::arg("rows"), py::arg("D"), py::arg("device"), py::arg("layers"),
-             py::arg("steps"), "How a persistent kernel would be laid out over a device, or why it would not.");
+  module.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("cell"), py::arg("backward"), py::arg("precision"),
+             py::arg("projected"), py::arg("norm"), py::arg("recorded"), py::arg("H"), py::arg("T"), py::arg("B"),
+             py::arg("window"), py::arg("D"), py::arg("layers"), py::arg("device"),
+             "How the layers of a call would run on a GPU, or why no persistent kernel would run them.");
+
+#if defined(RNNKERNELS_CUDA)
+  module.def(
+      "cuda_device",
+      [] {
+        rnn::cuda::Device device{};
+        const char* error = rnn::cuda::query(device);
+        TORCH_CHECK(!error, "cuda_device: ", error);
+        return std::array{device.major, device.multiprocessors, device.shared_bytes, device.most_blocks};
+      },
+      "The limits of the current CUDA device that a plan depends on.");
+#endif
 
   module.def(
       "threads_at_work", [] { return rnn::cpu::process.working(); },

@@ -21,19 +21,25 @@ def set_cuda_stacks(name: str) -> None:
     """How the layers of a stack run on a GPU: auto, in turn or together; for tests, benchmarks."""
 
 def cuda_plan(
+    *,
     cell: str,
     backward: bool,
     precision: str,
     projected: bool,
     norm: bool,
+    recorded: bool,
     H: int,
-    rows: int,
+    T: int,
+    B: int,
+    window: int,
     D: int,
-    device: tuple[int, int, int, int],
     layers: int,
-    steps: int,
+    device: tuple[int, int, int, int],
 ) -> dict[str, Any]:
-    """How a persistent kernel would be laid out over a device, or why it would not."""
+    """How the layers of a call would run on a GPU, or why no persistent kernel would run them."""
+
+def cuda_device() -> tuple[int, int, int, int]:
+    """The limits of the current CUDA device that a plan depends on."""
 
 def threads_at_work() -> int:
     """Threads that calls of the CPU kernels in this process hold now."""

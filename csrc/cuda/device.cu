@@ -13,7 +13,7 @@ const char* query(Device& device) {
   get(device.major, cudaDevAttrComputeCapabilityMajor);
   get(device.multiprocessors, cudaDevAttrMultiProcessorCount);
   get(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  device.most_blocks = device.major == 9 || device.major == 10 ? 2 * kPortableCluster : kPortableCluster;
+  device.most_blocks = most_blocks_of(device.major);
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here: the next caller shall not find it
   return cudaGetErrorString(error);

@@ -32,35 +32,27 @@ inline bool bounds_norm(const BackwardRun& all) { return all.call().clip == "nor
 constexpr bool goes_back(const ForwardRun&) { return false; }
 constexpr bool goes_back(const BackwardRun&) { return true; }
 
-// What persistent kernels do not take of a call, or null.
-template <class Run>
-const char* refusal(const Run& all) {
-  return refusal(precision_of(all, false), all.projected(), bounds_norm(all));
-}
-template <class Run>
-Kernel kernel_of(const Run& all, bool tf32) {
-  const CellInfo& cell = all.cell();
-  return kernel_of(cell.G, cell.A, cell.S, goes_back(all), precision_of(all, tf32), bounds_norm(all));
-}
-template <class Run>
-Sequence sequence(const Run& all) {
-  return sequence_of(all.call(), all.sizes(), goes_back(all) ? all.call().window : 0);
-}
-template <class Run>
-Problem problem_of(const Run& all) {
-  return {all.sizes().H, sequence(all).rows(), int(all.sizes().D)};
-}
-template <class Run>
-int64_t steps_of(const Run& all) {
-  return sequence(all).steps();
-}
 inline bool records(const ForwardRun&) { return false; }
 inline bool records(const BackwardRun& all) { return all.call().record; }
-// Layers that may run at the same time: each takes the y of the one below as it is, but for a mask, and no norms of
-// gradients are asked for.
+
 template <class Run>
-int chained_layers(const Run& all) {
-  return all.sizes().D == 1 && !all.projected() && !records(all) ? int(all.sizes().L) : 1;
+Request request_of(const Run& all, bool tf32) {
+  const CellInfo& cell = all.cell();
+  const Sizes& n = all.sizes();
+  return {cell.G,
+          cell.A,
+          cell.S,
+          goes_back(all),
+          precision_of(all, tf32),
+          all.projected(),
+          bounds_norm(all),
+          records(all),
+          n.H,
+          n.T,
+          n.B,
+          all.call().window,
+          int(n.D),
+          int(n.L)};
 }
 
 // Calls f.operator()<IO>() with the storage type of a dtype that persistent kernels take.

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <utility>
 
+#include "common/layout.h"
+
 namespace rnn::cuda {
 namespace {
 
@@ -58,6 +60,8 @@ int Device::clusters(int blocks) const {
   const int fit = multiprocessors / blocks;
   return blocks >= 8 ? std::max(1, fit - std::max(1, fit / 8)) : fit;
 }
+
+int most_blocks_of(int major) { return major == 9 || major == 10 ? 2 * kPortableCluster : kPortableCluster; }
 
 const char* refusal(Precision precision, bool projected, bool norm) {
   if (precision == Precision::kFloat64) return "float64 has no kernels for whole sequences";
@@ -186,6 +190,22 @@ Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, int64_t 
     if (cycles < best.cycles || choice.stacks == Stacks::kTogether) best = {p.stages, std::move(plan), cycles};
   }
   return best;
+}
+
+Stack plan_call(const Request& a, const Device& device) {
+  Stack stack{1, {}, 0};
+  if (a.T == 0 || a.B == 0) {
+    stack.plan.reason = "there is nothing to run";
+  } else if (const char* reason = refusal(a.precision, a.projected, a.norm)) {
+    stack.plan.reason = reason;
+  } else {
+    const Sequence q{a.T, a.B, a.D, a.H, a.H, nullptr, nullptr, nullptr, a.backward ? a.window : 0};
+    // Layers may run at the same time where each takes the y of the one below as it is, but for a mask.
+    const int layers = a.D == 1 && !a.recorded ? a.layers : 1;
+    const Kernel kernel = kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm);
+    stack = plan_stack(choice(), kernel, {a.H, q.rows(), a.D}, layers, q.steps(), device);
+  }
+  return stack;
 }
 
 Choice choice() { return {chosen_family, chosen_stacks}; }

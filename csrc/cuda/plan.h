@@ -91,9 +91,11 @@ constexpr int kBatches[] = {1, 2};  // of which exact products take the first
 
 struct Device {
   int major, multiprocessors, shared_bytes;  // of a block, at most
-  int most_blocks;                           // of a cluster
+  int most_blocks;                           // of a cluster: most_blocks_of its major number
   int clusters(int blocks) const;            // of this size that run at once, at least
 };
+
+int most_blocks_of(int major);
 
 // What a call asks for.
 struct Problem {
@@ -139,5 +141,17 @@ struct Stack {
   double cycles;  // of all layers and steps, estimated
 };
 Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d);
+
+// All that a plan depends on of a call. What launches kernels and what tells users of it ask with the same request.
+struct Request {
+  int G, A, S;  // of the cell
+  bool backward;
+  Precision precision;
+  bool projected, norm, recorded;  // a proj_size, gradients bounded by their norm, norms of gradients asked for
+  int64_t H, T, B, window;
+  int D, layers;
+};
+// How the layers of a call run, as the settings of the process choose; a plan that is not found has its reason.
+Stack plan_call(const Request& request, const Device& device);
 
 }  // namespace rnn::cuda

@@ -39,29 +39,13 @@ struct Launcher {
 // Torch's switch for recurrent layers: torch.backends.cudnn.allow_tf32.
 bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(); }
 
-// How the layers of a call run.
-template <class Run>
-Stack choose(const Run& all, const Launcher& launcher) {
-  Stack stack{1, {}, 0};
-  const Sizes& n = all.sizes();
-  if (n.T == 0 || n.B == 0) {
-    stack.plan.reason = "there is nothing to run";
-  } else if (const char* reason = refusal(all)) {
-    stack.plan.reason = reason;
-  } else {
-    Device device{};
-    launcher.check(query(device));
-    const int layers = chained_layers(all);
-    stack = plan_stack(choice(), kernel_of(all, tf32_allowed()), problem_of(all), layers, steps_of(all), device);
-  }
-  return stack;
-}
-
 template <class Run>
 void run(const char* op, Run& all, c10::Device device) {
   const c10::DeviceGuard guard(device);
   const Launcher launcher(op, all.cell().number, device);
-  const Stack stack = choose(all, launcher);
+  Device limits{};
+  launcher.check(query(limits));
+  const Stack stack = plan_call(request_of(all, tf32_allowed()), limits);
   if (stack.stages > 1) return run_stack(all, stack, launcher);
   all.each([&](auto& layer) {
     stack.plan.found ? run_persistent(layer, stack.plan, launcher) : run_stepwise(layer, launcher);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -28,15 +28,9 @@ class Device:
 
     @classmethod
     def of(cls, device: torch.device) -> Device:
-        """Those of a CUDA device that torch sees."""
-        found = torch.cuda.get_device_properties(device)
-        large = found.major in (9, 10)
-        return cls(
-            found.major,
-            found.multi_processor_count,
-            found.shared_memory_per_multiprocessor - 1024,  # which the system keeps for each block
-            16 if large else 8,
-        )
+        """Those of a CUDA device, by which kernels are launched on it."""
+        with torch.cuda.device(device):
+            return cls(*_ops.cuda_device())
 
 
 DEVICES = {
@@ -117,9 +111,20 @@ def plan(
         layers: of a stack of one direction.
         steps: of the loop over time.
     """
-    limits = (device.major, device.multiprocessors, device.shared_bytes, device.most_blocks)
     found = _ops.cuda_plan(
-        cell, backward, precision, projected, norm, H, rows, D, limits, layers, steps
+        cell=cell,
+        backward=backward,
+        precision=precision,
+        projected=projected,
+        norm=norm,
+        recorded=False,
+        H=H,
+        T=steps,
+        B=rows,
+        window=0,
+        D=D,
+        layers=layers,
+        device=astuple(device),
     )
     return Plan(**found)
 
@@ -127,18 +132,24 @@ def plan(
 def of_call(call: Call) -> str:
     """For a call on a CUDA device, in words: forward, and the backward that would follow."""
     dtype = str(call.x.dtype).removeprefix("torch.")
-    precision = "tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else dtype
-    T, B = call.T, call.B
-    windows = -(-T // call.window) if 0 < call.window < T else 1
-    device, D = Device.of(call.x.device), call.directions
-    norm, projected = call.clip == "norm", call.projected
-    at_once = call.layers if D == 1 and not projected else 1
+    device = astuple(Device.of(call.x.device))
 
-    def of_pass(backward: bool, rows: int, steps: int) -> Plan:
-        return plan(
-            call.cell_name, backward, precision, call.H, rows, D, device, projected,
-            norm and backward, at_once, steps,
-        )  # fmt: skip
+    def of_pass(backward: bool) -> Plan:
+        found = _ops.cuda_plan(
+            cell=call.cell_name,
+            backward=backward,
+            precision="tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else dtype,
+            projected=call.projected,
+            norm=backward and call.clip == "norm",
+            recorded=backward and call.flow is not None,
+            H=call.H,
+            T=call.T,
+            B=call.B,
+            window=call.window,
+            D=call.directions,
+            layers=call.layers,
+            device=device,
+        )
+        return Plan(**found)
 
-    forward, backward = of_pass(False, B, T), of_pass(True, B * windows, min(T, call.window or T))
-    return f"forward in {forward}; backward in {backward}"
+    return f"forward in {of_pass(False)}; backward in {of_pass(True)}"

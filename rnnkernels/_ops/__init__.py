@@ -50,6 +50,9 @@ if _C is not None:
     layers_call = _C.layers_call
     #: How a layer would be laid out over a GPU; see rnnkernels._backends.cuda_plan.
     cuda_plan = _C.cuda_plan
+    if hasattr(_C, "cuda_device"):
+        #: The limits of the current GPU; only where there are kernels for it.
+        cuda_device = _C.cuda_device
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:

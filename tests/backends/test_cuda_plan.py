@@ -147,11 +147,17 @@ def test_text() -> None:
 def test_text_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both passes, with all windows as rows, and the layers of a stack that run at a time."""
     monkeypatch.setattr(Device, "of", lambda _: DEVICES["H100"])
-    call = op_parity.make(op_parity.Case("lstm", T=512, B=16, H=256), torch.bfloat16)
+    case = op_parity.Case("lstm", T=512, B=16, H=256)
+    call = op_parity.make(case, torch.bfloat16).call()
     forward, backward = cuda_plan.of_call(call).split("; ")
     assert forward == f"forward in {plan('lstm', False, 'bfloat16', 256, 16, 1, DEVICES['H100'])}"
     assert backward == f"backward in {plan('lstm', True, 'bfloat16', 256, 16, 1, DEVICES['H100'])}"
-    assert cuda_plan.of_call(call._replace(stack=4)).count("4 layers at a time") == 2
+    together = call._replace(layers=4)
+    assert cuda_plan.of_call(together).count("4 layers at a time") == 2
+    for one_by_one in ({"directions": 2}, {"projected": True}):
+        assert "at a time" not in cuda_plan.of_call(together._replace(**one_by_one))
+    recorded = cuda_plan.of_call(together._replace(flow=torch.zeros(0)))
+    assert recorded.count("4 layers at a time") == 1  # forward
     windows = cuda_plan.of_call(call._replace(window=2))
     assert windows.endswith(str(plan("lstm", True, "bfloat16", 256, 4096, 1, DEVICES["H100"])))
 

@@ -58,11 +58,13 @@ struct Runner {
 // As many layers at a time as the settings have stages.
 template <class Run>
 void run(Run& all) {
-  const char* reason = refusal(all);
+  const Request a = request_of(all, settings.tf32);
+  const char* reason = refusal(a.precision, a.projected, a.norm);
   TORCH_CHECK(!reason, reason);
   const Runner runner{all.cell().number};
-  const int stages = std::min(int(settings.stages), chained_layers(all));
-  const Plan plan = chosen(kernel_of(all, settings.tf32), problem_of(all), stages);
+  const int stages = a.D == 1 && !a.recorded ? std::min(int(settings.stages), a.layers) : 1;
+  const int64_t rows = sequence_of(all.call(), all.sizes(), a.backward ? a.window : 0).rows();
+  const Plan plan = chosen(kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm), {a.H, rows, a.D}, stages);
   if (stages > 1) return run_stack(all, Stack{stages, plan, 0}, runner);
   all.each([&](auto& layer) { run_persistent(layer, plan, runner); });
 }
