@@ -49,7 +49,7 @@ def in_turn() -> Iterator[Any]:
             yield pytest.param(case, kind, id=f"{case}-{kind}", marks=marks)
 
 
-@pytest.mark.parametrize(("case", "kind"), in_turn())
+@pytest.mark.parametrize(("case", "kind"), list(in_turn()))
 def test_matches_reference(case: Case, kind: str) -> None:
     results = run(case, chosen(case, kind), seed=number_of(case))
     assert results.padding_is_zero()
