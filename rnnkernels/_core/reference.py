@@ -17,10 +17,34 @@ from rnnkernels._core.call import Call, Clip, Layer, LayerResult, Result, in_tur
 
 def run(call: Call) -> Result:
     """Runs all layers of a call; shapes: :class:`rnnkernels._core.call.Call`."""
-    return in_turn(call, run_layer)
+    if call.flow is None:
+        return in_turn(call, run_layer)
+    passes = _Passes()
+    result = in_turn(call, partial(run_layer, passes=passes))
+    passes.watch(result)
+    return result
 
 
-def run_layer(call: Layer) -> LayerResult:
+class _Passes:
+    """Which backward is one of the results of a call. The backward of a gradient comes by the same
+    h, with what is none of dL/dh_t."""
+
+    def __init__(self) -> None:
+        self.ours: int | None = None
+
+    def watch(self, result: Result) -> None:
+        outputs = [result.y, result.h_n, result.c_n, *(result.h or ()), *(result.c or ())]
+        seen = [t for t in outputs if t is not None and t.requires_grad]
+        torch.autograd.graph.register_multi_grad_hook(seen, self._begins, mode="any")
+
+    def _begins(self, _: Tensor) -> None:
+        self.ours = torch._C._current_graph_task_id()
+
+    def now(self) -> bool:
+        return self.ours == torch._C._current_graph_task_id()
+
+
+def run_layer(call: Layer, passes: _Passes | None = None) -> LayerResult:
     """Runs one layer; see :class:`rnnkernels._core.call.Layer` for shapes and meanings.
 
     A row of length n takes part in steps 0 to n-1: past its end its output is zero and its state
@@ -30,7 +54,7 @@ def run_layer(call: Layer) -> LayerResult:
     [T, B].
     """
     directions = range(len(call.w_hh))
-    parts = [run_direction(call, d) for d in directions]
+    parts = [run_direction(call, d, passes) for d in directions]
     y = torch.cat([part[0] for part in parts], dim=-1)
     h_n = torch.stack([part[1] for part in parts])
     if call.c0 is None:
@@ -39,9 +63,11 @@ def run_layer(call: Layer) -> LayerResult:
     return LayerResult(y, h_n, torch.stack([part[2] for part in parts]), c)
 
 
-def _record(call: Layer, d: int, t: int, dh: Tensor) -> None:
+def _record(call: Layer, d: int, t: int, passes: _Passes | None, dh: Tensor) -> None:
     """Writes down the norm of the gradient of an h."""
     assert call.flow is not None
+    if passes is not None and not passes.now():
+        return
     norms = torch.linalg.vector_norm(dh.detach(), dim=-1)
     _at_step(call, call.flow[..., d], t).copy_(norms)
 
@@ -54,7 +80,9 @@ def _at_step(call: Layer, t: Tensor, step: int) -> Tensor:
     return t[first:last]
 
 
-def run_direction(call: Layer, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_direction(
+    call: Layer, d: int, passes: _Passes | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Runs direction d: y [T, B, R], h_n [B, R], c_n [B, H] and c [T, B, H] (h's where no c is).
 
     Backward writes the norm of the gradient of every h into ``call.flow``, if there is one.
@@ -106,7 +134,7 @@ def run_direction(call: Layer, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             ]
         next = step(gx_t, prev, active)
         if call.flow is not None and next[0].requires_grad:
-            next[0].register_hook(partial(_record, call, d, t))  # type: ignore[no-untyped-call]
+            next[0].register_hook(partial(_record, call, d, t, passes))  # type: ignore[no-untyped-call]
         if active is None:
             state = outputs[t] = next
         else:

@@ -266,10 +266,10 @@ def _stack(
     hx = _checked(spec, x, B, hx, weights)
     if lengths is not None:
         lengths = checks.lengths(lengths, T, B)
-        total = int(lengths.sum()) if known(lengths) and not _keeps_padding(spec) else 0
+        total = int(lengths.sum()) if known(lengths) else 0
         if 0 < total == T * B:
             lengths = None
-        elif total > 0:
+        elif total > 0 and not _keeps_padding(spec):
             rows = Rows(lengths, T, x.device)
             entering = [rows.enter(s) for s in hx]
             reset = None if reset is None else rows.pack(reset)

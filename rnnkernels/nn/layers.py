@@ -216,7 +216,8 @@ class RNNBase(nn.RNNBase):
     def _undisturbed(self) -> bool:
         """Whether kernels may run the layers with nothing in between."""
         drops = self.training and self.dropout > 0 and self.num_layers > 1
-        return not drops and _backends.undisturbed(self.backend)
+        invariant = _backends.is_batch_invariant()  # which is refused on a GPU
+        return not (drops or invariant) and _backends.undisturbed(self.backend)
 
     @property
     def _kind(self) -> str:

@@ -236,7 +236,7 @@ def test_higher_derivatives(name: str) -> None:
         lengths=torch.tensor([4, 2, 1])))  # fmt: skip
 
     def run(x: Tensor, h0: Tensor) -> Tensor:
-        return rk.run(call._replace(x=x, h0=h0)).y  # type: ignore[attr-defined]
+        return run(call._replace(x=x, h0=h0)).y
 
     inputs = [t.detach().double().requires_grad_() for t in (call.x, call.h0)]
     assert torch.autograd.gradgradcheck(run, inputs)

@@ -53,9 +53,7 @@ class OneByOne(nn.Module):
                 bidirectional=m.bidirectional,
                 batch_first=m.batch_first,
                 merge_mode=m.merge_mode,
-                grad_clip=m.grad_clip,
-                truncate=m.truncate,
-                **options,
+                **{"grad_clip": m.grad_clip, "truncate": m.truncate, **options},
             )
             states.append(last)
             every += more

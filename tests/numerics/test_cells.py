@@ -70,7 +70,9 @@ def one_step(cell: Cell, gx: Tensor, gh: Tensor, h0: Tensor, c0: Tensor | None) 
     eye = torch.eye(rows, dtype=gx.dtype)
     w_hh = gx.new_zeros(rows, H)
     c0 = None if c0 is None else c0[None]
-    call = Layer(cell.name, gx[None], [eye], [w_hh], [], [gh], [], h0[None], c0, None, None, True)
+    b_ih = torch.zeros_like(gh)
+    states = h0[None], c0
+    call = Layer(cell.name, gx[None], [eye], [w_hh], [b_ih], [gh], [], *states, None, None, True)
     return list(forward(call))
 
 

@@ -13,7 +13,7 @@ from cases import NAMES, convert, gradients, make_call, present, random_like
 from op_calls import run
 from rnnkernels import _backends
 from rnnkernels._core import reference
-from rnnkernels._core.call import Clip, Layer
+from rnnkernels._core.call import Call, Clip
 from rnnkernels.testing import assert_close
 
 CLIPS = [Clip("value", 0.05), Clip("norm", 0.2), Clip("tanh", 0.1)]
@@ -146,8 +146,8 @@ def test_bounds_what_would_overflow() -> None:
 def test_how_it_is_asked_for(asked: Any, clip: Clip) -> None:
     seen: list[Clip] = []
 
-    def observer(call: Layer, name: str | None) -> Any:
-        seen.append(call.clip)
+    def observer(call: Call, name: str | None) -> Any:
+        seen.append(Clip(call.clip, call.bound))
         return _backends.select(call, name).run(call)
 
     x, gru, plain = torch.randn(3, 2, 4), rk.GRU(4, 5, grad_clip=asked), rk.GRU(4, 5)

@@ -147,7 +147,6 @@ def test_modes(context: Callable[[], Any], short: bool, taken: list[bool]) -> No
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "merged": ({"bidirectional": True, "merge_mode": "sum"}, {}),
     "dropout": ({"num_layers": 2, "dropout": 0.5}, {}),
     "windows": ({"truncate": 2}, {}),
     "windows of a call": ({}, {"truncate": 2}),
@@ -174,10 +173,11 @@ def test_options_that_do_nothing(taken: list[bool]) -> None:
         (dropping, {}),
         (build("GRU", truncate=2), {"truncate": None}),
         (build("GRU", merge_mode="sum"), {}),
+        (build("GRU", bidirectional=True, merge_mode="sum"), {}),
         (build("GRU", backend="auto"), {"grad_clip": None}),
     ):
         module(*arguments(module), **call)
-    assert taken == [True] * 4
+    assert taken == [True] * 5
 
 
 @pytest.mark.parametrize(
@@ -267,12 +267,12 @@ def test_wrong_calls_of_the_entry_itself() -> None:
     module = build("GRU")
     x, h = arguments(module)
     weights = list(module.parameters())
-    sizes = (I, H, 0, 1, 1, False)
+    sizes = (I, H, 0, 1, 1, "concat", False)
     for args in (
         (),
         ("gru", None, *sizes, x, h),
         (3, weights, *sizes, x, h),
-        ("gru", weights, "I", H, 0, 1, 1, False, x, h),
+        ("gru", weights, "I", H, 0, 1, 1, "concat", False, x, h),
     ):
         with pytest.raises(TypeError):
             _ops.layers_call(*args)
@@ -280,4 +280,6 @@ def test_wrong_calls_of_the_entry_itself() -> None:
         _ops.layers_call("elman", weights, *sizes, x, h)
     for given in ([], weights[:1], [*weights, *weights], weights + weights[:1], [None] * 4):
         assert _ops.layers_call("gru", given, *sizes, x, h) is None
-    assert _ops.layers_call("gru", weights, I, H, 0, 0, 1, False, x, h) is None
+    assert _ops.layers_call("gru", weights, I, H, 0, 0, 1, "concat", False, x, h) is None
+    with pytest.raises(ValueError, match="merge_mode: expected one of"):
+        _ops.layers_call("gru", weights, I, H, 0, 1, 1, "max", False, x, h)
