@@ -122,7 +122,7 @@ def compete(case: Case, mode: str, setup: Setup) -> Contest:
     }
     if save:
         kept = op.forward(save)
-        dgates = op.backward(kept)[0][:, :, 0].flatten(0, 1)  # [T*B, 4H]
+        dgates = op.backward(kept)[0][0, :, :, 0].flatten(0, 1)  # [T*B, 4H]
         h = kept[0].flatten(0, 1)
         runs["loop backward"] = partial(op.backward, kept)
         runs["product backward"] = partial(product.backward, product.forward(save))

@@ -15,6 +15,7 @@ import op_parity
 import rnnkernels as rk
 from benchmarks.device import Cpu
 from cases import NAMES, make_call
+from op_calls import run
 from op_parity import CASES, Case
 from rnnkernels._core.packing import Packed, Rows
 
@@ -235,11 +236,11 @@ def test_higher_derivatives(name: str) -> None:
     call = op_parity.packed(make_call(name, T=4, B=3, D=2, grad=False)._replace(
         lengths=torch.tensor([4, 2, 1])))  # fmt: skip
 
-    def run(x: Tensor, h0: Tensor) -> Tensor:
+    def output(x: Tensor, h0: Tensor) -> Tensor:
         return run(call._replace(x=x, h0=h0)).y
 
     inputs = [t.detach().double().requires_grad_() for t in (call.x, call.h0)]
-    assert torch.autograd.gradgradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(output, inputs)
 
 
 def test_packed_input_of_a_compiled_layer() -> None:

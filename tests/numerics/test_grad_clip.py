@@ -13,7 +13,7 @@ from cases import NAMES, convert, gradients, make_call, present, random_like
 from op_calls import run
 from rnnkernels import _backends
 from rnnkernels._core import reference
-from rnnkernels._core.call import Call, Clip
+from rnnkernels._core.call import Call, Clip, Layer
 from rnnkernels.testing import assert_close
 
 CLIPS = [Clip("value", 0.05), Clip("norm", 0.2), Clip("tanh", 0.1)]

@@ -15,6 +15,7 @@ from cases import convert, gradients, make_call
 from op_calls import backward_arguments, forward, run
 from rnnkernels import _backends
 from rnnkernels._core import reference
+from rnnkernels._core.call import Call
 from rnnkernels.testing import assert_close
 
 T, B, I, H = 11, 3, 4, 6
