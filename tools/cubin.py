@@ -22,7 +22,7 @@ WORD = re.compile(r"\s*/\*[0-9a-f]+\*/\s+\.word\s+(0x[0-9a-f]+)$")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 
 PERSISTENT = re.compile(
-    r"(?P<pass_>Forward|Backward)PassINS_\d+(?P<cell>GRU|LSTM|OneOf)\w+?PersistentBlockI"
+    r"(?P<pass_>Forward|Backward)PassINS_(?P<length>\d+)(?P<cell>\w+?PersistentBlockI)"
     r"\w+?(?P<exchange>Cluster|Grid)ExchangeELi(?P<batch>\d+)E"
 )
 
@@ -44,7 +44,8 @@ class Persistent(NamedTuple):
             return None
         names = {"BFloat16": "bfloat16", "7Float16": "float16", "TF32": "tf32"}
         numbers = next((n for part, n in names.items() if part in found[0]), "float32")
-        cell = {"OneOf": "rnn"}.get(found["cell"], found["cell"].lower())
+        name = found["cell"][: int(found["length"])]
+        cell = {"OneOf": "rnn"}.get(name, name.lower())
         family = found["exchange"].lower()
         return cls(cell, found["pass_"] == "Backward", numbers, family, int(found["batch"]))
 

@@ -25,11 +25,11 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run a call. ``supports(call)`` is None where it can, else the reason why not;
+    """A way to run a call. ``refuses(call)`` is None where it can, else the reason why not;
     ``detail(call)`` tells how it lays one out, where there are several ways."""
 
     name: str
-    supports: Callable[[Call], str | None]
+    refuses: Callable[[Call], str | None]
     run: Callable[[Call], Result]
     invariant: bool = False  # offers what batch_invariant asks for
     detail: Callable[[Call], str] = lambda call: ""
@@ -38,7 +38,7 @@ class Backend:
         """None where it runs the call as things are set now, else the reason why not."""
         if _invariant and not self.invariant:
             return "batch_invariant is on, and its products depend on the size of the batch"
-        return self.supports(call)
+        return self.refuses(call)
 
 
 def _kernels(device_type: str) -> Callable[[Call], str | None]:

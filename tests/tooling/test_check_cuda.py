@@ -50,6 +50,9 @@ def test_names() -> None:
         for family in ("cluster", "grid"):
             kernel = kernel._replace(family=family)
             assert Persistent.of(symbol(kernel)) == kernel
+    for name, mangled in (("mgu", "3MGU"), ("lem", "3LEM"), ("indrnn", "6IndRNN")):
+        other = symbol(KERNELS[0]).replace(MANGLED[KERNELS[0].cell], mangled)
+        assert Persistent.of(other) == KERNELS[0]._replace(cell=name)  # whatever cells there are
     assert Persistent.of("_ZN3rnn4cuda13for_each_unitINS_4LSTMENS0_11ForwardCellIfEEEEvT0_") is None
 
 
