@@ -38,7 +38,7 @@ def sites() -> dict[int, str]:
     return {
         node.lineno: node.func.id
         for node in ast.walk(tree)
-        if isinstance(node, ast.Layer)
+        if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id in EXCHANGE
     }

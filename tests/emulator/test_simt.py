@@ -58,7 +58,8 @@ def programs() -> dict[str, Program]:
         pytest.skip("no C++ compiler")
     if shutil.which("ccache") and "ccache" not in compiler[0]:
         compiler.insert(0, "ccache")
-    flags = ["-std=c++20", "-O1", "-ffp-contract=off", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
+    flags = ["-std=c++20", "-O1", "-ffp-contract=off"]
+    flags += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/emulator'}"]
     with building.folder("simt", *flags, *map(str, VARIANTS.values())) as folder:
         made_of = folder / "made_of"
         wanted = building.contents("tests/emulator/simt", "csrc/cuda", "csrc/common")
