@@ -237,7 +237,10 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
   const Merge merge = find_merge(settings.merge_mode);
   const bool merges = settings.directions > 1 && merge != Merge::kConcat;
   const int64_t D = settings.directions, L = settings.layers;
-  const auto part = [](const Tensor& t, int64_t l) { return t.defined() && t.dim() > 1 ? t.select(0, l) : t; };
+  // That of an only layer keeps its dimension of size 1: whoever takes it looks at its last ones.
+  const auto part = [&](const Tensor& t, int64_t l) {
+    return L - first > 1 && t.defined() && t.dim() > 1 ? t.select(0, l) : t;
+  };
   std::vector<Tensor> grads(kept.inputs.size());
   for (int64_t l = first; l < L; ++l) {
     Tensor x = kept.inputs[kX];
@@ -252,8 +255,8 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
                       x,
                       L == 1 ? kept.inputs[kH0] : kept.inputs[kH0].narrow(0, l * D, D),
                       l + 1 == L && !merges ? kept.y : kept.ys.select(0, l),
-                      part(kept.h_raw, l),
-                      found.dgates.select(0, l - first),
+                      L > 1 && kept.h_raw.defined() && kept.h_raw.dim() > 1 ? kept.h_raw.select(0, l) : kept.h_raw,
+                      part(found.dgates, l - first),
                       part(found.dproj, l - first),
                       l == 0 && wanted[kX] && !how.invariant};
     Products sums(cell, weights, kept.steps, layer, D, how.plain);

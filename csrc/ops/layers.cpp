@@ -25,10 +25,13 @@ Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {
 
 namespace {
 
-// The part of layer `index` of a tensor [L, ...], in its place; an empty one was not kept.
-Tensor part(const Tensor& all, int64_t index) { return all.numel() ? all.select(0, index) : all; }
-OptionalTensor part(const OptionalTensor& all, int64_t index) {
-  return all ? OptionalTensor(all->select(0, index)) : std::nullopt;
+// The part of layer `index` of a tensor [L, ...], in its place; an empty one was not kept. That of an only layer keeps
+// its dimension of size 1, which nobody minds, and which takes time to leave out.
+Tensor part(const Tensor& all, const Sizes& n, int64_t index) {
+  return n.L == 1 || !all.numel() ? all : all.select(0, index);
+}
+OptionalTensor part(const OptionalTensor& all, const Sizes& n, int64_t index) {
+  return all ? OptionalTensor(part(*all, n, index)) : std::nullopt;
 }
 // The same of states [L*D, ...].
 Tensor states(const Tensor& all, const Sizes& n, int64_t index) {
@@ -73,15 +76,20 @@ Tensor project_input(const ForwardLayer& a) {
 ForwardRun::ForwardRun(ForwardCall& call)
     : call_(call), cell_(find_cell(call.cell)), n_(check(call)), weights_(call.weights, call) {
   const auto options = call.x.options();
-  const auto kept = [&](bool yes, at::IntArrayRef shape) { return fresh(yes ? shape : at::IntArrayRef{0}, options); };
   const bool c = cell_.S > 1, all = call.save || call.all_states;
+  const auto states = [&](bool yes, int64_t width) {
+    return yes ? fresh({n_.L * n_.D, n_.B, width}, options) : fresh({0}, options);
+  };
+  const auto steps = [&](bool yes, int64_t layers, std::initializer_list<int64_t> after) {
+    return yes ? fresh(n_.shape_of(layers, after), options) : fresh({0}, options);
+  };
   if (!n_.merged()) out_.y = fresh(n_.shape({n_.width()}), options);
-  out_.h_n = fresh({n_.L * n_.D, n_.B, n_.R}, options);
-  out_.c_n = kept(c, {n_.L * n_.D, n_.B, n_.H});
-  out_.ys = kept(all && n_.inner(), n_.shape_of(n_.inner(), {n_.D * n_.R}));
-  out_.c = kept(c && all, n_.shape_of(n_.L, {n_.D, n_.H}));
-  out_.h_raw = kept(call.save && weights_.has(kWHr), n_.shape_of(n_.L, {n_.D, n_.H}));
-  out_.saved = kept(call.save && cell_.K, n_.shape_of(n_.L, {n_.D, cell_.K * n_.H}));
+  out_.h_n = states(true, n_.R);
+  out_.c_n = states(c, n_.H);
+  out_.ys = steps(all && n_.inner(), n_.inner(), {n_.D * n_.R});
+  out_.c = steps(c && all, n_.L, {n_.D, n_.H});
+  out_.h_raw = steps(call.save && weights_.has(kWHr), n_.L, {n_.D, n_.H});
+  out_.saved = steps(call.save && cell_.K, n_.L, {n_.D, cell_.K * n_.H});
 }
 
 ForwardLayer ForwardRun::layer(int64_t l, const Tensor& x) {
@@ -106,9 +114,9 @@ ForwardLayer ForwardRun::layer(int64_t l, const Tensor& x) {
           std::move(y),
           states(out_.h_n, n, l),
           states(out_.c_n, n, l),
-          part(out_.c, l),
-          part(out_.h_raw, l),
-          part(out_.saved, l)};
+          part(out_.c, n, l),
+          part(out_.h_raw, n, l),
+          part(out_.saved, n, l)};
 }
 
 Tensor ForwardRun::above(const ForwardLayer& layer) const {
@@ -129,12 +137,17 @@ BackwardRun::BackwardRun(BackwardCall& call)
       weights_(call.weights, call) {
   const auto options = call.y.options();
   const auto wide = options.dtype(call.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  const auto kept = [&](bool yes, at::IntArrayRef shape) { return fresh(yes ? shape : at::IntArrayRef{0}, options); };
-  out_.dgates = call.over_saved ? call.saved : fresh(n_.shape_of(n_.L, {n_.D, (cell_.G + cell_.A) * n_.H}), options);
-  out_.dh0 = kept(call.initial, {n_.L * n_.D, n_.B, n_.R});
-  out_.dc0 = kept(call.initial && cell_.S > 1, {n_.L * n_.D, n_.B, n_.H});
-  out_.dproj = kept(weights_.has(kWHr), n_.shape_of(n_.L, {n_.D, n_.R}));
-  out_.flow = fresh(call.record ? n_.shape_of(n_.L, {n_.D}) : at::DimVector{0}, wide);
+  const auto states = [&](bool yes, int64_t width) {
+    return yes ? fresh({n_.L * n_.D, n_.B, width}, options) : fresh({0}, options);
+  };
+  const auto steps = [&](bool yes, std::initializer_list<int64_t> after, const at::TensorOptions& of) {
+    return yes ? fresh(n_.shape_of(n_.L, after), of) : fresh({0}, of);
+  };
+  out_.dgates = call.over_saved ? call.saved : steps(true, {n_.D, (cell_.G + cell_.A) * n_.H}, options);
+  out_.dh0 = states(call.initial, n_.R);
+  out_.dc0 = states(call.initial && cell_.S > 1, n_.H);
+  out_.dproj = steps(weights_.has(kWHr), {n_.D, n_.R}, options);
+  out_.flow = steps(call.record, {n_.D}, wide);
 }
 
 BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
@@ -149,18 +162,18 @@ BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
           std::move(dy),
           states(call_.dh_n, n_, l),
           states(call_.dc_n, n_, l),
-          part(call_.dc, l),
+          part(call_.dc, n_, l),
           std::move(w),
           states(call_.h0, n_, l),
           states(call_.c0, n_, l),
           y_of(l),
-          part(call_.c, l),
-          part(call_.saved, l),
-          out_.dgates.numel() ? out_.dgates.select(0, l) : out_.dgates,
+          part(call_.c, n_, l),
+          part(call_.saved, n_, l),
+          part(out_.dgates, n_, l),
           states(out_.dh0, n_, l),
           states(out_.dc0, n_, l),
-          part(out_.dproj, l),
-          part(out_.flow, l)};
+          part(out_.dproj, n_, l),
+          part(out_.flow, n_, l)};
 }
 
 Tensor BackwardRun::y_of(int64_t l) const { return l + 1 == n_.L && !n_.merged() ? call_.y : call_.ys.select(0, l); }

@@ -20,11 +20,10 @@ constexpr std::pair<std::string_view, Merge> kMerges[] = {
 // The entry with this name, else an error that lists all.
 template <class Table>
 const auto& find(const Table& table, std::string_view name, const char* argument) {
-  std::string known;
-  for (const auto& entry : table) {
+  for (const auto& entry : table)
     if (entry.first == name) return entry;
-    known += (known.empty() ? "" : ", ") + std::string(entry.first);
-  }
+  std::string known;
+  for (const auto& entry : table) known += (known.empty() ? "" : ", ") + std::string(entry.first);
   TORCH_CHECK_VALUE(false, argument, ": expected one of ", known, ", got '", name, "'");
 }
 
