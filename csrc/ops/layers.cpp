@@ -1,5 +1,6 @@
 #include "ops/layers.h"
 
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 
 #if defined(__linux__)
@@ -9,7 +10,9 @@
 namespace rnn {
 
 Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {
-  if (!options.device().is_cpu()) return at::empty(shape, options);
+  // torch's own function fills it where deterministic mode asks for that; without its dispatcher it takes half the
+  // time.
+  if (!options.device().is_cpu() || at::globalContext().deterministicAlgorithms()) return at::empty(shape, options);
   Tensor t = at::detail::empty_cpu(shape, options);
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = 2 << 20;
