@@ -67,6 +67,13 @@ def _reproducible() -> Iterator[None]:
     memory.fill_uninitialized_memory = fill
     torch.set_deterministic_debug_mode(mode)
     torch.set_num_threads(threads)
+    left = {
+        "grad mode": torch.is_grad_enabled(),
+        "autocast cache": torch.is_autocast_cache_enabled(),
+    }
+    torch.set_grad_enabled(True)
+    torch.set_autocast_cache_enabled(True)
+    assert all(left.values()), f"left switched off: {[n for n, on in left.items() if not on]}"
 
 
 @pytest.fixture(params=["reference", "cpu"])

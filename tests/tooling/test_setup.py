@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,20 @@ def test_what_make_prints(setup: Any) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == setup.choice().line
+
+
+@pytest.mark.parametrize(
+    ("archs", "code"),
+    [
+        (["80", "90a"], ["sm_80", "sm_90a", "compute_90"]),
+        (["80-virtual"], ["compute_80"]),
+        (["80", "100-virtual"], ["sm_80", "compute_100"]),
+    ],
+    ids=str,
+)
+def test_architectures(setup: ModuleType, archs: list[str], code: list[str]) -> None:
+    """PTX of the newest is always there, for cards that are newer still."""
+    toolkit = setup.CudaToolkit.__new__(setup.CudaToolkit)
+    toolkit.archs = archs
+    flags = " ".join(toolkit.flags())
+    assert re.findall(r"code=(\w+)", flags) == code
