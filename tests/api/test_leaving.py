@@ -180,6 +180,7 @@ def test_onnx_says_the_way_out(name: str) -> None:
     args = (STEP if "Cell" in name else X,)
     with pytest.raises(RuntimeError, match=ONNX):
         torch.onnx.export(model, args, io.BytesIO(), dynamo=False)
+    torch.set_autocast_cache_enabled(True)  # which the exporter leaves off where it fails
 
 
 @pytest.mark.parametrize("strict", [True, False])
