@@ -4,7 +4,7 @@ Read from the environment:
   RNNKERNELS_EXTENSION=0   install the Python package alone
   RNNKERNELS_CUDA=0|1      leave out / insist on the CUDA kernels (default: where there are a GPU
                            and nvcc)
-  RNNKERNELS_CUDA_ARCHS    GPU architectures to compile for (default: 80;90a; 80-virtual: PTX alone)
+  RNNKERNELS_CUDA_ARCHS    GPU architectures to compile for (default: 80;90a)
   RNNKERNELS_SANITIZE      for instance address,undefined: the C++ part alone, instrumented
   MAX_JOBS                 how many compilers run at once
 """
@@ -105,12 +105,8 @@ class CudaToolkit:
     def __init__(self, nvcc: str, archs: str) -> None:
         self.nvcc = nvcc
         self.archs = [arch.strip() for arch in archs.split(";") if arch.strip()]
-        form = r"\d{2,3}([af]|-virtual)?"
-        if not self.archs or not all(re.fullmatch(form, arch) for arch in self.archs):
-            sys.exit(
-                "rnnkernels: RNNKERNELS_CUDA_ARCHS must look like 80;90a, or 80-virtual for PTX "
-                f"alone, got {archs!r}"
-            )
+        if not self.archs or not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in self.archs):
+            sys.exit(f"rnnkernels: RNNKERNELS_CUDA_ARCHS must look like 80;90a, got {archs!r}")
         # The nvcc on PATH may be a link or a wrapper script; only nvcc knows where it lives.
         dry = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
         top = re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.MULTILINE)
@@ -133,10 +129,9 @@ class CudaToolkit:
         flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
         flags += ["-Xptxas", "-v,-warn-spills", "-Icsrc", "-DRNNKERNELS_CUDA"]
         for arch in self.archs:
-            if not arch.endswith("-virtual"):
-                flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+            flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
         # PTX for cards newer than any of these; code for 90a runs on 9.0 alone, hence without "a".
-        newest = max(int(arch.removesuffix("-virtual").rstrip("af")) for arch in self.archs)
+        newest = max(int(arch.rstrip("af")) for arch in self.archs)
         return [*flags, "-gencode", f"arch=compute_{newest},code=compute_{newest}"]
 
     def compile(self, sources: list[str], folder: Path) -> list[str]:

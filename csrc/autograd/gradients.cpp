@@ -221,25 +221,17 @@ static void show_freed_together(const std::vector<Tensor>& gradients) {
 
 namespace {
 
-// The output of a layer whose directions are merged, as torch's operators see it.
-Tensor merged(const Tensor& y, Merge mode) {
-  const auto parts = y.chunk(2, -1);
-  if (mode == Merge::kMul) return parts[0] * parts[1];
-  const Tensor total = parts[0] + parts[1];
-  return mode == Merge::kMean ? total / 2 : total;
-}
-
 // The gradients of the weights of all layers, and of x, from those of the gates.
 std::vector<Tensor> products(const Settings& settings, const Kept& kept, const BackwardOutputs& found, int64_t first,
                              const std::vector<bool>& wanted, const How& how) {
   const CellInfo& cell = find_cell(settings.cell);
   const Weights weights(kept.weights(), settings);
-  const Merge merge = find_merge(settings.merge_mode);
-  const bool merges = settings.directions > 1 && merge != Merge::kConcat;
+  const Merge mode = find_merge(settings.merge_mode);
+  const bool merges = settings.directions > 1 && mode != Merge::kConcat;
   const int64_t D = settings.directions, L = settings.layers;
   // That of an only layer keeps its dimension of size 1: whoever takes it looks at its last ones.
-  const auto part = [&](const Tensor& t, int64_t l) {
-    return L - first > 1 && t.defined() && t.dim() > 1 ? t.select(0, l) : t;
+  const auto part = [](const Tensor& t, int64_t layers, int64_t l) {
+    return layers > 1 && t.defined() && t.dim() > 1 ? t.select(0, l) : t;
   };
   std::vector<Tensor> grads(kept.inputs.size());
   for (int64_t l = first; l < L; ++l) {
@@ -248,16 +240,16 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
     for (int64_t d = 0; d < D; ++d) reads_x = reads_x || wanted[kFirstWeight + weights.index(kWIh, l, d)];
     if (l > 0) {
       x = kept.ys.select(0, l - 1);
-      if (merges && reads_x) x = merged(x, merge);
+      if (merges && reads_x) x = merge(x, mode);
       if (!kept.masks.empty() && reads_x) x = x * kept.masks[l - 1];
     }
     const Layer layer{l,
                       x,
                       L == 1 ? kept.inputs[kH0] : kept.inputs[kH0].narrow(0, l * D, D),
                       l + 1 == L && !merges ? kept.y : kept.ys.select(0, l),
-                      L > 1 && kept.h_raw.defined() && kept.h_raw.dim() > 1 ? kept.h_raw.select(0, l) : kept.h_raw,
-                      part(found.dgates, l - first),
-                      part(found.dproj, l - first),
+                      part(kept.h_raw, L, l),
+                      part(found.dgates, L - first, l - first),
+                      part(found.dproj, L - first, l - first),
                       l == 0 && wanted[kX] && !how.invariant};
     Products sums(cell, weights, kept.steps, layer, D, how.plain);
     for (int64_t d = 0; d < D; ++d) sums.add(d, wanted, grads);

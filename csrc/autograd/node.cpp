@@ -205,8 +205,8 @@ ForwardOp::Results forward(c10::DispatchKeySet keys, ForwardCall& call) {
     return ForwardOp::redispatch(SequenceOps<library>::forward(), keys & c10::after_autograd_keyset, call);
   };
   if (!needs_history(call)) return run();
-  call.save =
-      true;  // decided here, so that callers, and graphs of their calls, are the same with gradients and without
+  // Decided here, so that callers, and graphs of their calls, are the same with gradients and without.
+  call.save = true;
   Kept kept = kept_inputs(call);
   const auto node = make_node(Form::kSequence, library, call, call.flow, kept);
   ForwardOp::Results results = run();

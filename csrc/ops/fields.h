@@ -104,8 +104,8 @@ struct Dispatched<Call, std::tuple<Field<Owner, T>...>> {
 
 }  // namespace detail
 
-// An op that takes the fields of Call and returns those of Outputs, or, where it writes the first of them over `kOver`,
-// an argument, the others.
+// An op that takes the fields of Call and returns those of Outputs; where it writes the first of them over one of its
+// arguments (kWrites), the others.
 template <class Call_, class Outputs_, bool kWrites = false>
 struct Op {
   using Call = Call_;

@@ -37,11 +37,11 @@ OptionalTensor part(const OptionalTensor& all, const Sizes& n, int64_t index) {
   return all ? OptionalTensor(part(*all, n, index)) : std::nullopt;
 }
 // The same of states [L*D, ...].
-Tensor states(const Tensor& all, const Sizes& n, int64_t index) {
+Tensor states_part(const Tensor& all, const Sizes& n, int64_t index) {
   return n.L == 1 || !all.numel() ? all : all.narrow(0, index * n.D, n.D);
 }
-OptionalTensor states(const OptionalTensor& all, const Sizes& n, int64_t index) {
-  return all ? OptionalTensor(states(*all, n, index)) : std::nullopt;
+OptionalTensor states_part(const OptionalTensor& all, const Sizes& n, int64_t index) {
+  return all ? OptionalTensor(states_part(*all, n, index)) : std::nullopt;
 }
 
 LayerWeights::List weights_of(const Weights& weights, Weight kind, int64_t layer, int64_t directions) {
@@ -51,15 +51,15 @@ LayerWeights::List weights_of(const Weights& weights, Weight kind, int64_t layer
   return list;
 }
 
-// Directions [.., D*R] as one output [.., R].
-Tensor merge(const Tensor& y, const Sizes& n) {
-  const Tensor forward = y.narrow(-1, 0, n.R), reverse = y.narrow(-1, n.R, n.R);
-  if (n.merge == Merge::kMul) return forward * reverse;
-  Tensor total = forward + reverse;
-  return n.merge == Merge::kMean ? total.div_(2) : total;
-}
-
 }  // namespace
+
+Tensor merge(const Tensor& y, Merge mode) {
+  if (mode == Merge::kConcat) return y;
+  const auto parts = y.chunk(2, -1);
+  if (mode == Merge::kMul) return parts[0] * parts[1];
+  const Tensor total = parts[0] + parts[1];
+  return mode == Merge::kMean ? total / 2 : total;
+}
 
 Tensor project_input(const ForwardLayer& a) {
   TORCH_CHECK(!batch_invariant(), "rnnkernels.batch_invariant: expected a CPU tensor, got one on ", a.x.device(),
@@ -76,23 +76,16 @@ Tensor project_input(const ForwardLayer& a) {
   return gx;
 }
 
-ForwardRun::ForwardRun(ForwardCall& call)
-    : call_(call), cell_(find_cell(call.cell)), n_(check(call)), weights_(call.weights, call) {
+ForwardRun::ForwardRun(ForwardCall& call) : Run(call) {
   const auto options = call.x.options();
   const bool c = cell_.S > 1, all = call.save || call.all_states;
-  const auto states = [&](bool yes, int64_t width) {
-    return yes ? fresh({n_.L * n_.D, n_.B, width}, options) : fresh({0}, options);
-  };
-  const auto steps = [&](bool yes, int64_t layers, std::initializer_list<int64_t> after) {
-    return yes ? fresh(n_.shape_of(layers, after), options) : fresh({0}, options);
-  };
   if (!n_.merged()) out_.y = fresh(n_.shape({n_.width()}), options);
-  out_.h_n = states(true, n_.R);
-  out_.c_n = states(c, n_.H);
-  out_.ys = steps(all && n_.inner(), n_.inner(), {n_.D * n_.R});
-  out_.c = steps(c && all, n_.L, {n_.D, n_.H});
-  out_.h_raw = steps(call.save && weights_.has(kWHr), n_.L, {n_.D, n_.H});
-  out_.saved = steps(call.save && cell_.K, n_.L, {n_.D, cell_.K * n_.H});
+  out_.h_n = states(true, n_.R, options);
+  out_.c_n = states(c, n_.H, options);
+  out_.ys = steps(all && n_.inner(), n_.inner(), {n_.D * n_.R}, options);
+  out_.c = steps(c && all, n_.L, {n_.D, n_.H}, options);
+  out_.h_raw = steps(call.save && projected(), n_.L, {n_.D, n_.H}, options);
+  out_.saved = steps(call.save && cell_.K, n_.L, {n_.D, cell_.K * n_.H}, options);
 }
 
 ForwardLayer ForwardRun::layer(int64_t l, const Tensor& x) {
@@ -112,45 +105,34 @@ ForwardLayer ForwardRun::layer(int64_t l, const Tensor& x) {
           x.numel() == 0 || x.stride(-1) == 1 ? x : x.contiguous(),
           {weights_of(weights_, kWIh, l, n.D), weights_of(weights_, kWHh, l, n.D), weights_of(weights_, kBIh, l, n.D),
            weights_of(weights_, kBHh, l, n.D), weights_of(weights_, kWHr, l, n.D)},
-          states(call_.h0, n, l),
-          states(call_.c0, n, l),
+          states_part(call_.h0, n, l),
+          states_part(call_.c0, n, l),
           std::move(y),
-          states(out_.h_n, n, l),
-          states(out_.c_n, n, l),
+          states_part(out_.h_n, n, l),
+          states_part(out_.c_n, n, l),
           part(out_.c, n, l),
           part(out_.h_raw, n, l),
           part(out_.saved, n, l)};
 }
 
 Tensor ForwardRun::above(const ForwardLayer& layer) const {
-  const Tensor y = n_.merged() ? merge(layer.y, n_) : layer.y;
+  const Tensor y = n_.merged() ? merge(layer.y, n_.merge) : layer.y;
   return call_.masks ? y * mask(layer.index) : y;
 }
 
 ForwardOutputs ForwardRun::outputs() && {
-  if (n_.merged()) out_.y = merge(last_, n_);
+  if (n_.merged()) out_.y = merge(last_, n_.merge);
   return std::move(out_);
 }
 
-BackwardRun::BackwardRun(BackwardCall& call)
-    : call_(call),
-      cell_(find_cell(call.cell)),
-      n_(check(call)),
-      clip_(find_clip(call.clip, call.bound)),
-      weights_(call.weights, call) {
+BackwardRun::BackwardRun(BackwardCall& call) : Run(call), clip_(find_clip(call.clip, call.bound)) {
   const auto options = call.y.options();
   const auto wide = options.dtype(call.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  const auto states = [&](bool yes, int64_t width) {
-    return yes ? fresh({n_.L * n_.D, n_.B, width}, options) : fresh({0}, options);
-  };
-  const auto steps = [&](bool yes, std::initializer_list<int64_t> after, const at::TensorOptions& of) {
-    return yes ? fresh(n_.shape_of(n_.L, after), of) : fresh({0}, of);
-  };
-  out_.dgates = call.over_saved ? call.saved : steps(true, {n_.D, (cell_.G + cell_.A) * n_.H}, options);
-  out_.dh0 = states(call.initial, n_.R);
-  out_.dc0 = states(call.initial && cell_.S > 1, n_.H);
-  out_.dproj = steps(weights_.has(kWHr), {n_.D, n_.R}, options);
-  out_.flow = steps(call.record, {n_.D}, wide);
+  out_.dgates = call.over_saved ? call.saved : steps(true, n_.L, {n_.D, (cell_.G + cell_.A) * n_.H}, options);
+  out_.dh0 = states(call.initial, n_.R, options);
+  out_.dc0 = states(call.initial && cell_.S > 1, n_.H, options);
+  out_.dproj = steps(projected(), n_.L, {n_.D, n_.R}, options);
+  out_.flow = steps(call.record, n_.L, {n_.D}, wide);
 }
 
 BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
@@ -160,21 +142,20 @@ BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
   return {call_,
           cell_,
           n_,
-          l,
           clip_,
           std::move(dy),
-          states(call_.dh_n, n_, l),
-          states(call_.dc_n, n_, l),
+          states_part(call_.dh_n, n_, l),
+          states_part(call_.dc_n, n_, l),
           part(call_.dc, n_, l),
           std::move(w),
-          states(call_.h0, n_, l),
-          states(call_.c0, n_, l),
+          states_part(call_.h0, n_, l),
+          states_part(call_.c0, n_, l),
           y_of(l),
           part(call_.c, n_, l),
           part(call_.saved, n_, l),
           part(out_.dgates, n_, l),
-          states(out_.dh0, n_, l),
-          states(out_.dc0, n_, l),
+          states_part(out_.dh0, n_, l),
+          states_part(out_.dc0, n_, l),
           part(out_.dproj, n_, l),
           part(out_.flow, n_, l)};
 }

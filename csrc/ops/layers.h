@@ -36,7 +36,6 @@ struct BackwardLayer {
   const BackwardCall& call;
   const CellInfo& cell;
   Sizes n;  // whose I is not known
-  int64_t index;
   Clip clip;
   OptionalTensor dy, dh_n, dc_n, dc;
   LayerWeights w;  // w_hh and w_hr alone
@@ -50,19 +49,45 @@ struct BackwardLayer {
 // their sizes agree.
 Tensor project_input(const ForwardLayer& layer);
 
-class ForwardRun {
- public:
-  explicit ForwardRun(ForwardCall& call);
+// Both directions of a layer [.., 2*R] as one output [.., R].
+Tensor merge(const Tensor& y, Merge mode);
 
-  const ForwardCall& call() const { return call_; }
+// A call that has been checked.
+template <class Call>
+class Run {
+ public:
+  const Call& call() const { return call_; }
   const CellInfo& cell() const { return cell_; }
   const Sizes& sizes() const { return n_; }
   bool projected() const { return weights_.has(kWHr); }
+  const Tensor& mask(int64_t index) const { return (*call_.masks)[index]; }
+
+ protected:
+  explicit Run(Call& call) : call_(call), cell_(find_cell(call.cell)), n_(check(call)), weights_(call.weights, call) {}
+
+  // New memory for what all layers have at all steps [layers, T, B, ...], or [L*D, B, width] as states; an empty tensor
+  // where it is not kept.
+  Tensor steps(bool kept, int64_t layers, std::initializer_list<int64_t> after,
+               const at::TensorOptions& options) const {
+    return kept ? fresh(n_.shape_of(layers, after), options) : fresh({0}, options);
+  }
+  Tensor states(bool kept, int64_t width, const at::TensorOptions& options) const {
+    return kept ? fresh({n_.L * n_.D, n_.B, width}, options) : fresh({0}, options);
+  }
+
+  Call& call_;
+  const CellInfo& cell_;
+  const Sizes n_;
+  const Weights weights_;
+};
+
+class ForwardRun : public Run<ForwardCall> {
+ public:
+  explicit ForwardRun(ForwardCall& call);
 
   ForwardLayer layer(int64_t index, const Tensor& x);
   // The x of the layer above this one.
   Tensor above(const ForwardLayer& layer) const;
-  const Tensor& mask(int64_t index) const { return (*call_.masks)[index]; }
 
   // Runs the layers one after the other by run(ForwardLayer&).
   template <class F>
@@ -78,28 +103,18 @@ class ForwardRun {
   ForwardOutputs outputs() &&;
 
  private:
-  ForwardCall& call_;
-  const CellInfo& cell_;
-  const Sizes n_;
-  const Weights weights_;
   ForwardOutputs out_;
   Tensor last_;  // of the last layer, where its directions are to be merged
 };
 
-class BackwardRun {
+class BackwardRun : public Run<BackwardCall> {
  public:
   explicit BackwardRun(BackwardCall& call);
-
-  const BackwardCall& call() const { return call_; }
-  const CellInfo& cell() const { return cell_; }
-  const Sizes& sizes() const { return n_; }
-  bool projected() const { return weights_.has(kWHr); }
 
   BackwardLayer layer(int64_t index, OptionalTensor dy);
   // The gradient of the y of a layer: what comes from outside, and through the layer above once its dgates are there.
   OptionalTensor from_outside(int64_t index) const;
   OptionalTensor whole(int64_t index, const Tensor& dgates_above) const;
-  const Tensor& mask(int64_t index) const { return (*call_.masks)[index]; }
   const Tensor& w_ih(int64_t index) const { return weights_.get(kWIh, index, 0); }
 
   // Runs the layers from the last to the first by run(BackwardLayer&).
@@ -121,11 +136,7 @@ class BackwardRun {
   // Of the y of a layer from that of its merged directions.
   Tensor unmerged(const Tensor& gradient, int64_t index) const;
 
-  BackwardCall& call_;
-  const CellInfo& cell_;
-  const Sizes n_;
   const Clip clip_;
-  const Weights weights_;
   BackwardOutputs out_;
 };
 

@@ -119,11 +119,10 @@ def _on_one_device(like: Tensor, a: Any) -> None:
         tensors = value if isinstance(value, (list, tuple)) else [value]
         for i, t in enumerate(tensors):
             if isinstance(t, Tensor) and t.device != like.device:
-                if name == "weights":
-                    name = _name_of_weight(a, i)
+                users = _USERS_NAMES.get(name, name)
+                shown = _name_of_weight(a, i) if name == "weights" else users
                 raise RuntimeError(
-                    f"{_USERS_NAMES.get(name, name)}: expected device {like.device} like the "
-                    f"input, got {t.device}"
+                    f"{shown}: expected device {like.device} like the input, got {t.device}"
                 )
 
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import op_parity
 import rnnkernels
-from cases import NAMES, make_call, random_like
+from cases import NAMES, assert_keeping_the_graph_changes_no_bit, make_call, random_like
 from helpers import counted, same_bits
 from op_calls import backward, backward_arguments, forward, run
 from op_parity import CASES, OVER_SAVED, Case
@@ -71,22 +71,8 @@ def test_what_cannot_be_written_over() -> None:
 @pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize("cell", NAMES)
 def test_keeping_the_graph_changes_no_bit(cell: str, window: int) -> None:
-    """Also the second backward of a graph that was kept, which goes over the saved values."""
     call = make_call(cell, T=6, D=2, lengths=[6, 0, 4], reset=True)._replace(window=window)
-    loss = loss_of(call)
-    found: list[tuple[Tensor, ...]] = []
-
-    def backward(keep: bool) -> dict[str, int]:
-        run = lambda: found.append(torch.autograd.grad(loss, call.tensors, retain_graph=keep))  # noqa: E731
-        return counted(run)
-
-    used = [backward(keep) for keep in (True, True, False)]
-    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
-    assert all(BACKWARD in u and OVER not in u for u in used[:2])
-    over = cell in OVER_SAVED
-    assert (OVER in used[2]) == over and (BACKWARD in used[2]) == (not over)
-    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        backward(False)
+    assert_keeping_the_graph_changes_no_bit(cell, loss_of(call), call.tensors)
 
 
 def test_values_that_others_see_are_left_alone() -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkernels
 from helpers import draw, tensors
+from modes import Dispatch, Functions, Subclass
 from rnnkernels import _backends, _ops, functional
 from rnnkernels._core.call import LayerWeights
 from rnnkernels.diagnostics import gradient_flow
@@ -108,20 +108,6 @@ def test_without_gradients(name: str, taken: list[bool], monkeypatch: pytest.Mon
         assert not any(t.requires_grad for t in short)
         assert all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
     assert taken == [True, True]
-
-
-class Subclass(Tensor):
-    pass
-
-
-class Functions(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-class Dispatch(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

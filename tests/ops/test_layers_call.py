@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkernels
 from helpers import draw, same_bits, tensors
+from modes import Dispatch, Functions, Subclass
 from rnnkernels import _backends, _ops
 from rnnkernels.diagnostics import gradient_flow
 
@@ -111,20 +110,6 @@ def test_without_gradients(
                 long = tensors(module(*args))
         assert not any(t.requires_grad for t in short) and same_bits(short, long)
     assert taken == [True, True]
-
-
-class Subclass(Tensor):
-    pass
-
-
-class Functions(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-class Dispatch(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

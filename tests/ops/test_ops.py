@@ -5,38 +5,19 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from cases import NAMES, assert_equals_reference, make_call, random_like
+from cases import NAMES, assert_equals_reference, both, make_call, random_like
 from helpers import same_bits
 from op_calls import backward, backward_arguments, forward, forward_arguments, run
 from rnnkernels._core import reference
-from rnnkernels._core.call import Layer
 from rnnkernels.cells import CELLS
 
 kernels = torch.ops.rnnkernels
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def both(call: Layer) -> list[Tensor]:
-    """Every output of the forward and the backward op, for fixed random gradients."""
-    outs = forward(call)
-    dy, dh_n, dc_n, dc = random_like(outs[:4])
-    c = call.c0 is not None
-    douts = [dy, dh_n, dc_n if c else None, dc if c else None]
-    return [*outs, *backward(call, outs, douts)]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

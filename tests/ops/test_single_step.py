@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch import Tensor
 
 import op_calls
 import op_parity
-from cases import NAMES, assert_equals_reference, make_call, random_like
-from op_calls import backward, forward
+from cases import NAMES, assert_equals_reference, both, make_call
+from op_calls import forward
 from op_parity import CASES, OVER_SAVED, Case
 from rnnkernels import _ops
-from rnnkernels._core.call import Layer
 
 if _ops.missing is not None:
     pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
 
 kernels = torch.ops.rnnkernels
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def both(call: Layer) -> list[Tensor]:
-    """Every output of the forward and the backward op, for fixed random gradients."""
-    out = forward(call)
-    douts: list[Tensor | None] = list(random_like(out[:4]))
-    if call.c0 is None:
-        douts[2:] = [None, None]
-    return [*out, *backward(call, out, douts)]
 
 
 @pytest.mark.parametrize("bias", ["double", "single", "none"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.autograd.graph import saved_tensors_hooks
 
-from cases import NAMES, random_like
+from cases import NAMES, assert_keeping_the_graph_changes_no_bit, random_like
 from helpers import counted, same_bits, tensors
 from op_parity import CLIPS, OVER_SAVED
 from rnnkernels import _ops
@@ -190,22 +190,9 @@ def test_no_grad_keeps_nothing() -> None:
 @pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize("cell", NAMES)
 def test_keeping_the_graph_changes_no_bit(cell: str, window: int) -> None:
-    """Also the last backward of a graph that was kept, which goes over the saved values."""
     calls = make_calls(cell, T=6, lengths=[6, 0, 4], window=window)
-    loss, inputs = loss_of(together(calls)), inputs_of(calls)
-    found: list[tuple[Tensor, ...]] = []
-
-    def backward(keep: bool) -> dict[str, int]:
-        run = lambda: found.append(torch.autograd.grad(loss, inputs, retain_graph=keep))  # noqa: E731
-        return counted(run)
-
-    used = [backward(keep) for keep in (True, True, False)]
-    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
-    assert all(BACKWARD in u and OVER not in u for u in used[:2])
-    over = cell in OVER_SAVED
-    assert (OVER in used[2]) == over and (BACKWARD in used[2]) == (not over)
-    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        backward(False)
+    loss = loss_of(together(calls))
+    assert_keeping_the_graph_changes_no_bit(cell, loss, inputs_of(calls))
 
 
 @pytest.mark.parametrize("layer", [0, 2])

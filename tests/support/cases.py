@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from op_calls import run
+from helpers import counted, same_bits
+from op_calls import backward, forward, run
 from rnnkernels._core import reference
 from rnnkernels._core.call import Layer, LayerResult
 from rnnkernels.cells import CELLS
@@ -85,6 +87,34 @@ def convert(call: Layer, change: Callable[[Tensor], Tensor]) -> Layer:
         return value
 
     return Layer(*map(new, call))
+
+
+def both(call: Layer) -> list[Tensor]:
+    """Every output of the forward and the backward op, for fixed random gradients."""
+    outs = forward(call)
+    douts: list[Tensor | None] = list(random_like(outs[:4]))
+    if call.c0 is None:
+        douts[2:] = [None, None]
+    return [*outs, *backward(call, outs, douts)]
+
+
+def assert_keeping_the_graph_changes_no_bit(
+    cell: str, loss: Tensor, inputs: Sequence[Tensor]
+) -> None:
+    """Also the last backward of a graph that was kept, which goes over the saved values."""
+    found: list[tuple[Tensor, ...]] = []
+
+    def backward(keep: bool) -> dict[str, int]:
+        return counted(lambda: found.append(torch.autograd.grad(loss, inputs, retain_graph=keep)))
+
+    apart, over = "rnnkernels::sequence_backward", "rnnkernels::sequence_backward_"
+    used = [backward(keep) for keep in (True, True, False)]
+    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
+    assert all(apart in u and over not in u for u in used[:2])
+    fits = CELLS[cell].K == CELLS[cell].G + CELLS[cell].A
+    assert (over in used[2]) == fits and (apart in used[2]) == (not fits)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        backward(False)
 
 
 def present(result: LayerResult) -> list[Tensor]:

@@ -133,8 +133,7 @@ def test_what_make_prints(setup: Any) -> None:
     ("archs", "code"),
     [
         (["80", "90a"], ["sm_80", "sm_90a", "compute_90"]),
-        (["80-virtual"], ["compute_80"]),
-        (["80", "100-virtual"], ["sm_80", "compute_100"]),
+        (["80", "100"], ["sm_80", "sm_100", "compute_100"]),
     ],
     ids=str,
 )
