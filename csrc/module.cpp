@@ -131,7 +131,7 @@ PYBIND11_MODULE(_C, module) {
       },
       "The cells as C++ knows them: name, gates and the sizes of the cell contract.");
 
-  static std::array<PyMethodDef, 3> fast{{
+  static std::array<PyMethodDef, 4> fast{{
       {"cell_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cell_step)), METH_FASTCALL,
        "cell_step(cell, parameters, input_size, hidden_size, input, hx)\n\nThe next state of a cell with these "
        "parameters (a module's dictionary of them, or a tuple of four), or None where anything is unusual."},
@@ -139,6 +139,9 @@ PYBIND11_MODULE(_C, module) {
        "layers_call(cell, weights, input_size, hidden_size, proj_size, num_layers, directions, merge_mode, "
        "batch_first, input, hx)\n\nWhat layers with this flat list of weights return, or None where anything is "
        "unusual."},
+      {"same_weights", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_same_weights)), METH_FASTCALL,
+       "same_weights(parameters, names, flat_weights, references)\n\nWhether a module's flat list of weights holds its "
+       "parameters of these names, and weak references are to them: none was replaced since the list was made."},
       {"cast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cast)), METH_FASTCALL,
        "cast(tensor, dtype)\n\nA tensor as autocast casts it to this type, parameters once per region, or None where "
        "anything is unusual."},

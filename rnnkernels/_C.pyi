@@ -72,6 +72,10 @@ def layers_call(
 ) -> Any:
     """What layers with this flat list of weights return, or None where anything is unusual."""
 
+def same_weights(parameters: Any, names: Any, flat_weights: Any, references: Any) -> bool:
+    """Whether a module's flat list of weights holds its parameters of these names, and weak
+    references are to them: none was replaced since the list was made."""
+
 def cast(tensor: Tensor, dtype: dtype) -> Tensor | None:
     """A tensor as autocast casts it, parameters once per region; None where it is unusual."""
 

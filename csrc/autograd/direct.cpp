@@ -8,6 +8,8 @@
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include "ops/check.h"
+
 namespace rnn {
 namespace {
 
@@ -45,7 +47,7 @@ const Tensor* exact_tensor(PyObject* object) {
 
 bool has_kernels(const Tensor& t) {
   static const bool cuda = SequenceOps<Library::kCompiled>::forward().hasKernelForDispatchKey(c10::DispatchKey::CUDA);
-  return t.is_cpu() || (t.is_cuda() && cuda);
+  return t.is_cpu() || (t.is_cuda() && cuda && !batch_invariant());
 }
 
 Autocast::Autocast(c10::Device device) {

@@ -13,7 +13,7 @@ bool undisturbed();
 // A tensor of no subclass; parameters count as tensors. Null for anything else.
 const Tensor* exact_tensor(PyObject* object);
 
-// Kernels for the device of a tensor are part of this build.
+// Kernels for the device of a tensor are part of this build, and do what has been asked of all.
 bool has_kernels(const Tensor& t);
 
 // What autocast makes of tensors on one device, if it is on there.

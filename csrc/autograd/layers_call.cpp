@@ -16,6 +16,19 @@ struct States {
   Tensor h, c;  // [L*D, B, ...]; c is undefined where there is none
 };
 
+// Whether a weak reference is to this object.
+bool refers(PyObject* reference, PyObject* object) {
+  if (!PyWeakref_Check(reference)) return false;
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* target = nullptr;
+  PyWeakref_GetRef(reference, &target);
+  Py_XDECREF(target);
+  return target == object;
+#else
+  return PyWeakref_GetObject(reference) == object;
+#endif
+}
+
 // A list of weights as autocast has them, or nothing where it holds something else.
 std::optional<std::vector<Tensor>> read(PyObject* list, const Autocast& autocast) {
   std::vector<Tensor> weights;
@@ -38,6 +51,25 @@ Tensor read_state(PyObject* object, at::IntArrayRef shape, const Tensor& given_x
 }
 
 }  // namespace
+
+PyObject* py_same_weights(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 4, "same_weights: expected 4 arguments, got ", count);
+  const auto [parameters, names, flat, references] = std::array{args[0], args[1], args[2], args[3]};
+  if (!PyDict_Check(parameters) || !PyList_CheckExact(names) || !PyList_CheckExact(flat) ||
+      !PyList_CheckExact(references))
+    Py_RETURN_FALSE;
+  const Py_ssize_t weights = PyList_GET_SIZE(flat);
+  if (weights != PyList_GET_SIZE(names) || weights != PyList_GET_SIZE(references)) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 0; i < weights; ++i) {
+    PyObject* const weight = PyList_GET_ITEM(flat, i);
+    PyObject* const parameter = PyDict_GetItemWithError(parameters, PyList_GET_ITEM(names, i));
+    if (!parameter && PyErr_Occurred()) return nullptr;
+    if (parameter != weight || weight == Py_None || !refers(PyList_GET_ITEM(references, i), weight)) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+  END_HANDLE_TH_ERRORS
+}
 
 PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS

@@ -28,17 +28,29 @@ Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options) {
 
 namespace {
 
+// Rows [first, first + count) of a contiguous tensor [rows, ...], or one of them without that dimension. Below autograd
+// nobody asks where a view comes from, so that torch's own, which takes several times as long, has nothing to add.
+Tensor rows_of(const Tensor& all, int64_t first, int64_t count, bool keep_dimension) {
+  TORCH_INTERNAL_ASSERT(all.is_contiguous() && first >= 0 && first + count <= all.size(0));
+  c10::SmallVector<int64_t, 6> shape(all.sizes().begin() + !keep_dimension, all.sizes().end());
+  if (keep_dimension) shape[0] = count;
+  Tensor found = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(all.storage()), all.key_set(), all.dtype());
+  found.unsafeGetTensorImpl()->set_sizes_and_strides(shape, all.strides().slice(!keep_dimension),
+                                                     all.storage_offset() + first * all.stride(0));
+  return found;
+}
+
 // The part of layer `index` of a tensor [L, ...], in its place; an empty one was not kept. That of an only layer keeps
 // its dimension of size 1, which nobody minds, and which takes time to leave out.
 Tensor part(const Tensor& all, const Sizes& n, int64_t index) {
-  return n.L == 1 || !all.numel() ? all : all.select(0, index);
+  return n.L == 1 || !all.numel() ? all : rows_of(all, index, 1, false);
 }
 OptionalTensor part(const OptionalTensor& all, const Sizes& n, int64_t index) {
   return all ? OptionalTensor(part(*all, n, index)) : std::nullopt;
 }
 // The same of states [L*D, ...].
 Tensor states_part(const Tensor& all, const Sizes& n, int64_t index) {
-  return n.L == 1 || !all.numel() ? all : all.narrow(0, index * n.D, n.D);
+  return n.L == 1 || !all.numel() ? all : rows_of(all, index * n.D, n.D, true);
 }
 OptionalTensor states_part(const OptionalTensor& all, const Sizes& n, int64_t index) {
   return all ? OptionalTensor(states_part(*all, n, index)) : std::nullopt;
@@ -95,7 +107,7 @@ ForwardLayer ForwardRun::layer(int64_t l, const Tensor& x) {
   if (l + 1 == n.L && !n.merged()) {
     y = out_.y;
   } else {
-    y = out_.ys.numel() ? out_.ys.select(0, l) : fresh(n.shape({n.D * n.R}), x.options());
+    y = out_.ys.numel() ? rows_of(out_.ys, l, 1, false) : fresh(n.shape({n.D * n.R}), x.options());
     if (l + 1 == n.L) last_ = y;
   }
   return {call_,
@@ -160,7 +172,9 @@ BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
           part(out_.flow, n_, l)};
 }
 
-Tensor BackwardRun::y_of(int64_t l) const { return l + 1 == n_.L && !n_.merged() ? call_.y : call_.ys.select(0, l); }
+Tensor BackwardRun::y_of(int64_t l) const {
+  return l + 1 == n_.L && !n_.merged() ? call_.y : rows_of(call_.ys, l, 1, false);
+}
 
 Tensor BackwardRun::unmerged(const Tensor& gradient, int64_t l) const {
   Tensor dy = fresh(n_.shape({n_.D * n_.R}), gradient.options());
@@ -181,7 +195,7 @@ OptionalTensor BackwardRun::from_outside(int64_t l) const {
   OptionalTensor dy;
   if (l + 1 == n_.L && call_.dy) dy = n_.merged() ? unmerged(*call_.dy, l) : *call_.dy;
   if (l >= n_.inner() || !call_.dys) return dy;
-  const Tensor of_states = call_.dys->select(0, l);
+  const Tensor of_states = rows_of(*call_.dys, l, 1, false);
   return dy ? dy->add(of_states) : of_states;
 }
 

@@ -48,6 +48,8 @@ if _C is not None:
     cell_step = _C.cell_step
     #: The short way of layers: output and last states, or None where anything is unusual.
     layers_call = _C.layers_call
+    #: Whether the flat list of a module's weights is that of its parameters as they are.
+    same_weights = _C.same_weights
     #: How a layer would be laid out over a GPU; see rnnkernels._backends.cuda_plan.
     cuda_plan = _C.cuda_plan
     if hasattr(_C, "cuda_device"):

@@ -1,4 +1,4 @@
-"""The weights of a layer where not every one is the parameter that it was at the call before."""
+"""The weights that a layer has at a call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def unusual(module: nn.RNNBase) -> list[Tensor]:
+def current(module: nn.RNNBase) -> list[Tensor]:
     """The weights of all layers and directions in torch's order, as torch.nn's forward finds them.
 
     The attributes, where one of them is another object than at the call before; else

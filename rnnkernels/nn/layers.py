@@ -119,27 +119,6 @@ class RNNBase(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: our kernels take parameters wherever they lie."""
 
-    def _weights(self) -> list[Tensor]:
-        """The weights that a call takes, of all layers and directions in torch's order.
-
-        As in torch.nn: the attributes, where one of them is another object than at the call
-        before (a replaced parameter, ``functional_call``, a parametrization, which is computed
-        once here); else ``_flat_weights``, into which subclasses put weights of their own.
-
-        Raises:
-            TypeError: ``_flat_weights`` holds something else than tensors.
-            ValueError: it has another length than ``_flat_weights_names``.
-        """
-        names, refs, registered = self._flat_weights_names, self._flat_weight_refs, self._parameters
-        flat: Any = self._flat_weights
-        if type(flat) is not list or not len(flat) == len(refs) == len(names):
-            return flat_weights.unusual(self)
-        for name, ref, weight in zip(names, refs, flat, strict=True):
-            parameter = registered.get(name)
-            if parameter is not weight or parameter is None or ref is None or ref() is not weight:
-                return flat_weights.unusual(self)
-        return flat
-
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles: torch.nn's layer, with a warning."""
         return tracing.scriptable(self)
@@ -156,25 +135,18 @@ class RNNBase(nn.RNNBase):
         grad_clip: GradClip | EllipsisType = ...,
     ) -> Any:
         """Runs the layers; see :class:`LSTM` for arguments, shapes and errors."""
-        if type(input) is not Tensor or not (hx is lengths is reset is None):
-            proxy = tracing.fx_proxy(input, hx, lengths, reset)
-            if proxy is not None:
-                options: dict[str, Any] = {"hx": hx, "lengths": lengths, "reset": reset}
-                if return_all_states:
-                    options["return_all_states"] = True
-                if truncate is not ...:
-                    options["truncate"] = truncate
-                if grad_clip is not ...:
-                    options["grad_clip"] = grad_clip
-                return tracing.fx_leaf(self, proxy, input, **options)
-        tracing.refuse_onnx(self.backend)
-        truncate = self.truncate if truncate is ... else truncate
-        grad_clip = self.grad_clip if grad_clip is ... else grad_clip
+        windows = self.truncate if truncate is ... else truncate
+        clip = self.grad_clip if grad_clip is ... else grad_clip
         plain = lengths is None and reset is None and not return_all_states
-        if plain and truncate is None and grad_clip is None and self._undisturbed():
+        if plain and windows is None and clip is None and self._undisturbed():
+            flat: Any = self._flat_weights
+            if not _ops.same_weights(
+                self._parameters, self._flat_weights_names, flat, self._flat_weight_refs
+            ):
+                flat = flat_weights.current(self)
             found = _ops.layers_call(
-                self.cell,
-                self._weights(),
+                self.mode.lower(),
+                flat,
                 self.input_size,
                 self.hidden_size,
                 self.proj_size,
@@ -187,6 +159,21 @@ class RNNBase(nn.RNNBase):
             )
             if found is not None:
                 return found
+        if type(input) is not Tensor or not (hx is lengths is reset is None):
+            proxy = tracing.fx_proxy(input, hx, lengths, reset)
+            if proxy is not None:
+                return tracing.fx_leaf(
+                    self,
+                    proxy,
+                    input,
+                    hx=hx,
+                    lengths=lengths,
+                    reset=reset,
+                    return_all_states=return_all_states,
+                    truncate=truncate,
+                    grad_clip=grad_clip,
+                )
+        tracing.refuse_onnx(self.backend)
         spec = Spec(
             self._kind,
             self.cell,
@@ -200,14 +187,14 @@ class RNNBase(nn.RNNBase):
             self.training,
             self.merge_mode,
             self.backend,
-            checks.truncate(truncate, self.bidirectional),
-            checks.grad_clip(grad_clip),
+            checks.truncate(windows, self.bidirectional),
+            checks.grad_clip(clip),
         )
         return forward(
             spec,
             input,
             hx,
-            self._weights(),
+            flat_weights.current(self),
             lengths=lengths,
             reset=reset,
             return_all_states=return_all_states,
@@ -216,8 +203,7 @@ class RNNBase(nn.RNNBase):
     def _undisturbed(self) -> bool:
         """Whether kernels may run the layers with nothing in between."""
         drops = self.training and self.dropout > 0 and self.num_layers > 1
-        invariant = _backends.is_batch_invariant()  # which is refused on a GPU
-        return not (drops or invariant) and _backends.undisturbed(self.backend)
+        return not drops and _backends.undisturbed(self.backend)
 
     @property
     def _kind(self) -> str:

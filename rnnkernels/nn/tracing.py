@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -28,10 +29,11 @@ def fx_proxy(*values: Any) -> Proxy | None:
 def fx_leaf(module: nn.Module, proxy: Proxy, *args: Any, **kwargs: Any) -> Proxy:
     """The call of a layer as one node of the graph that torch.fx traces, as torch.nn's are.
 
-    Arguments that are None are left out.
+    Arguments that have their default are left out.
     """
     tracer: Any = proxy.tracer
-    given = {name: value for name, value in kwargs.items() if value is not None}
+    takes = inspect.signature(module.forward).parameters
+    given = {name: value for name, value in kwargs.items() if value is not takes[name].default}
     node: Proxy = tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)
     return node
 

@@ -99,6 +99,7 @@ def test_fx_keeps_the_options_of_a_call() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.gru = rnnkernels.GRU(I, H)
+            self.cut = rnnkernels.GRU(I, H, truncate=2, grad_clip=1e-3)
 
         def forward(self, x: Tensor, lengths: Tensor, reset: Tensor) -> Any:
             first = self.gru(x, lengths=lengths, return_all_states=True, truncate=2)
@@ -106,6 +107,7 @@ def test_fx_keeps_the_options_of_a_call() -> None:
                 first,
                 self.gru(X, reset=reset, grad_clip=("norm", 1e-3)),
                 self.gru(X, lengths=lengths),
+                self.cut(x, truncate=None, grad_clip=None),
             )
 
     ours, reset = Options(), torch.rand(5, 2, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -114,9 +116,9 @@ def test_fx_keeps_the_options_of_a_call() -> None:
     grads = []
     for module in (ours, traced):
         ours.zero_grad()
-        (y, h, states), (z, _), (w, _) = module(*args)
-        (y.sum() + z.square().sum() + w.sum()).backward()
-        grads.append([y, h, *states.h, z, w, *(p.grad for p in ours.parameters())])
+        (y, h, states), (z, _), (w, _), (v, _) = module(*args)
+        (y.sum() + z.square().sum() + w.sum() + v.sum()).backward()
+        grads.append([y, h, *states.h, z, w, v, *(p.grad for p in ours.parameters())])
     torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
 
 

@@ -228,6 +228,7 @@ def test_other_backends_refuse(name: str) -> None:
 
 def test_no_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_backends, "AUTOMATIC", ("cuda", "reference"))
+    monkeypatch.setattr(_backends, "undisturbed", lambda name: False)
     gru, x = rnnkernels.GRU(3, 4), torch.randn(2, 1, 3)
     with rnnkernels.batch_invariant():
         with pytest.raises(RuntimeError, match=r"none can run this layer.*batch_invariant is on"):

@@ -240,12 +240,14 @@ def test_transforms_and_compilers_see_the_op(taken: list[bool]) -> None:
     torch._dynamo.reset()
 
 
-def test_batch_invariance_goes_the_long_way(taken: list[bool]) -> None:
-    """Which tells where no backend offers it."""
-    module = build("GRU")
+def test_batch_invariance_holds_on_the_short_way(taken: list[bool]) -> None:
+    module = build("GRU", torch.float32)
+    x, h = arguments(module, rows=37)
     with rnnkernels.batch_invariant():
-        module(*arguments(module))
-    assert taken == []
+        y, h_n = module(x, h)
+        row, last = module(x[:, 5:6], h[:, 5:6])
+    assert taken == [True, True]
+    assert torch.equal(y[:, 5:6], row) and torch.equal(h_n[:, 5:6], last)
 
 
 def test_wrong_calls_of_the_entry_itself() -> None:
@@ -268,3 +270,31 @@ def test_wrong_calls_of_the_entry_itself() -> None:
     assert _ops.layers_call("gru", weights, I, H, 0, 0, 1, "concat", False, x, h) is None
     with pytest.raises(ValueError, match="merge_mode: expected one of"):
         _ops.layers_call("gru", weights, I, H, 0, 1, 1, "max", False, x, h)
+
+
+def test_same_weights_of_the_entry_itself() -> None:
+    module = build("GRU")
+    names, flat, refs = module._flat_weights_names, module._flat_weights, module._flat_weight_refs
+    own = module._parameters
+    assert _ops.same_weights(own, names, flat, refs) is True
+    assert _ops.same_weights({}, [], [], []) is True
+    other = [nn.Parameter(w.detach().clone()) for w in flat]
+    for given in (
+        ({}, names, flat, refs),
+        (None, names, flat, refs),
+        (own, names, tuple(flat), refs),
+        (own, names, flat, None),
+        (own, names[::-1], flat, refs),
+        (own, names, flat, refs[::-1]),
+        (own, names, flat, [None] * 4),
+        (own, names, other, refs),
+        (dict(zip(names, other, strict=True)), names, other, refs),
+        (dict.fromkeys(names), names, [None] * 4, refs),
+        (own, names, flat, refs[:1]),
+        (own, names[:1], flat, refs),
+    ):
+        assert _ops.same_weights(*given) is False
+    with pytest.raises(TypeError, match="unhashable"):
+        _ops.same_weights(own, [[]] * 4, flat, refs)
+    with pytest.raises(TypeError, match="expected 4 arguments"):
+        _ops.same_weights(own, names, flat)
