@@ -80,7 +80,7 @@ sanitize: $(VENV)/.dev ## Run tests of ops and kernels with address and undefine
 	  $(SANITIZE_TESTS) $(ARGS)
 
 clean: ## Remove what was built (but not .venv)
-	rm -rf build dist *.egg-info rnnkernels/_C*.so $(VENV)/.built
+	rm -rf build dist *.egg-info rnnkernels/*.so $(VENV)/.built
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -1,4 +1,8 @@
-"""Builds the extension module rnnkernels._C; the metadata is in pyproject.toml.
+"""Builds three libraries, each resting on the one before; the metadata is in pyproject.toml.
+
+  librnnkernels_kernels.so   the kernels, which know neither torch nor Python
+  librnnkernels.so           the ops and their autograd, without Python: what a C++ program loads
+  _C                         the Python module
 
 Read from the environment:
   RNNKERNELS_EXTENSION=0   install the Python package alone
@@ -18,9 +22,9 @@ import sys
 import sysconfig
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 try:
     import ninja
@@ -166,17 +170,32 @@ def build_folder() -> Path:
     return Path("build") / ("sanitize" if SANITIZE else "ext") / name
 
 
+KERNELS, OPS, MODULE = "librnnkernels_kernels", "librnnkernels", "_C"
+
+
 class BuildExt(BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
         # An editable install names a temporary folder here and would compile everything each time.
         self.build_temp = str(build_folder())
 
-    def build_extension(self, ext) -> None:
+    def run(self) -> None:
         print(f"rnnkernels: building {choice().line}", file=sys.stderr, flush=True)
-        if toolkit := cuda_toolkit():
+        super().run()
+
+    def get_ext_filename(self, fullname: str) -> str:
+        *package, name = fullname.split(".")
+        if name == MODULE:
+            return super().get_ext_filename(fullname)
+        return os.path.join(*package, f"{name}.so")
+
+    def build_extension(self, ext: Extension) -> None:
+        name = ext.name.rpartition(".")[2]
+        if name == KERNELS and (toolkit := cuda_toolkit()):
             objects = toolkit.compile(sources("cuda/*.cu"), build_folder() / "cuda")
             ext.extra_objects = [*objects, str(toolkit.cudart)]
+        below = {KERNELS: [], OPS: [KERNELS], MODULE: [OPS, KERNELS]}[name]
+        ext.extra_objects += [self.get_ext_fullpath(f"rnnkernels.{library}") for library in below]
         super().build_extension(ext)
 
 
@@ -189,16 +208,14 @@ def has_avx512() -> bool:
     return {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags)
 
 
-def extension() -> CppExtension:
+def common_options() -> dict[str, Any]:
+    """How every library is compiled and linked."""
     compile_args = ["-std=c++20", "-O3", "-fopenmp", "-ffp-contract=fast", "-Wall"]
     # Vectors pass between inlined functions only: their calling convention concerns nobody.
     compile_args.append("-Wno-psabi")
-    link_args = ["-fopenmp"]
-    include_dirs = [os.path.abspath("csrc")]
+    # The libraries lie in one folder, wherever that is.
+    link_args = ["-fopenmp", "-Wl,-rpath,$ORIGIN"]
     macros: list[tuple[str, str | None]] = []
-    folders = ("", "autograd/", "ops/", "cpu/", "triton/")
-    files = [path for folder in folders for path in sources(f"{folder}*.cpp")]
-    files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
     if SANITIZE:
         # -g1 is enough for a report to name lines; with -g the kernels take minutes longer.
         instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"]
@@ -206,37 +223,63 @@ def extension() -> CppExtension:
         compile_args += [*instrument, "-O1", "-fno-wrapv"]
         link_args += instrument
         if has_avx512():
-            # Only what this machine runs can be found at fault, and the rest takes minutes.
             macros.append(("RNNKERNELS_ONLY_AVX512", None))
-            unused = {"csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_default.cpp"}
-            files = [path for path in files if path not in unused]
     else:
         # Python's own flags may ask for -g: most of it would describe torch's headers.
         compile_args.append("-g0")
+    include_dirs = [os.path.abspath("csrc")]
     if toolkit := cuda_toolkit():
-        files += [path for path in sources("cuda/*.cpp") if path not in files]
         include_dirs.append(str(toolkit.include.parent))
         macros += [
             ("RNNKERNELS_CUDA", None),
             ("RNNKERNELS_CUDA_ARCHS", f'"{";".join(toolkit.archs)}"'),
         ]
+    return {
+        "include_dirs": include_dirs,
+        "define_macros": macros,
+        "extra_compile_args": compile_args,
+        "extra_link_args": link_args,
+    }
+
+
+def kernels() -> Extension:
+    options = common_options()
+    options["extra_link_args"].append(f"-Wl,-soname,{KERNELS}.so")
+    files = [path for path in sources("cpu/*.cpp") if Path(path).name not in KNOW_TORCH]
+    files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
+    if SANITIZE and has_avx512():
+        # Only what this machine runs can be found at fault, and the rest takes minutes.
+        unused = {"csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_default.cpp"}
+        files = [path for path in files if path not in unused]
+    if cuda_toolkit():
         # A CUDA build of torch loads its own libcudart for the whole process; were ours visible
         # too, its functions would be bound to torch's, which may be of another version.
-        link_args += ["-Wl,--exclude-libs,libcudart_static.a", "-ldl", "-lrt", "-lpthread"]
-    return CppExtension(
-        "rnnkernels._C",
-        files,
-        include_dirs=include_dirs,
-        define_macros=macros,
-        extra_compile_args=compile_args,
-        extra_link_args=link_args,
-    )
+        options["extra_link_args"] += ["-Wl,--exclude-libs,libcudart_static.a"]
+        options["extra_link_args"] += ["-ldl", "-lrt", "-lpthread"]
+    return Extension(f"rnnkernels.{KERNELS}", files, **options)
 
 
-def extensions() -> list[CppExtension]:
+#: What registers the kernels of a backend, beside them.
+KNOW_TORCH = ("register.cpp", "single.cpp")
+
+
+def ops() -> CppExtension:
+    options = common_options()
+    options["extra_link_args"].append(f"-Wl,-soname,{OPS}.so")
+    files = [*sources("ops/*.cpp"), *sources("autograd/*.cpp")]
+    files += [f"csrc/cpu/{name}" for name in KNOW_TORCH]
+    if cuda_toolkit():
+        files.append("csrc/cuda/register.cpp")
+    extension = CppExtension(f"rnnkernels.{OPS}", files, **options)
+    extension.libraries.remove("torch_python")
+    return extension
+
+
+def extensions() -> list[Extension]:
     if EXTENSION and find_cxx():
-        return [extension()]
-    built = f"rnnkernels/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+        module = CppExtension(f"rnnkernels.{MODULE}", sources("python/*.cpp"), **common_options())
+        return [kernels(), ops(), module]
+    built = f"rnnkernels/{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
     stale = f" (but {built} of an earlier build is there and used)" if Path(built).exists() else ""
     print(f"rnnkernels: building {choice().line}{stale}", file=sys.stderr, flush=True)
     return []

@@ -1,13 +1,13 @@
 // The short way of a cell: from the tensors that Python holds straight to the autograd node. One step of a small cell
 // takes a few microseconds; the way that every layer goes through Python costs several times as much.
-#include "autograd/cell_step.h"
+#include "python/cell_step.h"
 
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/object_ptr.h>
 
-#include "autograd/direct.h"
+#include "python/direct.h"
 #include "autograd/node.h"
 #include "ops/tables.h"
 

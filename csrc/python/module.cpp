@@ -4,9 +4,9 @@
 #include <array>
 #include <map>
 
-#include "autograd/cell_step.h"
-#include "autograd/direct.h"
-#include "autograd/layers_call.h"
+#include "python/cell_step.h"
+#include "python/direct.h"
+#include "python/layers_call.h"
 #include "common/cell_list.h"
 #include "cpu/kernels.h"
 #include "cuda/launch.h"

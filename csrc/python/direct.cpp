@@ -1,4 +1,4 @@
-#include "autograd/direct.h"
+#include "python/direct.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/TensorSubclassLikeUtils.h>

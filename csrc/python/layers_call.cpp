@@ -1,12 +1,12 @@
 // The short way of layers. One step of a small one takes a few microseconds; the way that every call can go through
 // Python costs several times as much.
-#include "autograd/layers_call.h"
+#include "python/layers_call.h"
 
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/object_ptr.h>
 
-#include "autograd/direct.h"
+#include "python/direct.h"
 #include "ops/tables.h"
 
 namespace rnn {
