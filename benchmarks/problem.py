@@ -16,11 +16,14 @@ from benchmarks.cases import Case
 
 Results = dict[str, Tensor]
 
+#: The variant of a case whose layer takes its state, as cells do.
+STEP = "step"
+
 
 class Inputs(NamedTuple):
     """What a call takes, and the gradient of its first output."""
 
-    arguments: tuple[Any, ...]  # x [T, B, I]; of a cell x [B, I] and its state
+    arguments: tuple[Any, ...]  # x [T, B, I], and a state where one is taken; of a cell x [B, I]
     leaves: list[Tensor]  # the tensors among them
     dy: Tensor  # [T, B, D*H]; of a cell [B, H]
 
@@ -140,21 +143,23 @@ def torch_nn(case: Case) -> nn.Module:
 
 
 def draw(case: Case) -> Inputs:
-    """Random inputs; of a sequence x alone, of a cell its state too."""
+    """Random inputs; of a sequence x alone, of a cell or single steps their state too."""
     T, B, I, H = case.shape.T, case.shape.B, case.shape.I, case.shape.H
 
     def leaf(*size: int) -> Tensor:
         t = torch.randn(size, device=case.device).to(case.torch_dtype)
         return t.requires_grad_()
 
-    if not case.single_step:
-        x = leaf(T, B, I)
-        return Inputs((x,), [x], leaf(T, B, case.directions * H).detach())
-    x, h = leaf(B, I), leaf(B, H)
-    if case.cell != "LSTMCell":
-        return Inputs((x, h), [x, h], leaf(B, H).detach())
-    c = leaf(B, H)
-    return Inputs((x, (h, c)), [x, h, c], leaf(B, H).detach())
+    x = leaf(B, I) if case.single_step else leaf(T, B, I)
+    dy = leaf(*x.shape[:-1], case.directions * H).detach()
+    if not case.single_step and case.variant != STEP:
+        return Inputs((x,), [x], dy)
+    size = (B, H) if case.single_step else (case.layers * case.directions, B, H)
+    h = leaf(*size)
+    if not case.cell.startswith("LSTM"):
+        return Inputs((x, h), [x, h], dy)
+    c = leaf(*size)
+    return Inputs((x, (h, c)), [x, h, c], dy)
 
 
 def exact(inputs: Inputs) -> Inputs:

@@ -20,6 +20,7 @@ from benchmarks import (
     providers,
     ragged,
     sequences,
+    serving,
     truncated,
 )
 from benchmarks.cases import LAYERS, SINGLE_STEPS, SUITE, Case, Shape, shapes
@@ -215,6 +216,15 @@ SUITES: dict[str, Suite] = {
             lambda: ragged.CASES,
             ("inference", "training"),
             compete=ragged.compete,
+        ),
+        Suite(
+            "serving",
+            "inference beside onnxruntime and OpenVINO: sequences and single steps",
+            lambda: serving.CASES,
+            ("inference",),
+            ("inference",),
+            serving.compete,
+            devices=("cpu",),
         ),
         Suite(
             "concurrent",
