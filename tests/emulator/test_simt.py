@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import building
+import emulated
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "tests/emulator/simt").glob("*.cpp"))
@@ -47,12 +48,17 @@ class Program(NamedTuple):
         return np.frombuffer(done.stdout, to)
 
 
-VARIANTS: dict[str, list[str]] = {"plain": [], "sanitized": ["-fsanitize=address"]}
+#: Flags of the compiler, and those of the linker.
+VARIANTS: dict[str, tuple[list[str], list[str]]] = {
+    "plain": ([], []),
+    "sanitized": (["-fsanitize=address"], ["-fsanitize=address"]),
+    "watched": ([*emulated.WATCH, "-g1"], []),
+}
 
 
 @pytest.fixture(scope="session")
 def programs() -> dict[str, Program]:
-    """The same program twice, as it is and with sanitizers."""
+    """The same program as it is, with sanitizers, and to be watched for races."""
     compiler = os.environ.get("CXX", "c++").split()
     if not shutil.which(compiler[0]):
         pytest.skip("no C++ compiler")
@@ -71,8 +77,13 @@ def programs() -> dict[str, Program]:
 
             def build(name: str) -> None:
                 made = str(folder / name)
-                for step in (["-c", str(source), "-o", f"{made}.o"], [f"{made}.o", "-o", made]):
-                    subprocess.run([*compiler, *flags, *VARIANTS[name], *step], check=True)
+                compile_flags, link_flags = VARIANTS[name]
+                steps = [
+                    [*compile_flags, "-c", str(source), "-o", f"{made}.o"],
+                    [*link_flags, f"{made}.o", "-o", made],
+                ]
+                for step in steps:
+                    subprocess.run([*compiler, *flags, *step], check=True)
 
             with ThreadPoolExecutor() as pool:
                 list(pool.map(build, VARIANTS))
@@ -88,6 +99,11 @@ def program(programs: dict[str, Program]) -> Program:
 @pytest.fixture
 def sanitized(programs: dict[str, Program]) -> Program:
     return programs["sanitized"]
+
+
+@pytest.fixture
+def watched(programs: dict[str, Program]) -> Program:
+    return programs["watched"]
 
 
 def all_ok(results: list[str]) -> bool:
@@ -133,6 +149,48 @@ def test_removed_send_and_copy_are_noticed(program: Program) -> None:
 def test_site_to_remove_has_to_exist(program: Program) -> None:
     (result,) = program.run("forward", 1, "barriers", skip="barriers.cpp:1")
     assert re.match("exception .*nothing ran at the site to skip, barriers.cpp:1", result)
+
+
+def test_no_races_in_what_is_right(watched: Program) -> None:
+    primitives = [case for case in watched.cases("primitives") if case != "flag_steps"]
+    results = watched.run("watched", 1, *watched.cases("loops"), *primitives)
+    assert all_ok(results), [r for r in results if not r.startswith("ok")]
+
+
+#: What is in no order, and between whom.
+RACES = {
+    "transactions_with_a_race": r"byte \d+ in shared memory of block \d is written after it was "
+    r"read, .*thread \d+ of block \d, selftest_loops.cpp:\d+; +thread \d+ of block \d, self",
+    "flag_steps": "global memory is used as a flag, and otherwise, .*, await at ",
+    "race": "global memory is read after it was written, ",
+    "slowness": "global memory is written twice, ",
+    "late_copy": "byte 0 .* is read after it was written, .* a copy of thread 0 of block 0, copy_",
+    "late_message": "byte 16 .* is read after it was written, .* a message in phase 0, send at ",
+}
+
+
+@pytest.mark.parametrize("case", RACES)
+def test_finds_races(watched: Program, case: str) -> None:
+    (result,) = watched.run("watched", 1, case)
+    assert re.match(f"Error race in a kernel; .*{RACES[case]}", result)
+
+
+@pytest.mark.parametrize("case", ["few_transactions", "few_flags", "barriers", "cluster_barriers"])
+def test_what_orders_no_memory_is_a_race(watched: Program, case: str) -> None:
+    """A wait that is left out, or a fence or barrier that promises nothing; in one run."""
+    waits = {"sync_block", "sync_cluster", "await", "copies_arrive"}
+    sites = list(watched.lines("sites", case))
+    ways = [place for place, primitive in sites if primitive in waits]
+    ways += [f"~{place}" for place, primitive in sites if primitive in {*waits, "publish"}]
+    assert len(ways) >= 4
+    for way in ways:
+        (result,) = watched.run("watched", 1, case, skip=way)
+        assert result.startswith("Error race in a kernel"), (way, result)
+
+
+def test_races_take_a_kernel_compiled_for_it(program: Program) -> None:
+    (result,) = program.run("watched", 1, "barriers")
+    assert "can be watched only if kernels are compiled for it" in result
 
 
 def test_random_schedules_find_a_race(program: Program) -> None:

@@ -16,6 +16,7 @@
 #include "cuda/device.cuh"
 #include "simt/fiber.h"
 #include "simt/machine.h"
+#include "simt/races.h"
 
 namespace rnn::simt {
 
@@ -29,7 +30,7 @@ struct Thread;
 // One primitive at one place.
 struct Site {
   std::string name;  // "send at kernel.cuh:12"
-  bool skipped;
+  bool skipped, weak;
 };
 
 struct Barrier {
@@ -98,6 +99,8 @@ struct Message {
   Block* block;
   ptrdiff_t to, barrier;  // where in its shared memory
   Vec16 vector;
+  Races::Release released{};
+  uint32_t meant = 0;  // the phase
 };
 
 class Random {
@@ -134,6 +137,17 @@ class Machine {
   Thread& self() { return *self_; }
   const Grid& grid() const { return grid_; }
 
+  // Of the launch, if it is watched for them; and the number of a thread among all.
+  Races* races() { return races_.get(); }
+  uint32_t number(const Thread& thread) const { return uint32_t(&thread - threads_.data()); }
+  uint32_t number() const { return number(*self_); }
+  // The thread that runs has come to an access.
+  static void seen(const void* p, size_t bytes, bool writes, const void* from);
+  // A primitive reads an operand for this thread.
+  void reads(const Thread& thread, const void* p, size_t bytes, const Site& site) {
+    if (races_) races_->access(number(thread), p, bytes, false, site);
+  }
+
   // At the start of each primitive: others may run. Null where the site is skipped.
   const Site* enter(const Here& here, const char* primitive);
   // The same for what cannot be skipped, since it has a result.
@@ -153,13 +167,14 @@ class Machine {
   Transactions& transactions(const Thread& thread, const Site& site, Block& block, ptrdiff_t offset);
 
   void send(const Message& message);
-  void settle(Transactions& barrier, const Thread& thread, const Site& site);
+  void settle(Transactions& barrier, const void* at, const Thread& thread, const Site& site);
   void make_copies();
   void check_flag(const Site& site, const uint32_t* flag);
   void publish(uint32_t* flag, uint32_t value);
   void await(const Site& site, const uint32_t* flag, uint32_t value);
 
  private:
+  Report run_all();
   static void fiber_main();
   void run_thread();
   void exit_thread();
@@ -199,6 +214,7 @@ class Machine {
   std::unordered_map<Place, const Site*, PlaceHash> known_;
   std::map<std::pair<std::string, std::string>, Site> sites_;  // by file:line and primitive
 
+  std::unique_ptr<Races> races_;
   Fiber root_;
   Thread* self_ = nullptr;
   size_t alive_ = 0;

@@ -73,7 +73,28 @@ Machine::Machine(const Grid& grid, const Schedule& schedule, const std::function
 }
 
 Report Machine::run() {
+  try {
+    Report report = run_all();
+    if (!races_ || !races_->found()) return report;
+  } catch (...) {  // may be what the race has led to
+    if (!races_ || !races_->found()) throw;
+  }
+  throw Error(races_->report());
+}
+
+Report Machine::run_all() {
   stacks.reserve(threads_.size());
+  if (schedule_.races) {
+#if defined(RNN_SIMT_WATCHES)
+    std::vector<const void*> shared;
+    for (const Block& block : blocks_) shared.push_back(block.shared.get());
+    const char* const first = stacks.stack(0);
+    const auto end = stacks.stack(threads_.size() - 1) + Stacks::bytes();
+    races_ = std::make_unique<Races>(grid_, shared, first, end);
+#else
+    throw std::invalid_argument("launch: accesses can be watched only if kernels are compiled for it");
+#endif
+  }
   for (size_t i = 0; i < threads_.size(); ++i) {
     threads_[i].fiber.prepare(stacks.stack(i), Stacks::bytes(), fiber_main);
     make_ready(threads_[i]);
@@ -87,13 +108,15 @@ Report Machine::run() {
     std::rethrow_exception(error_);
   }
 
-  Report report{switches_, {}};
-  bool skipped = schedule_.skip_site.empty();
+  Report report{switches_, {}, races_ ? races_->accesses() : 0};
+  bool skipped = (schedule_.skip_site + schedule_.weak_site).empty();
   for (const auto& [place, site] : sites_) {
     report.sites.push_back({place.first, place.second});
-    skipped |= site.skipped;
+    skipped |= site.skipped || site.weak;
   }
-  if (!skipped) throw std::invalid_argument("launch: nothing ran at the site to skip, " + schedule_.skip_site);
+  if (!skipped)
+    throw std::invalid_argument("launch: nothing ran at the site to skip, " + schedule_.skip_site +
+                                schedule_.weak_site);
   return report;
 }
 
@@ -125,7 +148,10 @@ void Machine::start() {
 
 void Machine::run_thread() {
   try {
-    kernel_();
+    {
+      const Watched watched;
+      kernel_();
+    }
     exit_thread();
   } catch (const Abandoned&) {
   } catch (...) {
@@ -142,6 +168,10 @@ void Machine::abandon() {
     self_ = &thread;
     root_.switch_to(thread.fiber);
   }
+}
+
+void Machine::seen(const void* p, size_t bytes, bool writes, const void* from) {
+  if (machine->races_) machine->races_->access(machine->number(), p, bytes, writes, Origin::of_code(from));
 }
 
 void Machine::fail(const Thread& thread, const std::string& where, const std::string& what) {
@@ -175,7 +205,8 @@ const Site& Machine::visit(const Here& here, const char* primitive) {
   const Site*& known = known_[{{here.file, here.line}, primitive}];
   if (!known) {
     const std::string place = std::string(here.file) + ":" + std::to_string(here.line);
-    const Site site{std::string(primitive) + " at " + place, place == schedule_.skip_site};
+    const Site site{std::string(primitive) + " at " + place, place == schedule_.skip_site,
+                    place == schedule_.weak_site};
     known = &sites_.emplace(std::pair{place, primitive}, site).first->second;
   }
   return *known;
@@ -183,6 +214,7 @@ const Site& Machine::visit(const Here& here, const char* primitive) {
 
 const Site& Machine::enter_always(const Here& here, const char* primitive) {
   const Site& site = visit(here, primitive);
+  if (races_ && races_->found()) throw Error("race");  // told when all threads have been given up
   if (schedule_.mode == Mode::random) {
     let_messages_arrive();
     if (random_.chance(mood_.yields)) yield();

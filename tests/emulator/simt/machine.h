@@ -11,11 +11,19 @@
 
 namespace rnn::simt {
 
+// Memory by its name, for reports.
+struct Area {
+  std::string name;
+  int64_t begin, bytes;  // an address, or a place in the shared memory of a block
+};
+
 struct Grid {
   int blocks = 1;
   int cluster = 1;  // blocks of a cluster
   int threads = 256;
   int shared_bytes = 0;  // dynamic shared memory of a block; filled with 0xff
+  std::string name = {};
+  std::vector<Area> shared_areas = {}, global_areas = {};
 };
 
 enum class Mode {
@@ -28,6 +36,8 @@ struct Schedule {
   Mode mode = Mode::random;
   uint64_t seed = 0;
   std::string skip_site = {};  // where a primitive does nothing, as in `VisitedSite::place`
+  bool races = false;          // watches every access; takes kernels compiled for that (races.h)
+  std::string weak_site = {};  // where a primitive waits and signals as always, and orders no memory
 };
 
 struct VisitedSite {
@@ -38,6 +48,7 @@ struct VisitedSite {
 struct Report {
   uint64_t switches = 0;
   std::vector<VisitedSite> sites;
+  uint64_t accesses = 0;  // compared with those before them
 };
 
 // A mistake of the kernel: says which block, thread and site.

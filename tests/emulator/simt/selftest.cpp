@@ -1,4 +1,4 @@
-// selftest run MODE SEEDS SKIP CASE...   a line per case and seed: name, tab, result
+// selftest run MODE SEEDS SKIP CASE...   a line per case and seed: name, tab, result; "watched" for races is a mode
 // selftest sites CASE                    a line per site: file:line, tab, primitive
 // selftest list GROUP                    a line per case: name, tab, expected result
 // selftest read|write TYPE               conversions of stdin to stdout
@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "simt/races.h"
 #include "simt/storage.h"
 
 namespace rnn::simt::selftest {
@@ -21,7 +22,7 @@ const std::map<std::string, std::vector<Case> (*)()> kGroups{
     {"loops", loops},     {"primitives", primitives}, {"mistakes", mistakes}, {"mistakes_of_order", mistakes_of_order},
     {"crashes", crashes}, {"schedules", schedules}};
 const std::map<std::string, Mode> kModes{
-    {"random", Mode::random}, {"forward", Mode::forward}, {"reverse", Mode::reverse}};
+    {"random", Mode::random}, {"forward", Mode::forward}, {"reverse", Mode::reverse}, {"watched", Mode::forward}};
 
 Case find(const std::string& name) {
   for (const auto& [group, cases] : kGroups)
@@ -33,8 +34,14 @@ Case find(const std::string& name) {
 // Threads whose stacks have not been unwound.
 int alive = 0;
 struct Alive {
-  Alive() { ++alive; }
-  ~Alive() { --alive; }
+  Alive() { add(1); }
+  ~Alive() { add(-1); }
+
+ private:
+  static void add(int n) {
+    const Unwatched unwatched;
+    alive += n;
+  }
 };
 
 std::string outcome(const Case& c, const Schedule& schedule) {
@@ -56,6 +63,17 @@ std::string outcome(const Case& c, const Schedule& schedule) {
   return text;
 }
 
+// Of a site to skip, with a ~ in front one to weaken.
+Schedule schedule(const std::string& mode, int seed, const std::string& site) {
+  Schedule s{kModes.at(mode), uint64_t(seed)};
+  s.races = mode == "watched";
+  if (site.starts_with('~'))
+    s.weak_site = site.substr(1);
+  else
+    s.skip_site = site;
+  return s;
+}
+
 template <class From, class To>
 void convert(To (*f)(From)) {
   From x;
@@ -70,7 +88,7 @@ int main(const std::vector<std::string>& args) {
   if (what == "run") {
     for (size_t i = 4; i < args.size(); ++i)
       for (int seed = 0; seed < std::stoi(args[2]); ++seed)
-        std::cout << args[i] << '\t' << outcome(find(args[i]), {kModes.at(args[1]), uint64_t(seed), args[3]}) << '\n';
+        std::cout << args[i] << '\t' << outcome(find(args[i]), schedule(args[1], seed, args[3])) << '\n';
   } else if (what == "sites") {
     const Case c = find(args.at(1));
     for (const VisitedSite& site : launch(c.grid, {}, c.prepare().kernel).sites)

@@ -17,6 +17,7 @@ struct Settings {
 };
 Settings settings;
 std::set<std::pair<std::string, std::string>> visited;
+int64_t accesses = 0;  // watched
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -52,6 +53,7 @@ struct Runner {
   }
   static void note(const simt::Report& report) {
     for (const simt::VisitedSite& site : report.sites) visited.insert({site.place, site.primitive});
+    accesses += int64_t(report.accesses);
   }
 };
 
@@ -73,14 +75,17 @@ void forward(ForwardRun& all) { run(all); }
 void backward(BackwardRun& all) { run(all); }
 
 void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages, bool tf32,
-               c10::string_view mode, int64_t seed, c10::string_view skip) {
+               c10::string_view mode, int64_t seed, c10::string_view skip, bool races, c10::string_view weak) {
   settings = {cluster, batch, units, tiles, launches, stages, tf32, {}};
   settings.schedule.mode = mode == "forward"   ? simt::Mode::forward
                            : mode == "reverse" ? simt::Mode::reverse
                                                : simt::Mode::random;
   settings.schedule.seed = uint64_t(seed);
   settings.schedule.skip_site = std::string(skip);
+  settings.schedule.races = races;
+  settings.schedule.weak_site = std::string(weak);
   visited.clear();
+  accesses = 0;
 }
 
 std::vector<std::string> sites() {
@@ -89,15 +94,20 @@ std::vector<std::string> sites() {
   return all;
 }
 
+int64_t watched() { return accesses; }
+
 }  // namespace
 }  // namespace rnn::cuda
 
-TORCH_LIBRARY(rnnkernels_simt, library) {
+#define RNN_SIMT_LIBRARY(macro, ...) macro(__VA_ARGS__)  // with the name as it is defined
+
+RNN_SIMT_LIBRARY(TORCH_LIBRARY, RNN_SIMT_OPS, library) {
   rnn::define_sequence_ops(library);
   library.def("configure", rnn::cuda::configure);
   library.def("sites", rnn::cuda::sites);
+  library.def("watched", rnn::cuda::watched);
 }
 
-TORCH_LIBRARY_IMPL(rnnkernels_simt, CPU, library) {
+RNN_SIMT_LIBRARY(TORCH_LIBRARY_IMPL, RNN_SIMT_OPS, CPU, library) {
   rnn::register_sequence_ops<rnn::cuda::forward, rnn::cuda::backward>(library);
 }
