@@ -237,6 +237,22 @@ def test_blocks_may_be_slow(program: Program) -> None:
     assert outcomes(program.run("random", 50, "slowness")) == {"", "slow"}
 
 
+def test_blocks_take_turns(program: Program) -> None:
+    """Where one is there at a time: in the order of their numbers, or in any."""
+    assert outcomes(program.run("forward/1", 2, "turns")) == {"0123"}
+    assert outcomes(program.run("reverse/1", 2, "turns")) == {"0123"}
+    orders = outcomes(program.run("shuffled/1", 20, "turns"))
+    assert len(orders) > 5
+    assert {"".join(sorted(order)) for order in orders} == {"0123"}
+
+
+def test_blocks_that_wait_for_each_other_need_a_place_each(program: Program) -> None:
+    for mode in ("forward", "reverse", "random", "shuffled"):
+        assert all_ok(program.run(f"{mode}/4", 2, "few_flags"))
+        for result in program.run(f"{mode}/3", 2, "few_flags"):
+            assert re.match("Error deadlock: .*1 blocks have not begun: .* holds 3 at", result)
+
+
 def test_mistakes(program: Program) -> None:
     """Each is an error that says which block, thread and site, under any schedule."""
     for case, want in program.cases("mistakes").items():

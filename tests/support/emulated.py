@@ -44,6 +44,9 @@ class Layout:
     skip: str = ""  # the site of a primitive that does nothing
     races: bool = False  # every access is watched
     weak: str = ""  # the site of a primitive that orders no memory
+    device: int = 90  # its compute capability
+    resident: int = 0  # clusters, or blocks of a grid, that it holds at once; 0: all
+    shuffled: bool = False  # in which these begin: in the order of their numbers, or in any
 
     def __str__(self) -> str:
         exchange = "cluster" if self.cluster else "grid"

@@ -48,6 +48,7 @@ void Machine::exit_thread() {
   for (const auto& [offset, count] : block.transactions)
     if (count.missing < 0)
       refuse(std::to_string(-count.missing) + " bytes came to a transaction barrier that did not expect them");
+  if (block.cluster->exited == grid_.cluster * grid_.threads) begin_next();
 }
 
 }  // namespace rnn::simt

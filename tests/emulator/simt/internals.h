@@ -179,6 +179,7 @@ class Machine {
   void run_thread();
   void exit_thread();
   void start();
+  void begin_next();
   void abandon();
 
   void make_ready(Thread& thread);
@@ -206,7 +207,8 @@ class Machine {
   std::vector<Cluster> clusters_;
   std::vector<Block> blocks_;
   std::vector<Thread> threads_;
-  std::vector<Thread*> ready_;  // in the ordered modes a heap
+  std::vector<Cluster*> waiting_;  // for a place on the device
+  std::vector<Thread*> ready_;     // in the ordered modes a heap
   std::vector<Message> messages_;
   std::unordered_set<const char*> in_flight_;  // where they go
   std::unordered_map<const uint32_t*, std::vector<std::pair<Thread*, uint32_t>>> flags_;

@@ -9,7 +9,13 @@
 namespace rnn::simt {
 namespace {
 
-constexpr int kMostShared = 227 << 10;  // of sm_90
+// What the CUDA C++ Programming Guide has of a compute capability: bytes of shared memory of a block that asks for it,
+// and blocks of a cluster that does, or 1.
+struct Device {
+  int capability, shared_bytes, cluster;
+};
+constexpr Device kDevices[] = {{80, 163 << 10, 1},  {86, 99 << 10, 1},    {89, 99 << 10, 1},
+                               {90, 227 << 10, 16}, {100, 227 << 10, 16}, {120, 99 << 10, 8}};
 
 thread_local Machine* machine = nullptr;
 thread_local Stacks stacks;
@@ -17,22 +23,28 @@ thread_local Stacks stacks;
 // Unwinds the fibers that are left over when a launch has failed.
 struct Abandoned {};
 
-void check(const Grid& g) {
+void check(const Grid& g, const Schedule& s) {
   const auto refuse = [](const std::string& what) { throw std::invalid_argument("launch: " + what); };
-  if (g.blocks < 1 || g.cluster < 1 || g.cluster > 16 || g.blocks % g.cluster)
-    refuse("expected clusters of 1 to 16 blocks and a multiple of that in all, got " + std::to_string(g.blocks) +
-           " blocks in clusters of " + std::to_string(g.cluster));
+  const auto* const device = std::ranges::find(kDevices, g.device, &Device::capability);
+  if (device == std::end(kDevices)) refuse("no device of compute capability " + std::to_string(g.device));
+  if (g.blocks < 1 || g.cluster < 1 || g.cluster > device->cluster || g.blocks % g.cluster)
+    refuse("expected clusters of 1 to " + std::to_string(device->cluster) +
+           " blocks and a multiple of that in all, got " + std::to_string(g.blocks) + " blocks in clusters of " +
+           std::to_string(g.cluster));
   if (g.threads < 1 || g.threads > 1024) refuse("expected 1 to 1024 threads, got " + std::to_string(g.threads));
-  if (g.shared_bytes < 0 || g.shared_bytes > kMostShared)
-    refuse("expected 0 to " + std::to_string(kMostShared) + " bytes of shared memory, got " +
+  if (g.shared_bytes < 0 || g.shared_bytes > device->shared_bytes)
+    refuse("expected 0 to " + std::to_string(device->shared_bytes) + " bytes of shared memory, got " +
            std::to_string(g.shared_bytes));
+  if (g.cooperative && s.resident && g.blocks > s.resident * g.cluster)
+    refuse("expected at most " + std::to_string(s.resident * g.cluster) + " blocks of a cooperative launch, got " +
+           std::to_string(g.blocks));
   if (machine) refuse("called inside of a kernel");
 }
 
 }  // namespace
 
 Report launch(const Grid& grid, const Schedule& schedule, const std::function<void()>& kernel) {
-  check(grid);
+  check(grid, schedule);
   Machine local(grid, schedule, kernel);
   machine = &local;
   struct Reset {
@@ -95,11 +107,13 @@ Report Machine::run_all() {
     throw std::invalid_argument("launch: accesses can be watched only if kernels are compiled for it");
 #endif
   }
-  for (size_t i = 0; i < threads_.size(); ++i) {
-    threads_[i].fiber.prepare(stacks.stack(i), Stacks::bytes(), fiber_main);
-    make_ready(threads_[i]);
-  }
+  for (Cluster& cluster : clusters_) waiting_.push_back(&cluster);
+  for (size_t i = waiting_.size(); schedule_.shuffled && i > 1; --i)
+    std::swap(waiting_[i - 1], waiting_[random_.below(i)]);
+  std::ranges::reverse(waiting_);  // the next one is the last
   alive_ = threads_.size();
+  const size_t at_once = schedule_.resident ? size_t(schedule_.resident) : clusters_.size();
+  for (size_t i = 0; i < at_once; ++i) begin_next();
   change_mood();
   self_ = choose();
   root_.switch_to(self_->fiber);
@@ -139,6 +153,17 @@ void Machine::fiber_main() {
     last.fiber.leave_for(next->fiber);
   }
   m.self_->fiber.leave_for(m.root_);
+}
+
+// A cluster takes the place of one that has come to its end.
+void Machine::begin_next() {
+  if (waiting_.empty()) return;
+  const auto first = size_t(waiting_.back()->blocks - blocks_.data()) * size_t(grid_.threads);
+  waiting_.pop_back();
+  for (size_t i = first; i < first + size_t(grid_.cluster) * size_t(grid_.threads); ++i) {
+    threads_[i].fiber.prepare(stacks.stack(i), Stacks::bytes(), fiber_main);
+    make_ready(threads_[i]);
+  }
 }
 
 void Machine::start() {
@@ -193,6 +218,9 @@ void Machine::fail_deadlock() {
            << ": " << first.waits_at->name;
     i = end;
   }
+  if (!waiting_.empty())
+    text << "\n  " << waiting_.size() * size_t(grid_.cluster) << " blocks have not begun: the device holds "
+         << schedule_.resident * grid_.cluster << " at once";
   throw Error(text.str());
 }
 

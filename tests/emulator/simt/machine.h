@@ -21,7 +21,9 @@ struct Grid {
   int blocks = 1;
   int cluster = 1;  // blocks of a cluster
   int threads = 256;
-  int shared_bytes = 0;  // dynamic shared memory of a block; filled with 0xff
+  int shared_bytes = 0;      // dynamic shared memory of a block; filled with 0xff
+  int device = 90;           // its compute capability: 80, 86, 89, 90, 100 or 120
+  bool cooperative = false;  // all blocks at once, or the launch is refused
   std::string name = {};
   std::vector<Area> shared_areas = {}, global_areas = {};
 };
@@ -36,6 +38,8 @@ struct Schedule {
   Mode mode = Mode::random;
   uint64_t seed = 0;
   std::string skip_site = {};  // where a primitive does nothing, as in `VisitedSite::place`
+  int resident = 0;            // clusters that the device holds at once; 0: all
+  bool shuffled = false;       // in which they begin: in the order of their numbers, or in any
   bool races = false;          // watches every access; takes kernels compiled for that (races.h)
   std::string weak_site = {};  // where a primitive waits and signals as always, and orders no memory
 };

@@ -21,8 +21,11 @@ namespace {
 const std::map<std::string, std::vector<Case> (*)()> kGroups{
     {"loops", loops},     {"primitives", primitives}, {"mistakes", mistakes}, {"mistakes_of_order", mistakes_of_order},
     {"crashes", crashes}, {"schedules", schedules}};
-const std::map<std::string, Mode> kModes{
-    {"random", Mode::random}, {"forward", Mode::forward}, {"reverse", Mode::reverse}, {"watched", Mode::forward}};
+const std::map<std::string, Mode> kModes{{"random", Mode::random},
+                                         {"forward", Mode::forward},
+                                         {"reverse", Mode::reverse},
+                                         {"watched", Mode::forward},
+                                         {"shuffled", Mode::forward}};
 
 Case find(const std::string& name) {
   for (const auto& [group, cases] : kGroups)
@@ -63,10 +66,13 @@ std::string outcome(const Case& c, const Schedule& schedule) {
   return text;
 }
 
-// Of a site to skip, with a ~ in front one to weaken.
-Schedule schedule(const std::string& mode, int seed, const std::string& site) {
+// A mode, and after a slash how many clusters are there at once; a site to skip, or with a ~ in front one to weaken.
+Schedule schedule(const std::string& how, int seed, const std::string& site) {
+  const std::string mode = how.substr(0, how.find('/'));
   Schedule s{kModes.at(mode), uint64_t(seed)};
   s.races = mode == "watched";
+  s.shuffled = mode == "shuffled";
+  if (mode.size() < how.size()) s.resident = std::stoi(how.substr(mode.size() + 1));
   if (site.starts_with('~'))
     s.weak_site = site.substr(1);
   else

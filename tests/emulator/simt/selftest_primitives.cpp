@@ -129,6 +129,16 @@ Attempt interruption() {
           [=] { return *interrupted ? "ok interrupted" : "ok"; }};
 }
 
+// The order in which blocks begin, while one is there at a time.
+Attempt turns() {
+  auto begun = std::make_shared<std::string>();
+  return {[=] {
+            if (thread_index() == 0) *begun += std::to_string(block_index());
+            sync_block();
+          },
+          [=] { return "ok " + *begun; }};
+}
+
 // Whether all others come to their end before some block of 32 begins.
 Attempt slowness() {
   auto begun = std::make_shared<std::array<int, 4>>();
@@ -232,6 +242,7 @@ std::vector<Case> schedules() {
   return {
       {"order", {1, 1, 128, 0}, order},
       {"interruption", {1, 1, 64, 0}, interruption},
+      {"turns", {4, 1, 32, 0}, turns},
       {"slowness", {4, 1, 32, 0}, slowness},
       {"arrivals", {1, 1, 1, 48}, arrivals},
       {"race", {2, 2, 2, 64}, race},

@@ -13,6 +13,7 @@ struct Settings {
   bool cluster = true;
   int64_t batch = 1, units = 8, tiles = 1, launches = 1, stages = 1;
   bool tf32 = false;
+  int device = 90;
   simt::Schedule schedule;
 };
 Settings settings;
@@ -38,11 +39,11 @@ struct Runner {
 
   template <class IO>
   void operator()(const ForwardStages<IO>& stages, const Plan& plan, const Part& part) const {
-    note(kernels<IO>().forward(cell, stages, plan, part, settings.schedule));
+    note(kernels<IO>().forward(cell, stages, plan, part, settings.device, settings.schedule));
   }
   template <class IO>
   void operator()(const BackwardStages<IO>& stages, const Plan& plan, const Part& part) const {
-    note(kernels<IO>().backward(cell, stages, plan, part, settings.schedule));
+    note(kernels<IO>().backward(cell, stages, plan, part, settings.device, settings.schedule));
   }
 
  private:
@@ -75,8 +76,9 @@ void forward(ForwardRun& all) { run(all); }
 void backward(BackwardRun& all) { run(all); }
 
 void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages, bool tf32,
-               c10::string_view mode, int64_t seed, c10::string_view skip, bool races, c10::string_view weak) {
-  settings = {cluster, batch, units, tiles, launches, stages, tf32, {}};
+               c10::string_view mode, int64_t seed, c10::string_view skip, bool races, c10::string_view weak,
+               int64_t device, int64_t resident, bool shuffled) {
+  settings = {cluster, batch, units, tiles, launches, stages, tf32, int(device), {}};
   settings.schedule.mode = mode == "forward"   ? simt::Mode::forward
                            : mode == "reverse" ? simt::Mode::reverse
                                                : simt::Mode::random;
@@ -84,6 +86,8 @@ void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_
   settings.schedule.skip_site = std::string(skip);
   settings.schedule.races = races;
   settings.schedule.weak_site = std::string(weak);
+  settings.schedule.resident = int(resident);
+  settings.schedule.shuffled = shuffled;
   visited.clear();
   accesses = 0;
 }

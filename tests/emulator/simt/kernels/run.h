@@ -97,7 +97,7 @@ void name_arrays(std::vector<Area>& areas, const cuda::BackwardStage<IO>& c) {
 }
 
 template <class Pass, class Call>
-Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, const cuda::Part& part,
+Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, const cuda::Part& part, int device,
            const Schedule& schedule) {
   const Apart apart(plan.layout);
   const cuda::Persistent<Pass> persistent = cuda::parameter<Pass>(cell, stages, plan, part);
@@ -105,6 +105,8 @@ Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, const cud
   const int blocks = l.message.blocks;
   Grid grid{int(stages[0].seq.D) * l.stages * l.groups * blocks, plan.kernel.cluster ? blocks : 1, cuda::kThreads,
             int(l.shared_bytes)};
+  grid.device = device;
+  grid.cooperative = !plan.kernel.cluster;
   if (schedule.races) {
     grid.name = std::string(Pass::kFirst ? "forward" : "backward") + " of cell " + std::to_string(cell) + ", " +
                 (plan.kernel.cluster ? "cluster" : "grid");
@@ -125,11 +127,11 @@ Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, const cud
 }
 
 template <template <class, class> class Pass, class IO, class Stages>
-Report run_cell(int cell, const Stages& stages, const cuda::Plan& plan, const cuda::Part& part,
+Report run_cell(int cell, const Stages& stages, const cuda::Plan& plan, const cuda::Part& part, int device,
                 const Schedule& schedule) {
   Report report;
-  dispatch_cell_or_group(cell,
-                         [&](auto of) { report = run<Pass<decltype(of), IO>>(cell, stages, plan, part, schedule); });
+  dispatch_cell_or_group(
+      cell, [&](auto of) { report = run<Pass<decltype(of), IO>>(cell, stages, plan, part, device, schedule); });
   return report;
 }
 
