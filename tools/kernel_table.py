@@ -126,7 +126,7 @@ def shared_table(sizes: Sequence[tuple[int, int, int]]) -> str:
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PATH_RECORD = Path("benchmarks/results/kernel_path.json")
+PATH_RECORD = Path("docs/kernel_path.json")
 PATH_ROWS = {
     "send": "send: instructions",
     "send_divisions": "send: integer divisions",

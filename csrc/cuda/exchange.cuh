@@ -188,14 +188,14 @@ class GridExchange {
 
   RNN_DEVICE char* landing(int tile) const { return landing_ + (m_.alone() ? tile * m_.buffer() : 0); }
   RNN_DEVICE char* buffer(int tile, int64_t round) const { return buffers_ + (tile * 2 + round % 2) * m_.buffer(); }
-  RNN_DEVICE uint32_t* flag(int tile, int block) const { return flags_ + (tile * m_.blocks + block) * 4; }
+  RNN_DEVICE uint32_t* flag(int tile, int block) const { return flags_ + tile * m_.blocks + block; }
 
   const MessageLayout& m_;
   int rank_;
   char* staging_;
   char* landing_;    // of a block by itself, one for each tile
   char* buffers_;    // [tiles, 2]
-  uint32_t* flags_;  // [tiles, blocks], 16 bytes apart: the last round that the block has sent
+  uint32_t* flags_;  // [tiles, blocks]: the last round that the block has sent
 };
 
 }  // namespace rnn::cuda

@@ -7,6 +7,7 @@
 //   kKept   numbers per unit that wait for the norm of their row
 //
 // run() computes a unit's step and says what is sent; write() leaves the results in memory, when that has been sent.
+// What run() asks of a call and a round, Conditions answer before the wait: it has no time to look up anything.
 //
 // A layer of a stack may have an upstream, another layer that runs at the same time and whose results it multiplies,
 // row by row: in forward the layer below it and rows of y, in backward the layer above it and rows of dgates, of which
@@ -63,6 +64,10 @@ struct ForwardPass {
   }
 
   RNN_HD Constants constants(int64_t d, int64_t i) const { return Constants(call, d, i); }
+  struct Conditions {
+    bool last;  // the states of this round are the final ones
+  };
+  RNN_HD Conditions conditions(int64_t round) const { return {round + 1 == call.seq.T}; }
   RNN_HD Unit fetch(const Slot& slot, int64_t round, int64_t i) const { return Unit(call, slot, round, i); }
 
   // With an upstream; gx is null then.
@@ -80,11 +85,11 @@ struct ForwardPass {
     for (int g = 0; g < Cell::G; ++g) added.input[g] += product[g];
   }
 
-  RNN_HD void run(Unit& unit, const Slot& slot, int64_t round, int64_t i, const Constants& added, const V* product,
+  RNN_HD void run(Unit& unit, const Slot& slot, Conditions now, int64_t i, const Constants& added, const V* product,
                   V* state, V* sent) const {
     unit.run(cell, added, product, state, false);
     sent[0] = state[0];
-    if (round + 1 < call.seq.T) return;
+    if (!now.last) return;
     const int64_t at = call.seq.state_at(slot.d, slot.row.b, call.seq.H) + i;
     store(call.h_n + at, state[0]);
     if constexpr (Cell::S > 1) store(call.c_n + at, state[1]);
@@ -124,6 +129,14 @@ struct BackwardPass {
   RNN_HD int64_t step(int64_t round) const { return call.seq.steps() - 1 - round; }
 
   RNN_HD Constants constants(int64_t, int64_t) const { return {}; }
+  struct Conditions {
+    bool ends;      // there is no step: the gradients of the initial states are due
+    bool recorded;  // the whole gradient of every h is asked for
+    bool bounded;   // gradients are bounded one by one
+  };
+  RNN_HD Conditions conditions(int64_t round) const {
+    return {step(round) < 0, call.all_dh != nullptr, call.clip.kind != Clip::kNone && !norm()};
+  }
   RNN_HD Unit fetch(const Slot& slot, int64_t round, int64_t i) const {
     return step(round) >= 0 ? Unit(call, slot, step(round), i, false) : Unit();
   }
@@ -143,16 +156,16 @@ struct BackwardPass {
     state[0] += product[0] * mask;
   }
 
-  RNN_HD void run(Unit& unit, const Slot& slot, int64_t round, int64_t i, const Constants&, const V* product, V* state,
+  RNN_HD void run(Unit& unit, const Slot& slot, Conditions now, int64_t i, const Constants&, const V* product, V* state,
                   V* sent) const {
-    if (step(round) < 0) return finish(slot, i, product[0], state);
+    if (now.ends) return finish(slot, i, product[0], state);
     V dh(0);
     if (unit.place.active) {
       dh = unit.dh(state[0], product[0]);
-      if (call.all_dh) call.all_dh[unit.place.n * call.seq.H + i] = dh.v;
+      if (now.recorded) call.all_dh[unit.place.n * call.seq.H + i] = dh.v;
     }
     unit.run(cell, dh, state);
-    if (call.clip.kind != Clip::kNone) {
+    if (now.bounded) {
       for (V& x : unit.dgates) x = call.clip.template elementwise<float>(x);
     }
     for (int g = 0; g < Cell::G; ++g) sent[g] = unit.dgates[Unit::of_hidden(g)];

@@ -29,7 +29,7 @@ struct Persistent {
   Layout layout;
   char* global;       // [D or stages, groups, layout.global_bytes], zeros
   int64_t first_row;  // of the launch
-  uint64_t* fault;    // see fault.h
+  uint64_t* fault;    // see fault.h; or null
 };
 
 // The parameter of a kernel that runs these stages.
@@ -83,7 +83,8 @@ class PersistentBlock {
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {
       const int i = thread_index() + n * kThreads;
-      pairs_[n] = i / l_.units << 8 | i % l_.units;
+      const int unit = i % l_.units;
+      pairs_[n] = i / l_.units << 8 | (exists(unit) ? kExists : 0) | unit;
     }
   }
 
@@ -98,8 +99,10 @@ class PersistentBlock {
  private:
   struct Pair {
     int unit, row;  // beyond a tile's last row where there is none
+    bool exists;    // the unit; what lies beyond the last is zero
   };
-  RNN_DEVICE Pair pair(int n) const { return {pairs_[n] & 0xff, pairs_[n] >> 8}; }
+  static constexpr int kExists = 128;
+  RNN_DEVICE Pair pair(int n) const { return {pairs_[n] & (kExists - 1), pairs_[n] >> 8, bool(pairs_[n] & kExists)}; }
 
   // Of a tile, those that are there.
   RNN_DEVICE int rows_of(int tile) const {
@@ -132,7 +135,7 @@ class PersistentBlock {
     for (int tile = 0; tile * l_.rows < rows_; ++tile)
       for (int n = 0; n < kMost; ++n) {
         const Pair at = pair(n);
-        if (at.row >= rows_of(tile) || !exists(at.unit)) continue;
+        if (at.row >= rows_of(tile) || !at.exists) continue;
         V values[Pass::kState];
         pass_.begin(slots_[tile * l_.rows + at.row], first_unit_ + at.unit, values);
         for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
@@ -154,11 +157,12 @@ class PersistentBlock {
   RNN_DEVICE bool run_round(int64_t round, int tile, bool sends) {
     const int rows = rows_of(tile);
     const Slot* slots = slots_ + tile * l_.rows;
+    const typename Pass::Conditions now = pass_.conditions(round);
     typename Pass::Unit units[kMost];
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {  // asked for early: memory answers while the others are waited for
       const Pair at = pair(n);
-      if (at.row < rows && exists(at.unit)) units[n] = pass_.fetch(slots[at.row], round, first_unit_ + at.unit);
+      if (at.row < rows && at.exists) units[n] = pass_.fetch(slots[at.row], round, first_unit_ + at.unit);
     }
     const bool joins = upstream_.exists() && pass_.has_upstream(round);
     if (joins) {
@@ -184,8 +188,8 @@ class PersistentBlock {
       if (at.row >= rows) break;
       V sent[Pass::kSent];
       for (V& x : sent) x = V(0);
-      if (exists(at.unit)) {
-        run_pair(units[n], slots[at.row], round, tile, at, joins, multiplies, sent);
+      if (at.exists) {
+        run_pair(units[n], slots[at.row], round, now, tile, at, joins, multiplies, sent);
         if (!kWritesLate) pass_.write(units[n], round, first_unit_ + at.unit);
       } else if (bounds()) {
         own_sums().part(at.row, at.unit) = 0;
@@ -203,15 +207,15 @@ class PersistentBlock {
 #pragma unroll
     for (int n = 0; kWritesLate && n < kMost; ++n) {
       const Pair at = pair(n);
-      if (at.row < rows && exists(at.unit)) pass_.write(units[n], round, first_unit_ + at.unit);
+      if (at.row < rows && at.exists) pass_.write(units[n], round, first_unit_ + at.unit);
     }
     upstream_.announce(tile, round, exchange_.rank());
     return true;
   }
 
   // The step of one unit and row.
-  RNN_DEVICE void run_pair(typename Pass::Unit& unit, const Slot& slot, int64_t round, int tile, const Pair& at,
-                           bool joins, bool multiplies, V* sent) const {
+  RNN_DEVICE void run_pair(typename Pass::Unit& unit, const Slot& slot, int64_t round, typename Pass::Conditions now,
+                           int tile, const Pair& at, bool joins, bool multiplies, V* sent) const {
     const int64_t i = first_unit_ + at.unit;
     V product[Pass::kOut], values[Pass::kState];
     Constants added{};
@@ -227,7 +231,7 @@ class PersistentBlock {
     } else {
       for (V& x : product) x = V(0);
     }
-    pass_.run(unit, slot, round, i, added, product, values, sent);
+    pass_.run(unit, slot, now, i, added, product, values, sent);
     for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
     if (bounds()) keep(tile, at, unit);
   }
@@ -235,7 +239,7 @@ class PersistentBlock {
   // The block leaves once all of its threads know.
   RNN_DEVICE void fail(Awaited awaited, int tile, int64_t round) const {
     *failed_ = 1;
-    record(fault_, {awaited, Pass::kBackward, kCluster, block_index(), tile, round});
+    if (fault_) record(fault_, {awaited, Pass::kBackward, kCluster, block_index(), tile, round});
   }
 
   // Bounds by norm: is there a row statistic? It is added up twice, over the units of each block before it sends, and

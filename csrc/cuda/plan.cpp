@@ -152,7 +152,8 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
       after(l.upstream_weights, k.pipelined ? warps * l.product.pairs * 2 * k.tiles() * kWarp * kVec16Bytes : 0);
   l.upstream_partial = after(l.upstream_rows, k.pipelined ? l.upstream_bytes() : 0);
   l.shared_bytes = after(l.upstream_partial, k.pipelined ? l.staging - l.partial : 0);
-  const int64_t flags = int64_t(tiles) * blocks * kFlagBytes;
+  // One beside the other: a warp that polls those of 32 blocks reads one line.
+  const int64_t flags = divide_up(int64_t(tiles) * blocks * kFlagBytes, kVec16Bytes) * kVec16Bytes;
   l.flags = k.cluster || alone ? 0 : tiles * 2 * l.message.buffer() + flags;
   l.global_bytes = l.flags + (k.pipelined ? flags : 0);
   return l;

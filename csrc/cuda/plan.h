@@ -19,7 +19,7 @@ constexpr int kMostUnits = 64;       // of a block
 constexpr int kPortableCluster = 8;  // blocks of a cluster on every device that has clusters
 constexpr int kMostStages = 8;       // layers of a stack in one launch
 // Of a Vec16, a TransactionBarrier, a Slot, a flag, a mark that the block has failed.
-constexpr int kVec16Bytes = 16, kBarrierBytes = 8, kSlotBytes = 40, kFlagBytes = 16, kFailedBytes = 4;
+constexpr int kVec16Bytes = 16, kBarrierBytes = 8, kSlotBytes = 40, kFlagBytes = 4, kFailedBytes = 4;
 
 // Of 16 rows of the weights that a warp multiplies at once, for numbers per unit that come out; and how many pairs of
 // steps of k of these it holds in registers.

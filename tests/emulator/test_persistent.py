@@ -240,7 +240,7 @@ def test_stacks(ops: Any, case: Case, way: Way) -> None:
 ODD: list[tuple[dict[str, Any], Layout]] = [
     ({**ALL, "D": 2, "T": 5, "B": 9, "H": 13, "window": 2, "clip": CLIPS[1]}, Layout(tiles=2)),
     ({"D": 1, "T": 2, "B": 1, "H": 67, "bias": False}, Layout(units=64)),
-    ({"T": 4, "B": 9, "H": 13, "lengths": True, "reset": True}, Layout(tiles=2, stages=2)),
+    ({"T": 4, "B": 9, "H": 13, "lengths": True, "reset": True}, Layout(tiles=2, stages=2, rows=5)),
 ]
 
 
