@@ -55,68 +55,116 @@ class Counts:
     exponentials: int
 
 
-def shortest(steps: list[Step], start: int, ends: Callable[[Step], bool]) -> list[Step]:
-    """The instructions between one and the nearest that `ends` says, along the control flow."""
+def is_barrier(step: Step) -> bool:
+    return step.opcode.startswith("BAR.")
+
+
+def is_wait(step: Step) -> bool:
+    return step.opcode.startswith(WAITS)
+
+
+def shortest(
+    steps: list[Step], start: int, ends: Callable[[Step], bool], passes: Callable[[Step], bool]
+) -> list[int]:
+    """The instructions behind `start` up to the nearest that `ends` says, by those that may be
+    passed; empty where there is no such way."""
     came_from = {start: start}
     row = [start]
     for at in row:
         if at != start and ends(steps[at]):
-            way = []
+            way = [at]
             while (at := came_from[at]) != start:
-                way.append(steps[at])
+                way.append(at)
             return way[::-1]
-        for after in steps[at].next:
-            if after not in came_from:
-                came_from[after] = at
-                row.append(after)
+        if at == start or passes(steps[at]):
+            for after in steps[at].next:
+                if after not in came_from:
+                    came_from[after] = at
+                    row.append(after)
     return []
 
 
-def longest(steps: list[Step], start: int, end: int, weight: Callable[[Step], int]) -> list[Step]:
-    """The heaviest way from one instruction to a later one that never goes back."""
-    best: dict[int, tuple[int, int]] = {start: (0, start)}
-    for at in range(start, end):
-        if at not in best:
+def longest(
+    steps: list[Step],
+    start: int,
+    end: int,
+    weight: Callable[[Step], int],
+    passes: Callable[[Step], bool],
+) -> list[Step]:
+    """The heaviest way between two instructions by those that may be passed, around no loop."""
+    best: dict[int, tuple[int, int] | None] = {end: (0, end)}
+    on_way: set[int] = set()
+    stack = [start]
+    while stack:
+        at = stack[-1]
+        if at in best:
+            stack.pop()
             continue
-        for after in steps[at].next:
-            total = best[at][0] + weight(steps[at])
-            if at < after <= end and (after not in best or total > best[after][0]):
-                best[after] = total, at
-    if end not in best:
-        return []
-    way, at = [], end
-    while (at := best[at][1]) != start:
+        open_to = at == start or passes(steps[at])
+        after = [n for n in steps[at].next if n not in on_way] if open_to else []
+        if at not in on_way:
+            on_way.add(at)
+            if missing := [n for n in after if n not in best]:
+                stack += missing
+                continue
+        reached = [(found[0], n) for n in after if (found := best.get(n)) is not None]
+        on_way.discard(at)
+        best[at] = (max(reached)[0] + weight(steps[at]), max(reached)[1]) if reached else None
+        stack.pop()
+    way, at = [], start
+    while at != end and (found := best[at]) is not None:
+        at = found[1]
         way.append(steps[at])
-    return way[::-1]
+    return way[:-1]
 
 
 def counted(way: Iterable[Step], *opcodes: str) -> int:
     return sum(step.opcode.startswith(opcodes) for step in way)
 
 
+def only(name: str, found: list[int]) -> int:
+    if len(found) != 1:
+        sys.exit(f"expected one {name} in a kernel, found {len(found)}: is this its round?")
+    return found[0]
+
+
 def path_of(steps: list[Step]) -> Counts:
-    sends = [n for n, step in enumerate(steps) if is_send(step)]
-    products = [n for n, step in enumerate(steps) if step.opcode.startswith("HMMA")]
-    barriers = [n for n, step in enumerate(steps) if step.opcode.startswith("BAR.")]
-    send = next(n for n in sends if n > products[-1])
-    before_send = max(n for n in barriers if n < send)
-    # A bound by norm has a barrier of its own: from the last that every round meets.
-    way = shortest(steps, before_send, is_send)
-    product = min(n for n in barriers if n > products[-1])
-    left = min(n for n in barriers if n > product)
-    cell = longest(steps, product, left, lambda _: 1)
-    first = products[0]
-    wait = max(n for n, step in enumerate(steps) if n < first and step.opcode.startswith(WAITS))
-    start = max(  # of the loop over rounds and tiles
-        to for n, step in enumerate(steps) for to in step.next if to < wait and send < n
-    )
-    loads = longest(steps, start, wait, lambda step: step.opcode.startswith("LDG"))
-    begun = next((n for n, step in enumerate(loads) if step.opcode.startswith("LDG")), len(loads))
+    barriers = [n for n, step in enumerate(steps) if is_barrier(step)]
+
+    def no_barrier(step: Step) -> bool:
+        return not is_barrier(step)
+
+    # Of the barriers in front of a send, that of a norm is nearer than the one every round meets.
+    sends = {b: shortest(steps, b, is_send, no_barrier) for b in barriers}
+    left = max(barriers, key=lambda b: len(sends[b]))
+    # The product's barrier leads to that one by a cell.
+    cells = {
+        b: longest(steps, b, left, lambda _: 1, no_barrier)
+        for b in barriers
+        if b != left and shortest(steps, b, lambda step: step is steps[left], no_barrier)
+    }
+    product = only("cell", [b for b, way in cells.items() if counted(way, "MUFU.EX2")])
+    cell = cells[product]
+    # A stage waits for the one before it, and then for its own blocks.
+    waits = {
+        n: shortest(steps, n, lambda s: s is steps[product], lambda s: not is_wait(s))
+        for n, step in enumerate(steps)
+        if is_wait(step)
+    }
+    wait = min((n for n, way in waits.items() if way), key=lambda n: len(waits[n]))
+    send = sends[left][-1]
+    # Through the grid a barrier stands behind the send.
+    start = send
+    if not shortest(steps, send, lambda s: s is steps[wait], no_barrier):
+        start = shortest(steps, send, is_barrier, no_barrier)[-1]
+    early = longest(steps, start, wait, lambda s: s.opcode.startswith("LDG"), no_barrier)
+    begun = next((n for n, step in enumerate(early) if step.opcode.startswith("LDG")), len(early))
+    way = [steps[n] for n in sends[left][:-1]]
     return Counts(
         send=len(way),
         send_divisions=counted(way, "I2F"),
-        wait_loads=counted(loads, "LDG"),
-        wait_conversions=counted(loads[begun:], *FLOATS),
+        wait_loads=counted(early, "LDG"),
+        wait_conversions=counted(early[begun:], *FLOATS),
         cell=len(cell),
         cell_calls=counted(steps, "CALL"),
         cell_branches=sum(s.opcode.startswith("BRA") and len(s.next) > 1 for s in cell),
