@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import emulated
 from emulated import Layout, results, same
 from op_parity import Case
-
-
-@pytest.fixture(scope="session")
-def ops() -> Any:
-    return emulated.load()
-
 
 #: Three groups of two blocks for each direction or stage.
 CLUSTERS = Case("gru", 2, T=3, B=17, H=12)
@@ -45,7 +38,7 @@ def test_stages_begin_in_order(ops: Any) -> None:
         try:
             results(ops, STAGES, replace(layout, resident=1, shuffled=True, seed=seed))
         except RuntimeError as error:
-            assert "blocks have not begun: the device holds 2 at once" in str(error)
+            assert "gave up: block" in str(error)
             hangs += 1
     assert hangs > 0
 

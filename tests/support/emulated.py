@@ -38,6 +38,7 @@ class Layout:
     tiles: int = 1  # of a group of blocks
     launches: int = 1
     stages: int = 1  # layers of a stack at a time
+    rows: int = 0  # of the batch in a tile; 0: as many as it has room for
     tf32: bool = False
     mode: str = "random"
     seed: int = 0
@@ -51,6 +52,7 @@ class Layout:
     def __str__(self) -> str:
         exchange = "cluster" if self.cluster else "grid"
         sizes = f"b{self.batch}u{self.units}t{self.tiles}l{self.launches}s{self.stages}"
+        sizes += f"r{self.rows}" if self.rows else ""
         return f"{exchange}-{sizes}"
 
 
@@ -164,7 +166,15 @@ def written_sites(primitives: Sequence[str] = PRIMITIVES) -> set[str]:
     for name in ("exchange.cuh", "upstream.cuh", "persistent.cuh", "product.cuh"):
         for number, line in enumerate((ROOT / "csrc/cuda" / name).read_text().splitlines(), 1):
             code = line.split("//")[0]
-            declares = "RNN_DEVICE" in code or "exchange_.send(" in code
+            declares = "RNN_DEVICE" in code or re.search(r"(exchange|upstream)_\.\w+\(", code)
             if wanted.search(code) and not declares:
                 found.add(f"{name}:{number}")
     return found
+
+
+#: What a wait that reached its bound says.
+GAVE_UP = (
+    r"rnnkernels::sequence_(for|back)ward: a kernel of the (cluster|grid) family gave up: block "
+    r"(\d+) waited 4 s for what (the other blocks that share the weights|the layer before it in a "
+    r"stack) send, at tile (\d+), round (\d+)\. "
+)

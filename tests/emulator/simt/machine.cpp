@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <sstream>
+#include <utility>
 
 #include "simt/internals.h"
 
@@ -125,7 +126,7 @@ Report Machine::run_all() {
   Report report{switches_, {}, races_ ? races_->accesses() : 0};
   bool skipped = (schedule_.skip_site + schedule_.weak_site).empty();
   for (const auto& [place, site] : sites_) {
-    report.sites.push_back({place.first, place.second});
+    report.sites.push_back({place.first, place.second, site.visits});
     skipped |= site.skipped || site.weak;
   }
   if (!skipped)
@@ -233,10 +234,11 @@ const Site& Machine::visit(const Here& here, const char* primitive) {
   const Site*& known = known_[{{here.file, here.line}, primitive}];
   if (!known) {
     const std::string place = std::string(here.file) + ":" + std::to_string(here.line);
-    const Site site{std::string(primitive) + " at " + place, place == schedule_.skip_site,
-                    place == schedule_.weak_site};
+    const Site site{std::string(primitive) + " at " + place, place == schedule_.skip_site, place == schedule_.weak_site,
+                    0};
     known = &sites_.emplace(std::pair{place, primitive}, site).first->second;
   }
+  ++known->visits;
   return *known;
 }
 
@@ -258,6 +260,25 @@ const Site* Machine::enter(const Here& here, const char* primitive) {
 void Machine::sleep(const Site& site) {
   self_->waits_at = &site;
   resume(*choose());
+}
+
+bool Machine::sleep_in_time(const Site& site) {
+  self_->waits_in_time = true;
+  sleep(site);
+  self_->waits_in_time = false;
+  return !std::exchange(self_->late, false);
+}
+
+// Everybody who waits with a bound has reached it.
+void Machine::let_time_pass() {
+  for (Thread& thread : threads_) {
+    if (!thread.waits_at || !thread.waits_in_time) continue;
+    thread.late = true;
+    make_ready(thread);
+  }
+  for (Block& block : blocks_)
+    for (auto& [offset, barrier] : block.transactions) barrier.asleep.clear();
+  flags_.clear();
 }
 
 void Machine::yield() {
@@ -290,8 +311,12 @@ void Machine::make_ready(Thread& thread) {
 Thread* Machine::choose() {
   while (ready_.empty()) {
     if (!alive_) return nullptr;
-    if (messages_.empty()) fail_deadlock();
-    deliver(random_.below(messages_.size()));
+    if (!messages_.empty()) {
+      deliver(random_.below(messages_.size()));
+      continue;
+    }
+    if (schedule_.bounded) let_time_pass();
+    if (ready_.empty()) fail_deadlock();
   }
   if (schedule_.mode == Mode::forward) std::pop_heap(ready_.begin(), ready_.end(), std::greater<>());
   if (schedule_.mode == Mode::reverse) std::pop_heap(ready_.begin(), ready_.end(), std::less<>());

@@ -42,11 +42,13 @@ struct Schedule {
   bool shuffled = false;       // in which they begin: in the order of their numbers, or in any
   bool races = false;          // watches every access; takes kernels compiled for that (races.h)
   std::string weak_site = {};  // where a primitive waits and signals as always, and orders no memory
+  bool bounded = false;        // waits for other blocks end where nobody can run; else that is an Error
 };
 
 struct VisitedSite {
   std::string place;  // file:line
   std::string primitive;
+  uint64_t visits;  // by all threads
 };
 
 struct Report {

@@ -17,6 +17,13 @@ namespace {
 // Numbers of 16 bits are written by different threads next to each other; nothing smaller is written at all.
 constexpr uintptr_t kGranule = 2, kPageBytes = 4096;
 
+// Zeros. Nobody catches an exception between a kernel's access and the kernel.
+void* allocate(size_t bytes) {
+  void* const memory = std::calloc(1, bytes);
+  if (!memory) std::abort();
+  return memory;
+}
+
 }  // namespace
 
 // Who wrote last, and who has read since then.
@@ -39,14 +46,14 @@ Races::Races(const Grid& grid, std::vector<const void*> shared, const void* stac
       stacks_end_(reinterpret_cast<uintptr_t>(stacks_end)),
       threads_(size_t(grid.blocks) * size_t(grid.threads)),
       agents_(2 * uint32_t(threads_.size())),
-      table_size_(1 << 12) {
+      table_size_(1 << 6) {
   const auto nothing = std::make_shared<const Clocks>();
   for (Thread& thread : threads_) thread.others = nothing;
-  table_ = static_cast<Page**>(std::calloc(table_size_, sizeof(Page*)));
+  table_ = static_cast<Page**>(allocate(table_size_ * sizeof(Page*)));
   pthread_attr_t attributes;
   void* stack = nullptr;
   size_t bytes = 0;
-  if (!table_ || pthread_getattr_np(pthread_self(), &attributes)) throw std::bad_alloc();
+  if (pthread_getattr_np(pthread_self(), &attributes)) throw std::bad_alloc();
   pthread_attr_getstack(&attributes, &stack, &bytes);
   pthread_attr_destroy(&attributes);
   host_stack_ = reinterpret_cast<uintptr_t>(stack);
@@ -62,25 +69,39 @@ Races::~Races() {
   std::free(table_);
 }
 
+// Where the page of this number is, or would be.
+RNN_UNWATCHED Races::Page** Races::page(uintptr_t number) {
+  size_t i = number * 0x9e3779b97f4a7c15 >> 32 & (table_size_ - 1);
+  while (table_[i] && table_[i]->number != number) i = (i + 1) & (table_size_ - 1);
+  return table_ + i;
+}
+
+void Races::grow() {
+  Page** const smaller = table_;
+  const size_t size = table_size_;
+  table_size_ *= 2;
+  table_ = static_cast<Page**>(allocate(table_size_ * sizeof(Page*)));
+  for (size_t i = 0; i < size; ++i)
+    if (smaller[i]) *page(smaller[i]->number) = smaller[i];
+  std::free(smaller);
+}
+
 RNN_UNWATCHED Races::Cell* Races::cells(uintptr_t p) {
   const uintptr_t number = p / kPageBytes;
-  if (!last_page_ || number != last_number_) {
-    size_t i = number * 0x9e3779b97f4a7c15 >> 32 & (table_size_ - 1);
-    while (table_[i] && table_[i]->number != number) i = (i + 1) & (table_size_ - 1);
-    if (!table_[i]) {
-      if (++pages_ * 2 > table_size_) std::abort();  // 8 MiB of memory of one launch: far from what tests have
-      table_[i] = static_cast<Page*>(std::calloc(1, sizeof(Page)));
-      if (!table_[i]) std::abort();
-      table_[i]->number = number;
+  if (!last_page_ || number != last_page_->number) {
+    if (!*page(number)) {
+      if (++pages_ * 2 > table_size_) grow();
+      Page* const fresh = static_cast<Page*>(allocate(sizeof(Page)));
+      fresh->number = number;
+      *page(number) = fresh;
     }
-    last_page_ = table_[i];
-    last_number_ = number;
+    last_page_ = *page(number);
   }
   return last_page_->cells + p % kPageBytes / kGranule;
 }
 
 RNN_UNWATCHED bool Races::knows(uint32_t thread, const Stamp& stamp) const {
-  const Thread& self = (&*threads_.begin())[thread];
+  const Thread& self = threads_[thread];
   if (stamp.agent == thread || stamp.clock == 0) return true;
   if (stamp.agent == thread + threads_.size() && stamp.clock <= self.copies) return true;
   const Clocks& others = *self.others;
@@ -136,7 +157,7 @@ RNN_UNWATCHED void Races::stamp(uint32_t thread, const void* memory, size_t byte
 }
 
 RNN_UNWATCHED void Races::access(uint32_t thread, const void* p, size_t bytes, bool writes, Origin origin) {
-  stamp(thread, p, bytes, writes, {thread, (&*threads_.begin())[thread].own, origin});
+  stamp(thread, p, bytes, writes, {thread, threads_[thread].own, origin});
 }
 
 void Races::atomic(uint32_t thread, const void* memory, size_t bytes, Origin origin) {

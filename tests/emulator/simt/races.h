@@ -141,6 +141,8 @@ class Races {
   Known after(const Release& release) const;
   void acquire(uint32_t thread, const Known& known);
 
+  Page** page(uintptr_t number);
+  void grow();
   Cell* cells(uintptr_t p);
   void stamp(uint32_t thread, const void* p, size_t bytes, bool writes, const Stamp& mine);
   void read(Cell& cell, uint32_t thread, const Stamp& mine, uintptr_t p);
@@ -164,7 +166,6 @@ class Races {
 
   Page** table_;
   size_t table_size_, pages_ = 0;
-  uintptr_t last_number_ = 0;
   Page* last_page_ = nullptr;
 
   uint64_t accesses_ = 0;

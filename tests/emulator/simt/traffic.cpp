@@ -114,10 +114,10 @@ void Machine::publish(uint32_t* flag, uint32_t value) {
   yield();
 }
 
-void Machine::await(const Site& site, const uint32_t* flag, uint32_t value) {
-  if (*flag >= value) return;
+bool Machine::await(const Site& site, const uint32_t* flag, uint32_t value) {
+  if (*flag >= value) return true;
   flags_[flag].emplace_back(self_, value);
-  sleep(site);
+  return sleep_in_time(site);
 }
 
 }  // namespace rnn::simt
@@ -158,11 +158,11 @@ void TransactionBarrier::expect(int bytes, Here here) {
   m.yield();
 }
 
-void TransactionBarrier::await(int phase, Here here) {
+bool TransactionBarrier::await(int phase, Here here) {
   const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "await");
-  if (!site) return;
+  if (!site) return true;
   const ptrdiff_t offset =
       m.shared_offset(*site, "the transaction barrier", this, sizeof(TransactionBarrier), alignof(TransactionBarrier));
   simt::Transactions& barrier = m.transactions(m.self(), *site, *m.self().block, offset);
@@ -176,10 +176,11 @@ void TransactionBarrier::await(int phase, Here here) {
   if (m.races()) m.races()->wait(m.number(), this, phase, *site);
   if (phase == barrier.phase) {
     barrier.asleep.push_back(&m.self());
-    m.sleep(*site);
+    if (!m.sleep_in_time(*site)) return false;
     check(" awaited until phase ");
   }
   if (m.races()) m.races()->waited(m.number(), this, phase, !site->weak);
+  return true;
 }
 
 void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, Here here) {
@@ -191,6 +192,7 @@ void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, 
   message.to = m.shared_offset(*site, "the destination", to, sizeof(Vec16), alignof(Vec16));
   message.barrier = m.shared_offset(*site, "the transaction barrier", barrier, sizeof(TransactionBarrier),
                                     alignof(TransactionBarrier));
+  if (m.grid().cluster == 1) m.fail(*site, "a cluster of one block has nobody to send to: it is not defined");
   if (rank < 0 || rank >= m.grid().cluster)
     m.fail(*site, "rank " + std::to_string(rank) + " in a cluster of " + std::to_string(m.grid().cluster) + " blocks");
   message.block = m.self().block->cluster->blocks + rank;
@@ -217,14 +219,20 @@ void publish(uint32_t* flag, uint32_t value, Here here) {
   m.publish(flag, value);
 }
 
-void await(const uint32_t* flag, uint32_t value, Here here) {
+bool await(const uint32_t* flag, uint32_t value, Here here) {
   const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "await");
-  if (!site) return;
+  if (!site) return true;
   m.check_flag(*site, flag);
-  m.await(*site, flag, value);
+  if (!m.await(*site, flag, value)) return false;
   if (m.races()) m.races()->await(m.number(), flag, value, !site->weak, *site);
+  return true;
+}
+
+void record(uint64_t* fault, const Fault& found) {
+  const simt::Unwatched unwatched;
+  *fault = found.packed();
 }
 
 void copy_async(void* to, const void* from, Here here) {

@@ -1,7 +1,7 @@
 // The sequence ops on persistent kernels, run by the emulator. They are registered for CPU tensors in a library of
-// their own, with an op that says how the next calls are laid out and scheduled, and one that tells where they have
-// been.
-#include <set>
+// their own, with an op that says how the next calls are laid out and scheduled, and two that tell where they have
+// been and how often.
+#include <map>
 
 #include "cuda/persistent.h"
 #include "simt/kernels/launch.h"
@@ -11,14 +11,14 @@ namespace {
 
 struct Settings {
   bool cluster = true;
-  int64_t batch = 1, units = 8, tiles = 1, launches = 1, stages = 1;
+  int64_t batch = 1, units = 8, tiles = 1, launches = 1, stages = 1, rows = 0;
   bool tf32 = false;
   int device = 90;
   simt::Schedule schedule;
 };
 Settings settings;
-std::set<std::pair<std::string, std::string>> visited;
-int64_t accesses = 0;  // watched
+std::map<std::pair<std::string, std::string>, uint64_t> visited;  // place and primitive: how often
+int64_t accesses = 0;                                             // watched
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -26,10 +26,11 @@ Plan chosen(Kernel kernel, const Problem& problem, int stages = 1) {
   kernel.cluster = settings.cluster;
   kernel.batch = int(settings.batch);
   kernel.pipelined = stages > 1;
-  Plan plan{true, "", kernel, {}, int(settings.launches), 0};
+  Plan plan{true, "", kernel, {}, int(settings.launches), 0, 0, ""};
   const int units = int(settings.units);
   plan.layout = lay_out(kernel, int(divide_up(problem.H, units)), units, int(settings.tiles));
-  const int64_t groups = divide_up(problem.rows, settings.tiles * plan.layout.message.rows);
+  if (settings.rows) plan.layout.rows = int(settings.rows);
+  const int64_t groups = divide_up(problem.rows, settings.tiles * plan.layout.rows);
   plan.layout.groups = int(divide_up(groups, settings.launches));
   return plan;
 }
@@ -53,7 +54,7 @@ struct Runner {
     return *simt::Kernels<IO>::compiled;
   }
   static void note(const simt::Report& report) {
-    for (const simt::VisitedSite& site : report.sites) visited.insert({site.place, site.primitive});
+    for (const simt::VisitedSite& site : report.sites) visited[{site.place, site.primitive}] += site.visits;
     accesses += int64_t(report.accesses);
   }
 };
@@ -67,7 +68,7 @@ void run(Run& all) {
   const Runner runner{all.cell().number};
   const int stages = a.D == 1 && !a.recorded ? std::min(int(settings.stages), a.layers) : 1;
   const int64_t rows = sequence_of(all.call(), all.sizes(), a.backward ? a.window : 0).rows();
-  const Plan plan = chosen(kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm), {a.H, rows, a.D}, stages);
+  const Plan plan = chosen(kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm), {a.H, rows, a.D, 1}, stages);
   if (stages > 1) return run_stack(all, Stack{stages, plan, 0}, runner);
   all.each([&](auto& layer) { run_persistent(layer, plan, runner); });
 }
@@ -75,10 +76,10 @@ void run(Run& all) {
 void forward(ForwardRun& all) { run(all); }
 void backward(BackwardRun& all) { run(all); }
 
-void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages, bool tf32,
-               c10::string_view mode, int64_t seed, c10::string_view skip, bool races, c10::string_view weak,
-               int64_t device, int64_t resident, bool shuffled) {
-  settings = {cluster, batch, units, tiles, launches, stages, tf32, int(device), {}};
+void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages,
+               int64_t rows, bool tf32, c10::string_view mode, int64_t seed, c10::string_view skip, bool races,
+               c10::string_view weak, int64_t device, int64_t resident, bool shuffled) {
+  settings = {cluster, batch, units, tiles, launches, stages, rows, tf32, int(device), {}};
   settings.schedule.mode = mode == "forward"   ? simt::Mode::forward
                            : mode == "reverse" ? simt::Mode::reverse
                                                : simt::Mode::random;
@@ -88,13 +89,21 @@ void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_
   settings.schedule.weak_site = std::string(weak);
   settings.schedule.resident = int(resident);
   settings.schedule.shuffled = shuffled;
+  settings.schedule.bounded = !races;  // who gives up leaves in no order
   visited.clear();
   accesses = 0;
 }
 
 std::vector<std::string> sites() {
   std::vector<std::string> all;
-  for (const auto& [place, primitive] : visited) all.push_back(place + " " + primitive);
+  for (const auto& [site, visits] : visited) all.push_back(site.first + " " + site.second);
+  return all;
+}
+
+int64_t visits(c10::string_view primitive) {
+  int64_t all = 0;
+  for (const auto& [site, visits] : visited)
+    if (site.second == primitive) all += int64_t(visits);
   return all;
 }
 
@@ -110,6 +119,7 @@ RNN_SIMT_LIBRARY(TORCH_LIBRARY, RNN_SIMT_OPS, library) {
   library.def("configure", rnn::cuda::configure);
   library.def("sites", rnn::cuda::sites);
   library.def("watched", rnn::cuda::watched);
+  library.def("visits", rnn::cuda::visits);
 }
 
 RNN_SIMT_LIBRARY(TORCH_LIBRARY_IMPL, RNN_SIMT_OPS, CPU, library) {

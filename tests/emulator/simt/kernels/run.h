@@ -21,8 +21,9 @@ class Apart {
  public:
   explicit Apart(cuda::Layout& l) {
 #if defined(RNN_SIMT_ASAN)
-    int64_t* begins[kAreas] = {&l.exchange, &l.partial,          &l.staging,       &l.state,           &l.squares,
-                               &l.slots,    &l.upstream_weights, &l.upstream_rows, &l.upstream_partial};
+    int64_t* begins[kAreas] = {&l.exchange,         &l.partial,       &l.staging,         &l.state,
+                               &l.squares,          &l.slots,         &l.constants,       &l.failed,
+                               &l.upstream_weights, &l.upstream_rows, &l.upstream_partial};
     for (int i = 0; i < kAreas; ++i) begins_[i] = *begins[i] += (i + 1) * kGap;
     l.shared_bytes += kAreas * kGap;
 #endif
@@ -36,7 +37,7 @@ class Apart {
   }
 
  private:
-  static constexpr int kAreas = 9, kGap = 128;
+  static constexpr int kAreas = 11, kGap = 128;
   int64_t begins_[kAreas];
 };
 
@@ -53,8 +54,10 @@ inline std::vector<Area> shared_areas(const cuda::Layout& l, bool cluster) {
                                                     {"partial", l.partial},
                                                     {"staging", l.staging},
                                                     {"state", l.state},
+                                                    {"constants", l.constants},
                                                     {"squares", l.squares},
                                                     {"slots", l.slots},
+                                                    {"failed", l.failed},
                                                     {"upstream_weights", l.upstream_weights},
                                                     {"upstream_rows", l.upstream_rows},
                                                     {"upstream_partial", l.upstream_partial},
@@ -97,32 +100,35 @@ void name_arrays(std::vector<Area>& areas, const cuda::BackwardStage<IO>& c) {
 }
 
 template <class Pass, class Call>
-Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, const cuda::Part& part, int device,
+Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, cuda::Part part, int device,
            const Schedule& schedule) {
+  uint64_t fault = 0;
+  part.fault = &fault;
   const Apart apart(plan.layout);
   const cuda::Persistent<Pass> persistent = cuda::parameter<Pass>(cell, stages, plan, part);
   const cuda::Layout& l = persistent.layout;
   const int blocks = l.message.blocks;
-  Grid grid{int(stages[0].seq.D) * l.stages * l.groups * blocks, plan.kernel.cluster ? blocks : 1, cuda::kThreads,
+  Grid grid{int(stages[0].seq.D) * l.stages * l.groups * blocks, plan.in_clusters() ? blocks : 1, cuda::kThreads,
             int(l.shared_bytes)};
   grid.device = device;
-  grid.cooperative = !plan.kernel.cluster;
+  grid.cooperative = plan.cooperates();
   if (schedule.races) {
     grid.name = std::string(Pass::kFirst ? "forward" : "backward") + " of cell " + std::to_string(cell) + ", " +
-                (plan.kernel.cluster ? "cluster" : "grid");
-    grid.shared_areas = shared_areas(l, plan.kernel.cluster);
+                (plan.in_clusters() ? "cluster" : "grid");
+    grid.shared_areas = shared_areas(l, plan.in_clusters());
     const int64_t groups = l.stages * stages[0].seq.D * l.groups;
     name_array(grid.global_areas, "the exchange of the grid", part.global, groups * l.global_bytes);
     for (const Call& stage : stages) name_arrays<typename Pass::Cell>(grid.global_areas, stage);
   }
   Report report;
-  const bool found = cuda::dispatch_block<Pass>(plan.kernel, [&]<class Block>(Block*) {
+  const bool found = cuda::dispatch_block<Pass>(plan, [&]<class Block>(Block*) {
     report = launch(grid, schedule, [&] {
       apart.forbid();
       Block(persistent).run();
     });
   });
   if (!found) throw std::invalid_argument("no such kernel");
+  if (fault) throw Error(cuda::text_of(fault));
   return report;
 }
 
