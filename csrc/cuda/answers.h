@@ -47,7 +47,9 @@ inline std::string refusal(const Plan& plan, int D, const Answer& answer) {
   const int needed = l.stages > 1 || plan.cooperates() ? D * l.stages * l.groups : 1;
   if (answer.at_once >= needed) return "";
   const std::string blocks = std::to_string(l.message.blocks);
-  const std::string what = plan.in_clusters() ? "clusters of " + blocks + " blocks" : "groups of " + blocks + " blocks";
+  const std::string what = l.message.alone()    ? "single blocks"
+                           : plan.in_clusters() ? "clusters of " + blocks + " blocks"
+                                                : "groups of " + blocks + " blocks";
   return what + ": " +
          (answer.reason.empty() ? "the device runs " + std::to_string(answer.at_once) + " of the " +
                                       std::to_string(needed) + " at the same time"

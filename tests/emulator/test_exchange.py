@@ -73,3 +73,27 @@ def test_only_rows_of_the_batch_travel(ops: Any, cluster: bool, primitive: str) 
         results(ops, Case("lstm", 1, T=3, B=B, H=32), Layout(cluster, units=16, tiles=2))
         travelled[B] = ops.visits(primitive)
     assert travelled == {B: B * travelled[1] for B in travelled}
+
+
+def test_what_a_device_can_launch(ops: Any) -> None:
+    """Groups that wait for each other all have to run at once; of others, one. Answers are kept."""
+    for cluster, blocks, groups, stages, at_once, said in (
+        (True, 16, 9, 1, 1, ""),  # a cluster waits for no other
+        (True, 16, 9, 1, 0, "clusters of 16 blocks: the device runs 0 of the 1 at the same time"),
+        (True, 8, 2, 3, 5, "clusters of 8 blocks: the device runs 5 of the 6 at the same time"),
+        (True, 8, 2, 3, 6, ""),
+        (False, 32, 4, 1, 4, ""),
+        (False, 32, 4, 1, 3, "groups of 32 blocks: the device runs 3 of the 4 at the same time"),
+        (False, 1, 300, 1, 132, ""),  # a block by itself waits for nobody
+        (True, 1, 300, 1, 132, ""),
+        (
+            False,
+            1,
+            2,
+            70,
+            132,
+            "single blocks: the device runs 132 of the 140 at the same time",
+        ),
+    ):
+        assert ops.refused(cluster, blocks, groups, stages, at_once, "") == said
+    assert ops.refused(True, 16, 1, 1, 8, "too large") == "clusters of 16 blocks: too large"

@@ -3,6 +3,7 @@
 // been and how often.
 #include <map>
 
+#include "cuda/answers.h"
 #include "cuda/persistent.h"
 #include "simt/kernels/launch.h"
 
@@ -109,6 +110,26 @@ int64_t visits(c10::string_view primitive) {
 
 int64_t watched() { return accesses; }
 
+// Why a device that runs so many groups of blocks at once, or says something else, cannot launch a layout of a
+// direction.
+std::string refused(bool cluster, int64_t blocks, int64_t groups, int64_t stages, int64_t at_once,
+                    const std::string& reason) {
+  Answers known;
+  int asked = 0;
+  const auto ask = [&]() -> Answer { return ++asked, Answer{int(at_once), ""}; };
+  const Answers::Question question{nullptr, 0, blocks, 0};
+  known.find(question, ask);
+  if (!reason.empty()) known.refuse(question, reason);
+  Plan plan{true, "", kernel_of(1, 0, 1, false, Precision::kFloat32, false), {}, 1, 0, 0, ""};
+  plan.kernel.cluster = cluster;
+  plan.layout.message.blocks = int(blocks);
+  plan.layout.groups = int(groups);
+  plan.layout.stages = int(stages);
+  std::string said = refusal(plan, 1, known.find(question, ask));
+  TORCH_CHECK(asked == 1, "asked ", asked, " times");
+  return said;
+}
+
 }  // namespace
 }  // namespace rnn::cuda
 
@@ -120,6 +141,7 @@ RNN_SIMT_LIBRARY(TORCH_LIBRARY, RNN_SIMT_OPS, library) {
   library.def("sites", rnn::cuda::sites);
   library.def("watched", rnn::cuda::watched);
   library.def("visits", rnn::cuda::visits);
+  library.def("refused", rnn::cuda::refused);
 }
 
 RNN_SIMT_LIBRARY(TORCH_LIBRARY_IMPL, RNN_SIMT_OPS, CPU, library) {
