@@ -7,11 +7,9 @@ compute must not depend on it, and must depend on every one of their barriers.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
-from pathlib import Path
+from dataclasses import astuple, replace
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -19,131 +17,26 @@ import pytest
 import torch
 from torch import Tensor
 
-import building
+import emulated
 import nonfinite
 import op_parity
 import stack_parity
+from emulated import (
+    EXCHANGES,
+    GAVE_UP,
+    PRECISIONS,
+    PRIMITIVES,
+    Layout,
+    backward,
+    errors,
+    forward,
+    results,
+    runs,
+    same,
+)
 from op_parity import ALL, CASES, CLIPS, Case
-from rnnkernels._core.call import Clip, Layer
+from rnnkernels._core.call import Clip
 from rnnkernels.cells import CELLS
-
-ROOT = Path(__file__).parents[2]
-EMULATOR = ("barriers", "fiber", "machine", "traffic", "warp")
-#: Such as "address,undefined": the kernels and the emulator are instrumented, as by setup.py.
-SANITIZE = os.environ.get("RNNKERNELS_SANITIZE", "")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How calls are laid out over blocks, and in which order threads run."""
-
-    cluster: bool = True  # else through the grid
-    batch: int = 1  # eights of rows in a tile
-    units: int = 8  # of a block
-    tiles: int = 1  # of a group of blocks
-    launches: int = 1
-    stages: int = 1  # layers of a stack at a time
-    tf32: bool = False
-    mode: str = "random"
-    seed: int = 0
-    skip: str = ""  # the site of a primitive that does nothing
-
-    def __str__(self) -> str:
-        exchange = "cluster" if self.cluster else "grid"
-        sizes = f"b{self.batch}u{self.units}t{self.tiles}l{self.launches}s{self.stages}"
-        return f"{exchange}-{sizes}"
-
-
-#: dtype, TF32, largest error. IEEE products are as good as the CPU's; TF32 has 11 bits, the
-#: 16-bit types have 8 and 11, and what backward starts from is rounded already.
-PRECISIONS = {
-    "float32": (torch.float32, False, 1e-6),
-    "tf32": (torch.float32, True, 2e-3),
-    "bfloat16": (torch.bfloat16, False, 3e-2),
-    "float16": (torch.float16, False, 4e-3),
-}
-
-
-@pytest.fixture(scope="session")
-def ops() -> Any:
-    # The slowest first. What no sanitizer runs, need not be compiled for it.
-    storage = ["float", "bfloat16"] if SANITIZE else ["float", "bfloat16", "float16"]
-    sources = [*(f"tests/emulator/simt/kernels/{name}" for name in (*storage, "ops"))]
-    sources += [*(f"tests/emulator/simt/{name}" for name in EMULATOR)]
-    sources += ["csrc/cuda/plan"]
-    flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
-    instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"] if SANITIZE else []
-    if SANITIZE:  # locals that are used after return would take a second stack for each thread
-        flags.append("--param=asan-use-after-return=0")
-    sources = [f"{source}.cpp" for source in sources]
-    building.load_ops("rnnkernels_simt", sources, flags, instrument)
-    return torch.ops.rnnkernels_simt
-
-
-def runs(case: Case, precision: str = "float32") -> bool:
-    """Do persistent kernels take such a call, and is there anything to run?"""
-    bounded = precision == "float16" and case.clip.kind == "norm"
-    return not (case.R or bounded or case.T * case.B == 0)
-
-
-def forward(ops: Any, calls: list[Layer], dropout: float = 0) -> list[list[Tensor]]:
-    """What each layer returns, one by itself or a stack."""
-    if calls[1:]:
-        return stack_parity.forward(ops, calls, dropout)
-    return [op_parity.forward(ops, calls[0])]
-
-
-def backward(
-    ops: Any, calls: list[Layer], outs: list[list[Tensor]], dropout: float = 0
-) -> list[list[Tensor]]:
-    grads = stack_parity.random_gradients(calls, outs)
-    if calls[1:]:
-        return stack_parity.backward(ops, calls, outs, grads, dropout)
-    return [op_parity.backward(ops, calls[0], outs[0], grads[0])]
-
-
-def results(
-    ops: Any,
-    case: Case,
-    layout: Layout,
-    dtype: torch.dtype = torch.float32,
-    layers: int = 0,
-    dropout: float = 0,
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Of both passes, for each layer; there are as many as the layout has stages, unless it says
-    otherwise."""
-    ops.configure(*astuple(layout))
-    calls = stack_parity.make(case, layers or layout.stages, dtype)
-    outs = forward(ops, calls, dropout)
-    return outs, backward(ops, calls, outs, dropout)
-
-
-def errors(
-    ops: Any,
-    case: Case,
-    layout: Layout,
-    dtype: torch.dtype,
-    layers: int = 0,
-    dropout: float = 0,
-) -> tuple[float, float]:
-    outs, backs = results(ops, case, layout, dtype, layers, dropout)
-    calls = stack_parity.make(case, len(outs), dtype)
-    for call, out, back in zip(calls, outs, backs, strict=True):
-        assert op_parity.padding_is_zero(call, [out[0], *out[3:], back[0], *back[3:]])
-    grads = stack_parity.random_gradients(calls, outs)
-    return (
-        stack_parity.forward_error(calls, outs, dropout),
-        stack_parity.backward_error(calls, outs, backs, grads, dropout),
-    )
-
-
-def same(got: list[list[Tensor]], wanted: list[list[Tensor]]) -> bool:
-    """Are all tensors of all layers the same, bit by bit?"""
-    pairs = zip(itertools.chain(*got), itertools.chain(*wanted), strict=True)
-    return all(torch.equal(g, w) for g, w in pairs)
-
-
-EXCHANGES = {"cluster": True, "grid": False}
 
 
 class Way(NamedTuple):
@@ -196,6 +89,7 @@ def test_every_cell_meets_every_way() -> None:
 LAYOUTS = [
     (Case("lstm", 1, T=3, B=1, H=1), Layout()),
     (Case("lstm", 2, T=3, B=17, H=19), Layout(tiles=3)),
+    (Case("lstm", 1, T=3, B=17, H=19), Layout(tiles=2, rows=3)),
     (Case("lstm", 2, T=3, B=17, H=40), Layout(units=16, tiles=2)),  # a last block of 8 units
     (Case("gru", 1, T=3, B=20, H=100), Layout(units=64)),  # weights beyond the registers
     (Case("rnn_relu", 1, T=2, B=3, H=200), Layout(units=56)),
@@ -258,7 +152,7 @@ def test_stacks(ops: Any, case: Case, way: Way) -> None:
 ODD: list[tuple[dict[str, Any], Layout]] = [
     ({**ALL, "D": 2, "T": 5, "B": 9, "H": 13, "window": 2, "clip": CLIPS[1]}, Layout(tiles=2)),
     ({"D": 1, "T": 2, "B": 1, "H": 67, "bias": False}, Layout(units=64)),
-    ({"T": 4, "B": 9, "H": 13, "lengths": True, "reset": True}, Layout(tiles=2, stages=2)),
+    ({"T": 4, "B": 9, "H": 13, "lengths": True, "reset": True}, Layout(tiles=2, stages=2, rows=5)),
 ]
 
 
@@ -315,25 +209,6 @@ def test_nan_and_infinity(ops: Any, case: Case, title: str, cluster: bool) -> No
         nonfinite.check(ops, case, title, dtype)
 
 
-PRIMITIVES = [
-    "sync_block", "sync_cluster", "open", "expect", "await", "send", "publish", "copy_async",
-    "copies_arrive",
-]  # fmt: skip
-PRIMITIVE = re.compile(rf"\b(?:{'|'.join(PRIMITIVES)})\(")
-
-
-def written_sites() -> set[str]:
-    """file:line of every barrier, message and flag in the sources of the kernels."""
-    found = set()
-    for name in ("exchange.cuh", "upstream.cuh", "persistent.cuh", "product.cuh"):
-        for number, line in enumerate((ROOT / "csrc/cuda" / name).read_text().splitlines(), 1):
-            code = line.split("//")[0]
-            declares = "RNN_DEVICE" in code or "exchange_.send(" in code
-            if PRIMITIVE.search(code) and not declares:
-                found.add(f"{name}:{number}")
-    return found
-
-
 def noticed(
     ops: Any, site: str, case: Case, layout: Layout, outs: list[list[Tensor]], backs: Any
 ) -> bool:
@@ -355,7 +230,7 @@ def noticed(
             return True
         return not same(run(lambda: backward(ops, calls, got, DROPPED)), backs)
     except RuntimeError as error:
-        assert re.match(r"block \d+, thread \d+, |deadlock: ", str(error)), error
+        assert re.match(rf"block \d+, thread \d+, |deadlock: |{GAVE_UP}", str(error)), error
         return True
 
 
@@ -389,4 +264,4 @@ def test_every_primitive_is_needed(ops: Any) -> None:
         ):
             needless.append(name)
     assert not needless
-    assert written_sites() <= seen
+    assert emulated.written_sites() <= seen

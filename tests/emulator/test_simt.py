@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import building
+import emulated
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "tests/emulator/simt").glob("*.cpp"))
@@ -42,17 +43,22 @@ class Program(NamedTuple):
 
     def convert(self, how: str, kind: str, x: np.ndarray, to: str) -> np.ndarray:
         done = subprocess.run(
-            [self.path, how, kind], input=x.tobytes(), capture_output=True, check=True
+            [self.path, how, *kind.split()], input=x.tobytes(), capture_output=True, check=True
         )
         return np.frombuffer(done.stdout, to)
 
 
-VARIANTS: dict[str, list[str]] = {"plain": [], "sanitized": ["-fsanitize=address"]}
+#: Flags of the compiler, and those of the linker.
+VARIANTS: dict[str, tuple[list[str], list[str]]] = {
+    "plain": ([], []),
+    "sanitized": (["-fsanitize=address"], ["-fsanitize=address"]),
+    "watched": ([*emulated.WATCH, "-g1"], []),
+}
 
 
 @pytest.fixture(scope="session")
 def programs() -> dict[str, Program]:
-    """The same program twice, as it is and with sanitizers."""
+    """The same program as it is, with sanitizers, and to be watched for races."""
     compiler = os.environ.get("CXX", "c++").split()
     if not shutil.which(compiler[0]):
         pytest.skip("no C++ compiler")
@@ -71,8 +77,13 @@ def programs() -> dict[str, Program]:
 
             def build(name: str) -> None:
                 made = str(folder / name)
-                for step in (["-c", str(source), "-o", f"{made}.o"], [f"{made}.o", "-o", made]):
-                    subprocess.run([*compiler, *flags, *VARIANTS[name], *step], check=True)
+                compile_flags, link_flags = VARIANTS[name]
+                steps = [
+                    [*compile_flags, "-c", str(source), "-o", f"{made}.o"],
+                    [*link_flags, f"{made}.o", "-o", made],
+                ]
+                for step in steps:
+                    subprocess.run([*compiler, *flags, *step], check=True)
 
             with ThreadPoolExecutor() as pool:
                 list(pool.map(build, VARIANTS))
@@ -88,6 +99,11 @@ def program(programs: dict[str, Program]) -> Program:
 @pytest.fixture
 def sanitized(programs: dict[str, Program]) -> Program:
     return programs["sanitized"]
+
+
+@pytest.fixture
+def watched(programs: dict[str, Program]) -> Program:
+    return programs["watched"]
 
 
 def all_ok(results: list[str]) -> bool:
@@ -135,6 +151,48 @@ def test_site_to_remove_has_to_exist(program: Program) -> None:
     assert re.match("exception .*nothing ran at the site to skip, barriers.cpp:1", result)
 
 
+def test_no_races_in_what_is_right(watched: Program) -> None:
+    primitives = [case for case in watched.cases("primitives") if case != "flag_steps"]
+    results = watched.run("watched", 1, *watched.cases("loops"), *primitives)
+    assert all_ok(results), [r for r in results if not r.startswith("ok")]
+
+
+#: What is in no order, and between whom.
+RACES = {
+    "transactions_with_a_race": r"byte \d+ in shared memory of block \d is written after it was "
+    r"read, .*thread \d+ of block \d, selftest_loops.cpp:\d+; +thread \d+ of block \d, self",
+    "flag_steps": "global memory is used as a flag, and otherwise, .*, await at ",
+    "race": "global memory is read after it was written, ",
+    "slowness": "global memory is written twice, ",
+    "late_copy": "byte 0 .* is read after it was written, .* a copy of thread 0 of block 0, copy_",
+    "late_message": "byte 16 .* is read after it was written, .* a message in phase 0, send at ",
+}
+
+
+@pytest.mark.parametrize("case", RACES)
+def test_finds_races(watched: Program, case: str) -> None:
+    (result,) = watched.run("watched", 1, case)
+    assert re.match(f"Error race in a kernel; .*{RACES[case]}", result)
+
+
+@pytest.mark.parametrize("case", ["few_transactions", "few_flags", "barriers", "cluster_barriers"])
+def test_what_orders_no_memory_is_a_race(watched: Program, case: str) -> None:
+    """A wait that is left out, or a fence or barrier that promises nothing; in one run."""
+    waits = {"sync_block", "sync_cluster", "await", "copies_arrive"}
+    sites = list(watched.lines("sites", case))
+    ways = [place for place, primitive in sites if primitive in waits]
+    ways += [f"~{place}" for place, primitive in sites if primitive in {*waits, "publish"}]
+    assert len(ways) >= 4
+    for way in ways:
+        (result,) = watched.run("watched", 1, case, skip=way)
+        assert result.startswith("Error race in a kernel"), (way, result)
+
+
+def test_races_take_a_kernel_compiled_for_it(program: Program) -> None:
+    (result,) = program.run("watched", 1, "barriers")
+    assert "can be watched only if kernels are compiled for it" in result
+
+
 def test_random_schedules_find_a_race(program: Program) -> None:
     """One that takes a thread left behind in the middle of its messages."""
     assert not all_ok(program.run("random", 20, "transactions_with_a_race"))
@@ -177,6 +235,22 @@ def test_any_primitive_may_let_others_run(program: Program) -> None:
 
 def test_blocks_may_be_slow(program: Program) -> None:
     assert outcomes(program.run("random", 50, "slowness")) == {"", "slow"}
+
+
+def test_blocks_take_turns(program: Program) -> None:
+    """Where one is there at a time: in the order of their numbers, or in any."""
+    assert outcomes(program.run("forward/1", 2, "turns")) == {"0123"}
+    assert outcomes(program.run("reverse/1", 2, "turns")) == {"0123"}
+    orders = outcomes(program.run("shuffled/1", 20, "turns"))
+    assert len(orders) > 5
+    assert {"".join(sorted(order)) for order in orders} == {"0123"}
+
+
+def test_blocks_that_wait_for_each_other_need_a_place_each(program: Program) -> None:
+    for mode in ("forward", "reverse", "random", "shuffled"):
+        assert all_ok(program.run(f"{mode}/4", 2, "few_flags"))
+        for result in program.run(f"{mode}/3", 2, "few_flags"):
+            assert re.match("Error deadlock: .*1 blocks have not begun: .* holds 3 at", result)
 
 
 def test_mistakes(program: Program) -> None:
@@ -264,3 +338,45 @@ def test_rounds_to_tf32(program: Program) -> None:
     )
     got = program.convert("write", "tf32", special, "float32")
     assert np.array_equal(got, special, equal_nan=True)
+
+
+#: Errors of the instructions, exp2 and reciprocal, in units in the last place: none, and NVIDIA's
+#: bounds in each direction; and what sigmoid and tanh may be off by then.
+INSTRUCTIONS = [("0 0", 3, 2)] + [(f"{e} {r}", 8, 4) for e in (-2, 2) for r in (-1, 1)]
+
+
+def all_floats(step: int) -> np.ndarray:
+    """Of both signs, from zero to infinity: one in so many."""
+    bits = np.arange(0, 0x7F800001, step, dtype=np.uint32)
+    ends = np.array([0, 1, 0x7F800000, 0x7F7FFFFF], np.uint32)
+    return np.concatenate([bits, ends, bits | 0x80000000, ends | 0x80000000]).view(np.float32)
+
+
+@pytest.mark.parametrize(("errors", "of_sigmoid", "of_tanh"), INSTRUCTIONS)
+def test_sigmoid_and_tanh(program: Program, errors: str, of_sigmoid: float, of_tanh: float) -> None:
+    """Against float64, over all of float32; subnormal results count as zero."""
+    x = all_floats(4099)
+    exact = x.astype(np.float64)
+    smallest = np.float64(2.0**-126)
+    with np.errstate(over="ignore"):
+        sigmoid = 1 / (1 + np.exp(-exact))
+    for name, want, most in (("sigmoid", sigmoid, of_sigmoid), ("tanh", np.tanh(exact), of_tanh)):
+        got = program.convert(name, errors, x, "float32")
+        assert got.dtype == np.float32
+        ulp = np.spacing(np.abs(want).astype(np.float32)).astype(np.float64)
+        off = np.abs(got - want) / ulp
+        normal = np.abs(want) >= smallest
+        assert off[normal].max() <= most, (name, x[normal][off[normal].argmax()])
+        assert (np.abs(got[~normal]) <= smallest).all()
+    # Gates that are shut or open, and what saturates.
+    ends = np.array([-np.inf, -3e38, -89, 89, 3e38, np.inf, np.nan], np.float32)
+    assert np.array_equal(
+        program.convert("sigmoid", "0 0", ends, "float32"),
+        np.array([0, 0, 0, 1, 1, 1, np.nan], np.float32),
+        equal_nan=True,
+    )
+    assert np.array_equal(
+        program.convert("tanh", "0 0", ends, "float32"),
+        np.array([-1, -1, -1, 1, 1, 1, np.nan], np.float32),
+        equal_nan=True,
+    )

@@ -15,6 +15,11 @@ void Machine::meet(Barrier& barrier, int threads, int exited, const Site& site) 
     sleep(site);
     return;
   }
+  if (races_ && !site.weak) {
+    std::vector<uint32_t> all{number()};
+    for (const Thread* thread : barrier.asleep) all.push_back(number(*thread));
+    races_->meet(all);
+  }
   wake(barrier.asleep);
   yield();
 }
@@ -31,6 +36,11 @@ void Machine::exit_thread() {
   ++warp.exited;
   ++block.cluster->exited;
   if (++block.exited < grid_.threads) return;
+  if (races_) {
+    std::vector<uint32_t> all;
+    for (int i = 0; i < grid_.threads; ++i) all.push_back(uint32_t(block.index * grid_.threads + i));
+    races_->end_block(all, block.shared.get(), size_t(block.bytes));
+  }
   for (const Message& message : messages_)
     if (message.block == &block)
       refuse("bytes are on their way to its block from block " + std::to_string(message.from->block->index) + ", " +
@@ -38,6 +48,7 @@ void Machine::exit_thread() {
   for (const auto& [offset, count] : block.transactions)
     if (count.missing < 0)
       refuse(std::to_string(-count.missing) + " bytes came to a transaction barrier that did not expect them");
+  if (block.cluster->exited == grid_.cluster * grid_.threads) begin_next();
 }
 
 }  // namespace rnn::simt
@@ -46,18 +57,32 @@ namespace rnn::cuda {
 
 using simt::Machine;
 
-int block_index() { return Machine::current().self().block->index; }
-int thread_index() { return Machine::current().self().index; }
-int cluster_rank() { return Machine::current().self().block->rank; }
-char* shared_memory() { return Machine::current().self().block->shared.get(); }
+int block_index() {
+  const simt::Unwatched unwatched;
+  return Machine::current().self().block->index;
+}
+int thread_index() {
+  const simt::Unwatched unwatched;
+  return Machine::current().self().index;
+}
+int cluster_rank() {
+  const simt::Unwatched unwatched;
+  return Machine::current().self().block->rank;
+}
+char* shared_memory() {
+  const simt::Unwatched unwatched;
+  return Machine::current().self().block->shared.get();
+}
 
 void sync_block(Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   simt::Block& block = *m.self().block;
   if (const auto* site = m.enter(here, "sync_block")) m.meet(block.barrier, m.grid().threads, block.exited, *site);
 }
 
 void sync_cluster(Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   simt::Cluster& cluster = *m.self().block->cluster;
   if (const auto* site = m.enter(here, "sync_cluster"))

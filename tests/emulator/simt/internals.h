@@ -16,6 +16,7 @@
 #include "cuda/device.cuh"
 #include "simt/fiber.h"
 #include "simt/machine.h"
+#include "simt/races.h"
 
 namespace rnn::simt {
 
@@ -29,7 +30,8 @@ struct Thread;
 // One primitive at one place.
 struct Site {
   std::string name;  // "send at kernel.cuh:12"
-  bool skipped;
+  bool skipped, weak;
+  mutable uint64_t visits = 0;
 };
 
 struct Barrier {
@@ -85,6 +87,8 @@ struct Thread {
   const Site* waits_at = nullptr;
   std::vector<Copy> copies;       // not made yet
   const Site* copying = nullptr;  // the last copy not waited for
+  bool waits_in_time = false;     // what it waits for has a bound
+  bool late = false;              // which was reached
   bool started = false, done = false;
 
   Warp& warp() const { return block->warps[size_t(index / kWarp)]; }
@@ -98,6 +102,8 @@ struct Message {
   Block* block;
   ptrdiff_t to, barrier;  // where in its shared memory
   Vec16 vector;
+  Races::Release released{};
+  uint32_t meant = 0;  // the phase
 };
 
 class Random {
@@ -134,12 +140,26 @@ class Machine {
   Thread& self() { return *self_; }
   const Grid& grid() const { return grid_; }
 
+  // Of the launch, if it is watched for them; and the number of a thread among all.
+  Races* races() { return races_.get(); }
+  uint32_t number(const Thread& thread) const { return uint32_t(&thread - threads_.data()); }
+  uint32_t number() const { return number(*self_); }
+  // The thread that runs has come to an access.
+  static void seen(const void* p, size_t bytes, bool writes, const void* from);
+  // A primitive reads an operand for this thread.
+  void reads(const Thread& thread, const void* p, size_t bytes, const Site& site) {
+    if (races_) races_->access(number(thread), p, bytes, false, site);
+  }
+
   // At the start of each primitive: others may run. Null where the site is skipped.
   const Site* enter(const Here& here, const char* primitive);
   // The same for what cannot be skipped, since it has a result.
   const Site& enter_always(const Here& here, const char* primitive);
   // The thread runs again after somebody woke it.
   void sleep(const Site& site);
+  // The same for a wait that has a bound, in a list of those who wait for the same; false where it was reached, which
+  // is when nobody can run any more.
+  bool sleep_in_time(const Site& site);
   void wake(std::vector<Thread*>& threads);
   // Lets others run, such as those that this thread has woken.
   void yield();
@@ -153,17 +173,19 @@ class Machine {
   Transactions& transactions(const Thread& thread, const Site& site, Block& block, ptrdiff_t offset);
 
   void send(const Message& message);
-  void settle(Transactions& barrier, const Thread& thread, const Site& site);
+  void settle(Transactions& barrier, const void* at, const Thread& thread, const Site& site);
   void make_copies();
   void check_flag(const Site& site, const uint32_t* flag);
   void publish(uint32_t* flag, uint32_t value);
-  void await(const Site& site, const uint32_t* flag, uint32_t value);
+  bool await(const Site& site, const uint32_t* flag, uint32_t value);
 
  private:
+  Report run_all();
   static void fiber_main();
   void run_thread();
   void exit_thread();
   void start();
+  void begin_next();
   void abandon();
 
   void make_ready(Thread& thread);
@@ -171,6 +193,7 @@ class Machine {
   size_t choose_random();
   void resume(Thread& next);
   [[noreturn]] void fail_deadlock();
+  void let_time_pass();
   void change_mood();
   void let_messages_arrive();
   void deliver(size_t i);
@@ -191,7 +214,8 @@ class Machine {
   std::vector<Cluster> clusters_;
   std::vector<Block> blocks_;
   std::vector<Thread> threads_;
-  std::vector<Thread*> ready_;  // in the ordered modes a heap
+  std::vector<Cluster*> waiting_;  // for a place on the device
+  std::vector<Thread*> ready_;     // in the ordered modes a heap
   std::vector<Message> messages_;
   std::unordered_set<const char*> in_flight_;  // where they go
   std::unordered_map<const uint32_t*, std::vector<std::pair<Thread*, uint32_t>>> flags_;
@@ -199,6 +223,7 @@ class Machine {
   std::unordered_map<Place, const Site*, PlaceHash> known_;
   std::map<std::pair<std::string, std::string>, Site> sites_;  // by file:line and primitive
 
+  std::unique_ptr<Races> races_;
   Fiber root_;
   Thread* self_ = nullptr;
   size_t alive_ = 0;

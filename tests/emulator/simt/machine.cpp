@@ -3,13 +3,20 @@
 #include <algorithm>
 #include <cstring>
 #include <sstream>
+#include <utility>
 
 #include "simt/internals.h"
 
 namespace rnn::simt {
 namespace {
 
-constexpr int kMostShared = 227 << 10;  // of sm_90
+// What the CUDA C++ Programming Guide has of a compute capability: bytes of shared memory of a block that asks for it,
+// and blocks of a cluster that does, or 1.
+struct Device {
+  int capability, shared_bytes, cluster;
+};
+constexpr Device kDevices[] = {{80, 163 << 10, 1},  {86, 99 << 10, 1},    {89, 99 << 10, 1},
+                               {90, 227 << 10, 16}, {100, 227 << 10, 16}, {120, 99 << 10, 8}};
 
 thread_local Machine* machine = nullptr;
 thread_local Stacks stacks;
@@ -17,22 +24,28 @@ thread_local Stacks stacks;
 // Unwinds the fibers that are left over when a launch has failed.
 struct Abandoned {};
 
-void check(const Grid& g) {
+void check(const Grid& g, const Schedule& s) {
   const auto refuse = [](const std::string& what) { throw std::invalid_argument("launch: " + what); };
-  if (g.blocks < 1 || g.cluster < 1 || g.cluster > 16 || g.blocks % g.cluster)
-    refuse("expected clusters of 1 to 16 blocks and a multiple of that in all, got " + std::to_string(g.blocks) +
-           " blocks in clusters of " + std::to_string(g.cluster));
+  const auto* const device = std::ranges::find(kDevices, g.device, &Device::capability);
+  if (device == std::end(kDevices)) refuse("no device of compute capability " + std::to_string(g.device));
+  if (g.blocks < 1 || g.cluster < 1 || g.cluster > device->cluster || g.blocks % g.cluster)
+    refuse("expected clusters of 1 to " + std::to_string(device->cluster) +
+           " blocks and a multiple of that in all, got " + std::to_string(g.blocks) + " blocks in clusters of " +
+           std::to_string(g.cluster));
   if (g.threads < 1 || g.threads > 1024) refuse("expected 1 to 1024 threads, got " + std::to_string(g.threads));
-  if (g.shared_bytes < 0 || g.shared_bytes > kMostShared)
-    refuse("expected 0 to " + std::to_string(kMostShared) + " bytes of shared memory, got " +
+  if (g.shared_bytes < 0 || g.shared_bytes > device->shared_bytes)
+    refuse("expected 0 to " + std::to_string(device->shared_bytes) + " bytes of shared memory, got " +
            std::to_string(g.shared_bytes));
+  if (g.cooperative && s.resident && g.blocks > s.resident * g.cluster)
+    refuse("expected at most " + std::to_string(s.resident * g.cluster) + " blocks of a cooperative launch, got " +
+           std::to_string(g.blocks));
   if (machine) refuse("called inside of a kernel");
 }
 
 }  // namespace
 
 Report launch(const Grid& grid, const Schedule& schedule, const std::function<void()>& kernel) {
-  check(grid);
+  check(grid, schedule);
   Machine local(grid, schedule, kernel);
   machine = &local;
   struct Reset {
@@ -73,12 +86,35 @@ Machine::Machine(const Grid& grid, const Schedule& schedule, const std::function
 }
 
 Report Machine::run() {
-  stacks.reserve(threads_.size());
-  for (size_t i = 0; i < threads_.size(); ++i) {
-    threads_[i].fiber.prepare(stacks.stack(i), Stacks::bytes(), fiber_main);
-    make_ready(threads_[i]);
+  try {
+    Report report = run_all();
+    if (!races_ || !races_->found()) return report;
+  } catch (...) {  // may be what the race has led to
+    if (!races_ || !races_->found()) throw;
   }
+  throw Error(races_->report());
+}
+
+Report Machine::run_all() {
+  stacks.reserve(threads_.size());
+  if (schedule_.races) {
+#if defined(RNN_SIMT_WATCHES)
+    std::vector<const void*> shared;
+    for (const Block& block : blocks_) shared.push_back(block.shared.get());
+    const char* const first = stacks.stack(0);
+    const auto end = stacks.stack(threads_.size() - 1) + Stacks::bytes();
+    races_ = std::make_unique<Races>(grid_, shared, first, end);
+#else
+    throw std::invalid_argument("launch: accesses can be watched only if kernels are compiled for it");
+#endif
+  }
+  for (Cluster& cluster : clusters_) waiting_.push_back(&cluster);
+  for (size_t i = waiting_.size(); schedule_.shuffled && i > 1; --i)
+    std::swap(waiting_[i - 1], waiting_[random_.below(i)]);
+  std::ranges::reverse(waiting_);  // the next one is the last
   alive_ = threads_.size();
+  const size_t at_once = schedule_.resident ? size_t(schedule_.resident) : clusters_.size();
+  for (size_t i = 0; i < at_once; ++i) begin_next();
   change_mood();
   self_ = choose();
   root_.switch_to(self_->fiber);
@@ -87,13 +123,15 @@ Report Machine::run() {
     std::rethrow_exception(error_);
   }
 
-  Report report{switches_, {}};
-  bool skipped = schedule_.skip_site.empty();
+  Report report{switches_, {}, races_ ? races_->accesses() : 0};
+  bool skipped = (schedule_.skip_site + schedule_.weak_site).empty();
   for (const auto& [place, site] : sites_) {
-    report.sites.push_back({place.first, place.second});
-    skipped |= site.skipped;
+    report.sites.push_back({place.first, place.second, site.visits});
+    skipped |= site.skipped || site.weak;
   }
-  if (!skipped) throw std::invalid_argument("launch: nothing ran at the site to skip, " + schedule_.skip_site);
+  if (!skipped)
+    throw std::invalid_argument("launch: nothing ran at the site to skip, " + schedule_.skip_site +
+                                schedule_.weak_site);
   return report;
 }
 
@@ -118,6 +156,17 @@ void Machine::fiber_main() {
   m.self_->fiber.leave_for(m.root_);
 }
 
+// A cluster takes the place of one that has come to its end.
+void Machine::begin_next() {
+  if (waiting_.empty()) return;
+  const auto first = size_t(waiting_.back()->blocks - blocks_.data()) * size_t(grid_.threads);
+  waiting_.pop_back();
+  for (size_t i = first; i < first + size_t(grid_.cluster) * size_t(grid_.threads); ++i) {
+    threads_[i].fiber.prepare(stacks.stack(i), Stacks::bytes(), fiber_main);
+    make_ready(threads_[i]);
+  }
+}
+
 void Machine::start() {
   Fiber::began(root_);
   self_->started = true;
@@ -125,7 +174,10 @@ void Machine::start() {
 
 void Machine::run_thread() {
   try {
-    kernel_();
+    {
+      const Watched watched;
+      kernel_();
+    }
     exit_thread();
   } catch (const Abandoned&) {
   } catch (...) {
@@ -142,6 +194,10 @@ void Machine::abandon() {
     self_ = &thread;
     root_.switch_to(thread.fiber);
   }
+}
+
+void Machine::seen(const void* p, size_t bytes, bool writes, const void* from) {
+  if (machine->races_) machine->races_->access(machine->number(), p, bytes, writes, Origin::of_code(from));
 }
 
 void Machine::fail(const Thread& thread, const std::string& where, const std::string& what) {
@@ -163,6 +219,9 @@ void Machine::fail_deadlock() {
            << ": " << first.waits_at->name;
     i = end;
   }
+  if (!waiting_.empty())
+    text << "\n  " << waiting_.size() * size_t(grid_.cluster) << " blocks have not begun: the device holds "
+         << schedule_.resident * grid_.cluster << " at once";
   throw Error(text.str());
 }
 
@@ -175,14 +234,17 @@ const Site& Machine::visit(const Here& here, const char* primitive) {
   const Site*& known = known_[{{here.file, here.line}, primitive}];
   if (!known) {
     const std::string place = std::string(here.file) + ":" + std::to_string(here.line);
-    const Site site{std::string(primitive) + " at " + place, place == schedule_.skip_site};
+    const Site site{std::string(primitive) + " at " + place, place == schedule_.skip_site, place == schedule_.weak_site,
+                    0};
     known = &sites_.emplace(std::pair{place, primitive}, site).first->second;
   }
+  ++known->visits;
   return *known;
 }
 
 const Site& Machine::enter_always(const Here& here, const char* primitive) {
   const Site& site = visit(here, primitive);
+  if (races_ && races_->found()) throw Error("race");  // told when all threads have been given up
   if (schedule_.mode == Mode::random) {
     let_messages_arrive();
     if (random_.chance(mood_.yields)) yield();
@@ -198,6 +260,25 @@ const Site* Machine::enter(const Here& here, const char* primitive) {
 void Machine::sleep(const Site& site) {
   self_->waits_at = &site;
   resume(*choose());
+}
+
+bool Machine::sleep_in_time(const Site& site) {
+  self_->waits_in_time = true;
+  sleep(site);
+  self_->waits_in_time = false;
+  return !std::exchange(self_->late, false);
+}
+
+// Everybody who waits with a bound has reached it.
+void Machine::let_time_pass() {
+  for (Thread& thread : threads_) {
+    if (!thread.waits_at || !thread.waits_in_time) continue;
+    thread.late = true;
+    make_ready(thread);
+  }
+  for (Block& block : blocks_)
+    for (auto& [offset, barrier] : block.transactions) barrier.asleep.clear();
+  flags_.clear();
 }
 
 void Machine::yield() {
@@ -230,8 +311,12 @@ void Machine::make_ready(Thread& thread) {
 Thread* Machine::choose() {
   while (ready_.empty()) {
     if (!alive_) return nullptr;
-    if (messages_.empty()) fail_deadlock();
-    deliver(random_.below(messages_.size()));
+    if (!messages_.empty()) {
+      deliver(random_.below(messages_.size()));
+      continue;
+    }
+    if (schedule_.bounded) let_time_pass();
+    if (ready_.empty()) fail_deadlock();
   }
   if (schedule_.mode == Mode::forward) std::pop_heap(ready_.begin(), ready_.end(), std::greater<>());
   if (schedule_.mode == Mode::reverse) std::pop_heap(ready_.begin(), ready_.end(), std::less<>());

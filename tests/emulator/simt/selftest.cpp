@@ -1,17 +1,22 @@
-// selftest run MODE SEEDS SKIP CASE...   a line per case and seed: name, tab, result
+// selftest run MODE SEEDS SKIP CASE...   a line per case and seed: name, tab, result; "watched" for races is a mode
 // selftest sites CASE                    a line per site: file:line, tab, primitive
 // selftest list GROUP                    a line per case: name, tab, expected result
 // selftest read|write TYPE               conversions of stdin to stdout
+// selftest sigmoid|tanh ULPS ULPS        of stdin to stdout, by instructions that are off by so many units in the last
+//                                        place: exp2, and reciprocal
 #include "simt/selftest.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <utility>
 
+#include "simt/races.h"
 #include "simt/storage.h"
 
 namespace rnn::simt::selftest {
@@ -20,8 +25,11 @@ namespace {
 const std::map<std::string, std::vector<Case> (*)()> kGroups{
     {"loops", loops},     {"primitives", primitives}, {"mistakes", mistakes}, {"mistakes_of_order", mistakes_of_order},
     {"crashes", crashes}, {"schedules", schedules}};
-const std::map<std::string, Mode> kModes{
-    {"random", Mode::random}, {"forward", Mode::forward}, {"reverse", Mode::reverse}};
+const std::map<std::string, Mode> kModes{{"random", Mode::random},
+                                         {"forward", Mode::forward},
+                                         {"reverse", Mode::reverse},
+                                         {"watched", Mode::forward},
+                                         {"shuffled", Mode::forward}};
 
 Case find(const std::string& name) {
   for (const auto& [group, cases] : kGroups)
@@ -33,8 +41,14 @@ Case find(const std::string& name) {
 // Threads whose stacks have not been unwound.
 int alive = 0;
 struct Alive {
-  Alive() { ++alive; }
-  ~Alive() { --alive; }
+  Alive() { add(1); }
+  ~Alive() { add(-1); }
+
+ private:
+  static void add(int n) {
+    const Unwatched unwatched;
+    alive += n;
+  }
 };
 
 std::string outcome(const Case& c, const Schedule& schedule) {
@@ -56,6 +70,20 @@ std::string outcome(const Case& c, const Schedule& schedule) {
   return text;
 }
 
+// A mode, and after a slash how many clusters are there at once; a site to skip, or with a ~ in front one to weaken.
+Schedule schedule(const std::string& how, int seed, const std::string& site) {
+  const std::string mode = how.substr(0, how.find('/'));
+  Schedule s{kModes.at(mode), uint64_t(seed)};
+  s.races = mode == "watched";
+  s.shuffled = mode == "shuffled";
+  if (mode.size() < how.size()) s.resident = std::stoi(how.substr(mode.size() + 1));
+  if (site.starts_with('~'))
+    s.weak_site = site.substr(1);
+  else
+    s.skip_site = site;
+  return s;
+}
+
 template <class From, class To>
 void convert(To (*f)(From)) {
   From x;
@@ -65,12 +93,27 @@ void convert(To (*f)(From)) {
   }
 }
 
+// Of exact results, or their neighbours.
+int of_exp2, of_reciprocal;
+struct Off {
+  static float exp2(float x) { return moved(cuda::Approximate::exp2(x), of_exp2); }
+  static float reciprocal(float x) { return moved(cuda::Approximate::reciprocal(x), of_reciprocal); }
+
+ private:
+  static float moved(float x, int ulps) {
+    if (x == 0 || !std::isfinite(x)) return x;
+    for (; ulps > 0; --ulps) x = std::nextafter(x, std::numeric_limits<float>::infinity());
+    for (; ulps < 0; ++ulps) x = std::nextafter(x, 0.0f);
+    return x;
+  }
+};
+
 int main(const std::vector<std::string>& args) {
   const std::string& what = args.at(0);
   if (what == "run") {
     for (size_t i = 4; i < args.size(); ++i)
       for (int seed = 0; seed < std::stoi(args[2]); ++seed)
-        std::cout << args[i] << '\t' << outcome(find(args[i]), {kModes.at(args[1]), uint64_t(seed), args[3]}) << '\n';
+        std::cout << args[i] << '\t' << outcome(find(args[i]), schedule(args[1], seed, args[3])) << '\n';
   } else if (what == "sites") {
     const Case c = find(args.at(1));
     for (const VisitedSite& site : launch(c.grid, {}, c.prepare().kernel).sites)
@@ -82,6 +125,10 @@ int main(const std::vector<std::string>& args) {
   } else if (what == "write") {
     if (args.at(1) == "tf32") return convert(cuda::round_to_tf32), 0;
     args.at(1) == "bfloat16" ? convert(cuda::Storage<BFloat16>::write) : convert(cuda::Storage<Float16>::write);
+  } else if (what == "sigmoid" || what == "tanh") {
+    of_exp2 = std::stoi(args.at(1));
+    of_reciprocal = std::stoi(args.at(2));
+    what == "sigmoid" ? convert(cuda::fast_sigmoid<Off>) : convert(cuda::fast_tanh<Off>);
   } else {
     throw std::invalid_argument("what is " + what);
   }

@@ -129,6 +129,16 @@ Attempt interruption() {
           [=] { return *interrupted ? "ok interrupted" : "ok"; }};
 }
 
+// The order in which blocks begin, while one is there at a time.
+Attempt turns() {
+  auto begun = std::make_shared<std::string>();
+  return {[=] {
+            if (thread_index() == 0) *begun += std::to_string(block_index());
+            sync_block();
+          },
+          [=] { return "ok " + *begun; }};
+}
+
 // Whether all others come to their end before some block of 32 begins.
 Attempt slowness() {
   auto begun = std::make_shared<std::array<int, 4>>();
@@ -145,6 +155,7 @@ Attempt slowness() {
 Attempt arrivals() {
   auto first = std::make_shared<std::string>();
   return {[=] {
+            if (cluster_rank() > 0) return;
             auto* const barriers = reinterpret_cast<TransactionBarrier*>(shared_memory());
             auto* const to = reinterpret_cast<Vec16*>(shared_memory() + 16);
             for (int i = 0; i < 2; ++i) {
@@ -200,6 +211,7 @@ Attempt late_copy() {
 Attempt late_message() {
   auto got = std::make_shared<std::array<uint32_t, 2>>();
   return {[=] {
+            if (cluster_rank() > 0) return;
             auto* const barrier = reinterpret_cast<TransactionBarrier*>(shared_memory());
             auto* const to = reinterpret_cast<Vec16*>(shared_memory() + 16);
             *to = Vec16{{7}};
@@ -232,11 +244,12 @@ std::vector<Case> schedules() {
   return {
       {"order", {1, 1, 128, 0}, order},
       {"interruption", {1, 1, 64, 0}, interruption},
+      {"turns", {4, 1, 32, 0}, turns},
       {"slowness", {4, 1, 32, 0}, slowness},
-      {"arrivals", {1, 1, 1, 48}, arrivals},
+      {"arrivals", {2, 2, 1, 48}, arrivals},
       {"race", {2, 2, 2, 64}, race},
       {"late_copy", {1, 1, 1, 16}, late_copy},
-      {"late_message", {1, 1, 1, 32}, late_message},
+      {"late_message", {2, 2, 1, 32}, late_message},
       transactions_with_a_race(),
   };
 }

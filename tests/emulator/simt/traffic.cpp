@@ -58,11 +58,13 @@ void Machine::deliver(size_t i) {
   std::memcpy(to, &message.vector, sizeof(Vec16));
   in_flight_.erase(to);
   Transactions& counts = transactions(*message.from, *message.site, block, message.barrier);
+  const char* const barrier = block.shared.get() + message.barrier;
+  if (races_) races_->arrive(message.released, barrier, counts.phase, message.meant, *message.site);
   counts.missing -= int64_t(sizeof(Vec16));
-  settle(counts, *message.from, *message.site);
+  settle(counts, barrier, *message.from, *message.site);
 }
 
-void Machine::settle(Transactions& barrier, const Thread& thread, const Site& site) {
+void Machine::settle(Transactions& barrier, const void* at, const Thread& thread, const Site& site) {
   if (!barrier.expected) return;
   if (barrier.missing < 0)
     fail(thread, site.name,
@@ -70,6 +72,7 @@ void Machine::settle(Transactions& barrier, const Thread& thread, const Site& si
              " of the transaction barrier");
   if (barrier.missing) return;
   barrier.expected = false;
+  if (races_) races_->complete(at, barrier.phase);
   ++barrier.phase;
   wake(barrier.asleep);
 }
@@ -111,10 +114,10 @@ void Machine::publish(uint32_t* flag, uint32_t value) {
   yield();
 }
 
-void Machine::await(const Site& site, const uint32_t* flag, uint32_t value) {
-  if (*flag >= value) return;
+bool Machine::await(const Site& site, const uint32_t* flag, uint32_t value) {
+  if (*flag >= value) return true;
   flags_[flag].emplace_back(self_, value);
-  sleep(site);
+  return sleep_in_time(site);
 }
 
 }  // namespace rnn::simt
@@ -124,6 +127,7 @@ namespace rnn::cuda {
 using simt::Machine;
 
 void TransactionBarrier::open(Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "open");
   if (!site) return;
@@ -132,9 +136,11 @@ void TransactionBarrier::open(Here here) {
   if (!m.self().block->transactions.try_emplace(offset).second)
     m.fail(*site, "the transaction barrier was opened before");
   state = simt::kOpen;
+  if (m.races()) m.races()->open(m.number(), this, *site);
 }
 
 void TransactionBarrier::expect(int bytes, Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "expect");
   if (!site) return;
@@ -147,14 +153,16 @@ void TransactionBarrier::expect(int bytes, Here here) {
     m.fail(*site, "phase " + std::to_string(barrier.phase) + " was expected before, and is not over");
   barrier.expected = true;
   barrier.missing += bytes;
-  m.settle(barrier, m.self(), *site);
+  if (m.races()) m.races()->expect(m.number(), this, barrier.phase, *site);
+  m.settle(barrier, this, m.self(), *site);
   m.yield();
 }
 
-void TransactionBarrier::await(int phase, Here here) {
+bool TransactionBarrier::await(int phase, Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "await");
-  if (!site) return;
+  if (!site) return true;
   const ptrdiff_t offset =
       m.shared_offset(*site, "the transaction barrier", this, sizeof(TransactionBarrier), alignof(TransactionBarrier));
   simt::Transactions& barrier = m.transactions(m.self(), *site, *m.self().block, offset);
@@ -165,13 +173,18 @@ void TransactionBarrier::await(int phase, Here here) {
                         ", which is neither the same nor the next");
   };
   check(" awaited in phase ");
-  if (phase < barrier.phase) return;
-  barrier.asleep.push_back(&m.self());
-  m.sleep(*site);
-  check(" awaited until phase ");
+  if (m.races()) m.races()->wait(m.number(), this, phase, *site);
+  if (phase == barrier.phase) {
+    barrier.asleep.push_back(&m.self());
+    if (!m.sleep_in_time(*site)) return false;
+    check(" awaited until phase ");
+  }
+  if (m.races()) m.races()->waited(m.number(), this, phase, !site->weak);
+  return true;
 }
 
 void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "send");
   if (!site) return;
@@ -179,47 +192,70 @@ void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, 
   message.to = m.shared_offset(*site, "the destination", to, sizeof(Vec16), alignof(Vec16));
   message.barrier = m.shared_offset(*site, "the transaction barrier", barrier, sizeof(TransactionBarrier),
                                     alignof(TransactionBarrier));
+  if (m.grid().cluster == 1) m.fail(*site, "a cluster of one block has nobody to send to: it is not defined");
   if (rank < 0 || rank >= m.grid().cluster)
     m.fail(*site, "rank " + std::to_string(rank) + " in a cluster of " + std::to_string(m.grid().cluster) + " blocks");
   message.block = m.self().block->cluster->blocks + rank;
   if (message.block->exited == m.grid().threads)
     m.fail(*site, "block " + std::to_string(message.block->index) + " has come to its end");
   m.transactions(m.self(), *site, *message.block, message.barrier);
+  m.reads(m.self(), &vector, sizeof(vector), *site);
+  if (m.races()) {
+    char* const memory = message.block->shared.get();
+    message.meant = m.races()->send(m.number(), memory + message.to, sizeof(Vec16), memory + message.barrier, *site);
+    message.released = m.races()->release(m.number());
+  }
   m.send(message);
 }
 
 void publish(uint32_t* flag, uint32_t value, Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "publish");
   if (!site) return;
   m.check_flag(*site, flag);
   if (value < *flag) m.fail(*site, "a flag of " + std::to_string(*flag) + " set to " + std::to_string(value));
+  if (m.races()) m.races()->publish(m.number(), flag, value, !site->weak, *site);
   m.publish(flag, value);
 }
 
-void await(const uint32_t* flag, uint32_t value, Here here) {
+bool await(const uint32_t* flag, uint32_t value, Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "await");
-  if (!site) return;
+  if (!site) return true;
   m.check_flag(*site, flag);
-  m.await(*site, flag, value);
+  if (!m.await(*site, flag, value)) return false;
+  if (m.races()) m.races()->await(m.number(), flag, value, !site->weak, *site);
+  return true;
+}
+
+void record(uint64_t* fault, const Fault& found) {
+  const simt::Unwatched unwatched;
+  *fault = found.packed();
 }
 
 void copy_async(void* to, const void* from, Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "copy_async");
   if (!site) return;
   m.shared_offset(*site, "the destination", to, sizeof(Vec16), alignof(Vec16));
   if (!simt::aligned(from, alignof(Vec16))) m.fail(*site, "the address of the source is not a multiple of 16 bytes");
   if (m.self().block->holds(from)) m.fail(*site, "the source lies in shared memory");
+  if (m.races()) m.races()->copy(m.number(), to, from, sizeof(Vec16), *site);
   simt::scribble(static_cast<char*>(to));
   m.self().copies.push_back({static_cast<char*>(to), static_cast<const char*>(from)});
   m.self().copying = site;
 }
 
 void copies_arrive(Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
-  if (m.enter(here, "copies_arrive")) m.make_copies();
+  const simt::Site* site = m.enter(here, "copies_arrive");
+  if (!site) return;
+  m.make_copies();
+  if (m.races() && !site->weak) m.races()->copies_arrive(m.number());
 }
 
 }  // namespace rnn::cuda

@@ -79,6 +79,7 @@ void multiply(const Lanes<Product>& lanes, Type type) {
 
 template <class Type>
 void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Type type, const Here& here) {
+  const Unwatched unwatched;
   Machine& m = Machine::current();
   Product mine{sum, a, {b0, b1}};
   together(m, m.enter_always(here, "multiply"), mine, [&](const Lanes<Product>& all) { multiply(all, type); });
@@ -93,6 +94,7 @@ using simt::Lanes;
 using simt::Machine;
 
 void load_matrices(uint32_t (&to)[4], const void* row, Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site& site = m.enter_always(here, "load_matrices");
   m.shared_offset(site, "the row", row, 16, 16);
@@ -100,10 +102,17 @@ void load_matrices(uint32_t (&to)[4], const void* row, Here here) {
     uint32_t* to;
     const char* row;
   } mine{to, static_cast<const char*>(row)};
-  simt::together(m, site, mine, [](const Lanes<Load>& all) {
-    for (size_t l = 0; l < kWarp; ++l)
-      for (size_t matrix = 0; matrix < 4; ++matrix)
-        std::memcpy(all[l]->to + matrix, all[matrix * 8 + l / 4]->row + l % 4 * 4, 4);
+  simt::together(m, site, mine, [&](const Lanes<Load>& all) {
+    const auto& lanes = m.self().warp().lanes;
+    for (size_t l = 0; l < kWarp; ++l) {
+      // Whoever names a row reads it, and so does whoever gets a word of it.
+      m.reads(*lanes[l], all[l]->row, 16, site);
+      for (size_t matrix = 0; matrix < 4; ++matrix) {
+        const char* const word = all[matrix * 8 + l / 4]->row + l % 4 * 4;
+        m.reads(*lanes[l], word, 4, site);
+        std::memcpy(all[l]->to + matrix, word, 4);
+      }
+    }
   });
 }
 
@@ -121,6 +130,7 @@ void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
 uint32_t round_to_tf32(float x) { return x != x ? 0x7fffffff : (std::bit_cast<uint32_t>(x) + 0x1000) & 0xffffe000; }
 
 float shuffle_xor(float x, int mask, Here here) {
+  const simt::Unwatched unwatched;
   Machine& m = Machine::current();
   const simt::Site& site = m.enter_always(here, "shuffle_xor");
   if (mask < 0 || mask >= kWarp) m.fail(site, "a mask of " + std::to_string(mask) + ", expected 0 to 31");

@@ -11,7 +11,7 @@ namespace rnn::simt {
 template <class IO>
 struct Kernels {
   template <class Stages>
-  using Run = Report (*)(int cell, const Stages& stages, const cuda::Plan& plan, const cuda::Part& part,
+  using Run = Report (*)(int cell, const Stages& stages, const cuda::Plan& plan, const cuda::Part& part, int device,
                          const Schedule& schedule);
   Run<cuda::ForwardStages<IO>> forward;
   Run<cuda::BackwardStages<IO>> backward;

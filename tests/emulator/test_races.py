@@ -1,0 +1,167 @@
+"""No two accesses of the CUDA kernels' threads to the same memory are left without an order, and
+each barrier, wait and fence of the sources is what puts some of them in order.
+
+One run of a case is enough, whatever its schedule: see tests/emulator/simt/races.h.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import astuple, replace
+from typing import Any, NamedTuple
+
+import pytest
+from torch import Tensor
+
+import emulated
+import op_parity
+import stack_parity
+from emulated import EXCHANGES, PRECISIONS, Layout
+from op_parity import CASES, CLIPS, OVER_SAVED, Case
+from rnnkernels._core.call import Clip, Layer
+
+pytestmark = pytest.mark.skipif(
+    bool(emulated.SANITIZE), reason="the compiler instruments for one sanitizer at a time"
+)
+
+
+@pytest.fixture(scope="session")
+def ops() -> Any:
+    return emulated.load(watched=True)
+
+
+NORM = Clip("norm", 0.3)
+DROPPED = 0.5  # between the layers of a stack
+
+
+class Run(NamedTuple):
+    case: Case
+    layout: Layout
+    precision: str = "float32"
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
+    def on(self, exchange: str, **options: Any) -> Run:
+        tf32 = PRECISIONS[self.precision][1]
+        of_all = {"cluster": EXCHANGES[exchange], "tf32": tf32, "mode": "forward", "races": True}
+        return self._replace(layout=replace(self.layout, **of_all, **options))
+
+    def calls(self) -> list[Layer]:
+        dtype = PRECISIONS[self.precision][0]
+        return stack_parity.make(self.case, self.layout.stages, dtype)
+
+
+#: Several blocks and tiles in each, and rounds enough that buffers are used again. Together they
+#: have every option, on each exchange and in stacks; the rest is for `full`.
+CHOSEN = [
+    Run(Case("lstm", 2, T=4, B=9, H=12, lengths=True, reset=True), Layout(tiles=2)),
+    Run(Case("gru", 1, T=5, B=9, H=20, clip=NORM, window=3), Layout(tiles=2)),
+    Run(Case("lstm", 2, T=4, B=9, H=12, packed=True, flow=True), Layout(units=16)),
+    Run(Case("rnn_tanh", T=5, B=17, H=40, clip=CLIPS[0]), Layout(batch=2, tiles=2), "bfloat16"),
+    Run(Case("gru", T=4, B=9, H=12, bias=False), Layout(batch=2), "tf32"),
+    Run(Case("lstm", T=4, B=9, H=12, lengths=True, reset=True), Layout(tiles=2, stages=2, rows=5)),
+    Run(Case("gru", T=4, B=9, H=12, clip=NORM), Layout(units=16, tiles=2, stages=2)),  # one block
+    Run(Case("gru", T=4, B=3, H=16, clip=NORM), Layout(stages=3), "tf32"),
+    Run(
+        Case("gru", T=4, B=9, H=16, clip=CLIPS[2], window=2), Layout(batch=2, stages=2), "bfloat16"
+    ),
+    Run(Case("rnn_relu", T=2, B=3, H=72), Layout(units=64)),  # weights in shared memory
+]
+#: Everything that the emulator's other tests hold against the reference.
+ALL_RUNS = [
+    Run(case, Layout(batch=batch, tiles=2, stages=stages), precision)
+    for case in filter(emulated.runs, CASES)
+    for precision in ("float32", "tf32", "bfloat16")
+    for batch in ((1,) if precision == "float32" else (1, 2))
+    for stages in ((1, 2) if case.D == 1 and not case.flow else (1,))
+]
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize(
+    "run",
+    [
+        *(pytest.param(run, id=str(run)) for run in CHOSEN),
+        *(pytest.param(run, id=f"all-{run}", marks=pytest.mark.full) for run in ALL_RUNS),
+    ],
+)
+def test_no_races(ops: Any, run: Run, exchange: str) -> None:
+    """In both passes."""
+    run = run.on(exchange)
+    emulated.results(ops, run.case, run.layout, PRECISIONS[run.precision][0], dropout=DROPPED)
+    assert ops.watched() > 1000 * run.case.T
+
+
+def test_gradients_over_saved_values(ops: Any) -> None:
+    """Where backward writes over what forward has saved, a unit's values are read by its thread."""
+    for exchange, cell in itertools.product(EXCHANGES, OVER_SAVED):
+        run = Run(Case(cell, T=4, B=9, H=12, clip=NORM), Layout(tiles=2)).on(exchange)
+        ops.configure(*astuple(run.layout))
+        (call,) = run.calls()
+        out = op_parity.forward(ops, call)
+        op_parity.backward_over_saved(ops, call, out, op_parity.random_gradients(call, out))
+        assert ops.watched() > 1000 * run.case.T
+
+
+#: Which wait until others have done something; left out, threads run on.
+WAITS = ("sync_block", "sync_cluster", "await", "copies_arrive")
+#: All of these order memory, the last by the fence in front of its flag: that is left out by
+#: itself too, and it waits and signals as before.
+ORDERS = (*WAITS, "publish")
+
+
+class Pass(NamedTuple):
+    """A pass of a run by itself, and how many accesses it has."""
+
+    run: Run
+    outs: list[list[Tensor]] | None  # of forward; None: this is forward
+    accesses: int
+
+    def __call__(self, ops: Any, **options: str) -> list[list[Tensor]]:
+        ops.configure(*astuple(replace(self.run.layout, **options)))
+        calls = self.run.calls()
+        if self.outs is None:
+            return emulated.forward(ops, calls, DROPPED)
+        return emulated.backward(ops, calls, self.outs, DROPPED)
+
+    def has_race(self, ops: Any, weak: str = "", skip: str = "") -> bool:
+        try:
+            self(ops, weak=weak, skip=skip)
+        except RuntimeError as error:
+            # A thread that does not wait may do worse first, such as to send to a block that has
+            # not begun.
+            assert str(error).startswith("race in ") or skip, error
+            return True
+        return False
+
+
+def passes(ops: Any, run: Run) -> Iterator[tuple[Pass, set[tuple[str, str]]]]:
+    """Each with the places that it visits, and the primitives there."""
+    outs = None
+    for _ in range(2):
+        each = Pass(run, outs, 0)
+        got = each(ops)
+        sites = {(place, primitive) for place, primitive in map(str.split, ops.sites())}
+        yield each._replace(accesses=ops.watched()), sites
+        outs = got
+
+
+@pytest.mark.slow
+def test_each_wait_and_fence_is_needed(ops: Any) -> None:
+    """Left out, or without the order that it gives, it shows as a race, in one run."""
+    visits: dict[tuple[str, str], list[Pass]] = {}
+    for exchange, run in itertools.product(EXCHANGES, CHOSEN):
+        for each, sites in passes(ops, run.on(exchange)):
+            for site in sites:
+                if site[1] in ORDERS:
+                    visits.setdefault(site, []).append(each)
+    needless = []
+    for (place, primitive), where in visits.items():
+        where.sort(key=lambda each: each.accesses)
+        ways = [{"weak": place}] + [{"skip": place}] * (primitive in WAITS)
+        needless += [way for way in ways if not any(each.has_race(ops, **way) for each in where)]
+    assert not needless
+    unseen = emulated.written_sites(ORDERS) - {place.split("/")[-1] for place, _ in visits}
+    assert not unseen
