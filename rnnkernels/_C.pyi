@@ -1,6 +1,6 @@
 """The compiled part; importing it registers ``torch.ops.rnnkernels.*``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, dtype
@@ -35,8 +35,40 @@ def cuda_plan(
     D: int,
     layers: int,
     device: tuple[int, int, int, int],
+    index: int = -1,
 ) -> dict[str, Any]:
-    """How the layers of a call would run on a GPU, or why no persistent kernel would run them."""
+    """How the layers of a call would run on a GPU, or why no persistent kernel would run them.
+
+    With the number of a device, of kernels that were not found wrong there; what nothing is known
+    of is inspected first."""
+
+def force_cuda_kernels(name: str) -> None:
+    """Runs the calls of this thread on these kernels, unvetted; ``''``: as any other."""
+
+def settle_cuda_kernels(device: int, name: str, precision: str, right: bool) -> None:
+    """These kernels were found right or wrong in this precision on a device."""
+
+def forget_cuda_kernels() -> None:
+    """Forgets what was found of all kernels."""
+
+def set_cuda_inspector(inspector: Callable[[int, str, str], bool]) -> None:
+    """Is asked when kernels are to run that nothing is known of: device, name, precision."""
+
+def open_short_ways(device: int, open: bool) -> None:
+    """Whether layers and cells on this CUDA device may go past the choice of a backend."""
+
+def short_ways_open(device: int) -> bool:
+    """What :func:`open_short_ways` has set."""
+
+def take_cuda_fault(device_index: int) -> str:
+    """The fault that a kernel has recorded on this device, which is forgotten then, or ``''``; only
+    in builds with CUDA kernels."""
+
+def tf32_allowed(dtype: dtype) -> bool:
+    """Whether kernels may multiply numbers of this dtype as TF32, by torch's settings now."""
+
+def cuda_probe() -> str:
+    """Why kernels of this build cannot run on the current CUDA device, or ``''``."""
 
 def cuda_device() -> tuple[int, int, int, int]:
     """The limits of the current CUDA device that a plan depends on."""

@@ -2,13 +2,14 @@
 // without CUDA, whose headers for it are missing or of no use.
 #if defined(RNNKERNELS_CUDA)
 
-#include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "cuda/launch.h"
 #include "cuda/persistent.h"
 #include "cuda/stepwise.h"
+#include "cuda/vetting.h"
+#include "ops/float32.h"
 
 namespace rnn::cuda {
 namespace {
@@ -36,24 +37,26 @@ struct Launcher {
   }
 };
 
-// Torch's switch for recurrent layers: torch.backends.cudnn.allow_tf32.
-bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(); }
-
+// like: a tensor of the call's device and type.
 template <class Run>
-void run(const char* op, Run& all, c10::Device device) {
-  const c10::DeviceGuard guard(device);
-  const Launcher launcher(op, all.cell().number, device);
+void run(const char* op, Run& all, const Tensor& like) {
+  const c10::DeviceGuard guard(like.device());
+  const Launcher launcher(op, all.cell().number, like.device());
   Device limits{};
   launcher.check(query(limits));
-  const Stack stack = plan_call(request_of(all, tf32_allowed()), limits);
+  const int index = like.device().index();
+  const Stack stack = vetted.plan(request_of(all, tf32_allowed(like.scalar_type())), limits, index);
+  TORCH_CHECK(vetted.allows(index, kernels_of(stack)) || !choice().free(), "rnnkernels::", op,
+              ": the CUDA kernels were found wrong on this device. Another backend runs the next call; "
+              "rnnkernels.explain(module, input) tells more.");
   if (stack.stages > 1) return run_stack(all, stack, launcher);
   all.each([&](auto& layer) {
     stack.plan.found ? run_persistent(layer, stack.plan, launcher) : run_stepwise(layer, launcher);
   });
 }
 
-void forward(ForwardRun& all) { run("sequence_forward", all, all.call().x.device()); }
-void backward(BackwardRun& all) { run("sequence_backward", all, all.call().y.device()); }
+void forward(ForwardRun& all) { run("sequence_forward", all, all.call().x); }
+void backward(BackwardRun& all) { run("sequence_backward", all, all.call().y); }
 
 }  // namespace
 }  // namespace rnn::cuda

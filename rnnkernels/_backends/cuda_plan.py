@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass
 import torch
 
 from rnnkernels import _ops
+from rnnkernels._backends import float32
 from rnnkernels._core.call import Call
 
 
@@ -46,6 +47,7 @@ class Plan:
     Attributes:
         reason: why the layer runs step by step; empty where it does not.
         family: ``'cluster'``, ``'grid'`` or ``'stepwise'``.
+        kernels: the family, and whether as a wavefront: what is vetted as one.
         blocks: that hold the recurrent weights of a direction together, a group.
         units: hidden units of a block.
         tiles: of rows of the batch that a group takes.
@@ -60,6 +62,7 @@ class Plan:
 
     reason: str
     family: str
+    kernels: str
     blocks: int
     units: int
     tiles: int
@@ -129,27 +132,31 @@ def plan(
     return Plan(**found)
 
 
-def of_call(call: Call) -> str:
-    """For a call on a CUDA device, in words: forward, and the backward that would follow."""
-    dtype = str(call.x.dtype).removeprefix("torch.")
-    device = astuple(Device.of(call.x.device))
+def of_pass(call: Call, backward: bool, index: int = -1) -> Plan:
+    """Of forward of a call on a CUDA device, or of the backward that would follow.
 
-    def of_pass(backward: bool) -> Plan:
-        found = _ops.cuda_plan(
-            cell=call.cell_name,
-            backward=backward,
-            precision="tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else dtype,
-            projected=call.projected,
-            norm=backward and call.clip == "norm",
-            recorded=backward and call.flow is not None,
-            H=call.H,
-            T=call.T,
-            B=call.B,
-            window=call.window,
-            D=call.directions,
-            layers=call.layers,
-            device=device,
-        )
-        return Plan(**found)
+    With the number of a device, of kernels that were not found wrong there; what nothing is known
+    of is inspected first, as it is when the call runs.
+    """
+    found = _ops.cuda_plan(
+        cell=call.cell_name,
+        backward=backward,
+        precision=float32.numbers(call.x.dtype),
+        projected=call.projected,
+        norm=backward and call.clip == "norm",
+        recorded=backward and call.flow is not None,
+        H=call.H,
+        T=call.T,
+        B=call.B,
+        window=call.window,
+        D=call.directions,
+        layers=call.layers,
+        device=astuple(Device.of(call.x.device)),
+        index=index,
+    )
+    return Plan(**found)
 
-    return f"forward in {of_pass(False)}; backward in {of_pass(True)}"
+
+def of_call(call: Call, index: int = -1) -> str:
+    """For a call on a CUDA device, in words: both passes."""
+    return f"forward in {of_pass(call, False, index)}; backward in {of_pass(call, True, index)}"
