@@ -48,9 +48,12 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
                           const std::array<int, 4>& device, int index) {
   const rnn::CellInfo& info = rnn::find_cell(cell);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
-  const rnn::cuda::Stack stack = rnn::cuda::vetted.plan({info.G, info.A, info.S, backward, precision_named(precision),
-                                                         projected, norm, recorded, H, T, B, window, D, layers},
-                                                        {major, multiprocessors, shared_bytes, most_blocks}, index);
+  const rnn::cuda::Request request{info.G,    info.A, info.S,   backward, precision_named(precision),
+                                   projected, norm,   recorded, H,        T,
+                                   B,         window, D,        layers};
+  const rnn::cuda::Stack stack =
+      rnn::cuda::vetted.plan(request.precision, {major, multiprocessors, shared_bytes, most_blocks}, index,
+                             [&](const rnn::cuda::Device& limits) { return rnn::cuda::plan_call(request, limits); });
   const rnn::cuda::Plan& plan = stack.plan;
   const rnn::cuda::Layout& l = plan.layout;
   py::dict found;
@@ -137,7 +140,13 @@ PYBIND11_MODULE(_C, module) {
       },
       py::arg("device"), py::arg("name"), py::arg("precision"), py::arg("right"),
       "These kernels were found right or wrong in this precision on the device of this number.");
-  module.def("forget_cuda_kernels", [] { rnn::cuda::vetted.forget(); }, "What was found of all kernels.");
+  module.def(
+      "forget_cuda_kernels",
+      [] {
+        rnn::cuda::vetted.forget();
+        for (int device = 0; device < rnn::cuda::Vetted::kDevices; ++device) rnn::open_short_ways(device, false);
+      },
+      "What was found of all kernels; the short ways are closed.");
   module.def(
       "set_cuda_inspector",
       [](py::function inspector) {

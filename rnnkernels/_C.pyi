@@ -49,7 +49,7 @@ def settle_cuda_kernels(device: int, name: str, precision: str, right: bool) -> 
     """These kernels were found right or wrong in this precision on a device."""
 
 def forget_cuda_kernels() -> None:
-    """Forgets what was found of all kernels."""
+    """Forgets what was found of all kernels, and closes the short ways."""
 
 def set_cuda_inspector(inspector: Callable[[int, str, str], bool]) -> None:
     """Is asked when kernels are to run that nothing is known of: device, name, precision."""

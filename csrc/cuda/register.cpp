@@ -45,7 +45,9 @@ void run(const char* op, Run& all, const Tensor& like) {
   Device limits{};
   launcher.check(query(limits));
   const int index = like.device().index();
-  const Stack stack = vetted.plan(request_of(all, tf32_allowed(like.scalar_type())), limits, index);
+  const Request request = request_of(all, tf32_allowed(like.scalar_type()));
+  const Stack stack =
+      vetted.plan(request.precision, limits, index, [&](const Device& allowed) { return plan_call(request, allowed); });
   TORCH_CHECK(vetted.allows(index, kernels_of(stack)) || !choice().free(), "rnnkernels::", op,
               ": the CUDA kernels were found wrong on this device. Another backend runs the next call; "
               "rnnkernels.explain(module, input) tells more.");

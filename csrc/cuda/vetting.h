@@ -30,16 +30,19 @@ class Vetted {
   unsigned refused(int device) const { return has(device) ? refused_[device].load() : 0; }
   bool allows(int device, Kernels kernels) const { return !(refused(device) & bit(kernels)); }
 
-  // The plan of a call of kernels that are vetted, as far as that can be done now. Where a choice of kernels is forced,
-  // those are to be seen as they are.
-  Stack plan(const Request& request, Device limits, int device) const {
-    for (;;) {
-      const bool free = choice().free();
+  // The plan of a call in this precision, of kernels that are vetted, as far as that can be done now; planned(limits)
+  // makes one. Where a choice of kernels is forced, those are to be seen as they are.
+  template <class Planned>
+  Stack plan(Precision precision, Device limits, int device, const Planned& planned) const {
+    const bool free = choice().free();
+    for (size_t round = 0;; ++round) {  // each leaves out one family more, or ends
       limits.refused = free ? refused(device) : 0;
-      Stack stack = plan_call(request, limits);
+      Stack stack = planned(limits);
       const Kernels kernels = kernels_of(stack);
-      if (!free || !has(device) || (settled_[device] & bit(kernels, request.precision))) return stack;
-      if (!inspector_ || !inspector_(device, kernels, request.precision)) return stack;
+      const bool known =
+          !free || !has(device) || !limits.allows(kernels) || (settled_[device] & bit(kernels, precision));
+      if (known || !inspector_ || round == kKernelsNames.size()) return stack;
+      if (!inspector_(device, kernels, precision)) return stack;
     }
   }
 

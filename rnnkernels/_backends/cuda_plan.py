@@ -159,4 +159,7 @@ def of_pass(call: Call, backward: bool, index: int = -1) -> Plan:
 
 def of_call(call: Call, index: int = -1) -> str:
     """For a call on a CUDA device, in words: both passes."""
-    return f"forward in {of_pass(call, False, index)}; backward in {of_pass(call, True, index)}"
+    passes = f"forward in {of_pass(call, False, index)}; backward in {of_pass(call, True, index)}"
+    if call.x.dtype != torch.float32:
+        return passes
+    return float32.in_words("tf32" if float32.tf32_allowed(torch.float32) else "ieee") + passes

@@ -23,6 +23,11 @@ def numbers(dtype: torch.dtype) -> str:
     return "tf32" if tf32_allowed(dtype) else str(dtype).removeprefix("torch.")
 
 
+def in_words(precision: str, setting: str = "cudnn.rnn") -> str:
+    """How float32 is multiplied, and which of torch's settings says so, in front of a layout."""
+    return f"float32 multiplied as {precision} (torch.backends.{setting}.fp32_precision); "
+
+
 def tf32_in_matmul() -> bool:
     """Whether torch's own matrix products of float32 may run as TF32 on a GPU."""
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")

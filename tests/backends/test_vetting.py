@@ -7,6 +7,7 @@ import json
 import threading
 import warnings
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from rnnkernels import _backends, _ops, verification
 from rnnkernels._backends import cuda_plan, gpu, vetting
 from rnnkernels._backends.cuda_plan import DEVICES, Device
 from rnnkernels._backends.triton.plan import choose
-from rnnkernels._backends.vetting import store
+from rnnkernels._backends.vetting import cases, store
+from rnnkernels._backends.vetting.runners import NotHere
 from rnnkernels._core.call import Call
 from stand_in import CASES, GPU, StandIn, on_gpu
 
 _C = pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
+STEPS = 200  # enough for kernels that load the weights once
+CPU = torch.device("cpu")
 FAMILIES = ("stepwise", "grid", "cluster", "grid wavefront", "cluster wavefront")
 
 
@@ -280,6 +284,32 @@ def test_build_follows_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert len(set(found)) == 5
 
 
+def test_cases_of_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each family, of the sizes that its case is planned with on a card, is what would run; of
+    several blocks, where there are blocks."""
+    runner = vetting.RUNNERS["cuda"]
+    for name, device in DEVICES.items():
+        monkeypatch.setattr(Device, "of", lambda _, device=device: device)
+        for family, numbers in product(FAMILIES, ("float32", "bfloat16", "float16")):
+            if name == "A100" and "cluster" in family:
+                with pytest.raises(NotHere, match="clusters need a GPU"):
+                    runner.cases(family, numbers, GPU)
+                continue
+            found = runner.cases(family, numbers, GPU)
+            dtype = getattr(torch, numbers)
+            calls = [cases.converted(cases.make(case), dtype, CPU) for case in found]
+            assert all(runner.takes(family, call) for call in calls)
+            _C.force_cuda_kernels(family)
+            try:
+                blocks = [cuda_plan.of_pass(call, False).blocks for call in calls]
+            finally:
+                _C.force_cuda_kernels("")
+            if family != "stepwise":
+                assert max(blocks) > 1 == min(blocks)
+    monkeypatch.setattr(Device, "of", lambda _: DEVICES["A100"])
+    assert not runner.takes("cluster", cases.make(CASES[0]))
+
+
 # What the compiled part asks: the planner of the CUDA backend, as if on the first GPU
 
 
@@ -327,7 +357,7 @@ def test_a_refused_wavefront_leaves_its_layers(kernels: StandIn) -> None:
     vetting.renew(GPU)
     with pytest.warns(RuntimeWarning, match="wavefront kernels"):
         in_turn = plan(layers=4)
-    assert (in_turn.stages, in_turn.kernels) == (1, together.kernels.split()[0])
+    assert in_turn.stages == 1 and in_turn.kernels in ("grid", "cluster")
 
 
 def test_forced_kernels_are_seen_as_they_are(kernels: StandIn) -> None:
@@ -348,6 +378,17 @@ def test_forced_kernels_are_seen_as_they_are(kernels: StandIn) -> None:
     assert kernels.ran == ["grid"]
     with pytest.raises(ValueError, match=r"name: expected one of .*got 'x'"):
         _C.force_cuda_kernels("x")
+
+
+def test_nothing_left(kernels: StandIn) -> None:
+    """What takes everything stays in plans; who runs them says that it is refused."""
+    kernels.wrong["stepwise"] = "y", one_more
+    with pytest.warns(RuntimeWarning, match="the stepwise kernels"):
+        assert plan(H=20000).kernels == "stepwise"
+    ran = list(kernels.ran)
+    for precision in ("tf32", "bfloat16", "float64"):
+        assert plan(H=20000, precision=precision).kernels == "stepwise"
+    assert kernels.ran == ran == ["stepwise"]
 
 
 def test_forced_in_one_thread() -> None:
@@ -415,7 +456,7 @@ def slow_way(module: torch.nn.Module, x: Tensor) -> Any:
 
 def test_first_call(table: StandIn) -> None:
     """Checks the kernels of both passes and what stands in for them, once; then opens the way."""
-    gru, x = rnnkernels.GRU(3, 256), torch.randn(5, 2, 3)
+    gru, x = rnnkernels.GRU(3, 256), torch.randn(STEPS, 2, 3)
     want = gru(x)[0]
     assert not _C.short_ways_open(0)
     torch.testing.assert_close(slow_way(gru, x)[0], want)
@@ -429,7 +470,7 @@ def test_first_call(table: StandIn) -> None:
 
 
 def test_the_next_family_runs(table: StandIn) -> None:
-    gru, x = rnnkernels.GRU(3, 256), torch.randn(5, 2, 3)
+    gru, x = rnnkernels.GRU(3, 256), torch.randn(STEPS, 2, 3)
     table.wrong |= {"cluster": ("dgates", one_more)}
     with pytest.warns(RuntimeWarning, match="the cluster kernels") as caught:
         torch.testing.assert_close(slow_way(gru, x)[0], gru(x)[0])
@@ -445,7 +486,7 @@ def test_the_next_family_runs(table: StandIn) -> None:
 
 def test_the_next_backend_runs(table: StandIn) -> None:
     """Where the last family is refused; asked for by name, the backend is an error."""
-    gru, x = rnnkernels.GRU(3, 256), torch.randn(5, 2, 3)
+    gru, x = rnnkernels.GRU(3, 256), torch.randn(STEPS, 2, 3)
     table.raises["stepwise"] = RuntimeError("broken")
     with pytest.warns(RuntimeWarning, match="the stepwise kernels") as caught:
         torch.testing.assert_close(slow_way(gru, x)[0], gru(x)[0])
@@ -464,7 +505,7 @@ def test_the_next_backend_runs(table: StandIn) -> None:
 
 
 def test_without_the_check(table: StandIn) -> None:
-    gru, x = rnnkernels.GRU(3, 256), torch.randn(5, 2, 3)
+    gru, x = rnnkernels.GRU(3, 256), torch.randn(STEPS, 2, 3)
     with verification(False):
         slow_way(gru, x)
         (choice,) = rnnkernels.explain(gru, x).choices
@@ -474,7 +515,7 @@ def test_without_the_check(table: StandIn) -> None:
 
 def test_first_call_in_a_capture(table: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs unchecked, and leaves the check to a later one."""
-    gru, x = rnnkernels.GRU(3, 256), torch.randn(5, 2, 3)
+    gru, x = rnnkernels.GRU(3, 256), torch.randn(STEPS, 2, 3)
     with monkeypatch.context() as capturing:
         capturing.setattr(vetting, "_capturing", lambda device: True)
         slow_way(gru, x)

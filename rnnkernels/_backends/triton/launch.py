@@ -22,13 +22,30 @@ from rnnkernels.cells import CELLS
 REGISTERS = 65536  # of an NVIDIA multiprocessor
 
 
-def describe(call: Call) -> str:
-    """The layouts of forward, and of the backward that would follow."""
+def _layouts(call: Call) -> tuple[Layout, Layout]:
+    """Of forward, and of the backward that would follow."""
     T, B = call.T, call.B
     windows = -(-T // call.window) if 0 < call.window < T else 1
     w_hh = call.weights[1].unsqueeze(0).expand(call.directions, -1, -1)
-    passes = layout_of(w_hh, B, False), layout_of(w_hh, B * windows, call.clip == "norm")
-    return f"forward {passes[0]}; backward {passes[1]}"
+    return layout_of(w_hh, B, False), layout_of(w_hh, B * windows, call.clip == "norm")
+
+
+def describe(call: Call) -> str:
+    """The layouts of forward, and of the backward that would follow."""
+    forward, backward = _layouts(call)
+    return f"{_numbers_in_words(call)}forward {forward}; backward {backward}"
+
+
+def kinds(call: Call) -> set[str]:
+    """Of the layouts of both passes."""
+    return {layout.kind for layout in _layouts(call)}
+
+
+def _numbers_in_words(call: Call) -> str:
+    """How float32 is multiplied, and what says so."""
+    found = precision(call.x.dtype, device_of(call.x)[0])
+    setting = "cudnn.rnn" if found == "tf32" else "cuda.matmul"
+    return float32.in_words(found, setting) if call.x.dtype == torch.float32 else ""
 
 
 def layout_of(w_hh: Tensor, rows: int, norm: bool) -> Layout:

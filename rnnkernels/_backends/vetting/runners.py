@@ -12,7 +12,7 @@ import torch
 
 from rnnkernels import _ops
 from rnnkernels._backends import cuda_plan, triton
-from rnnkernels._backends.vetting.cases import DTYPES, Case, Results, by_ops, by_reference
+from rnnkernels._backends.vetting.cases import Case, Results, by_ops, by_reference
 from rnnkernels._core.call import Call
 
 #: Forward's results, and what runs backward.
@@ -40,6 +40,9 @@ class Runner(Protocol):
         Raises:
             NotHere: the family does not exist on this device.
         """
+
+    def takes(self, family: str, call: Call) -> bool:
+        """Whether this family would run both passes of a case."""
 
     def run(self, family: str, call: Call) -> Run:
         """Runs a case by this family, in this thread."""
@@ -83,6 +86,11 @@ class Cuda:
         if self._blocks(family, self.ALONE, layers, numbers, device):
             found.append(Case("lstm", self.ALONE, layers=layers))
         return found
+
+    def takes(self, family: str, call: Call) -> bool:
+        with self._forced(family):
+            kernels = {cuda_plan.of_pass(call, backward).kernels for backward in (False, True)}
+        return kernels == {family}
 
     def run(self, family: str, call: Call) -> Run:
         with self._forced(family):
@@ -133,17 +141,15 @@ class Triton:
     numbers = ("float32", "tf32", "tf32x3", "bfloat16", "float16")
 
     def cases(self, family: str, numbers: str, device: torch.device) -> list[Case]:
-        from rnnkernels._backends.triton import launch
 
         H = 16 if family == "resident" else 72  # of one program, of several
-        case = Case("lstm", H, lengths=True, reset=True)
-        dtype = DTYPES.get(numbers, torch.float32)
-        w_hh = torch.empty(1, 4 * case.H, case.H, dtype=dtype, device=device)
+        return [Case("lstm", H, lengths=True, reset=True)]
+
+    def takes(self, family: str, call: Call) -> bool:
+        from rnnkernels._backends.triton import launch
+
         with triton.forced.to(family):
-            kind = launch.layout_of(w_hh, case.B, False).kind
-        if kind != family:
-            raise NotHere(f"a case of these kernels would run as {kind} here")
-        return [case]
+            return launch.kinds(call) == {family}
 
     def run(self, family: str, call: Call) -> Run:
         with triton.forced.to(family):
@@ -169,6 +175,9 @@ class Cpu:
         one = Case("lstm", 24, lengths=True, reset=True)
         return [one, replace(one, H=72), Case("gru", 24, layers=3)]
 
+    def takes(self, family: str, call: Call) -> bool:
+        return True
+
     def run(self, family: str, call: Call) -> Run:
         return by_ops(torch.ops.rnnkernels, call)
 
@@ -184,6 +193,9 @@ class Reference:
 
     def cases(self, family: str, numbers: str, device: torch.device) -> list[Case]:
         return [Case("lstm", 24, lengths=True, reset=True)]
+
+    def takes(self, family: str, call: Call) -> bool:
+        return True
 
     def run(self, family: str, call: Call) -> Run:
         return by_reference(call)
