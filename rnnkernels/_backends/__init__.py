@@ -35,7 +35,7 @@ class Backend:
     run: Callable[[Call], Result]
     invariant: bool = False  # offers what batch_invariant asks for
     detail: Callable[[Call], str] = lambda call: ""
-    ready: Callable[[Call], str | None] = lambda call: None
+    ready: Callable[[Call], str | None] | None = None
     checked: Callable[[Call], str] = lambda call: ""
 
     def refusal(self, call: Call) -> str | None:
@@ -46,7 +46,7 @@ class Backend:
 
 
 def _kernels(
-    device_type: str, more: Callable[[Call], str | None] = lambda call: None
+    device_type: str, more: Callable[[Call], str | None] | None = None
 ) -> Callable[[Call], str | None]:
     """What the compiled kernels for devices of a type refuse, and ``more``."""
 
@@ -59,7 +59,7 @@ def _kernels(
             return f"it runs {device_type} tensors, and the input is on {call.x.device.type}"
         if call.x.dtype not in KERNEL_DTYPES:
             return f"it has no kernels for {call.x.dtype}"
-        return more(call)
+        return None if more is None else more(call)
 
     return refusal
 
@@ -205,7 +205,7 @@ def undisturbed(name: str | None) -> bool:
 def final_refusal(backend: Backend, call: Call) -> str | None:
     """Why it does not run a call that is about to run."""
     reason = backend.refusal(call)
-    return backend.ready(call) if reason is None else reason
+    return reason if reason is not None or backend.ready is None else backend.ready(call)
 
 
 def select(call: Call, name: str | None = None) -> Backend:
