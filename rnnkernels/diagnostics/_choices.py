@@ -80,7 +80,8 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
 
     Returns:
         An :class:`Explanation`; ``print`` it. It names the recurrent layers that are not ours as
-        well. The random number generators are left as they were.
+        well, and on a GPU what is known of the kernels, which the call checks like any other first
+        one. The random number generators are left as they were.
 
     Raises:
         TypeError: ``module`` is no module.

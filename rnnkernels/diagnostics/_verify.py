@@ -60,7 +60,8 @@ class Verification:
         lines = [["family", "pass", "numbers", "cases", "largest error", "verdict", "seconds"]]
         for r in self.rows:
             if r.verdict == "not here":
-                lines.append([r.family, f"not here: {r.reason}"])
+                absent = f"not here in {r.numbers}" if r.numbers else "not here"
+                lines.append([r.family, f"{absent}: {r.reason}"])
                 continue
             ran = [r.numbers, str(r.cases), f"{r.error:.1e}", r.verdict, f"{r.seconds:.2f}"]
             lines.append([r.family, r.direction, *ran])
