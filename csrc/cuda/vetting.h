@@ -1,5 +1,5 @@
 // Which kernels may run on a device: those that Python has found to be right there, by running small cases of them
-// (rnnkernels/_backends/vetting.py). Asked wherever a call is planned, so that no way to the kernels leads past it.
+// (rnnkernels/_backends/vetting). Asked wherever a call is planned, so that no way to the kernels leads past it.
 #pragma once
 
 #include <array>

@@ -59,7 +59,7 @@ def cuda_run(call: Call) -> Result:
     """
     fault = vetting.take_fault(call.x.device) if _real(call) else ""
     if fault:
-        raise RuntimeError(f"rnnkernels: a CUDA kernel that ran before on {call.x.device}: {fault}")
+        raise vetting.EarlierFault(call.x.device, fault)
     return _ops.run(call)
 
 

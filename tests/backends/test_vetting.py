@@ -119,6 +119,31 @@ def test_a_fault_refuses(kernels: StandIn) -> None:
     assert vetting.refused("cuda", GPU)["cluster"].endswith(kernels.faults["cluster"])
 
 
+def test_an_earlier_fault_is_raised(kernels: StandIn) -> None:
+    """It belongs to a call of the user, whose results are not valid, and to no family."""
+    kernels.pending = "block 3 waited for round 2"
+    message = "a kernel that ran before on cuda:0 failed: block 3 waited for round 2"
+    with pytest.raises(vetting.EarlierFault, match=message):
+        settle("grid")
+    assert not kernels.ran
+    assert settle("grid") and not vetting.refused("cuda", GPU)
+
+
+def test_an_error_before_the_cases_refuses(
+    kernels: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In this process alone."""
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("cuda_device: unknown error")
+
+    monkeypatch.setattr(kernels, "cases", broken)
+    with pytest.warns(RuntimeWarning, match="cuda_device: unknown error"):
+        assert settle("grid")
+    assert "RuntimeError" in vetting.refused("cuda", GPU)["grid"]
+    assert not files(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("error", "why"),
     [(torch.OutOfMemoryError("no"), "no memory left"), (None, "this card has none")],
@@ -537,7 +562,7 @@ def test_a_fault_is_raised_by_the_next_call(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gpu, "_real", lambda call: True)
     monkeypatch.setattr(_ops, "run", lambda call: "ran")
     call = call_on_gpu()
-    with pytest.raises(RuntimeError, match="ran before on cuda:0: block 3 waited for ever"):
+    with pytest.raises(RuntimeError, match="ran before on cuda:0 failed: block 3 waited for ever"):
         gpu.cuda_run(call)
     assert gpu.cuda_run(call) == "ran"
     assert asked == [0, 0]

@@ -34,7 +34,7 @@ class StandIn:
     faults: dict[str, str] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
     ran: list[str] = field(default_factory=list)
-    _fault: str = ""
+    pending: str = ""  # a fault that nobody has asked for so far
 
     def cases(self, family: str, numbers: str, device: torch.device) -> list[Case]:
         assert device == GPU
@@ -48,7 +48,7 @@ class StandIn:
     def run(self, family: str, call: Call) -> runners.Run:
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         self.ran.append(family)
-        self._fault = self.faults.get(family, "")
+        self.pending = self.faults.get(family, "")
         if family in self.raises:
             raise self.raises[family]
         out, back = cases.by_ops(torch.ops.rnnkernels, call)
@@ -60,7 +60,7 @@ class StandIn:
         return changed(out), lambda: changed(back())
 
     def fault(self, device: torch.device) -> str:
-        found, self._fault = self._fault, ""
+        found, self.pending = self.pending, ""
         return found
 
 

@@ -27,6 +27,7 @@ from rnnkernels import _ops
 from rnnkernels._backends.vetting import cases, store
 from rnnkernels._backends.vetting.runners import (
     RUNNERS,
+    EarlierFault,
     NotHere,
     Runner,
     in_fresh_thread,
@@ -36,7 +37,7 @@ from rnnkernels._core import checks
 from rnnkernels._core.call import Call
 
 __all__ = [
-    "RUNNERS", "check", "describe", "forget", "learn", "not_now", "prepare", "refusal", "refused",
+    "RUNNERS", "EarlierFault", "check", "describe", "forget", "learn", "not_now", "prepare", "refusal", "refused",
     "renew", "settle", "take_fault", "verification",
 ]  # fmt: skip
 
@@ -165,14 +166,17 @@ def check(
     Raises:
         NotHere: the device has no such kernels.
         torch.OutOfMemoryError: it has no memory left for them.
+        EarlierFault: another kernel recorded a fault before.
     """
     runner = RUNNERS[backend]
+    fault = runner.fault(device)
+    if fault:
+        raise EarlierFault(device, fault)
     dtype = cases.DTYPES.get(numbers, torch.float32)
     errors, seconds = [0.0, 0.0], [0.0, 0.0]
     todo = runner.cases(family, numbers, device)
     if thorough:
         todo = [*todo, *cases.thorough(todo, "wavefront" in family, numbers)]
-    runner.fault(device)  # of others, before
     ran = 0
     for case in todo:
         call = cases.make(case)
@@ -227,10 +231,15 @@ def settle(backend: str, device: torch.device, family: str, numbers: str) -> boo
         if not postponed:
             try:
                 found = in_fresh_thread(lambda: check(backend, family, numbers, device))
+            except EarlierFault:
+                raise
             except torch.OutOfMemoryError:
                 postponed = "the device has no memory left for it"
             except NotHere as error:
                 postponed = str(error)
+            except Exception as error:  # before any case ran: the next process may fare better
+                learn(device, backend, family, numbers, f"{type(error).__name__}: {error}")
+                return True
         if postponed:
             state.postponed[name] = postponed
             return False
@@ -276,8 +285,8 @@ def refused(backend: str, device: torch.device) -> dict[str, str]:
     """Reasons by family, as far as they are known."""
     if device.type != "cuda" or device.index not in _devices:
         return {}
-    found = _devices[device.index].refused
-    return {family: reason for (name, family), reason in found.items() if name == backend}
+    found = list(_devices[device.index].refused.items())  # others may add to it
+    return {family: reason for (name, family), reason in found if name == backend}
 
 
 def refusal(backend: str, device: torch.device) -> str | None:
@@ -303,7 +312,7 @@ def describe(backend: str, device: torch.device) -> str:
     known = _devices.get(_index(device), _Device(None, {}))
     parts = []
     for family in reversed(RUNNERS[backend].families):
-        passed = [n for b, f, n in known.passed if (b, f) == (backend, family)]
+        passed = [n for b, f, n in list(known.passed) if (b, f) == (backend, family)]
         if (backend, family) in known.refused:
             parts.append(f"{family} refused: {known.refused[backend, family]}")
         elif passed:

@@ -51,6 +51,13 @@ class Runner(Protocol):
         """A fault that kernels have recorded on the device since this was asked last, or ``''``."""
 
 
+class EarlierFault(RuntimeError):
+    """A kernel that ran before has recorded a fault, and what it computed is not valid."""
+
+    def __init__(self, device: torch.device, fault: str) -> None:
+        super().__init__(f"rnnkernels: a kernel that ran before on {device} failed: {fault}")
+
+
 def take_fault(device: torch.device) -> str:
     """What CUDA kernels have recorded on a device, such as a wait that reached its bound; it is
     forgotten with that. ``''`` where there is nothing, or where there are no such kernels."""
