@@ -37,8 +37,8 @@ from rnnkernels._core import checks
 from rnnkernels._core.call import Call
 
 __all__ = [
-    "RUNNERS", "EarlierFault", "check", "describe", "forget", "learn", "not_now", "prepare", "refusal", "refused",
-    "renew", "settle", "take_fault", "verification",
+    "RUNNERS", "EarlierFault", "check", "describe", "forget", "learn", "not_now", "prepare",
+    "refusal", "refused", "renew", "settle", "take_fault", "verification",
 ]  # fmt: skip
 
 PASSES = ("forward", "backward")
