@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.problem import Results
+from rnnkernels._backends import float32
 from rnnkernels.testing import relative_error
 
 #: Largest difference to the same in float64, relative to the greatest magnitude. Wide enough for
@@ -19,7 +20,7 @@ class WrongResult(Exception):
 
 def arithmetic(case: Case) -> str:
     """What :data:`TOLERANCE` is chosen by: the dtype, or what a GPU may compute in its place."""
-    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    tf32 = float32.tf32_allowed(torch.float32) or float32.tf32_in_matmul()
     return "tf32" if case.device == "cuda" and case.dtype == "float32" and tf32 else case.dtype
 
 

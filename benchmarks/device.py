@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from rnnkernels._backends import float32
+
 Run = Callable[[], object]
 
 
@@ -106,8 +108,8 @@ class Cuda:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "driver": _driver(),
-            "tf32": torch.backends.cudnn.allow_tf32,
-            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+            "tf32": float32.tf32_allowed(torch.float32),
+            "tf32_matmul": float32.tf32_in_matmul(),
         }
 
 

@@ -35,6 +35,7 @@ def cuda_plan(
     D: int,
     layers: int,
     device: tuple[int, int, int, int],
+    index: int = -1,
     here: bool = False,
     refused: Callable[[str, int], str] | None = None,
 ) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def cuda_plan(
     Args:
         device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a
             cluster.
+        index: of the device, where no kernels are to be chosen that were found wrong there; what
+            nothing is known of is inspected first.
         here: ask the current device whether it can launch what is chosen.
         refused: in its place: why it cannot launch a family with so many blocks that share the
             weights, or an empty string.
@@ -52,10 +55,34 @@ def cuda_plan(
         RuntimeError: ``here`` in a build without CUDA kernels.
     """
 
+def force_cuda_kernels(name: str) -> None:
+    """Runs the calls of this thread on these kernels, unvetted; ``''``: as any other."""
+
+def settle_cuda_kernels(device: int, name: str, precision: str, right: bool) -> None:
+    """These kernels were found right or wrong in this precision on a device."""
+
+def forget_cuda_kernels() -> None:
+    """Forgets what was found of all kernels, and closes the short ways."""
+
+def set_cuda_inspector(inspector: Callable[[int, str, str], bool]) -> None:
+    """Is asked when kernels are to run that nothing is known of: device, name, precision."""
+
+def open_short_ways(device: int, open: bool) -> None:
+    """Whether layers and cells on this CUDA device may go past the choice of a backend."""
+
+def short_ways_open(device: int) -> bool:
+    """What :func:`open_short_ways` has set."""
+
 def take_cuda_fault(device_index: int) -> str:
     """What a kernel on this CUDA device has recorded when it waited in vain and gave up: the op,
     the block, the tile, the round, and what to do. Empty where there is no such record; this call
     takes it away. It does not wait for the device."""
+
+def tf32_allowed(dtype: dtype) -> bool:
+    """Whether kernels may multiply numbers of this dtype as TF32, by torch's settings now."""
+
+def cuda_probe() -> str:
+    """Why kernels of this build cannot run on the current CUDA device, or ``''``."""
 
 def cuda_device() -> tuple[int, int, int, int]:
     """The limits of the current CUDA device that a plan depends on."""

@@ -7,8 +7,9 @@ from rnnkernels._backends import (
     set_batch_invariant,
     use_backend,
 )
+from rnnkernels._backends.vetting import verification
 from rnnkernels._ops import build_info
-from rnnkernels.diagnostics import explain
+from rnnkernels.diagnostics import explain, verify
 from rnnkernels.functional import AllStates
 from rnnkernels.interop import convert, convertible, from_torch, revert, to_torch
 from rnnkernels.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -39,4 +40,6 @@ __all__ = [
     "to_torch",
     "torch_types",
     "use_backend",
+    "verification",
+    "verify",
 ]

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from rnnkernels._core.closeness import errors as _differences
+from rnnkernels._core.closeness import relative_error
+
+__all__ = ["RTOL", "TERMS", "assert_close", "relative_error", "tolerance"]
 
 #: Number of terms that the longest sum behind a compared number may have under :data:`RTOL`.
 #: Rounding errors of a sum grow with the square root of its terms, and so do tolerances above it.
@@ -36,20 +40,6 @@ def tolerance(dtype: torch.dtype, terms: int = TERMS) -> float:
         KeyError: a dtype that is not in :data:`RTOL`.
     """
     return RTOL[dtype] * math.sqrt(max(1.0, terms / TERMS))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """``max|actual - expected| / max|expected|`` in float64; 0 where both are equal, and infinite
-    where ``actual`` has a NaN or infinity of its own.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    errors, scale = _errors(actual, expected)
-    worst = float(errors.max()) if errors.numel() else 0.0
-    if worst == 0.0:
-        return 0.0
-    return worst / scale if scale > 0 else math.inf
 
 
 def assert_close(
@@ -98,7 +88,7 @@ def assert_close(
     share = error / budget if budget > 0 else (0.0 if error == 0 else math.inf)
     if share <= 1:
         return share
-    errors, scale = _errors(actual, expected)
+    errors, scale = _differences(actual, expected)
     index = tuple(int(i) for i in torch.unravel_index(errors.argmax(), errors.shape))
     raise AssertionError(
         f"{name}{list(index)}: {actual[index].item()!r} where {expected[index].item()!r} is "
@@ -106,17 +96,6 @@ def assert_close(
         f"{share:.3g} times the tolerance {budget:.3g} for {actual.dtype}; "
         f"{int((errors > budget * scale).sum())} of {errors.numel()} elements are outside"
     )
-
-
-def _errors(actual: Tensor, expected: Tensor) -> tuple[Tensor, float]:
-    """The difference of each element in float64, and the greatest finite expected magnitude."""
-    if actual.shape != expected.shape:
-        raise ValueError(f"shapes differ: {list(actual.shape)} and {list(expected.shape)}")
-    a, e = actual.detach().cpu().double(), expected.detach().cpu().double()
-    same = (a == e) | (a.isnan() & e.isnan())
-    errors = (a - e).abs().nan_to_num(nan=math.inf).masked_fill(same, 0.0)
-    magnitudes = e[e.isfinite()].abs()
-    return errors, float(magnitudes.max()) if magnitudes.numel() else 0.0
 
 
 def _kind(value: object) -> str:

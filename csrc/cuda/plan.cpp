@@ -17,6 +17,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 std::atomic<Family> chosen_family{Family::kAuto};
 std::atomic<Stacks> chosen_stacks{Stacks::kAuto};
+thread_local Choice chosen_by_thread{Family::kAuto, Stacks::kAuto};
 
 // Sets what has this name, in the order of its values; false where nothing has.
 template <class Value>
@@ -218,6 +219,11 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d, const
   }
   for (const bool cluster : {true, false}) {
     if (family == (cluster ? Family::kGrid : Family::kCluster)) continue;
+    if (!d.allows(cluster ? Kernels::kCluster : Kernels::kGrid) ||
+        (p.stages > 1 && !d.allows(cluster ? Kernels::kClusterWavefront : Kernels::kGridWavefront))) {
+      if (!best.found) best.reason = "the kernels for whole sequences were found wrong on this device";
+      continue;
+    }
     for (const int batch : kBatches) {
       if (k.exact && batch > 1) continue;
       k.cluster = cluster;
@@ -272,7 +278,14 @@ Stack plan_call(const Request& a, const Device& device, const Check& check) {
   return stack;
 }
 
-Choice choice() { return {chosen_family, chosen_stacks}; }
+Kernels kernels_of(const Stack& stack) {
+  if (!stack.plan.found) return Kernels::kStepwise;
+  if (stack.stages > 1) return stack.plan.kernel.cluster ? Kernels::kClusterWavefront : Kernels::kGridWavefront;
+  return stack.plan.kernel.cluster ? Kernels::kCluster : Kernels::kGrid;
+}
+
+Choice choice() { return chosen_by_thread.free() ? Choice{chosen_family, chosen_stacks} : chosen_by_thread; }
+void set_thread_choice(Choice choice) { chosen_by_thread = choice; }
 
 bool set_family(const std::string& name) { return set(chosen_family, name, {"auto", "stepwise", "cluster", "grid"}); }
 bool set_stacks(const std::string& name) { return set(chosen_stacks, name, {"auto", "in turn", "together"}); }

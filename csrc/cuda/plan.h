@@ -2,6 +2,7 @@
 // depends on sizes, dtype and the device's limits alone, so that it can be tested for any device on any machine.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -98,10 +99,16 @@ const char* refusal(Precision precision, bool projected, bool norm);
 Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool norm);
 constexpr int kBatches[] = {1, 2};  // of which exact products take the first
 
+// What may be found wrong on a device, and then is left out of its plans: a family of kernels, alone or as a wavefront.
+enum class Kernels : int { kStepwise, kGrid, kCluster, kGridWavefront, kClusterWavefront };
+inline constexpr std::array kKernelsNames{"stepwise", "grid", "cluster", "grid wavefront", "cluster wavefront"};
+
 struct Device {
   int major, multiprocessors, shared_bytes;  // of a block, at most
   int most_blocks;                           // of a cluster: most_blocks_of its major number
+  unsigned refused = 0;                      // a bit for each of Kernels
   int clusters(int blocks) const;            // of this size that run at once, at least
+  bool allows(Kernels kernels) const { return !(refused >> int(kernels) & 1u); }
 };
 
 int most_blocks_of(int major);
@@ -140,8 +147,11 @@ enum class Stacks : int { kAuto, kInTurn, kTogether };
 struct Choice {
   Family family;
   Stacks stacks;
+  bool free() const { return family == Family::kAuto && stacks == Stacks::kAuto; }
 };
 Choice choice();
+// For this thread, in place of what is set for the process, unless it is free.
+void set_thread_choice(Choice choice);
 // "auto", "stepwise", "cluster" or "grid"; "auto", "in turn" or "together". False where it is none of these.
 bool set_family(const std::string& name);
 bool set_stacks(const std::string& name);
@@ -161,6 +171,7 @@ struct Stack {
   Plan plan;
   double cycles;  // of all layers and steps, estimated
 };
+Kernels kernels_of(const Stack& stack);
 Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, const Device& d, const Check& check = {});
 
 // All that a plan depends on of a call. What launches kernels and what tells users of it ask with the same request.

@@ -2,7 +2,6 @@
 // without CUDA, whose headers for it are missing or of no use.
 #if defined(RNNKERNELS_CUDA)
 
-#include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -10,6 +9,8 @@
 #include "cuda/here.h"
 #include "cuda/persistent.h"
 #include "cuda/stepwise.h"
+#include "cuda/vetting.h"
+#include "ops/float32.h"
 
 namespace rnn::cuda {
 namespace {
@@ -63,36 +64,43 @@ struct Launcher {
   }
 };
 
-// Torch's switch for recurrent layers: torch.backends.cudnn.allow_tf32.
-bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(); }
-
+// like: a tensor of the call's device and type.
 template <class Run>
-void run(const char* op, Run& all, c10::Device device) {
-  const c10::DeviceGuard guard(device);
-  const Launcher launcher(op, all.cell().number, device);
+void run(const char* op, Run& all, const Tensor& like) {
+  const c10::DeviceGuard guard(like.device());
+  const Launcher launcher(op, all.cell().number, like.device());
   Device limits{};
   launcher.check(query(limits));
-  const Request request = request_of(all, tf32_allowed());
+  const int index = like.device().index();
+  const Request request = request_of(all, tf32_allowed(like.scalar_type()));
   const Check check = check_here(all.cell().number, request);
-  Stack stack = plan_call(request, limits, check);
-  // What was refused is not planned again.
+  // Of what is vetted and the device has not refused; after a refusal it is another one.
+  const auto plan = [&](const Request& asked) {
+    const Stack found = vetted.plan(asked.precision, limits, index,
+                                    [&](const Device& allowed) { return plan_call(asked, allowed, check); });
+    TORCH_CHECK(vetted.allows(index, kernels_of(found)) || !choice().free(), "rnnkernels::", op,
+                ": the CUDA kernels were found wrong on this device. Another backend runs the next call; "
+                "rnnkernels.explain(module, input) tells more.");
+    return found;
+  };
+  Stack stack = plan(request);
   while (stack.stages > 1) {
     if (launcher.accepted([&] { run_stack(all, stack, launcher); })) return;
-    stack = plan_call(request, limits, check);
+    stack = plan(request);
   }
   all.each([&](auto& layer) {
     while (stack.plan.found) {
       if (launcher.accepted([&] { run_persistent(layer, stack.plan, launcher); })) return;
       Request one = request;
       one.layers = 1;
-      stack = plan_call(one, limits, check);
+      stack = plan(one);
     }
     run_stepwise(layer, launcher);
   });
 }
 
-void forward(ForwardRun& all) { run("sequence_forward", all, all.call().x.device()); }
-void backward(BackwardRun& all) { run("sequence_backward", all, all.call().y.device()); }
+void forward(ForwardRun& all) { run("sequence_forward", all, all.call().x); }
+void backward(BackwardRun& all) { run("sequence_backward", all, all.call().y); }
 
 }  // namespace
 }  // namespace rnn::cuda

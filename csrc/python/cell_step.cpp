@@ -7,9 +7,9 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/object_ptr.h>
 
-#include "python/direct.h"
 #include "autograd/node.h"
 #include "ops/tables.h"
+#include "python/direct.h"
 
 namespace rnn {
 namespace {

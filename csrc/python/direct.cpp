@@ -8,6 +8,9 @@
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <array>
+#include <atomic>
+
 #include "ops/check.h"
 
 namespace rnn {
@@ -22,6 +25,8 @@ PyTypeObject* default_device() {
   }();
   return type;
 }
+
+std::array<std::atomic<bool>, 64> open_devices{};  // others stay closed
 
 bool unseen_by_dispatch() {
   const c10::DispatchKeySet included = c10::impl::tls_local_dispatch_key_set().included_;
@@ -47,8 +52,14 @@ const Tensor* exact_tensor(PyObject* object) {
 
 bool has_kernels(const Tensor& t) {
   static const bool cuda = SequenceOps<Library::kCompiled>::forward().hasKernelForDispatchKey(c10::DispatchKey::CUDA);
-  return t.is_cpu() || (t.is_cuda() && cuda && !batch_invariant());
+  if (t.is_cpu()) return true;
+  return t.is_cuda() && cuda && !batch_invariant() && short_ways_open(t.get_device());
 }
+
+void open_short_ways(int device, bool open) {
+  if (device >= 0 && device < int(open_devices.size())) open_devices[device] = open;
+}
+bool short_ways_open(int device) { return device >= 0 && device < int(open_devices.size()) && open_devices[device]; }
 
 Autocast::Autocast(c10::Device device) {
   if (at::autocast::is_autocast_enabled(device.type())) dtype_ = at::autocast::get_autocast_dtype(device.type());

@@ -13,8 +13,14 @@ bool undisturbed();
 // A tensor of no subclass; parameters count as tensors. Null for anything else.
 const Tensor* exact_tensor(PyObject* object);
 
-// Kernels for the device of a tensor are part of this build, and do what has been asked of all.
+// Kernels for the device of a tensor are part of this build, do what has been asked of all, and need no further
+// question.
 bool has_kernels(const Tensor& t);
+
+// Whether calls on the CUDA device of this number may go past Python, which chooses backends: once it has found that
+// kernels can run there.
+void open_short_ways(int device, bool open);
+bool short_ways_open(int device);
 
 // What autocast makes of tensors on one device, if it is on there.
 class Autocast {

@@ -1,41 +1,62 @@
 // The Python module rnnkernels._C: what there is beside the ops.
 #include <pybind11/functional.h>
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <array>
 #include <functional>
-#include <map>
 
-#include "python/cell_step.h"
-#include "python/direct.h"
-#include "python/layers_call.h"
 #include "common/cell_list.h"
 #include "cpu/kernels.h"
 #include "cuda/here.h"
+#include "cuda/probe.h"
+#include "cuda/vetting.h"
 #include "ops/check.h"
+#include "ops/float32.h"
+#include "python/cell_step.h"
+#include "python/direct.h"
+#include "python/layers_call.h"
 
 namespace py = pybind11;
 
-static const char* family_of(const rnn::cuda::Plan& plan) {
+namespace {
+
+using rnn::cuda::Kernels;
+using rnn::cuda::Precision;
+
+constexpr std::array kPrecisionNames{"float64", "float32", "tf32", "bfloat16", "float16"};  // in the order of Precision
+
+// What has this name among those of an enumeration, in its order.
+template <class Value, size_t N>
+Value named(const std::array<const char*, N>& names, const std::string& name, const char* argument) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  TORCH_CHECK_VALUE(found != names.end(), argument, ": expected one of ", at::ArrayRef<const char*>(names), ", got '",
+                    name, "'");
+  return Value(found - names.begin());
+}
+Precision precision_named(const std::string& name) {
+  const auto found = std::find(kPrecisionNames.begin(), kPrecisionNames.end(), name);
+  TORCH_CHECK_VALUE(found != kPrecisionNames.end(), "precision: expected a floating dtype or tf32, got '", name, "'");
+  return Precision(found - kPrecisionNames.begin());
+}
+const char* family_of(const rnn::cuda::Plan& plan) {
   return !plan.found ? "stepwise" : (plan.kernel.cluster ? "cluster" : "grid");
 }
 
-// device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster.
+}  // namespace
+
+// device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster. index: of the
+// device whose kernels are to be vetted first; -1: as the sizes alone have it.
 static py::dict cuda_plan(const std::string& cell, bool backward, const std::string& precision, bool projected,
                           bool norm, bool recorded, int64_t H, int64_t T, int64_t B, int64_t window, int D, int layers,
-                          const std::array<int, 4>& device, bool here,
+                          const std::array<int, 4>& device, int index, bool here,
                           const std::function<std::string(const std::string&, int)>& refused) {
-  using rnn::cuda::Precision;
-  const std::map<std::string, Precision> names{{"float64", Precision::kFloat64},
-                                               {"float32", Precision::kFloat32},
-                                               {"tf32", Precision::kTF32},
-                                               {"bfloat16", Precision::kBFloat16},
-                                               {"float16", Precision::kFloat16}};
-  TORCH_CHECK_VALUE(names.count(precision), "precision: expected a floating dtype or tf32, got '", precision, "'");
   const rnn::CellInfo& info = rnn::find_cell(cell);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
-  const rnn::cuda::Request request{
-      info.G, info.A, info.S, backward, names.at(precision), projected, norm, recorded, H, T, B, window, D, layers};
+  const rnn::cuda::Request request{info.G,    info.A, info.S,   backward, precision_named(precision),
+                                   projected, norm,   recorded, H,        T,
+                                   B,         window, D,        layers};
   rnn::cuda::Check check;
   if (refused)
     check = [&](const rnn::cuda::Plan& plan, int) { return refused(family_of(plan), plan.layout.message.blocks); };
@@ -47,14 +68,16 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
     TORCH_CHECK(false, "here: there is no device to ask, since this build has no CUDA kernels");
 #endif
   }
-  const rnn::cuda::Stack stack =
-      rnn::cuda::plan_call(request, {major, multiprocessors, shared_bytes, most_blocks}, check);
+  const rnn::cuda::Stack stack = rnn::cuda::vetted.plan(
+      request.precision, {major, multiprocessors, shared_bytes, most_blocks}, index,
+      [&](const rnn::cuda::Device& limits) { return rnn::cuda::plan_call(request, limits, check); });
   const rnn::cuda::Plan& plan = stack.plan;
   const rnn::cuda::Layout& l = plan.layout;
   py::dict found;
   found["reason"] = plan.reason;
   found["passed_over"] = plan.passed_over;
   found["family"] = family_of(plan);
+  found["kernels"] = rnn::cuda::kKernelsNames[size_t(rnn::cuda::kernels_of(stack))];
   found["blocks"] = l.message.blocks;
   found["units"] = l.units;
   found["tiles"] = l.tiles;
@@ -112,13 +135,63 @@ PYBIND11_MODULE(_C, module) {
       "by "
       "layer, or as many at a time as fit on the device.");
 
+  module.def(
+      "force_cuda_kernels",
+      [](const std::string& name) {
+        using rnn::cuda::Family, rnn::cuda::Stacks, rnn::cuda::set_thread_choice;
+        if (name.empty()) return set_thread_choice({Family::kAuto, Stacks::kAuto});
+        const Kernels kernels = named<Kernels>(rnn::cuda::kKernelsNames, name, "name");
+        const bool together = kernels == Kernels::kGridWavefront || kernels == Kernels::kClusterWavefront;
+        const bool cluster = kernels == Kernels::kCluster || kernels == Kernels::kClusterWavefront;
+        const Family family = kernels == Kernels::kStepwise ? Family::kStepwise
+                              : cluster                     ? Family::kCluster
+                                                            : Family::kGrid;
+        set_thread_choice({family, together ? Stacks::kTogether : Stacks::kInTurn});
+      },
+      py::arg("name"),
+      "Runs the calls of this thread on these kernels, unvetted, for as far as their sizes allow; '': as any other.");
+
+  module.def(
+      "settle_cuda_kernels",
+      [](int device, const std::string& name, const std::string& precision, bool right) {
+        rnn::cuda::vetted.settle(device, named<Kernels>(rnn::cuda::kKernelsNames, name, "name"),
+                                 precision_named(precision), right);
+      },
+      py::arg("device"), py::arg("name"), py::arg("precision"), py::arg("right"),
+      "These kernels were found right or wrong in this precision on the device of this number.");
+  module.def(
+      "forget_cuda_kernels",
+      [] {
+        rnn::cuda::vetted.forget();
+        for (int device = 0; device < rnn::cuda::Vetted::kDevices; ++device) rnn::open_short_ways(device, false);
+      },
+      "What was found of all kernels; the short ways are closed.");
+  module.def(
+      "set_cuda_inspector",
+      [](py::function inspector) {
+        // Never destroyed: a call may come while Python ends.
+        auto* const kept = new py::function(std::move(inspector));
+        rnn::cuda::vetted.set_inspector([kept](int device, Kernels kernels, Precision precision) {
+          const py::gil_scoped_acquire gil;
+          return (*kept)(device, rnn::cuda::kKernelsNames[size_t(kernels)], kPrecisionNames[size_t(precision)])
+              .cast<bool>();
+        });
+      },
+      py::arg("inspector"),
+      "inspector(device, name, precision) is asked when kernels are to run that nothing is known of: it settles what "
+      "it "
+      "can and says whether it did.");
+  module.def("open_short_ways", &rnn::open_short_ways, py::arg("device"), py::arg("open"),
+             "Whether layers and cells on the CUDA device of this number may go past the choice of a backend.");
+  module.def("short_ways_open", &rnn::short_ways_open, py::arg("device"), "What open_short_ways has set.");
+
   module.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("cell"), py::arg("backward"), py::arg("precision"),
              py::arg("projected"), py::arg("norm"), py::arg("recorded"), py::arg("H"), py::arg("T"), py::arg("B"),
-             py::arg("window"), py::arg("D"), py::arg("layers"), py::arg("device"), py::arg("here") = false,
-             py::arg("refused") = py::none(),
-             "How the layers of a call would run on a GPU, or why no persistent kernel would run them.\n\nhere: ask "
-             "the current device whether it can launch what is chosen. refused(family, blocks): in its place, why "
-             "not, or an empty string.");
+             py::arg("window"), py::arg("D"), py::arg("layers"), py::arg("device"), py::arg("index") = -1,
+             py::arg("here") = false, py::arg("refused") = py::none(),
+             "How the layers of a call would run on a GPU, or why no persistent kernel would run them.\n\nindex: of "
+             "the device whose kernels are to be vetted first. here: ask the current device whether it can launch what "
+             "is chosen. refused(family, blocks): in its place, why not, or an empty string.");
 
   module.def(
       "take_cuda_fault",
@@ -134,7 +207,13 @@ PYBIND11_MODULE(_C, module) {
       "the tile and the round, and what to do. Empty where there is no such record, which this call takes away. It "
       "does not wait for the device.");
 
+  module.def(
+      "tf32_allowed", [](at::ScalarType dtype) { return rnn::tf32_allowed(dtype); }, py::arg("dtype"),
+      "Whether kernels may multiply numbers of this dtype as TF32, by torch's settings as they are now.");
+
 #if defined(RNNKERNELS_CUDA)
+  module.def("cuda_probe", &rnn::cuda::probe, "Why kernels of this build cannot run on the current device, or ''.");
+
   module.def(
       "cuda_device",
       [] {

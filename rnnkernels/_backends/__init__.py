@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from rnnkernels import _ops
-from rnnkernels._backends import cuda_plan, triton
+from rnnkernels._backends import gpu, triton, vetting
 from rnnkernels._backends import torch_nn as torch_backend
 from rnnkernels._core import checks, reference
 from rnnkernels._core.call import Call, Result
@@ -25,14 +25,18 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run a call. ``refuses(call)`` is None where it can, else the reason why not;
-    ``detail(call)`` tells how it lays one out, where there are several ways."""
+    """A way to run a call. ``refuses(call)`` is None where it can, else the reason why not, as far
+    as that is known without running anything; ``ready(call)`` finds out the rest just before the
+    call runs; ``detail(call)`` tells how it lays one out, where there are several ways, and
+    ``checked(call)`` what is known of its kernels on the device."""
 
     name: str
     refuses: Callable[[Call], str | None]
     run: Callable[[Call], Result]
     invariant: bool = False  # offers what batch_invariant asks for
     detail: Callable[[Call], str] = lambda call: ""
+    ready: Callable[[Call], str | None] | None = None
+    checked: Callable[[Call], str] = lambda call: ""
 
     def refusal(self, call: Call) -> str | None:
         """None where it runs the call as things are set now, else the reason why not."""
@@ -41,7 +45,11 @@ class Backend:
         return self.refuses(call)
 
 
-def _kernels(device_type: str) -> Callable[[Call], str | None]:
+def _kernels(
+    device_type: str, more: Callable[[Call], str | None] | None = None
+) -> Callable[[Call], str | None]:
+    """What the compiled kernels for devices of a type refuse, and ``more``."""
+
     def refusal(call: Call) -> str | None:
         if _ops.missing is not None:
             return f"the compiled kernels are missing ({_ops.missing})"
@@ -51,7 +59,7 @@ def _kernels(device_type: str) -> Callable[[Call], str | None]:
             return f"it runs {device_type} tensors, and the input is on {call.x.device.type}"
         if call.x.dtype not in KERNEL_DTYPES:
             return f"it has no kernels for {call.x.dtype}"
-        return None
+        return None if more is None else more(call)
 
     return refusal
 
@@ -71,8 +79,22 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend("reference", lambda call: None, _checked(reference.run)),
         Backend("cpu", _kernels("cpu"), _ops.run, invariant=True),
-        Backend("cuda", _kernels("cuda"), _ops.run, detail=cuda_plan.of_call),
-        Backend("triton", triton.refusal, _ops.run_triton, detail=triton.describe),
+        Backend(
+            "cuda",
+            _kernels("cuda", gpu.cuda_refusal),
+            gpu.cuda_run,
+            detail=gpu.cuda_detail,
+            ready=gpu.cuda_ready,
+            checked=lambda call: vetting.describe("cuda", call.x.device),
+        ),
+        Backend(
+            "triton",
+            gpu.triton_refusal,
+            _ops.run_triton,
+            detail=triton.describe,
+            ready=gpu.triton_ready,
+            checked=lambda call: vetting.describe("triton", call.x.device),
+        ),
         Backend("torch", torch_backend.refusal, _checked(torch_backend.run)),
     )
 }
@@ -180,6 +202,12 @@ def undisturbed(name: str | None) -> bool:
     )
 
 
+def final_refusal(backend: Backend, call: Call) -> str | None:
+    """Why it does not run a call that is about to run."""
+    reason = backend.refusal(call)
+    return reason if reason is not None or backend.ready is None else backend.ready(call)
+
+
 def select(call: Call, name: str | None = None) -> Backend:
     """The backend that runs this call.
 
@@ -192,13 +220,13 @@ def select(call: Call, name: str | None = None) -> Backend:
     if name == "auto":
         reasons = {}
         for candidate in AUTOMATIC:
-            reasons[candidate] = BACKENDS[candidate].refusal(call)
+            reasons[candidate] = final_refusal(BACKENDS[candidate], call)
             if reasons[candidate] is None:
                 return BACKENDS[candidate]
         because = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
         raise RuntimeError(f"backend: none can run this layer ({because})")
     backend = BACKENDS[name]
-    reason = backend.refusal(call)
+    reason = final_refusal(backend, call)
     if reason is not None:
         raise RuntimeError(
             f"backend: {name!r} was asked for and cannot run this layer: {reason}. "

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass
 import torch
 
 from rnnkernels import _ops
+from rnnkernels._backends import float32
 from rnnkernels._core.call import Call
 
 
@@ -50,6 +51,7 @@ class Plan:
         passed_over: why a layout that would be faster cannot be launched on the device; empty where
             there is none.
         family: ``'cluster'``, ``'grid'`` or ``'stepwise'``.
+        kernels: the family, and whether as a wavefront: what is vetted as one.
         blocks: that hold the recurrent weights of a direction together, a group.
         units: hidden units of a block.
         tiles: of rows of the batch that a group takes.
@@ -66,6 +68,7 @@ class Plan:
     reason: str
     passed_over: str
     family: str
+    kernels: str
     blocks: int
     units: int
     tiles: int
@@ -144,16 +147,18 @@ def plan(
     return Plan(**found)
 
 
-def of_call(call: Call) -> str:
-    """For a call on a CUDA device, in words: forward, and the backward that would follow."""
-    dtype = str(call.x.dtype).removeprefix("torch.")
-    device = astuple(Device.of(call.x.device))
+def of_pass(call: Call, backward: bool, index: int = -1) -> Plan:
+    """Of forward of a call on a CUDA device, or of the backward that would follow.
 
-    def of_pass(backward: bool) -> Plan:
+    With the number of a device, of kernels that were not found wrong there; what nothing is known
+    of is inspected first, as it is when the call runs.
+    """
+    device = call.x.device
+    with torch.cuda.device(device) if call.x.is_cuda else nullcontext():
         found = _ops.cuda_plan(
             cell=call.cell_name,
             backward=backward,
-            precision="tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else dtype,
+            precision=float32.numbers(call.x.dtype),
             projected=call.projected,
             norm=backward and call.clip == "norm",
             recorded=backward and call.flow is not None,
@@ -163,10 +168,16 @@ def of_call(call: Call) -> str:
             window=call.window,
             D=call.directions,
             layers=call.layers,
-            device=device,
+            device=astuple(Device.of(device)),
+            index=index,
             here=call.x.is_cuda,
         )
-        return Plan(**found)
+    return Plan(**found)
 
-    with torch.cuda.device(call.x.device) if call.x.is_cuda else nullcontext():
-        return f"forward in {of_pass(False)}; backward in {of_pass(True)}"
+
+def of_call(call: Call, index: int = -1) -> str:
+    """For a call on a CUDA device, in words: both passes."""
+    passes = f"forward in {of_pass(call, False, index)}; backward in {of_pass(call, True, index)}"
+    if call.x.dtype != torch.float32:
+        return passes
+    return float32.in_words("tf32" if float32.tf32_allowed(torch.float32) else "ieee") + passes

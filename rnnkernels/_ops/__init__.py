@@ -52,9 +52,18 @@ if _C is not None:
     same_weights = _C.same_weights
     #: How a layer would be laid out over a GPU; see rnnkernels._backends.cuda_plan.
     cuda_plan = _C.cuda_plan
-    if hasattr(_C, "cuda_device"):
-        #: The limits of the current GPU; only where there are kernels for it.
+    #: What runs on a GPU once it was found right there; see rnnkernels._backends.vetting.
+    force_cuda_kernels = _C.force_cuda_kernels
+    settle_cuda_kernels = _C.settle_cuda_kernels
+    forget_cuda_kernels = _C.forget_cuda_kernels
+    set_cuda_inspector = _C.set_cuda_inspector
+    open_short_ways = _C.open_short_ways
+    short_ways_open = _C.short_ways_open
+    if hasattr(_C, "cuda_device"):  # only where there are kernels for it
+        #: The limits of the current GPU.
         cuda_device = _C.cuda_device
+        #: Why kernels cannot run on the current GPU, or an empty text.
+        cuda_probe = _C.cuda_probe
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,6 +75,12 @@ def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
         if found is not None:
             return found
     return t.to(dtype)
+
+
+def take_cuda_fault(index: int) -> str:
+    """A fault that a kernel has recorded on the GPU of this number, or an empty text; it is
+    forgotten then. Only in builds with kernels for GPUs."""
+    return _C.take_cuda_fault(index)
 
 
 def set_batch_invariant(on: bool) -> None:

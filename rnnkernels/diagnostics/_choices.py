@@ -26,6 +26,8 @@ class Choice:
         backend: the backend that runs it; None where the one asked for refuses.
         refusals: the reason of every backend that cannot run it.
         detail: how the backend lays it out, where there are several ways.
+        checked: on a GPU, what is known of each family of the backend's kernels there: not yet
+            checked, passed, or refused and why.
     """
 
     module: str
@@ -35,6 +37,7 @@ class Choice:
     backend: str | None
     refusals: dict[str, str]
     detail: str = ""
+    checked: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Explanation:
             chosen = c.backend or f"none: {c.asked_for!r} was asked for and refuses"
             lines.append(f"{watch.label(c.module, c.layer)}: {c.call} -> {chosen}")
             lines += [f"    {c.detail}"] * bool(c.detail)
+            lines += [f"    check on first use: {c.checked}"] * bool(c.checked)
             lines += [f"    not {name}: {reason}" for name, reason in c.refusals.items()]
         lines = lines or ["no layer of rnnkernels was run"]
         for other in self.others:
@@ -76,7 +80,8 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
 
     Returns:
         An :class:`Explanation`; ``print`` it. It names the recurrent layers that are not ours as
-        well. The random number generators are left as they were.
+        well, and on a GPU what is known of the kernels, which the call checks like any other first
+        one. The random number generators are left as they were.
 
     Raises:
         TypeError: ``module`` is no module.
@@ -92,20 +97,27 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
 
     def observer(call: Call, name: str | None) -> Result:
         asked_for = _backends.asked_for(name)
-        refusals = {}
-        for backend in _backends.BACKENDS.values():
-            reason = backend.refusal(call)
-            if reason is not None:
-                refusals[backend.name] = reason
+        backends = _backends.BACKENDS
         candidates = _backends.AUTOMATIC if asked_for == "auto" else (asked_for,)
-        chosen = next((name for name in candidates if name not in refusals), None)
-        detail = _backends.BACKENDS[chosen].detail(call) if chosen else ""
+        final: dict[str, str | None] = {}
+        chosen = None
+        for candidate in candidates:  # as they are asked when the call runs
+            final[candidate] = _backends.final_refusal(backends[candidate], call)
+            if final[candidate] is None:
+                chosen = candidate
+                break
+        reasons = {n: final[n] if n in final else b.refusal(call) for n, b in backends.items()}
+        refusals = {name: reason for name, reason in reasons.items() if reason is not None}
+        detail = backends[chosen].detail(call) if chosen else ""
+        checked = backends[chosen].checked(call) if chosen else ""
         module = running[-1] if running else ""
         for index in range(call.layers):
             layer = -1 if call.step else index
             text = _describe(call, index)
-            found.choices.append(Choice(module, layer, text, asked_for, chosen, refusals, detail))
-        return _backends.BACKENDS[chosen or "reference"].run(call)
+            found.choices.append(
+                Choice(module, layer, text, asked_for, chosen, refusals, detail, checked)
+            )
+        return backends[chosen or "reference"].run(call)
 
     with (
         torch.no_grad(),

@@ -11,6 +11,7 @@ import torch
 import op_parity
 import stack_parity
 from op_parity import ALL, CASES, CLIPS, Case
+from rnnkernels import verification
 from rnnkernels._backends import cuda_plan, triton
 
 if not torch.cuda.is_available():
@@ -54,6 +55,13 @@ def run(ops, call):
     """What both ops return for this call and fixed gradients."""
     out = op_parity.forward(ops, call)
     return [*out, *op_parity.backward(ops, call, out, op_parity.random_gradients(call, out))]
+
+
+@pytest.fixture(autouse=True)
+def unchecked():
+    """Kernels are seen as they are: none is replaced by another that a check has found right."""
+    with verification(False):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -223,6 +223,9 @@ def test_text_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "at a time" not in cuda_plan.of_call(together._replace(**one_by_one))
     recorded = cuda_plan.of_call(together._replace(flow=torch.zeros(0)))
     assert recorded.count("4 layers at a time") == 1  # forward
+    wide = cuda_plan.of_call(op_parity.make(case, torch.float32).call())
+    setting = "(torch.backends.cudnn.rnn.fp32_precision)"
+    assert wide.startswith(f"float32 multiplied as tf32 {setting}; forward in a ")
     windows = cuda_plan.of_call(call._replace(window=2))
     sizes = "lstm", True, "bfloat16", 256, 4096, 1
     assert windows.endswith(str(plan(*sizes, DEVICES["H100"], steps=2)))

@@ -5,8 +5,10 @@ Run by test_triton.py, with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +17,15 @@ from torch import Tensor
 
 import nonfinite
 import op_parity
+import triton_programs
 from op_parity import ALL, CASES, OVER_SAVED, Case
-from rnnkernels._backends.triton import launch
+from rnnkernels._backends import vetting
+from rnnkernels._backends.triton import launch, sequence
 from rnnkernels._backends.triton.plan import Layout
 from rnnkernels._core import reference
 from rnnkernels._core.call import Clip
 from rnnkernels.cells import CELLS
+from stand_in import GPU, on_gpu
 from triton_interpreted import KINDS, Forced, laid_out, number_of, ops, run, same
 
 TAKEN = [case for case in CASES if not case.R]  # there are no projections
@@ -225,6 +230,49 @@ def test_one_gradient_alone(given: str, kind: str) -> None:
     """The others are absent, not zero."""
     results = run(Case("lstm", 2, **ALL), Forced(kind), given=given)
     assert max(results.errors()) <= TOLERANCE[torch.float32]
+
+
+@each_kind
+def test_check_on_first_use(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases that a GPU runs first, by each family; and one of them with a fault."""
+    monkeypatch.setattr(launch, "device_of", lambda like: ("cuda", 16))
+    with triton_programs.at_once():
+        found = vetting.check("triton", kind, "float32", torch.device("cpu"))
+    assert (found.reason, found.cases) == ("", 1)
+    assert 0 < max(found.errors) < 1e-5
+
+
+def test_check_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that do not wait for each other read what is not there yet."""
+    monkeypatch.setattr(launch, "device_of", lambda like: ("cuda", 16))
+    monkeypatch.setattr(sequence, "_wait", lambda count, steps: None)
+    with triton_programs.at_once():
+        found = vetting.check("triton", "grid", "float32", torch.device("cpu"))
+    assert "lstm [T=5, B=18, D=1, H=72, L=1] lengths reset in float32, forward: " in found.reason
+
+
+def test_refused_kinds_make_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down to the one that takes everything; with that the backend has nothing left."""
+    monkeypatch.setattr(launch, "device_of", lambda like: ("cuda", 16))
+
+    class Weights:
+        shape, dtype, is_cuda, device = (1, 64, 16), torch.bfloat16, True, GPU
+
+    with on_gpu(tmp_path, "triton") as kernels, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for kind in ("resident", "grid", "step"):
+            assert launch.layout_of(Weights(), 18, False).kind == kind  # type: ignore[arg-type]
+            kernels.wrong[kind] = "dh0", torch.zeros_like
+            vetting.renew(GPU)
+        with pytest.raises(RuntimeError, match="triton: a check on this device refused its step"):
+            launch.layout_of(Weights(), 18, False)  # type: ignore[arg-type]
+        reason = vetting.refusal("triton", GPU)
+        assert reason is not None and "dh0 is off" in reason
+    assert [str(w.message).split()[2] for w in caught] == [
+        "resident", *("resident", "grid"), *("resident", "grid", "step")
+    ]  # fmt: skip
 
 
 def test_layout_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

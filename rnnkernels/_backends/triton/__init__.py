@@ -8,11 +8,15 @@ layer runs here, so that Triton need not be installed.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
 
 from rnnkernels import _ops
+from rnnkernels._backends import devices
 from rnnkernels._core.call import Call
 
 INSTALLED = find_spec("triton") is not None
@@ -21,6 +25,24 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "o
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Sizes that the kernels count in 32 bits: places of a weight, rows of a pass, signals of a pass.
 LARGEST = 2**31
+
+
+class _Forced(threading.local):
+    """The kind of layout that this thread takes, or None: whatever fits."""
+
+    kind: str | None = None
+
+    @contextmanager
+    def to(self, kind: str) -> Iterator[None]:
+        """Only this kind inside the block, unvetted."""
+        before, self.kind = self.kind, kind
+        try:
+            yield
+        finally:
+            self.kind = before
+
+
+forced = _Forced()
 
 
 def refusal(call: Call) -> str | None:
@@ -38,7 +60,7 @@ def refusal(call: Call) -> str | None:
     T, B, H = call.T, call.B, call.h0.size(2)
     if max(call.cell.G * H * H, 4 * T * B, T * H) >= LARGEST:
         return f"T={T}, B={B}, H={H} is more than it counts"
-    return None
+    return devices.too_old(call.x.device) if call.x.device.type == "cuda" else None
 
 
 def describe(call: Call) -> str:

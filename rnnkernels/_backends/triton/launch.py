@@ -6,13 +6,14 @@ are those of ``csrc/common/layout.h``, with w_hh [D, G*H, H] and biases [D, G*H]
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rnnkernels._backends.triton import INTERPRETED, sequence
+from rnnkernels._backends import float32, vetting
+from rnnkernels._backends.triton import INTERPRETED, forced, sequence
 from rnnkernels._backends.triton.cells import PAIRS
 from rnnkernels._backends.triton.plan import Layout, choose
 from rnnkernels._core.call import Call
@@ -21,21 +22,67 @@ from rnnkernels.cells import CELLS
 REGISTERS = 65536  # of an NVIDIA multiprocessor
 
 
-def describe(call: Call) -> str:
-    """The layouts of forward, and of the backward that would follow."""
+def _layouts(call: Call) -> tuple[Layout, Layout]:
+    """Of forward, and of the backward that would follow."""
     T, B = call.T, call.B
     windows = -(-T // call.window) if 0 < call.window < T else 1
     w_hh = call.weights[1].unsqueeze(0).expand(call.directions, -1, -1)
-    passes = layout_of(w_hh, B, False), layout_of(w_hh, B * windows, call.clip == "norm")
-    return f"forward {passes[0]}; backward {passes[1]}"
+    return layout_of(w_hh, B, False), layout_of(w_hh, B * windows, call.clip == "norm")
+
+
+def describe(call: Call) -> str:
+    """The layouts of forward, and of the backward that would follow."""
+    forward, backward = _layouts(call)
+    return f"{_numbers_in_words(call)}forward {forward}; backward {backward}"
+
+
+def kinds(call: Call) -> set[str]:
+    """Of the layouts of both passes."""
+    return {layout.kind for layout in _layouts(call)}
+
+
+def _numbers_in_words(call: Call) -> str:
+    """How float32 is multiplied, and what says so."""
+    found = precision(call.x.dtype, device_of(call.x)[0])
+    setting = "cudnn.rnn" if found == "tf32" else "cuda.matmul"
+    return float32.in_words(found, setting) if call.x.dtype == torch.float32 else ""
 
 
 def layout_of(w_hh: Tensor, rows: int, norm: bool) -> Layout:
-    """Of a pass over `rows` rows with these weights [D, G*H, H]."""
+    """Of a pass over `rows` rows with these weights [D, G*H, H].
+
+    On a GPU, of kinds that were not found wrong there; one that nothing is known of is checked.
+
+    Raises:
+        RuntimeError: all of them were.
+    """
     D, _, H = w_hh.shape
     gpu, processors = device_of(w_hh)
-    numbers = precision(w_hh.dtype, gpu) if w_hh.dtype == torch.float32 else "half"
-    return choose(gpu=gpu, numbers=numbers, H=H, rows=rows, D=D, norm=norm, processors=processors)
+    half = w_hh.dtype != torch.float32
+
+    def without(kinds: Collection[str]) -> Layout:
+        return choose(
+            gpu=gpu, numbers="half" if half else precision(w_hh.dtype, gpu), H=H, rows=rows, D=D,
+            norm=norm, processors=processors, without=kinds,
+        )  # fmt: skip
+
+    if forced.kind is not None or not w_hh.is_cuda:
+        return without({"resident", "grid"} - {forced.kind} if forced.kind is not None else ())
+    while True:
+        layout = without(vetting.refused("triton", w_hh.device))
+        settled = vetting.settle("triton", w_hh.device, layout.kind, numbers(w_hh.dtype, w_hh))
+        if not settled or layout.kind not in vetting.refused("triton", w_hh.device):
+            return layout
+        if layout.kind == "step":  # which takes what no other does
+            raise RuntimeError(f"triton: {vetting.refusal('triton', w_hh.device)}")
+
+
+def numbers(dtype: torch.dtype, like: Tensor) -> str:
+    """What numbers of this dtype are in a product on the device of a tensor, as a check has it."""
+    if dtype != torch.float32:
+        return str(dtype).removeprefix("torch.")
+    found = precision(dtype, device_of(like)[0])
+    return "float32" if found == "ieee" else found
 
 
 def device_of(like: Tensor) -> tuple[str, int]:
@@ -52,16 +99,15 @@ def device_of(like: Tensor) -> tuple[str, int]:
 def precision(dtype: torch.dtype, gpu: str) -> str:
     """How numbers are multiplied; float32 by torch's switches.
 
-    TF32 where ``torch.backends.cudnn.allow_tf32`` says so, as for torch's own recurrent layers;
-    else in three parts of TF32, where ``torch.set_float32_matmul_precision("high")`` allows that;
-    else as they are. GPUs that have no such products take float32 as it is.
+    TF32 where torch's own recurrent layers use it; else in three parts of TF32, where torch's
+    matrix products may use it; else as they are. GPUs that have no such products take float32 as
+    it is.
     """
     if dtype != torch.float32 or gpu == "rdna":
         return "ieee"
-    if torch.backends.cudnn.allow_tf32:
+    if float32.tf32_allowed(dtype):
         return "tf32"
-    parts = torch.get_float32_matmul_precision() == "high" and gpu == "cuda"
-    return "tf32x3" if parts else "ieee"
+    return "tf32x3" if gpu == "cuda" and float32.tf32_in_matmul() else "ieee"
 
 
 def _launches(layout: Layout, rows: int, rounds: int) -> Iterator[tuple[int, int, int, int]]:

@@ -6,6 +6,7 @@ leaves all values in registers; which of that runs fastest has not been measured
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 
@@ -85,7 +86,15 @@ TABLES: dict[tuple[str, str], Table] = {
 
 
 def choose(
-    *, gpu: str, numbers: str, H: int, rows: int, D: int, norm: bool, processors: int
+    *,
+    gpu: str,
+    numbers: str,
+    H: int,
+    rows: int,
+    D: int,
+    norm: bool,
+    processors: int,
+    without: Collection[str] = (),
 ) -> Layout:
     """The layout of one pass over `rows` rows in D directions, for H units.
 
@@ -94,19 +103,22 @@ def choose(
         norm: gradients are bounded by the norm of their row, which a resident program does not do.
         processors: multiprocessors (compute units) of the device. Programs that wait for each
             other must all be there at once: one to each of these.
+        without: kinds of layouts that are not to be taken; ``step`` is there for what no other
+            takes.
     """
     table = TABLES[gpu, numbers]
     block_h = next((units for units in sorted(table.resident) if units >= H), 0)
-    if block_h and not norm:
+    if block_h and not norm and "resident" not in without:
         return Layout("resident", ROWS, block_h, block_h, 1, True, table.resident[block_h],
                       -(-rows // ROWS), table.stages)  # fmt: skip
+    waits = table.waits and "grid" not in without
     for block_b in table.tiles:
         groups = -(-rows // block_b)
         held = block_b == ROWS and table.held >= H and not norm
         tile = table.tile if held else table.tiles[block_b]
         parts = -(-H // tile.units)
-        together = processors // (parts * D) if table.waits else 0
-        if together >= groups or (groups == 1 and not table.waits):
+        together = processors // (parts * D) if waits else 0
+        if together >= groups or (groups == 1 and not waits):
             break
     kind = "grid" if together else "step"
     return Layout(kind, block_b, tile.units, tile.piece, parts, held, tile.warps,

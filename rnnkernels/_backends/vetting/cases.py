@@ -1,0 +1,215 @@
+"""Small cases of kernels, and what the reference makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from rnnkernels._core import reference
+from rnnkernels._core.call import ARGUMENTS, NO_CLIP, Call, Clip
+from rnnkernels._core.closeness import relative_error
+from rnnkernels.cells import CELLS
+
+#: Largest differences that rounding may make, relative to the greatest magnitude of a result, over
+#: the few steps of a case. Whatever a fault of a hand-off leaves out or adds twice is far larger.
+TOLERANCE = {
+    "float64": 1e-10,
+    "float32": 2e-5,
+    "tf32": 5e-3,
+    "tf32x3": 1e-4,
+    "float16": 1e-2,
+    "bfloat16": 6e-2,
+}
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
+
+#: A pass of a case: its results by name.
+Results = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and options of one call."""
+
+    cell: str
+    H: int
+    T: int = 5
+    B: int = 18  # more than one tile of rows has
+    D: int = 1
+    layers: int = 1
+    lengths: bool = False
+    reset: bool = False
+    clip: Clip = NO_CLIP
+
+    def __str__(self) -> str:
+        options = [name for name in ("lengths", "reset") if getattr(self, name)]
+        options += [f"grad_clip {self.clip.kind}"] * (self.clip.kind != "none")
+        sizes = f"[T={self.T}, B={self.B}, D={self.D}, H={self.H}, L={self.layers}]"
+        return " ".join([self.cell, sizes, *options])
+
+
+def make(case: Case) -> Call:
+    """In float64 on the CPU, of numbers that every dtype holds exactly, products in TF32 too.
+
+    The first W_ih is the identity: what each gate gets is x, and its gradient that of x.
+    """
+    gen = torch.Generator().manual_seed(crc32(str(case).encode()))
+    cell = CELLS[case.cell]
+    GH = cell.G * case.H
+
+    def values(*shape: int, scale: float = 1.0) -> Tensor:
+        drawn = torch.randn(shape, generator=gen, dtype=torch.float64, device="cpu") * scale
+        return drawn.bfloat16().double()
+
+    weights: list[Tensor] = []
+    for layer in range(case.layers):
+        for _ in range(case.D):
+            inputs = case.D * case.H
+            w_ih = values(GH, inputs, scale=0.5 * inputs**-0.5)
+            if layer == 0:
+                w_ih = torch.eye(GH, dtype=torch.float64, device="cpu")
+            w_hh = values(GH, case.H, scale=0.5 * case.H**-0.5)
+            weights += [w_ih, w_hh, values(GH, scale=0.1), values(GH, scale=0.1)]
+    lengths = torch.arange(case.B, device="cpu") * 2 % (case.T + 1)
+    lengths[case.B // 2] = case.T
+    states = case.layers * case.D, case.B, case.H
+    return Call(
+        case.cell,
+        layers=case.layers,
+        directions=case.D,
+        projected=False,
+        merge_mode="concat",
+        window=0,
+        clip=case.clip.kind,
+        bound=case.clip.bound,
+        x=values(case.T, case.B, GH),
+        weights=weights,
+        h0=values(*states),
+        c0=values(*states) if cell.S > 1 else None,
+        lengths=lengths if case.lengths else None,
+        reset=torch.rand(case.T, case.B, generator=gen, device="cpu") < 0.3 if case.reset else None,
+    )
+
+
+def converted(call: Call, dtype: torch.dtype, device: torch.device) -> Call:
+    """The same call of numbers of this dtype, on this device."""
+
+    def to(value: Any) -> Any:
+        if isinstance(value, list):
+            return [to(t) for t in value]
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+    return Call(*map(to, call))
+
+
+def gradients(call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of y, h_n and c_n, the same for the same sizes."""
+    gen = torch.Generator().manual_seed(7)
+
+    def like(*shape: int) -> Tensor:
+        drawn = torch.randn(shape, generator=gen, dtype=torch.float64, device="cpu")
+        return drawn.bfloat16().to(call.x)
+
+    y = like(*call.x.shape[:2], call.directions * call.H)
+    return y, like(*call.h0.shape), None if call.c0 is None else like(*call.h0.shape)
+
+
+def _named(**results: Tensor | None) -> Results:
+    return {k: t.detach().cpu().double() for k, t in results.items() if t is not None}
+
+
+def by_reference(call: Call) -> tuple[Results, Callable[[], Results]]:
+    """Forward of the reference, and what runs its backward."""
+    biases = [i for i, w in enumerate(call.weights) if w.dim() == 1]
+    weights = [t.clone().requires_grad_() for t in call.weights]
+    leaves = [t.clone().requires_grad_() for t in (call.x, call.h0)]
+    c0 = None if call.c0 is None else call.c0.clone().requires_grad_()
+    out = reference.run(call._replace(x=leaves[0], h0=leaves[1], c0=c0, weights=weights))
+
+    def backward() -> Results:
+        dy, dh_n, dc_n = gradients(call)
+        outputs = [out.y, out.h_n, *([] if out.c_n is None else [out.c_n])]
+        torch.autograd.backward(outputs, [dy, dh_n, *([] if dc_n is None else [dc_n])])
+        db = [weights[i].grad for i in biases]
+        return _named(
+            dgates=leaves[0].grad,
+            dh0=leaves[1].grad,
+            dc0=None if c0 is None else c0.grad,
+            db_ih=torch.stack([b for b in db[::2] if b is not None]),
+            db_hh=torch.stack([b for b in db[1::2] if b is not None]),
+        )
+
+    return _named(y=out.y, h_n=out.h_n, c_n=out.c_n), backward
+
+
+def by_ops(ops: Any, call: Call) -> tuple[Results, Callable[[], Results]]:
+    """The same by the two ops of a library, without autograd: they run in this thread."""
+    arguments = call._replace(save=True)[:ARGUMENTS]
+    y, h_n, c_n, ys, c, _, saved = ops.sequence_forward(*arguments)
+    has_c, cell = call.c0 is not None, call.cell
+
+    def backward() -> Results:
+        x, lengths = Call._fields.index("x"), Call._fields.index("lengths")
+        dgates, dh0, dc0, _, _ = ops.sequence_backward(
+            *call[:x], *gradients(call), None, None, *call[x + 1 : lengths], y, ys, c, saved,
+            *call[lengths : lengths + 3], False, True, False,
+        )  # fmt: skip
+        # [L, T, B, D, (G+A)*H]: those of gx, and behind them the hidden part of split gates.
+        split, GH = cell.A * call.H, cell.G * call.H
+        dgates = dgates.double()
+        dgx, dgh = dgates[..., :GH], dgates
+        if split:
+            dgh = torch.cat([dgates[..., : GH - split], dgates[..., GH:]], -1)
+        return _named(
+            dgates=dgx[0].sum(2),
+            dh0=dh0,
+            dc0=dc0 if has_c else None,
+            db_ih=dgx.sum((1, 2)).flatten(0, 1),
+            db_hh=dgh.sum((1, 2)).flatten(0, 1),
+        )
+
+    return _named(y=y, h_n=h_n, c_n=c_n if has_c else None), backward
+
+
+def _errors(found: Results, expected: Results) -> dict[str, float]:
+    return {name: relative_error(found[name], t) for name, t in expected.items()}
+
+
+def largest_error(found: Results, expected: Results) -> float:
+    """Of all results, relative to the greatest magnitude of each."""
+    return max(_errors(found, expected).values())
+
+
+def mismatch(found: Results, expected: Results, numbers: str) -> str:
+    """Which result is further away than rounding explains, or ``''``."""
+    name, worst = max(_errors(found, expected).items(), key=lambda pair: pair[1])
+    if worst <= TOLERANCE[numbers]:
+        return ""
+    return (
+        f"{name} is off by {worst:.2g} of its largest value, where rounding in {numbers} explains "
+        f"{TOLERANCE[numbers]:g}"
+    )
+
+
+def thorough(cases: Iterable[Case], stacks: bool, numbers: str) -> list[Case]:
+    """Every cell and option at the sizes of these cases; stacks have one direction.
+
+    The slope of relu jumps at 0: what rounding moves across has another gradient. So that cell is
+    left to numbers of which none of a few thousand comes so near.
+    """
+    cells = [c for c in CELLS if c != "rnn_relu" or numbers in ("float32", "float64")]
+    found = []
+    for n, case in enumerate(cases):
+        for cell in cells:
+            plain = replace(case, cell=cell, lengths=False, reset=False, clip=NO_CLIP)
+            found.append(plain if stacks else replace(plain, D=2))
+            if n == 0:
+                found.append(replace(plain, lengths=True, reset=True, clip=Clip("value", 0.3)))
+                found.append(replace(plain, clip=Clip("norm", 0.3)))
+    return found

@@ -1,0 +1,98 @@
+"""What was found of kernels on a device, kept from process to process in the user's cache folder.
+
+A file for every device, driver, torch and build: whatever changes among these asks anew. A folder
+that cannot be read or written is no error, and what it would have held is found out again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+
+PACKAGE = Path(__file__).parents[2]
+
+
+def folder() -> Path:
+    """Where files are kept: ``rnnkernels`` in the user's cache folder."""
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"]) / "rnnkernels" / "Cache"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(base) / "rnnkernels" if base else Path.home() / ".cache" / "rnnkernels"
+
+
+def build() -> str:
+    """Of this package: what its compiled part and its Triton kernels are."""
+    parts = []
+    for path in sorted([*PACKAGE.glob("_C.*"), *PACKAGE.glob("_backends/triton/*.py")]):
+        if path.suffix == ".py":
+            parts.append(f"{path.name} {crc32(path.read_bytes()):08x}")
+        elif path.suffix != ".pyi":  # tens of megabytes, which is long to read
+            parts.append(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}")
+    return "; ".join(parts)
+
+
+def key(device: torch.device) -> dict[str, Any]:
+    """What the kernels of a device depend on, beside their own sources."""
+    found = torch.cuda.get_device_properties(device)
+    driver = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return {
+        "name": found.name,
+        "uuid": str(getattr(found, "uuid", "")),
+        "capability": [found.major, found.minor],
+        "processors": found.multi_processor_count,
+        "driver": driver() if driver else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "build": build(),
+    }
+
+
+class Store:
+    """The file of one device: results by the names of kernels."""
+
+    def __init__(self, key: dict[str, Any]) -> None:
+        self._key = key
+        name = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+        self._name = f"kernels-{name}.json"
+
+    def path(self) -> Path:
+        return folder() / self._name
+
+    def load(self) -> dict[str, str]:
+        """Results by name: ``''`` for what was right, else the reason why it is refused."""
+        try:
+            found = json.loads(self.path().read_text(encoding="utf-8"))
+            results = found["results"] if found["key"] == self._key else {}
+            return {str(name): str(reason) for name, reason in results.items()}
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+            return {}  # nothing there, no home folder, or written by somebody else
+
+    def clear(self) -> None:
+        """Takes the file away."""
+        try:
+            self.path().unlink(missing_ok=True)
+        except (OSError, RuntimeError):
+            return
+
+    def save(self, changes: dict[str, str]) -> None:
+        """Adds results to those that are there."""
+        content = {"key": self._key, "results": self.load() | changes}
+        try:
+            path = self.path()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+            ) as file:
+                json.dump(content, file, indent=1)
+            os.replace(file.name, path)  # at once: nobody reads half of it
+        except (OSError, RuntimeError):
+            return  # the next process looks for itself
