@@ -38,9 +38,9 @@ def folder(name: str, *settings: str) -> Iterator[Path]:
         yield path
 
 
-def load_ops(name: str, sources: list[str], flags: list[str], instrument: list[str]) -> None:
+def load_ops(name: str, sources: list[str], flags: list[str], instrument: list[str]) -> Path:
     """Compiles what is out of date of these sources and those of the ops, by ninja, through ccache
-    where there is one, and loads it.
+    where there is one, and loads it. Returns the folder of what it was made of.
 
     `instrument` is for the compiler and for the linker.
     """
@@ -60,6 +60,28 @@ def load_ops(name: str, sources: list[str], flags: list[str], instrument: list[s
             build_directory=str(path),
             is_python_module=False,
         )
+        return path
+
+
+#: Such as "address,undefined": the emulator and its kernels are instrumented, as by setup.py.
+SANITIZE = os.environ.get("RNNKERNELS_SANITIZE", "")
+#: The emulator, and the CUDA kernels that it runs, without what gives them to torch.
+EMULATOR = ("barriers", "fiber", "machine", "traffic", "warp")
+#: What no sanitizer runs, need not be compiled for it. The slowest first.
+STORAGE = ("float", "bfloat16") if SANITIZE else ("float", "bfloat16", "float16")
+
+
+def load_emulator() -> Path:
+    """The ops on the persistent CUDA kernels, run by the emulator (torch.ops.rnnkernels_simt)."""
+    sources = [*(f"tests/emulator/simt/kernels/{name}" for name in (*STORAGE, "ops"))]
+    sources += [*(f"tests/emulator/simt/{name}" for name in EMULATOR)]
+    sources += ["csrc/cuda/plan"]
+    flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
+    instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"] if SANITIZE else []
+    if SANITIZE:  # locals that are used after return would take a second stack for each thread
+        flags.append("--param=asan-use-after-return=0")
+    sources = [f"{source}.cpp" for source in sources]
+    return load_ops("rnnkernels_simt", sources, flags, instrument)
 
 
 def contents(*folders: str) -> str:
