@@ -25,8 +25,6 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [f"tools/probe/{name}.cpp" for name in ("cases", "problem", "attempt", "main")]
-#: What ends a case without a word of its own: the limit, a signal, another exit status.
-OUTCOMES_OF_PROCESSES = ("out of time", "crashed", "no answer")
 GOOD = ("passed", "absent")
 
 
