@@ -42,6 +42,7 @@ TENSOR_CORE = {
     "float32": set[str](),
 }
 LOCAL_MEMORY = re.compile(r"(?:LDL|STL)\b")
+BRIEF = "persistent_bfloat16"  # a storage type's kernels in place of all
 ATOMIC = re.compile(r"U?(?:ATOM|RED(?!UX)|BLKRED)")
 REGISTERS = 65536  # of a multiprocessor, since sm_80; given out to warps in units of 8 per thread
 #: Seconds of processor time; three times what all sources took for sm_80 and sm_90a with nvcc 13.0.
@@ -205,6 +206,13 @@ def arguments() -> argparse.Namespace:
         "(default: RNNKERNELS_CUDA_ARCHS, or else 80 and 90a)",
     )
     parser.add_argument(
+        "--brief",
+        action="append",
+        default=[],
+        metavar="ARCH",
+        help="an architecture for which the kernels of bfloat16 alone are compiled, repeatable",
+    )
+    parser.add_argument(
         "--jobs",
         type=int,
         default=int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1),
@@ -250,7 +258,11 @@ def main() -> int:
         if args.instructions or args.markdown:
             return 1
 
-    jobs = [(path, arch) for path in sorted((CSRC / "cuda").glob("*.cu")) for arch in archs]
+    jobs = [
+        (path, arch)
+        for path in sorted((CSRC / "cuda").glob("*.cu"))
+        for arch in (*archs, *(args.brief if path.stem == BRIEF else ()))
+    ]
     with ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda job: compile_one(nvcc, nvdisasm, *job), jobs))
     for result in results:

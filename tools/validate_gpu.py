@@ -117,7 +117,8 @@ TRITON = [
     Share(
         f"triton {cell}",
         f"triton and {cell} and not -float16 and not float64 and ((matches_reference and"
-        " D2T5B4H7R0 and bias and not lengths and not window and not 0.1 and not 0.3 and not packed)"
+        " D2T5B4H7R0 and bias and not lengths and not window and not 0.1 and not 0.3"
+        " and not packed)"
         " or (tf32 and D2T5B4H7R0-bias-lengths-reset and not flow) or graph_capture)",
     )
     for cell in ("lstm", "gru", "rnn_tanh")
