@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    write(test=item.nodeid, outcome="began")
+    write(test=item.nodeid, outcome="began", process=os.getpid())
     # Whose default is to end the process.
     signal.alarm(int(os.environ.get("RNNKERNELS_TEST_LIMIT", "30")))
     yield

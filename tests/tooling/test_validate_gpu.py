@@ -153,8 +153,10 @@ def test_processes_take_over(run: Run, tmp_path: Path, monkeypatch: pytest.Monke
         "test_b_hangs": "began", "test_d_spoils": "failed", "test_e_fails": "failed",
     }  # fmt: skip
     lines = (run.work / "tests-some.jsonl").read_text().splitlines()
-    began = [json.loads(line)["test"] for line in lines if "began" in line]
-    assert len(began) == len(set(began)) == 6
+    began = [line for line in map(json.loads, lines) if line["outcome"] == "began"]
+    assert len({line["test"] for line in began}) == len(began) == 6
+    a, b, c, d, e, f = (line["process"] for line in began)
+    assert a == b != c == d != e == f
 
 
 def test_a_family_that_the_probe_found_bad(run: Run) -> None:
