@@ -69,6 +69,7 @@ class Kernel:
     registers: int = 0
     spills: int = 0
     atomics: tuple[str, ...] = ()  # types of what they point to
+    narrow: int = 0  # loads of what other programs sent that take 2 bytes at a time
     error: str = ""
 
     def faults(self) -> Iterator[str]:
@@ -79,6 +80,8 @@ class Kernel:
             yield f"spills: {self.spills}"
         if self.shared > limit:
             yield f"{self.shared} bytes of shared memory, of {limit}"
+        if self.narrow:
+            yield f"reads what others sent by 2 bytes, in {self.narrow} loads"
         counts = SIGNALS_AND_WAITS[self.variant.which] if self.kind == "grid" else 0
         if len(self.atomics) > counts or set(self.atomics) - {"i32"}:
             yield f"atomics beside those of the counts: on {', '.join(self.atomics)}"
@@ -89,6 +92,7 @@ REGISTERS = re.compile(r"Used (\d+) registers")
 OF_AMD = re.compile(
     r"^\s*\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", re.MULTILINE
 )
+NARROW = re.compile(r"\bld\.global\.cg\.[bu]16\b")
 ATOMIC = re.compile(r"\btt\.atomic_\w+ .*?!tt\.ptr<(\w+)>")
 
 
@@ -111,6 +115,11 @@ def parse_amd(assembly: str) -> tuple[int, int]:
     return found["vgpr_count"], max(
         4 * found["vgpr_spill_count"], found["private_segment_fixed_size"]
     )
+
+
+def parse_narrow(ptx: str) -> int:
+    """Loads past the L1 cache of 2 bytes: rows of 16 bits that were not found to be aligned."""
+    return len(NARROW.findall(ptx))
 
 
 def parse_atomics(ttir: str) -> tuple[str, ...]:
@@ -140,6 +149,7 @@ def examined(variant: Variant, target: Target, kind: str, compiled: Any) -> Kern
     return Kernel(
         variant, target.name, kind, compiled.metadata.num_warps, compiled.metadata.shared,
         registers, spills, parse_atomics(compiled.asm["ttir"]),
+        parse_narrow(compiled.asm.get("ptx", "")),
     )  # fmt: skip
 
 

@@ -136,7 +136,9 @@ def test_measuring(program: Program) -> None:
     assert [(a["pass"], a["family"]) for a in answers] == [
         (which, family) for which in ("forward", "backward") for family in ("cluster", "grid")
     ]
-    assert all(a["us_per_step"] > 0 and a["cycles"] > 0 for a in answers)
+    assert all(a["cycles"] > 0 for a in answers)
+    # The emulator's launches take 1 µs whatever they run: all of it is before the first step.
+    assert all((a["us_per_step"], a["us_before"]) == (0, 1) for a in answers)
 
 
 def test_an_unknown_name(program: Program) -> None:

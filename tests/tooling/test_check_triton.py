@@ -23,6 +23,7 @@ AMD = """\
     .vgpr_count:     256
     .vgpr_spill_count: 17
 """
+PTX = "ld.global.cg.b16 %rs1; ld.global.cg.v4.b32 %r1; ld.global.b16 %rs2"
 TTIR = """\
 %1 = tt.atomic_rmw add, release, gpu, %0, %c1, %true : (!tt.ptr<i32>, i32, i1) -> i32 loc(#l1)
 %2 = tt.atomic_rmw fadd, relaxed, gpu, %9, %v, %m : (tensor<16x!tt.ptr<f32>>, tensor<16xf32>, t
@@ -36,6 +37,7 @@ def test_reports() -> None:
     assert triton_report.parse_amd(AMD) == (256, 68)
     assert triton_report.parse_amd(AMD.replace("64", "72")) == (256, 72)
     assert triton_report.parse_atomics(TTIR) == ("i32", "f32", "i64")
+    assert triton_report.parse_narrow(PTX) == 1
 
 
 def test_a_report_of_nothing_is_an_error() -> None:
@@ -54,6 +56,7 @@ def test_a_report_of_nothing_is_an_error() -> None:
         ({"kind": "grid", "atomics": ("f32",)}, "atomics"),
         ({"kind": "step", "atomics": ("i32",)}, "atomics"),
         ({"spills": 4}, "spills: 4"),
+        ({"narrow": 8}, "reads what others sent by 2 bytes, in 8 loads"),
         ({"shared": 65536}, ""),
         ({"shared": 65537}, "65537 bytes of shared memory"),
         ({"error": "no such thing"}, "does not compile: no such thing"),
