@@ -29,7 +29,7 @@ FOLDER = ROOT / "build/gpu"
 OBJECTS = ROOT / "build/gpu-objects"
 EXTENSION = ROOT / f"rnnkernels/_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
 MADE = FOLDER / "made.json"
-BUILD_LIMIT = 150  # seconds, on the machine with the GPU
+BUILD_LIMIT = 150  # seconds, on the machine with the GPU and its many cores
 
 
 def sources() -> str:
@@ -90,7 +90,7 @@ def build_probe(arch: str, objects: list[Path], jobs: int) -> Path:
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(subprocess.Popen(waiting.pop(), cwd=ROOT))
-            if running.pop(0).wait() != 0:
+            if running.pop(0).wait(BUILD_LIMIT * 4) != 0:
                 raise RuntimeError("nvcc failed")
     machine = ["tools/probe/gpu.cpp", "csrc/cuda/plan.cpp", *map(str, objects)]
     built = probing.build(OBJECTS, machine, toolkit_flags())

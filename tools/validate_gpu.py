@@ -24,6 +24,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -217,18 +218,28 @@ def main() -> int:
         "--out", type=Path, default=ROOT / "build/validation", help="default: build/validation"
     )
     parser.add_argument("--seconds", type=float, help="of each call (default: 270 and 300)")
-    parser.add_argument("--probe", type=Path, help="a probe that was built otherwise")
+    parser.add_argument(
+        "--probe", type=Path, help="a probe that was built otherwise, for a GPU or not"
+    )
     parser.add_argument("--micro", type=Path, help="the microbenchmarks, likewise")
     args = parser.parse_args()
     args.out = args.out.resolve()
+    found = about()
+    if not found["gpu"] and args.probe is None:
+        print("validate_gpu: nvidia-smi finds no GPU here", file=sys.stderr)
+        return 2
     steps: list[dict[str, Any]] = []
     for name in args.call or SECONDS:
         run = Run(
             name, args.out, ROOT / "build/validation-work" / name, args.seconds or SECONDS[name]
         )
         with closing(run):
-            run.about |= about()
-            {"first": first, "second": second}[name](run, args)
+            run.about |= found
+            try:
+                {"first": first, "second": second}[name](run, args)
+            except Exception as error:  # of many kinds; what was done before it is in the record
+                run.append("error", traceback.format_exc())
+                run.note("run", "error", f"{type(error).__name__}: {error}", 0)
         steps += run.steps
     return 0 if steps and all(step["outcome"] in GOOD for step in steps) else 1
 

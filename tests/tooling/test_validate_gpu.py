@@ -200,6 +200,30 @@ def test_what_was_built_of_other_sources_is_not_used(
     assert prepare_gpu.made() == {}
 
 
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.setattr(validate_gpu, "about", lambda: {"gpu": ""})
+    monkeypatch.setattr("sys.argv", ["validate_gpu", f"--out={tmp_path}"])
+    assert validate_gpu.main() == 2
+    assert "finds no GPU here" in capsys.readouterr().err
+
+
+def test_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stands in the record, beside what was done before it; the other call runs."""
+
+    def first(run: Run, args: argparse.Namespace) -> None:
+        run.command("a", "good", program(""), 60)
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(validate_gpu, "about", lambda: {"gpu": "some"})
+    monkeypatch.setattr(validate_gpu, "first", first)
+    monkeypatch.setattr(validate_gpu, "second", lambda run, args: run.note("b", "c", "passed", 0))
+    monkeypatch.setattr("sys.argv", ["validate_gpu", f"--out={tmp_path}"])
+    assert validate_gpu.main() == 1
+    records = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("first", "second")]
+    assert [s["outcome"] for s in records[0]["steps"]] == ["passed", "ValueError: no such thing"]
+    assert [s["outcome"] for s in records[1]["steps"]] == ["passed"]
+
+
 PROBE = """#!{python}
 import json, sys
 names = ["grid-1/forward/bfloat16", "grid-2/forward/bfloat16", "cluster-2/forward/bfloat16"]
