@@ -76,8 +76,12 @@ def nvcc_command(arch: str, source: str, to: Path) -> list[str]:
     return [nvcc(), *flags, f"-arch=sm_{arch}", source, "-o", str(to)]
 
 
-def build_probe(arch: str, objects: list[Path], jobs: int) -> Path:
-    """Linked with objects of the kernels, which are compiled where there are none."""
+def build_probe(arch: str, objects: list[Path], jobs: int, limit: float | None = None) -> Path:
+    """Linked with objects of the kernels, which are compiled where there are none.
+
+    Args:
+        limit: seconds that a compiler may take.
+    """
     OBJECTS.mkdir(parents=True, exist_ok=True)
     if not objects:
         names = sorted((ROOT / "csrc/cuda").glob("*.cu"))
@@ -90,7 +94,7 @@ def build_probe(arch: str, objects: list[Path], jobs: int) -> Path:
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(subprocess.Popen(waiting.pop(), cwd=ROOT))
-            if running.pop(0).wait(BUILD_LIMIT * 4) != 0:
+            if running.pop(0).wait(limit) != 0:
                 raise RuntimeError("nvcc failed")
     machine = ["tools/probe/gpu.cpp", "csrc/cuda/plan.cpp", *map(str, objects)]
     built = probing.build(OBJECTS, machine, toolkit_flags())
@@ -98,10 +102,10 @@ def build_probe(arch: str, objects: list[Path], jobs: int) -> Path:
     return Path(shutil.copy(built, FOLDER / "probe"))
 
 
-def build_micro(arch: str) -> Path:
+def build_micro(arch: str, limit: float | None = None) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     to = FOLDER / "micro"
-    subprocess.run(nvcc_command(arch, "tools/micro.cu", to), cwd=ROOT, check=True)
+    subprocess.run(nvcc_command(arch, "tools/micro.cu", to), cwd=ROOT, check=True, timeout=limit)
     return to
 
 
@@ -121,7 +125,7 @@ def probe(run: Run) -> Path:
     if "probe" in made():
         return FOLDER / "probe"
     begin = time.monotonic()
-    found = build_probe(architecture(), [], os.cpu_count() or 1)
+    found = build_probe(architecture(), [], os.cpu_count() or 1, run.left())
     run.note("build", "probe", "passed", time.monotonic() - begin)
     return found
 
@@ -130,7 +134,7 @@ def micro(run: Run) -> Path:
     if "micro" in made():
         return FOLDER / "micro"
     begin = time.monotonic()
-    found = build_micro(architecture())
+    found = build_micro(architecture(), run.left())
     run.note("build", "micro", "passed", time.monotonic() - begin)
     return found
 
