@@ -11,16 +11,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
-FORMATTED = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc'
+FORMATTED = find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc'
 SETTINGS := $(TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERNELS_CUDA_ARCHS)
 
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-full test-random bench sanitize validate-gpu lint format types clean FORCE
+.PHONY: help demo test test-full test-random bench sanitize validate-gpu validate-gpu-prepare lint format types clean FORCE
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ARGS=...         passed on to the demo, to pytest or to the benchmarks"
 	@echo "  WORKERS=...      processes that share the tests (now $(WORKERS))"
@@ -47,8 +47,16 @@ bench: $(VENV)/.built ## Measure everything on the CPU; renew tables and picture
 	$(BIN)/python -m benchmarks.plots $(RECORD) --out docs
 	$(BIN)/python -m benchmarks.readme $(RECORD)
 
-validate-gpu: ## Build, test and measure on this machine's GPU, with $(PYTHON) as it is
+validate-gpu: ## Try kernels, test and measure on this machine's GPU, with $(PYTHON) as it is
 	$(PYTHON) tools/validate_gpu.py $(ARGS)
+
+# For a Python and a torch like those of the machine with the GPU: PYTHON=python3.12 GPU_TORCH=torch==2.11.0
+GPU_TORCH ?= torch==2.11.0
+GPU_VENV := build/gpu-venv
+validate-gpu-prepare: ## Build what that needs where there is no GPU, for PYTHON and GPU_TORCH
+	test -x $(GPU_VENV)/bin/pip || $(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/pip --disable-pip-version-check install "$(GPU_TORCH)" numpy setuptools wheel ninja pybind11
+	$(GPU_VENV)/bin/python tools/prepare_gpu.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format of Python and C++
 	$(BIN)/ruff check .

@@ -8,7 +8,8 @@ Read from the environment:
   RNNKERNELS_EXTENSION=0   install the Python package alone
   RNNKERNELS_CUDA=0|1      leave out / insist on the CUDA kernels (default: where there are a GPU
                            and nvcc)
-  RNNKERNELS_CUDA_ARCHS    GPU architectures to compile for (default: 80;90a)
+  RNNKERNELS_CUDA_ARCHS    GPU architectures to compile for (default: 80;90a), or all, for wheels:
+                           those of EVERY_ARCH that nvcc knows
   RNNKERNELS_SANITIZE      for instance address,undefined: the C++ part alone, instrumented
   MAX_JOBS                 how many compilers run at once
 """
@@ -39,6 +40,8 @@ except ModuleNotFoundError as error:
 EXTENSION = os.environ.get("RNNKERNELS_EXTENSION", "1") != "0"
 CUDA = os.environ.get("RNNKERNELS_CUDA", "")
 CUDA_ARCHS = os.environ.get("RNNKERNELS_CUDA_ARCHS") or "80;90a"
+# Ampere and Ada, Hopper, and both families of Blackwell, whose code runs on all of a family.
+EVERY_ARCH = ("80", "90a", "100f", "120f")
 SANITIZE = os.environ.get("RNNKERNELS_SANITIZE", "")
 
 
@@ -108,9 +111,13 @@ class CudaToolkit:
 
     def __init__(self, nvcc: str, archs: str) -> None:
         self.nvcc = nvcc
-        self.archs = [arch.strip() for arch in archs.split(";") if arch.strip()]
+        known = self._known() if archs == "all" else set()
+        chosen = [arch for arch in EVERY_ARCH if arch in known] or archs.split(";")
+        self.archs = [arch.strip() for arch in chosen if arch.strip()]
         if not self.archs or not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in self.archs):
-            sys.exit(f"rnnkernels: RNNKERNELS_CUDA_ARCHS must look like 80;90a, got {archs!r}")
+            sys.exit(
+                f"rnnkernels: RNNKERNELS_CUDA_ARCHS must be all or look like 80;90a, got {archs!r}"
+            )
         # The nvcc on PATH may be a link or a wrapper script; only nvcc knows where it lives.
         dry = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
         top = re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.MULTILINE)
@@ -118,6 +125,13 @@ class CudaToolkit:
         target = root / "targets" / "x86_64-linux"
         self.include = self._find("cuda_runtime.h", [root / "include", target / "include"])
         self.cudart = self._find("libcudart_static.a", [root / "lib64", target / "lib"])
+
+    def _known(self) -> set[str]:
+        """What this nvcc compiles for. It lists no letters: families came with sm_103."""
+        done = subprocess.run([self.nvcc, "--list-gpu-code"], capture_output=True, text=True)
+        numbers = set(re.findall(r"sm_(\d+)", done.stdout))
+        letters = ("", "a", "f") if "103" in numbers else ("", "a")
+        return {number + letter for number in numbers for letter in letters}
 
     def _find(self, name: str, folders: list[Path]) -> Path:
         for folder in folders:
@@ -134,9 +148,11 @@ class CudaToolkit:
         flags += ["-Xptxas", "-v,-warn-spills", "-Icsrc", "-DRNNKERNELS_CUDA"]
         for arch in self.archs:
             flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-        # PTX for cards newer than any of these; code for 90a runs on 9.0 alone, hence without "a".
-        newest = max(int(arch.rstrip("af")) for arch in self.archs)
-        return [*flags, "-gencode", f"arch=compute_{newest},code=compute_{newest}"]
+        # PTX for cards that none of this code runs on, now or later: the oldest that has clusters,
+        # or else the newest. Code for 90a runs on 9.0 alone, hence without a letter.
+        numbers = sorted(int(arch.rstrip("af")) for arch in self.archs)
+        ptx = next((number for number in numbers if number >= 90), numbers[-1])
+        return [*flags, "-gencode", f"arch=compute_{ptx},code=compute_{ptx}"]
 
     def compile(self, sources: list[str], folder: Path) -> list[str]:
         """Compiles the sources that are out of date; returns the object files of all."""

@@ -20,6 +20,9 @@ def set_cuda_family(name: str) -> None:
 def set_cuda_stacks(name: str) -> None:
     """How the layers of a stack run on a GPU: auto, in turn or together; for tests, benchmarks."""
 
+def force_cuda_layout(units: int, tiles: int, batch: int) -> None:
+    """Units of a block, tiles of a group, eights of rows in a tile, or 0 for any; for tests."""
+
 def cuda_plan(
     *,
     cell: str,

@@ -1,10 +1,19 @@
-"""Builds rnnkernels for the NVIDIA GPU of this machine, tests it there, and measures it.
+"""Tries rnnkernels on the NVIDIA GPU of this machine: two calls of minutes each, for a GPU that is
+there for no longer.
 
-Uses the Python that runs it: no virtual environment, no network. Needs a CUDA build of torch, nvcc,
-ninja and pytest. Each stage ends within its limit and can be run alone; what it printed, and a
-record, go to --out.
+    first    the kernels without torch (tools/probe): cases from the simplest on, a process each;
+             then sanitizers on four of them, and how long steps and hand-offs take
+    second   the tests on a GPU, in processes that take over from each other where one ends; some of
+             Triton's; the layers beside torch.nn on cuDNN; a profile
 
-Exit status: 0 all stages passed, 1 one failed or ran out of time, 2 no GPU, or wrong arguments.
+Uses the Python that runs it: no virtual environment, no network. The second call needs a CUDA
+build of torch, ninja, pybind11 and pytest. What was built before, on a machine without a GPU, is
+used as it is (tools/prepare_gpu.py); the rest is built here, by nvcc.
+
+Each call writes CALL.json after every step, CALL.log, and at its end CALL.tar.gz with what its
+steps left behind, to --out. It ends within its seconds.
+
+Exit status: 0 all steps passed, 1 one did not, 2 no GPU, or wrong arguments.
 """
 
 from __future__ import annotations
@@ -12,213 +21,227 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+import prepare_gpu
+import probing
+import pytest_limits
+from probing import GOOD, Program
+from timed_run import ROOT, Run, closing
+
+SECONDS = {"first": 270, "second": 300}
 PYTHON = sys.executable
-#: The smallest cases that have every primitive: several blocks, both exchanges.
-SMALL = "matches_reference and (D1T5B4H7R0 or norm) and float32 and not triton"
+
+# --- The first call ---------------------------------------------------------------------------
+
+CASE_LIMIT = 12  # seconds; a case takes one, most of it to begin with the device
+#: Of several blocks and of several tiles, over both exchanges.
+SANITIZED = [
+    "grid-2/forward/bfloat16",
+    "grid-2-tiles/backward/bfloat16",
+    "cluster-2/forward/bfloat16",
+    "cluster-2-tiles/backward/bfloat16",
+]
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+#: Seconds that are left for what follows the cases, and what follows the sanitizers.
+AFTER_CASES, AFTER_SANITIZERS = 120, 60
 
 
-#: Stages whose steps run at once: they wait for compilers more than for the GPU.
-TOGETHER = ("triton",)
-CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
+def first(run: Run, args: argparse.Namespace) -> None:
+    program = Program(args.probe or prepare_gpu.probe(run))
+    records = []
+    cases = program.cases()
+    for record in probing.run_cases(
+        program, cases, CASE_LIMIT, left=lambda: run.left() - AFTER_CASES
+    ):
+        records.append(record)
+        note_case(run, "probe", record)
+    run.about["families"] = probing.summary(records)
+    run.save()
+    passed = {record["case"] for record in records if record["outcome"] == "passed"}
+    for tool in SANITIZERS:
+        before = ("compute-sanitizer", f"--tool={tool}", "--error-exitcode=9")
+        for case in (case for case in cases if case.name in SANITIZED):
+            if case.name not in passed:
+                run.note(tool, case.name, "left out", 0, detail="did not pass by itself")
+            elif run.left() < AFTER_SANITIZERS:
+                run.note(tool, case.name, "left out", 0, detail="no time was left")
+            else:
+                command = [*before, str(program.path), "run", case.name]
+                run.command(tool, case.name, command, 30)
+    for name in program.measured():
+        done = run.command("measure", name, [str(program.path), "measure", name], 20)
+        lines = [line for line in done.said.splitlines() if line.startswith("{")]
+        run.steps[-1]["measured"] = [json.loads(line) for line in lines]
+    run.command("micro", "hand-offs", [str(args.micro or prepare_gpu.micro(run))], 30)
+
+
+def note_case(run: Run, stage: str, record: dict[str, Any]) -> None:
+    more = {name: record[name] for name in ("error", "layout", "detail") if record.get(name)}
+    run.note(stage, record["case"], record["outcome"], record.get("seconds", 0), **more)
+
+
+# --- The second call --------------------------------------------------------------------------
+
+TESTS = "tests/backends/test_cuda.py"
+#: Left for later: more rows than one grid covers take gigabytes, and float16 is bfloat16's twin.
+LATER = "not B140000 and not B47000 and not -float16 and not .float16"
 
 
 @dataclass(frozen=True)
-class Step:
-    """One command of a stage."""
+class Share:
+    """Tests that one process runs after the other, next to other shares."""
 
     name: str
-    command: list[str]
-    limit: int  # seconds
+    which: str  # pytest's -k
+    needs: str = ""  # the family of the probe without which they would show nothing new
 
 
-@dataclass
-class Outcome:
-    """What became of a step."""
-
-    stage: str
-    name: str
-    status: str
-    seconds: float
-    last: str
-
-
-def architecture() -> str:
-    """Of the GPU that torch sees, as nvcc names it."""
-    import torch
-
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}{minor}{'a' if major >= 9 else ''}"
-
-
-def pytest(*arguments: str) -> list[str]:
-    return [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-
-
-def gpu_tests(which: str) -> list[str]:
-    return pytest("--maxfail=30", "tests/backends/test_cuda.py", "-k", which)
+SHARES = [
+    Share("stepwise", f"stepwise and {LATER}", "stepwise"),
+    Share("cluster 16 bits", f"cluster and bfloat16 and not stack and {LATER}", "cluster-2"),
+    Share("cluster others", f"cluster and not bfloat16 and not stack and {LATER}", "cluster-2"),
+    Share("grid 16 bits", f"grid and bfloat16 and not stack and {LATER}", "grid-2"),
+    Share("grid others", f"grid and not bfloat16 and not stack and {LATER}", "grid-2"),
+    Share("stacks", f"stack and {LATER}", "cluster-2-wavefront"),
+]
+#: A few of each cell on Triton: both passes in each precision, and as a graph.
+TRITON = [
+    Share(
+        f"triton {cell}",
+        f"triton and {cell} and not -float16 and not float64 and ((matches_reference and"
+        " D2T5B4H7R0 and bias and not lengths and not window and not 0.1 and not 0.3"
+        " and not packed)"
+        " or (tf32 and D2T5B4H7R0-bias-lengths-reset and not flow) or graph_capture)",
+    )
+    for cell in ("lstm", "gru", "rnn_tanh")
+]
+SHARE_LIMIT, TEST_LIMIT, RESTARTS = 130, 20, 6
 
 
-def sanitizer(tool: str) -> list[str]:
-    return [
-        "compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", "--launch-timeout=120",
-        *pytest("-x", "tests/backends/test_cuda.py", "-k", SMALL),
-    ]  # fmt: skip
+def second(run: Run, args: argparse.Namespace) -> None:
+    if not prepare_gpu.extension(run):
+        return
+    families = families_before(args.out)
+    shares = [*SHARES, *TRITON]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        list(pool.map(lambda share: run_share(run, share, families), shares))
+    for name, options in (("bfloat16", ["--dtype", "bfloat16"]), ("tf32", ["--tf32", "on"])):
+        record = str(run.work / f"gpu-{name}.json")
+        command = [PYTHON, "-m", "benchmarks.run", "--device", "cuda", "--suite", "gpu"]
+        run.command("cudnn", name, [*command, *options, "--out", record], 60)
+    run.command("profile", "step", [PYTHON, "tools/gpu_profile.py"], 30)
 
 
-def bench(out: Path, suite: str, name: str, *arguments: str) -> list[str]:
-    record = str(out / f"{suite}-{name}.json")
-    return [
-        PYTHON, "-m", "benchmarks.run", "--device", "cuda", "--suite", suite, *arguments,
-        "--out", record,
-    ]  # fmt: skip
+def families_before(out: Path) -> dict[str, str]:
+    """What the first call found of each family, if it ran."""
+    path = out / "first.json"
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    families: dict[str, str] = record.get("families", {})
+    return families
 
 
-def stages(out: Path) -> dict[str, list[Step]]:
-    numbers = {
-        "bfloat16": ["--dtype", "bfloat16"],
-        "float16": ["--dtype", "float16"],
-        "tf32": ["--tf32", "on"],
-        "float32": ["--tf32", "off"],
+def run_share(run: Run, share: Share, families: dict[str, str]) -> None:
+    """Runs the tests of a share in one process, and what is left of them in another where it ends
+    in the middle."""
+    if families.get(share.needs, "passed") not in GOOD:
+        detail = f"the probe found {share.needs} {families[share.needs]}"
+        run.note("tests", share.name, "left out", 0, detail=detail)
+        return
+    begin = time.monotonic()
+    record = run.work / f"tests-{share.name.replace(' ', '-')}.jsonl"
+    record.unlink(missing_ok=True)
+    settings = {
+        "RNNKERNELS_TEST_RECORD": str(record),
+        "RNNKERNELS_TEST_LIMIT": str(TEST_LIMIT),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools", ROOT / "tests/support"))),
     }
-    return {
-        "build": [Step("build", [PYTHON, "setup.py", "build_ext", "--inplace"], 480)],
-        "test": [Step("test", gpu_tests("not triton"), 480)],
-        "triton": [
-            *(Step(cell, gpu_tests(f"triton and {cell}"), 480) for cell in CELLS),
-            Step("others", gpu_tests(f"triton and not ({' or '.join(CELLS)})"), 480),
-        ],
-        "sanitize": [
-            Step(tool, sanitizer(tool), 160) for tool in ("memcheck", "racecheck", "synccheck")
-        ],
-        "micro": [
-            Step("compile", ["nvcc", "-O3", "-std=c++20", "--expt-relaxed-constexpr",
-                             "-Icsrc", f"-arch=sm_{architecture()}",
-                             "-o", str(out / "micro"), "tools/micro.cu"], 120),
-            Step("micro", [str(out / "micro")], 60),
-        ],
-        "bench": [
-            Step(name, bench(out, "gpu", name, *arguments), 120)
-            for name, arguments in numbers.items()
-        ],
-        "bench-stacks": [
-            Step(name, bench(out, "gpu-stacks", name, *arguments), 120)
-            for name, arguments in numbers.items()
-        ],
-        "bench-triton": [
-            Step(name, bench(out, "gpu", f"triton-{name}", "--backend", "triton", *arguments), 120)
-            for name, arguments in numbers.items()
-        ],
-    }  # fmt: skip
+    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_limits"]
+    command += [TESTS, "-k", share.which]
+    outcome = "no test"
+    for _ in range(RESTARTS):
+        left = SHARE_LIMIT - (time.monotonic() - begin)
+        with record.with_suffix(".txt").open("a") as into:
+            outcome = run.finish(run.start(command, stdout=into, env=settings), left)
+        # Where a process ended in the middle of a test, or because of one, another takes over.
+        if outcome not in (f"exit status {pytest_limits.SPOILED}", "ended by SIGALRM"):
+            break
+    outcomes = pytest_limits.read(record)
+    counts = Counter(outcomes.values())
+    bad = {test: o for test, o in outcomes.items() if o not in ("passed", "skipped")}
+    if not bad and outcome == "passed" and not counts["passed"]:
+        outcome = "no test"
+    run.append(f"tests {share.name}", record.with_suffix(".txt").read_text(errors="replace"))
+    run.note("tests", share.name, outcome, time.monotonic() - begin, counts=counts, bad=bad)
 
 
-def run(stage: str, step: Step, out: Path) -> Outcome:
-    """Runs one step; what it prints goes to a file and to this process's output."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")]),
-        "RNNKERNELS_CUDA": "1",
-        "RNNKERNELS_CUDA_ARCHS": architecture(),
-    }
-    title = f"\n=== {stage}: {shlex.join(step.command)}\n"
-    if stage not in TOGETHER:
-        print(title, end="", flush=True)
-        title = ""
-    start = time.monotonic()
-    log = out / f"{stage}-{step.name}.log"
-    with log.open("w") as file:
-        try:
-            code = subprocess.run(
-                step.command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, timeout=step.limit,
-            ).returncode  # fmt: skip
-            status = "passed" if code == 0 else f"exit status {code}"
-        except subprocess.TimeoutExpired:
-            status = f"stopped after {step.limit} s"
-        except FileNotFoundError:
-            status = f"{step.command[0]} is not there"
-    lines = log.read_text(errors="replace").strip().splitlines() or [""]
-    print(title + "\n".join(lines[-12:] if status == "passed" else lines[-60:]), flush=True)
-    return Outcome(stage, step.name, status, time.monotonic() - start, lines[-1][:200])
-
-
-def outcomes(chosen: list[str], out: Path) -> Iterator[Outcome]:
-    """Of all steps; where building fails, nothing else can be run."""
-    for stage, steps in stages(out).items():
-        if stage not in chosen:
-            continue
-        if stage in TOGETHER:
-            with ThreadPoolExecutor(len(steps)) as pool:
-                yield from pool.map(partial(run, stage, out=out), steps)
-            continue
-        for step in steps:
-            found = run(stage, step, out)
-            yield found
-            if stage == "build" and found.status != "passed":
-                return
+# --- Both -------------------------------------------------------------------------------------
 
 
 def about() -> dict[str, str]:
-    import torch
+    """What ran where, as far as this machine tells."""
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    def said(*command: str) -> str:
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    gpu = said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    versions = "import sys, torch; print(sys.version.split()[0], torch.__version__)"
     return {
-        "gpu": torch.cuda.get_device_name(),
-        "driver": driver.stdout.strip(),
-        "cuda": str(torch.version.cuda),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": said("git", "describe", "--always", "--dirty") or prepare_gpu.commit(),
+        "sources": prepare_gpu.sources(),
+        "gpu": gpu,
+        "nvcc": said("nvcc", "--version").rsplit("\n", 1)[-1],
+        "python, torch": said(PYTHON, "-c", versions),
     }
 
 
 def main() -> int:
-    names = ["build", "test", "triton", "sanitize", "micro", "bench", "bench-stacks"]
-    names.append("bench-triton")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--stage", action="append", choices=names, help="repeatable; default: all, in this order"
+        "--call", action="append", choices=SECONDS, help="repeatable; default: first and second"
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build/validation", help="default: build/validation"
     )
+    parser.add_argument("--seconds", type=float, help="of each call (default: 270 and 300)")
+    parser.add_argument(
+        "--probe", type=Path, help="a probe that was built otherwise, for a GPU or not"
+    )
+    parser.add_argument("--micro", type=Path, help="the microbenchmarks, likewise")
     args = parser.parse_args()
-    try:
-        import torch
-    except ModuleNotFoundError:
-        parser.error("needs torch: run it with a Python that has a CUDA build of torch")
-    if not torch.cuda.is_available() or shutil.which("nvcc") is None:
-        print("validate_gpu: torch sees no GPU here, or nvcc is not on PATH", file=sys.stderr)
-        return 2
-    args.out.mkdir(parents=True, exist_ok=True)
-    out = args.out.resolve()
+    args.out = args.out.resolve()
     found = about()
-    results = []
-    for outcome in outcomes(args.stage or names, out):
-        results.append(outcome)
-        record = {**found, "steps": [asdict(each) for each in results]}
-        (out / "validation.json").write_text(json.dumps(record, indent=1) + "\n")
-    print("\n" + ", ".join(found.values()))
-    for each in results:
-        print(f"{each.stage:12} {each.name:10} {each.seconds:6.0f} s  {each.status}  {each.last}")
-    return 0 if all(each.status == "passed" for each in results) else 1
+    if not found["gpu"] and args.probe is None:
+        print("validate_gpu: nvidia-smi finds no GPU here", file=sys.stderr)
+        return 2
+    steps: list[dict[str, Any]] = []
+    for name in args.call or SECONDS:
+        run = Run(
+            name, args.out, ROOT / "build/validation-work" / name, args.seconds or SECONDS[name]
+        )
+        with closing(run):
+            run.about |= found
+            try:
+                {"first": first, "second": second}[name](run, args)
+            except Exception as error:  # of many kinds; what was done before it is in the record
+                run.append("error", traceback.format_exc())
+                run.note("run", "error", f"{type(error).__name__}: {error}", 0)
+        steps += run.steps
+    return 0 if steps and all(step["outcome"] in GOOD for step in steps) else 1
 
 
 if __name__ == "__main__":

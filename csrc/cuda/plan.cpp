@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/layout.h"
+#include "cuda/forced.h"
 
 namespace rnn::cuda {
 namespace {
@@ -18,6 +19,8 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 std::atomic<Family> chosen_family{Family::kAuto};
 std::atomic<Stacks> chosen_stacks{Stacks::kAuto};
 thread_local Choice chosen_by_thread{Family::kAuto, Stacks::kAuto};
+std::atomic<Forced> forced_layout{Forced{}};
+static_assert(std::atomic<Forced>::is_always_lock_free);
 
 // Sets what has this name, in the order of its values; false where nothing has.
 template <class Value>
@@ -168,15 +171,17 @@ static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d, cons
     return best;
   }
   const int64_t tile_rows = k.batch * kColumns, row_tiles = divide_up(p.rows, tile_rows);
+  const Forced forced = forced_layout;
   for (int units = 8; units <= kMostUnits; units += 8) {
     const int64_t blocks = divide_up(p.H, units);
+    if (forced.units && units != forced.units) continue;
     if (k.cluster ? blocks > d.most_blocks : blocks > d.multiprocessors) continue;
     if (k.cluster && (blocks & (blocks - 1))) continue;  // GPCs divide into such clusters without rest
     const int at_once = (k.cluster ? d.clusters(int(blocks)) : d.multiprocessors / int(blocks)) / (p.D * p.stages);
     if (at_once == 0) continue;
     if (lay_out(k, int(blocks), units, 1).product.groups > kWarps) continue;
     // As many tiles as one launch needs, or as fit; the memory grows with them.
-    int64_t tiles = 0, most = divide_up(row_tiles, at_once);
+    int64_t tiles = 0, most = forced.tiles ? forced.tiles : divide_up(row_tiles, at_once);
     while (tiles < most) {
       const int64_t middle = (tiles + most + 1) / 2;
       if (lay_out(k, int(blocks), units, int(middle)).shared_bytes <= d.shared_bytes) {
@@ -185,7 +190,7 @@ static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d, cons
         most = middle - 1;
       }
     }
-    if (tiles == 0) continue;
+    if (tiles == 0 || tiles < forced.tiles) continue;
     Layout l = lay_out(k, int(blocks), units, int(tiles));
     // Groups that wait for nobody else begin whenever there is room.
     const bool unbounded = k.cluster || (l.message.alone() && p.stages == 1);
@@ -226,6 +231,7 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d, const
     }
     for (const int batch : kBatches) {
       if (k.exact && batch > 1) continue;
+      if (const int forced = forced_layout.load().batch; forced && !k.exact && batch != forced) continue;
       k.cluster = cluster;
       k.batch = batch;
       k.pipelined = p.stages > 1;
@@ -288,6 +294,7 @@ Choice choice() { return chosen_by_thread.free() ? Choice{chosen_family, chosen_
 void set_thread_choice(Choice choice) { chosen_by_thread = choice; }
 
 bool set_family(const std::string& name) { return set(chosen_family, name, {"auto", "stepwise", "cluster", "grid"}); }
+void force_layout(const Forced& forced) { forced_layout = forced; }
 bool set_stacks(const std::string& name) { return set(chosen_stacks, name, {"auto", "in turn", "together"}); }
 
 }  // namespace rnn::cuda

@@ -9,6 +9,7 @@
 
 #include "common/cell_list.h"
 #include "cpu/kernels.h"
+#include "cuda/forced.h"
 #include "cuda/here.h"
 #include "cuda/probe.h"
 #include "cuda/vetting.h"
@@ -134,6 +135,19 @@ PYBIND11_MODULE(_C, module) {
       "How the layers of a stack run on a GPU, for tests and benchmarks: as is estimated to be fastest (auto), layer "
       "by "
       "layer, or as many at a time as fit on the device.");
+
+  module.def(
+      "force_cuda_layout",
+      [](int units, int tiles, int batch) {
+        TORCH_CHECK_VALUE(units >= 0 && units <= rnn::cuda::kMostUnits && units % 8 == 0,
+                          "units: expected a multiple of 8 up to ", rnn::cuda::kMostUnits, ", or 0, got ", units);
+        TORCH_CHECK_VALUE(tiles >= 0 && tiles < 1 << 15, "tiles: expected a number of tiles, or 0, got ", tiles);
+        TORCH_CHECK_VALUE(batch >= 0 && batch <= 2, "batch: expected 1 or 2, or 0, got ", batch);
+        rnn::cuda::force_layout({int16_t(units), int16_t(tiles), int16_t(batch)});
+      },
+      py::arg("units"), py::arg("tiles"), py::arg("batch"),
+      "How layers are laid out over a GPU, for tests: units of a block, tiles of a group, eights of rows in a tile; 0 "
+      "leaves it to the plan. What does not fit so runs step by step.");
 
   module.def(
       "force_cuda_kernels",

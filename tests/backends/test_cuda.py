@@ -8,8 +8,10 @@ from itertools import chain
 import pytest
 import torch
 
+import gpu_layouts
 import op_parity
 import stack_parity
+from gpu_layouts import LAID, Laid
 from op_parity import ALL, CASES, CLIPS, Case
 from rnnkernels import verification
 from rnnkernels._backends import cuda_plan, triton
@@ -129,6 +131,35 @@ def test_tf32(ops, case):
     assert op_parity.backward_error(call, out, back, grads) <= 2e-3
 
 
+@pytest.fixture(params=["cluster", "grid"])
+def exchanging(request):
+    """The ops, with one family of persistent kernels."""
+    if not CUDA:
+        pytest.skip("needs an extension built with its CUDA kernels")
+    if request.param == "cluster" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs a GPU with clusters")
+    _C.set_cuda_family(request.param)
+    yield torch.ops.rnnkernels
+    _C.set_cuda_family("auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("laid", LAID, ids=str)
+def test_several_blocks_and_tiles(exchanging, laid, dtype):
+    """The exchange itself, against the reference; and the same bits each time."""
+    with gpu_layouts.laid_out(laid):
+        test_matches_reference(exchanging, laid.case, dtype)
+        call = op_parity.make(laid.case, dtype, "cuda")
+        want = run(exchanging, call)
+        assert all(torch.equal(a, b) for a, b in zip(run(exchanging, call), want, strict=True))
+
+
+@pytest.mark.parametrize("laid", LAID, ids=str)
+def test_several_blocks_and_tiles_in_tf32(exchanging, laid):
+    with gpu_layouts.laid_out(laid):
+        test_tf32(exchanging, laid.case)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_without_saving(ops, case):
     call = op_parity.make(case, torch.float32, "cuda")
@@ -171,6 +202,13 @@ def test_stack_matches_reference(stacks, case, dtype):
         assert max(map(op_parity.error, chain(*backs), chain(*want))) <= TOLERANCE[dtype]
     again = stack_parity.backward(stacks, calls, outs, grads, 0.5)
     assert all(map(torch.equal, chain(*again), chain(*backs)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("laid", gpu_layouts.STACKS, ids=str)
+def test_stack_of_several_blocks_and_tiles(stacks, laid: Laid, dtype):
+    with gpu_layouts.laid_out(laid):
+        test_stack_matches_reference(stacks, laid.case, dtype)
 
 
 def test_stacks_run_at_a_time(stacks):

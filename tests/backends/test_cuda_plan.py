@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+import gpu_layouts
 import op_parity
 from benchmarks import gpu_estimates
+from gpu_layouts import Laid
 from rnnkernels._backends import cuda_plan
 from rnnkernels._backends.cuda_plan import DEVICES, Device, Plan, plan
 
@@ -201,6 +203,36 @@ def test_more_work_takes_longer() -> None:
     """As far as the estimate goes by which a layout is chosen."""
     assert plan_of("auto").cycles < plan_of("auto", H=1024).cycles
     assert plan_of("auto", H=512).cycles < plan_of("auto", H=512, rows=256).cycles
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32", "float32"])
+@pytest.mark.parametrize("family", ["cluster", "grid"])
+@pytest.mark.parametrize("laid", [*gpu_layouts.LAID, *gpu_layouts.STACKS], ids=str)
+def test_calls_of_gpu_tests_exchange(laid: Laid, family: str, precision: str) -> None:
+    """What tests on a GPU mean to test: both passes have several blocks and several tiles."""
+    case = laid.case
+    _C.set_cuda_family(family)
+    _C.set_cuda_stacks("together")
+    with gpu_layouts.laid_out(laid):
+        for backward in (False, True):
+            windows = -(-case.T // case.window) if backward and case.window else 1
+            found = plan(
+                case.cell, backward, precision, case.H, case.B * windows, case.D,
+                DEVICES["H100"], norm=case.clip.kind == "norm", layers=laid.layers, steps=case.T,
+            )  # fmt: skip
+            assert not found.reason
+            assert found.family == family
+            assert found.units == laid.units
+            assert found.blocks == -(-case.H // laid.units) >= 2
+            assert found.tiles == laid.tiles >= 2
+            assert found.stages == laid.layers
+    assert plan_of("auto").tiles == 1  # what was forced is over
+
+
+def test_forced_layouts_are_checked() -> None:
+    for given, name in (((12, 0, 0), "units"), ((0, -1, 0), "tiles"), ((0, 0, 3), "batch")):
+        with pytest.raises(ValueError, match=f"{name}: expected .*, got"):
+            _C.force_cuda_layout(*given)
 
 
 def test_text() -> None:

@@ -18,7 +18,7 @@ import triton.language as tl
 
 import op_parity
 from op_parity import Case
-from rnnkernels._backends.triton import sequence
+from rnnkernels._backends.triton import launch, sequence
 from rnnkernels._core.call import Clip
 from triton_interpreted import Forced, Results, laid_out, ops, run, same
 
@@ -45,27 +45,26 @@ def sites() -> dict[int, str]:
 
 
 def faulty(
-    name: str, line: int, fault: Callable[..., None], reached: set[int]
-) -> Callable[..., None]:
+    name: str, line: int, fault: Callable[..., Any], reached: set[int]
+) -> Callable[..., Any]:
     """The function of that name, but with a fault where that line calls it."""
     sound = getattr(sequence, name)
 
-    def call(*arguments: Any) -> None:
+    def call(*arguments: Any) -> Any:
         if sys._getframe(1).f_lineno == line:
             reached.add(line)
-            fault(sound, *arguments)
-        else:
-            sound(*arguments)
+            return fault(sound, *arguments)
+        return sound(*arguments)
 
     return call
 
 
-def left_out(sound: Callable[..., None], *arguments: Any) -> None:
-    pass
+def left_out(sound: Callable[..., Any], *arguments: Any) -> Any:
+    return arguments[-1]  # of a wait: the patience that is left
 
 
-def one_less(sound: Callable[..., None], count: Any, steps: Any) -> None:
-    sound(count, steps - 1 / tl.num_programs(1))
+def one_less(sound: Callable[..., Any], count: Any, steps: Any, *more: Any) -> Any:
+    return sound(count, steps - 1 / tl.num_programs(1), *more)
 
 
 FAULTS = [
@@ -93,7 +92,7 @@ def test_same_bits_in_any_order(case: Case, sound: dict[Case, Results]) -> None:
     ids=lambda v: v if isinstance(v, str) else getattr(v, "__name__", None),
 )
 def test_every_signal_and_wait_is_needed(
-    line: int, name: str, fault: Callable[..., None], sound: dict[Case, Results],
+    line: int, name: str, fault: Callable[..., Any], sound: dict[Case, Results],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A fault shows under some order: programs wait forever, or compute something else."""
@@ -109,6 +108,34 @@ def test_every_signal_and_wait_is_needed(
 
     assert any(noticed(case, seed) for case in VISITS for seed in SEEDS)
     assert reached
+
+
+@pytest.mark.parametrize("passes", [1, 2], ids=["forward", "backward"])
+def test_waiting_has_a_bound(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program whose others never come ends, and the next call says by name what happened.
+
+    Of two programs the first waits in vain before round 1, and for nothing after that.
+    """
+    pair = Forced("grid", 16, 8, 8)
+    case = VISITS[passes - 1]
+    call = op_parity.make(case, torch.float32)
+    with laid_out(pair):
+        out = op_parity.forward(ops, call)
+        grads = op_parity.random_gradients(call, out)
+    monkeypatch.setattr(launch, "PATIENCE", 40)
+    monkeypatch.setattr(launch, "layout_of", pair.layout_of)
+    # Not at once, but one after another: the first waits for the second, which has not begun.
+    if passes == 1:
+        op_parity.forward(ops, call)
+    else:
+        op_parity.backward(ops, call, out, grads)
+    name = ("sequence_forward", "sequence_backward")[passes - 1]
+    said = f"triton::{name}: an earlier call on cpu gave up: at round 1 a program"
+    with pytest.raises(RuntimeError, match=said):
+        op_parity.forward(ops, call)
+    with laid_out(pair):  # which was told; and a launch that nothing hinders is as before
+        assert same(op_parity.forward(ops, call), out)
+        op_parity.forward(ops, call)
 
 
 def test_programs_and_memory_orders() -> None:

@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 EMULATOR = ("barriers", "fiber", "machine", "races", "traffic", "warp", "watch")
 #: Such as "address,undefined": the kernels and the emulator are instrumented, as by setup.py.
 SANITIZE = os.environ.get("RNNKERNELS_SANITIZE", "")
+#: The types of numbers in memory that kernels are compiled for, the slowest first. What no
+#: sanitizer runs, need not be compiled for it.
+STORAGE = ("float", "bfloat16") if SANITIZE else ("float", "bfloat16", "float16")
 #: Compiled for a sanitizer, and linked without it: the emulator has what it would call.
 WATCH = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
 
@@ -67,11 +70,21 @@ PRECISIONS = {
 
 
 def load(watched: bool = False) -> Any:
-    """The ops on emulated kernels. Watched, every access is compared with others for races: kernels
-    take several times as long, and `Layout.races` says when."""
-    name = "rnnkernels_simt_watched" if watched else "rnnkernels_simt"
-    # The slowest first. What no sanitizer runs, need not be compiled for it.
-    storage = ["float", "bfloat16"] if SANITIZE or watched else ["float", "bfloat16", "float16"]
+    """The ops on emulated kernels; see :func:`build`."""
+    build(watched)
+    return getattr(torch.ops, _name(watched))
+
+
+def _name(watched: bool) -> str:
+    return "rnnkernels_simt_watched" if watched else "rnnkernels_simt"
+
+
+def build(watched: bool = False) -> Path:
+    """Compiles and loads the ops on emulated kernels; returns the folder of their objects. Watched,
+    every access is compared with others for races: kernels take several times as long, and
+    `Layout.races` says when."""
+    name = _name(watched)
+    storage = STORAGE[:2] if watched else STORAGE
     sources = [*(f"tests/emulator/simt/kernels/{kernels}" for kernels in (*storage, "ops"))]
     sources += [*(f"tests/emulator/simt/{part}" for part in EMULATOR)]
     sources += ["csrc/cuda/plan"]
@@ -83,8 +96,7 @@ def load(watched: bool = False) -> Any:
     if watched:
         # Nothing is shared with the other library of the process.
         flags += [*WATCH, "-g1", "-fno-gnu-unique"]
-    building.load_ops(name, [f"{source}.cpp" for source in sources], flags, instrument)
-    return getattr(torch.ops, name)
+    return building.load_ops(name, [f"{source}.cpp" for source in sources], flags, instrument)
 
 
 def runs(case: Case, precision: str = "float32") -> bool:

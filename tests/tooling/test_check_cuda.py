@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import check_cuda
-from check_cuda import TENSOR_CORE, faults_of
+from check_cuda import TENSOR_CORE, Compiled, faults_of
 from cubin import Function, Persistent, read_assembly, read_report
 
 MANGLED = {
@@ -278,3 +278,25 @@ def test_tables() -> None:
     assert gru.startswith("| gru | 1 | 128, 1024 |")
     line = kernel_table.shared_table([(4, 16, 256)]).splitlines()[2]
     assert re.search(r"\| \d+\.\d 4 x grid / \d+\.\d 4 x grid \|", line)
+
+
+def test_brief_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All sources for some architectures, one storage type's kernels for others."""
+    asked: list[tuple[str, str]] = []
+
+    def compile_one(nvcc: str, nvdisasm: str | None, source: Path, arch: str) -> Compiled:
+        asked.append((source.stem, arch))
+        return Compiled(f"{source.stem} for {arch}", [], 0.0, "")
+
+    monkeypatch.setattr(check_cuda, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(check_cuda, "compile_one", compile_one)
+    monkeypatch.setattr("sys.argv", ["check_cuda", "--arch=80", "--brief=100f", "--brief=120f"])
+    check_cuda.main()
+    all_sources = {path.stem for path in (check_cuda.CSRC / "cuda").glob("*.cu")}
+    assert {stem for stem, arch in asked if arch == "80"} == all_sources
+    for arch in ("100f", "120f"):
+        assert [stem for stem, other in asked if other == arch] == ["persistent_bfloat16"]
+    asked.clear()
+    monkeypatch.setattr("sys.argv", ["check_cuda", "--arch=all"])
+    check_cuda.main()
+    assert {arch for _, arch in asked} == {"80", "90a", "100f", "120f"}

@@ -1,10 +1,11 @@
-"""What tools/check_triton.py makes of reports of compilers; none is run."""
+"""What tools/check_triton.py compiles, and makes of reports of compilers; none is run."""
 
 from __future__ import annotations
 
 import pytest
 
 import check_triton
+import triton_report
 from rnnkernels.cells import CELLS
 
 PTXAS = """\
@@ -22,6 +23,7 @@ AMD = """\
     .vgpr_count:     256
     .vgpr_spill_count: 17
 """
+PTX = "ld.global.cg.b16 %rs1; ld.global.cg.v4.b32 %r1; ld.global.b16 %rs2"
 TTIR = """\
 %1 = tt.atomic_rmw add, release, gpu, %0, %c1, %true : (!tt.ptr<i32>, i32, i1) -> i32 loc(#l1)
 %2 = tt.atomic_rmw fadd, relaxed, gpu, %9, %v, %m : (tensor<16x!tt.ptr<f32>>, tensor<16xf32>, t
@@ -31,17 +33,18 @@ TTIR = """\
 
 
 def test_reports() -> None:
-    assert check_triton.parse_ptxas(PTXAS) == (255, 76)
-    assert check_triton.parse_amd(AMD) == (256, 68)
-    assert check_triton.parse_amd(AMD.replace("64", "72")) == (256, 72)
-    assert check_triton.parse_atomics(TTIR) == ("i32", "f32", "i64")
+    assert triton_report.parse_ptxas(PTXAS) == (255, 76)
+    assert triton_report.parse_amd(AMD) == (256, 68)
+    assert triton_report.parse_amd(AMD.replace("64", "72")) == (256, 72)
+    assert triton_report.parse_atomics(TTIR) == ("i32", "f32", "i64")
+    assert triton_report.parse_narrow(PTX) == 1
 
 
 def test_a_report_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="no registers"):
-        check_triton.parse_ptxas("ptxas info    : 0 bytes gmem")
+        triton_report.parse_ptxas("ptxas info    : 0 bytes gmem")
     with pytest.raises(ValueError, match="no registers"):
-        check_triton.parse_amd(".symbol: backward.kd")
+        triton_report.parse_amd(".symbol: backward.kd")
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,7 @@ def test_a_report_of_nothing_is_an_error() -> None:
         ({"kind": "grid", "atomics": ("f32",)}, "atomics"),
         ({"kind": "step", "atomics": ("i32",)}, "atomics"),
         ({"spills": 4}, "spills: 4"),
+        ({"narrow": 8}, "reads what others sent by 2 bytes, in 8 loads"),
         ({"shared": 65536}, ""),
         ({"shared": 65537}, "65537 bytes of shared memory"),
         ({"error": "no such thing"}, "does not compile: no such thing"),
@@ -60,8 +64,8 @@ def test_a_report_of_nothing_is_an_error() -> None:
     ids=str,
 )
 def test_faults(found: dict[str, object], fault: str) -> None:
-    variant = check_triton.Variant("lstm", "backward", "ieee", 64, 16, "all")
-    faults = list(check_triton.Kernel(variant, "gfx942", **found).faults())
+    variant = triton_report.Variant("lstm", "backward", "ieee", 64, 16, "all")
+    faults = list(triton_report.Kernel(variant, "gfx942", **found).faults())
     assert len(faults) == bool(fault)
     assert all(fault in text for text in faults)
 
@@ -72,12 +76,12 @@ def test_selection_covers_each_target() -> None:
     assert {(v.cell, v.which, v.precision, target) for v, target in each} == {
         (v.cell, v.which, v.precision, target) for v, target in everything
     }
-    for target in check_triton.TARGETS:
+    for target in triton_report.TARGETS:
         variants = [variant for variant, name in chosen if name == target]
         assert {(v.cell, v.which) for v in variants} == {
-            (c, w) for c in CELLS for w in check_triton.PASSES
+            (c, w) for c in CELLS for w in triton_report.PASSES
         }
-        for which in check_triton.PASSES:
+        for which in triton_report.PASSES:
             assert {v.precision for v in variants if v.which == which} == set(
                 check_triton.PRECISIONS
             )
@@ -86,10 +90,26 @@ def test_selection_covers_each_target() -> None:
 
 
 def test_table() -> None:
-    variant = check_triton.Variant("lstm", "forward", "ieee", 64, 16, "all")
+    variant = triton_report.Variant("lstm", "forward", "ieee", 64, 16, "all")
     kernels = [
-        check_triton.Kernel(variant, "sm_80", "grid", 4, 1000, 90, 0),
-        check_triton.Kernel(variant, "sm_80", "grid", 4, 2000, 80, 8),
+        triton_report.Kernel(variant, "sm_80", "grid", 4, 1000, 90, 0),
+        triton_report.Kernel(variant, "sm_80", "grid", 4, 2000, 80, 8),
     ]
-    _, row = check_triton.table(kernels)
+    _, row = triton_report.table(kernels)
     assert row == ["sm_80", "forward", "2", "90", "2000 (166912)", "1"]
+
+
+@pytest.mark.parametrize("which", triton_report.PASSES)
+def test_packed_steps_are_compiled(which: str) -> None:
+    """With the places of the steps, and one dimension in place of two."""
+    padded, packed = (
+        check_triton.arguments(triton_report.Variant("gru", which, "ieee", 8, 3, options))
+        for options in ("all", "packed")
+    )
+    assert padded["starts"] is None
+    assert packed["starts"].shape == (3,)
+    for name, tensor in padded.items():
+        if hasattr(tensor, "shape") and tensor.shape[:2] == (2, 3):
+            assert packed[name].shape == (6, *tensor.shape[2:]), name
+        elif hasattr(tensor, "shape"):
+            assert packed[name].shape == tensor.shape, name

@@ -134,12 +134,44 @@ def test_what_make_prints(setup: Any) -> None:
     [
         (["80", "90a"], ["sm_80", "sm_90a", "compute_90"]),
         (["80", "100"], ["sm_80", "sm_100", "compute_100"]),
+        (["80"], ["sm_80", "compute_80"]),
+        (
+            ["80", "90a", "100f", "120f"],
+            ["sm_80", "sm_90a", "sm_100f", "sm_120f", "compute_90"],
+        ),
     ],
     ids=str,
 )
 def test_architectures(setup: ModuleType, archs: list[str], code: list[str]) -> None:
-    """PTX of the newest is always there, for cards that are newer still."""
+    """PTX is always there, for cards between these and for newer ones."""
     toolkit = setup.CudaToolkit.__new__(setup.CudaToolkit)
     toolkit.archs = archs
     flags = " ".join(toolkit.flags())
     assert re.findall(r"code=(\w+)", flags) == code
+
+
+@pytest.mark.parametrize(
+    ("listed", "archs"),
+    [
+        ("sm_80 sm_90", ["80", "90a"]),
+        ("sm_80 sm_90 sm_100 sm_120", ["80", "90a"]),  # before there were families
+        ("sm_80 sm_90 sm_100 sm_103 sm_120 sm_121", ["80", "90a", "100f", "120f"]),
+    ],
+)
+def test_all_architectures(
+    setup: Any, monkeypatch: pytest.MonkeyPatch, listed: str, archs: list[str]
+) -> None:
+    """Those that nvcc knows, for wheels."""
+    asked = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        asked.append(command[1])
+        return subprocess.CompletedProcess(command, 0, listed.replace(" ", "\n"), "")
+
+    monkeypatch.setattr(setup.subprocess, "run", run)
+    monkeypatch.setattr(setup.CudaToolkit, "_find", lambda *_: Path("found"))
+    assert setup.CudaToolkit(NVCC, "all").archs == archs
+    assert setup.CudaToolkit(NVCC, "80;86").archs == ["80", "86"]
+    assert asked.count("--list-gpu-code") == 1
+    with pytest.raises(SystemExit, match="must be all or look like 80;90a, got 'every'"):
+        setup.CudaToolkit(NVCC, "every")

@@ -20,6 +20,9 @@ from rnnkernels._core.call import Call
 from rnnkernels.cells import CELLS
 
 REGISTERS = 65536  # of an NVIDIA multiprocessor
+#: How often a program looks whether the others have come as far as it has. A look takes about a
+#: microsecond and a step hundreds at most: this is seconds, after which nobody will come.
+PATIENCE = 1 << 22
 
 
 def _layouts(call: Call) -> tuple[Layout, Layout]:
@@ -129,7 +132,7 @@ def _more(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
         "G": contract.G, "S": contract.S, "K": contract.K, "D": D, "H": H,
         "BLOCK_B": layout.block_b, "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
         "RESIDENT": layout.kind == "resident", "HELD": layout.held,
-        "PRECISION": precision(w_hh.dtype, gpu),
+        "PRECISION": precision(w_hh.dtype, gpu), "PATIENCE": PATIENCE,
     }  # fmt: skip
     if not INTERPRETED:
         found |= {"num_warps": layout.warps, "num_stages": layout.stages, "enable_fp_fusion": True}
@@ -141,11 +144,49 @@ def _more(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
     return found
 
 
+def _wide(layout: Layout, h0: Tensor, y: Tensor) -> bool:
+    """Whether every row of h begins at a multiple of 16 bytes, in both of the places it comes from,
+    and so does every piece of it."""
+    sizes = h0.size(2) * h0.element_size(), layout.block_k * h0.element_size()
+    return not any(n % 16 for n in (*sizes, h0.data_ptr(), y.data_ptr()))
+
+
 def _counts(layout: Layout, w_hh: Tensor) -> Tensor | None:
     """What the programs of a block of rows signal to each other with; zeros for every launch."""
     if layout.kind != "grid":
         return None
     return torch.zeros(len(w_hh) * layout.row_blocks, dtype=torch.int32, device=w_hh.device)
+
+
+#: By device: memory of the host that a program writes to when it has waited in vain, so that nobody
+#: has to wait for the device to find nothing there.
+_faults: dict[torch.device, Tensor] = {}
+
+
+def _fault(layout: Layout, like: Tensor) -> Tensor | None:
+    """Where programs that wait for each other tell of a fault."""
+    if layout.kind != "grid":
+        return None
+    if like.device not in _faults:
+        _faults[like.device] = torch.zeros(1, dtype=torch.int64, pin_memory=like.is_cuda)
+    return _faults[like.device]
+
+
+def raise_fault(device: torch.device) -> None:
+    """Raises RuntimeError where a launch on this device has given up since the last time."""
+    found = _faults.get(device)
+    word = int(found.item()) if found is not None else 0
+    if found is None or not word:
+        return
+    found.zero_()
+    name = "sequence_backward" if word & 1 else "sequence_forward"
+    raise RuntimeError(
+        f"rnnkernels_triton::{name}: an earlier call on {device} gave up: at round {word // 2 - 1} "
+        f"a program had waited for seconds in vain for the others of its rows. The results of "
+        "that call are wrong, and all that followed from them. This is a fault of the kernel or of "
+        "the device, not of the call: choose another backend (backend='torch'), and please report "
+        "it"
+    )
 
 
 def _carry(layout: Layout, S: int, rows: int, w_hh: Tensor) -> Tensor | None:
@@ -162,7 +203,8 @@ def forward(
     saved: Tensor | None, lengths: Tensor | None, starts: Tensor | None, reset: Tensor | None,
     T: int,
 ) -> None:  # fmt: skip
-    """The loop of ``sequence_forward``."""
+    """The loop of ``sequence_forward``. Raises RuntimeError where an earlier call gave up."""
+    raise_fault(y.device)
     B = h0.size(1)
     layout = layout_of(w_hh, B, False)
     carry = _carry(layout, CELLS[cell].S, B, w_hh)
@@ -170,8 +212,9 @@ def forward(
     for first, last, block, blocks in _launches(layout, B, T):
         sequence.forward[(blocks, layout.parts, len(w_hh))](
             gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts,
-            reset, carry, _counts(layout, w_hh), T, B, -(-w_hh.size(2) // layout.block_k),
-            first, last, block, CELL=PAIRS[cell][0], **more,
+            reset, carry, _counts(layout, w_hh), _fault(layout, w_hh), T, B,
+            -(-w_hh.size(2) // layout.block_k), first, last, block, CELL=PAIRS[cell][0],
+            WIDE=_wide(layout, h0, y), **more,
         )  # fmt: skip
 
 
@@ -182,7 +225,9 @@ def backward(
     flow: Tensor | None, lengths: Tensor | None, starts: Tensor | None, reset: Tensor | None,
     T: int, steps: int, rows: int, clip: str, bound: float,
 ) -> None:  # fmt: skip
-    """The loop of ``sequence_backward``, over `rows` windows of `steps` steps."""
+    """The loop of ``sequence_backward``, over `rows` windows of `steps` steps. Raises RuntimeError
+    where an earlier call gave up."""
+    raise_fault(y.device)
     if saved is not None and saved.data_ptr() == dgates.data_ptr() and torch.version.hip:
         saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
     (D, B, _), width = h0.shape, dgates.size(-1)
@@ -205,10 +250,11 @@ def backward(
     for first, last, block, blocks in launches:
         sequence.backward[(blocks, layout.parts, D)](
             dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths,
-            starts, reset, carry, _counts(layout, w_hh), pending, squares, parts,
+            starts, reset, carry, _counts(layout, w_hh), _fault(layout, w_hh), pending, squares,
+            parts,
             T, B, CELLS[cell].G * pieces, steps, rows, first, last, block, bound,
             CELL=PAIRS[cell][1], A=CELLS[cell].A, CLIP=clip,
-            FINISH=finish and (layout.kind != "step" or first == last),
+            FINISH=finish and (layout.kind != "step" or first == last), WIDE=False,
             **more,
         )  # fmt: skip
     if flow is not None and parts is not None:

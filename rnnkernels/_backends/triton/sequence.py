@@ -6,7 +6,7 @@ of hidden units. What the others need of it goes in one of three ways:
 * RESIDENT: there are no others. The program has all units of its rows, and their weights, in
   registers.
 * a count per block of rows: all programs of the rows are there at once (a cooperative launch), and
-  a step waits for as many signals as all of them give at the end of a step.
+  a step waits for as many signals as all of them give at the end of a step. A wait has a bound.
 * one launch per step: then nothing has to wait.
 
 In the last two, values go through the results themselves: y in forward, dgates in backward. Where
@@ -20,161 +20,19 @@ and biases [D, G*H] have all directions. Names in capitals are constants of a co
 import triton
 import triton.language as tl
 
+from rnnkernels._backends.triton.blocks import (
+    cut_before,
+    held_weights,
+    is_kept,
+    load,
+    multiply,
+    place,
+    place_before,
+    position,
+    rows_of,
+    store,
+)
 from rnnkernels._backends.triton.cells import tanh
-
-
-@triton.jit
-def _rows(block, T, B, steps, rows, lengths, BLOCK_B):
-    """Number, b, start, length, length of the whole row of the batch, and whether there is such a
-    row: [BLOCK_B] each."""
-    n = block * BLOCK_B + tl.arange(0, BLOCK_B)
-    real = n < rows
-    b = n % B
-    start = n // B * steps  # of a window; 0 where there are none
-    whole = tl.zeros([BLOCK_B], tl.int32) + T
-    if lengths is not None:
-        whole = tl.load(lengths + b, mask=real, other=0)
-        # Memory stays safe whatever a tensor holds.
-        whole = tl.minimum(tl.maximum(whole, 0), T).to(tl.int32)
-    length = tl.minimum(tl.maximum(whole - start, 0), steps)
-    return n, b, start, tl.where(real, length, 0), whole, real
-
-
-@triton.jit
-def _position(s, d, start, length):
-    """Whether step s [BLOCK_B] takes place, and where in time: past the end of a row, where its
-    padding is."""
-    active = s < length
-    return active, start + tl.where(d == 1, tl.where(active, length - 1 - s, s), s)
-
-
-@triton.jit
-def _step(starts, t, b, mask, B):
-    """The place of row b's position t in a tensor [T, B, ...]; of packed steps, within mask."""
-    step = t.to(tl.int64) * B + b
-    if starts is not None:
-        step = tl.load(starts + t, mask=mask, other=0) + b
-    return step
-
-
-@triton.jit
-def _cut(reset, starts, active, t, d, b, whole, B):
-    """Whether the state that enters position t is zeroed."""
-    cut = tl.zeros(active.shape, tl.int1)
-    if reset is not None:
-        inside = active & (t + d < whole)
-        cut = tl.load(reset + _step(starts, t + d, b, inside, B), mask=inside, other=0) != 0
-    return cut
-
-
-@triton.jit
-def _at(starts, t, b, d, mask, B, D):
-    """The place of position t in a tensor [T, B, D, ...]; of packed steps, where mask is set."""
-    return _step(starts, t, b, mask, B) * D + d
-
-
-@triton.jit
-def _before(starts, at, t, b, d, mask, B, D):
-    """The place of the step before, in the order of direction d, of one that is at place `at`."""
-    before = at + tl.where(d == 0, -D, D) * B.to(tl.int64)
-    if starts is not None:
-        before = _at(starts, t + tl.where(d == 0, -1, 1), b, d, mask, B, D)
-    return before
-
-
-@triton.jit
-def _kept(starts, active, t, T, real):
-    """Which rows have a place at this position: in their padding too, where there is one."""
-    kept = real & (t < T)
-    if starts is not None:
-        kept = active
-    return kept
-
-
-@triton.jit
-def _load(base, rows, columns, mask):
-    """Values at [rows, columns] in float32; zeros where there is no tensor."""
-    values = tl.zeros(mask.shape, tl.float32)
-    if base is not None:
-        values = tl.load(base + rows[:, None] + columns[None, :], mask=mask, other=0)
-    return values.to(tl.float32)
-
-
-@triton.jit
-def _store(base, rows, columns, values, mask):
-    tl.store(base + rows[:, None] + columns[None, :], values.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _weight(w, gate, k0, j0, H, BLOCK_K, BLOCK_H, BACKWARD):
-    """[BLOCK_K, BLOCK_H]: what units k of a gate, or of h, add to units j."""
-    k = k0 + tl.arange(0, BLOCK_K)[:, None]
-    j = j0 + tl.arange(0, BLOCK_H)[None, :]
-    row, column = (k, j) if BACKWARD else (j, k)
-    return tl.load(w + (gate * H + row) * H + column, mask=(k < H) & (j < H), other=0)
-
-
-@triton.jit
-def _held(w, unit, OUT, IN, H, BLOCK_K, BLOCK_H, BACKWARD):
-    """All weights of a program, in the order in which :func:`_product` takes them."""
-    weights = ()
-    for i in tl.static_range(IN):
-        for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
-            for o in tl.static_range(OUT):
-                b = _weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)
-                weights = weights + (b,)
-    return weights
-
-
-@triton.jit
-def _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE):
-    """[BLOCK_B, BLOCK_K]: number i of each unit of block k, as the step before left it in memory.
-
-    The hidden gradients of the last APART gates stand behind those of the input.
-    """
-    column = k * BLOCK_K + tl.arange(0, BLOCK_K)
-    apart = tl.where(i >= IN - APART, APART, 0)
-    at = rows[:, None] + (i + apart) * H + column[None, :]
-    # Others may have written since this program last read a line of its cache.
-    values = tl.load(source + at, mask=mask[:, None] & (column < H)[None, :], other=0,
-                     cache_modifier=".cg")  # fmt: skip
-    if factor is not None:
-        values = values * factor[:, None]
-    return values.to(DTYPE)
-
-
-@triton.jit
-def _product(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, APART, H, BLOCK_B,
-             BLOCK_H, BLOCK_K, RESIDENT, HELD, BACKWARD, PRECISION):  # fmt: skip
-    """OUT numbers of each of the units [unit, unit + BLOCK_H) from IN numbers of all units."""
-    BLOCKS: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K
-    DTYPE: tl.constexpr = w.dtype.element_ty
-    sums = ()
-    for _ in tl.static_range(OUT):
-        sums = sums + (tl.zeros([BLOCK_B, BLOCK_H], tl.float32),)
-    if HELD:
-        for i in tl.static_range(IN):
-            for k in tl.static_range(BLOCKS):
-                if RESIDENT:
-                    a = sent[i]
-                else:
-                    a = _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE)
-                more = ()
-                for o in tl.static_range(OUT):
-                    b = held[(i * BLOCKS + k) * OUT + o]
-                    more = more + (tl.dot(a, b, sums[o], input_precision=PRECISION),)
-                sums = more
-    else:
-        for n in range(pieces):  # not a constant: unrolled, their loads would take all registers
-            i = n // BLOCKS
-            k = n % BLOCKS
-            a = _sent(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE)
-            more = ()
-            for o in tl.static_range(OUT):
-                b = _weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)
-                more = more + (tl.dot(a, b, sums[o], input_precision=PRECISION),)
-            sums = more
-    return sums
 
 
 @triton.jit
@@ -186,21 +44,30 @@ def _signal(count):
 
 
 @triton.jit
-def _wait(count, steps):
-    """Until all programs of these rows have ended so many steps."""
+def _wait(count, steps, fault, word, patience):
+    """Until all programs of these rows have ended so many steps, or this one has looked as often as
+    it has patience. Then it writes `word` to `fault`, and never waits again: the launch ends, with
+    results that are wrong. Returns the patience that is left."""
+    left = patience
     if count is not None:
-        while tl.atomic_add(count, 0, sem="acquire") < steps * tl.num_programs(1):
-            pass
+        looks = tl.zeros([], tl.int32)
+        wanted = steps * tl.num_programs(1)
+        while (tl.atomic_add(count, 0, sem="acquire") < wanted) & (looks < patience):
+            looks += 1
+        if (looks == patience) & (patience > 0):
+            tl.store(fault, word)
+            left = patience * 0
         tl.debug_barrier()
+    return left
 
 
 @triton.jit
 def _taken_over(initial, at, carry, at_carry, columns, mask, first):
     """What a program starts from: the initial values, or what the launch before has left."""
-    value = _load(initial, at, columns, mask)
+    value = load(initial, at, columns, mask)
     if carry is not None:
         if first > 0:
-            value = _load(carry, at_carry, columns, mask)
+            value = load(carry, at_carry, columns, mask)
     return value
 
 
@@ -209,12 +76,12 @@ def _taken_over(initial, at, carry, at_carry, columns, mask, first):
 
 @triton.jit(do_not_specialize=["T", "B", "pieces", "first", "last", "first_block"])
 def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts, reset,
-            carry, counts,
+            carry, counts, fault,
             T, B, pieces, first, last, first_block,
             CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
             D: tl.constexpr, H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
             BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, HELD: tl.constexpr,
-            PRECISION: tl.constexpr):  # fmt: skip
+            PRECISION: tl.constexpr, PATIENCE: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     """y, h_n, c_n and, where they are asked for, c and saved.
 
     Grid: blocks of rows, programs (parts) for each, D directions.
@@ -223,7 +90,7 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts
     IO: tl.constexpr = y.dtype.element_ty
     w = w_hh + d.to(tl.int64) * (G * H * H)
     block = first_block + tl.program_id(0)
-    _, b, start, length, whole, real = _rows(block, T, B, T, B, lengths, BLOCK_B)
+    _, b, start, length, whole, real = rows_of(block, T, B, T, B, lengths, BLOCK_B)
     at_state = (d * B + b).to(tl.int64) * H
     first_unit = tl.program_id(1) * BLOCK_H
     unit = first_unit + tl.arange(0, BLOCK_H)
@@ -233,7 +100,7 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts
 
     held = ()
     if HELD:
-        held = _held(w, first_unit, G, 1, H, BLOCK_K, BLOCK_H, False)
+        held = held_weights(w, first_unit, G, 1, H, BLOCK_K, BLOCK_H, False)
     b_x = ()
     b_h = ()
     for g in tl.static_range(G):
@@ -251,28 +118,29 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts
         at_k = at_state + k * D * B.to(tl.int64) * H  # of [S, D, B, H]
         states = states + (_taken_over(initial, at_state, carry, at_k, unit, exists, first),)
     sent = (states[0].to(IO),)
+    patience = tl.zeros([], tl.int32) + PATIENCE
 
     for n in range(first, last):
         s = n + tl.zeros([BLOCK_B], tl.int32)
-        active, t = _position(s, d, start, length)
-        at = _at(starts, t, b, d, active, B, D)
-        linked = active & (_cut(reset, starts, active, t, d, b, whole, B) == 0)
+        active, t = position(s, d, start, length)
+        at = place(starts, t, b, d, active, B, D)
+        linked = active & (cut_before(reset, starts, active, t, d, b, whole, B) == 0)
         runs = active[:, None] & exists
-        kept = _kept(starts, active, t, T, real)[:, None] & exists
+        kept = is_kept(starts, active, t, T, real)[:, None] & exists
         links = linked[:, None] & exists
         inputs = ()
         for g in tl.static_range(G):
-            inputs = inputs + (_load(gx, at * (G * H) + g * H, unit, runs) + b_x[g],)
-        _wait(counts, n - first)
+            inputs = inputs + (load(gx, at * (G * H) + g * H, unit, runs) + b_x[g],)
+        patience = _wait(counts, n - first, fault, 2 * n + 2, patience)
         if n == 0:
             source = h0
             at_source = at_state
         else:
             source = y
-            at_source = _before(starts, at, t, b, d, linked, B, D) * H
-        product = _product(w, held, sent, source, at_source, linked, None, first_unit, pieces, G,
+            at_source = place_before(starts, at, t, b, d, linked, B, D) * H
+        product = multiply(w, held, sent, source, at_source, linked, None, first_unit, pieces, G,
                            1, 0, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, False,
-                           PRECISION)  # fmt: skip
+                           PRECISION, WIDE)  # fmt: skip
         hidden = ()
         for g in tl.static_range(G):
             hidden = hidden + (tl.where(links, product[g], 0.0) + b_h[g],)
@@ -287,20 +155,20 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts
             left = left + (tl.where(runs, value, states[k]),)
             result = y if k == 0 else c
             if result is not None:
-                _store(result, at * H, unit, tl.where(runs, next[k], 0.0), kept)
+                store(result, at * H, unit, tl.where(runs, next[k], 0.0), kept)
         if saved is not None:
             for k in tl.static_range(K):
                 value = tl.where(runs, saves[k], 0.0)
-                _store(saved, at * (K * H) + k * H, unit, value, kept)
+                store(saved, at * (K * H) + k * H, unit, value, kept)
         states = left
         sent = (next[0].to(IO),)
         _signal(counts)
 
     for k in tl.static_range(S):
         if last == T:
-            _store(h_n if k == 0 else c_n, at_state, unit, states[k], exists)
+            store(h_n if k == 0 else c_n, at_state, unit, states[k], exists)
         if carry is not None:
-            _store(carry, at_state + k * D * B.to(tl.int64) * H, unit, states[k], exists)
+            store(carry, at_state + k * D * B.to(tl.int64) * H, unit, states[k], exists)
 
 
 # --- Backward ---------------------------------------------------------------------------------
@@ -343,9 +211,9 @@ def _through(w, held, sent, dgates, pending, squares, row, starts, reset, n, d, 
     """
     number, b, start, length, whole, real = row
     s = steps - n + tl.zeros([BLOCK_B], tl.int32)
-    active, t = _position(s, d, start, length)
-    linked = active & (_cut(reset, starts, active, t, d, b, whole, B) == 0)
-    at = _at(starts, t, b, d, active, B, D) * ((G + A) * H)
+    active, t = position(s, d, start, length)
+    linked = active & (cut_before(reset, starts, active, t, d, b, whole, B) == 0)
+    at = place(starts, t, b, d, active, B, D) * ((G + A) * H)
     source = dgates
     at_source = at
     factor = None
@@ -355,26 +223,27 @@ def _through(w, held, sent, dgates, pending, squares, row, starts, reset, n, d, 
         at_source = slot * ((G + A) * H)
         factor = _factor(squares, slot, real & (s < steps), bound)
         unit = first_unit + tl.arange(0, BLOCK_H)
-        written = _kept(starts, active, t, T, real) & (s < steps)
+        written = is_kept(starts, active, t, T, real) & (s < steps)
         written = written[:, None] & (unit < H)[None, :]
         for g in tl.static_range(G + A):
-            value = _load(pending, at_source + g * H, unit, written)
-            _store(dgates, at + g * H, unit, value * factor[:, None], written)
-    product = _product(w, held, sent, source, at_source, linked, factor, first_unit, pieces, 1,
+            value = load(pending, at_source + g * H, unit, written)
+            store(dgates, at + g * H, unit, value * factor[:, None], written)
+    product = multiply(w, held, sent, source, at_source, linked, factor, first_unit, pieces, 1,
                        G, A, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, True,
-                       PRECISION)  # fmt: skip
+                       PRECISION, False)  # fmt: skip
     return tl.where(linked[:, None], product[0], 0.0)
 
 
 @triton.jit(do_not_specialize=["T", "B", "pieces", "steps", "rows", "first", "last", "first_block"])
 def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths, starts,
-             reset, carry, counts, pending, squares, flow,
+             reset, carry, counts, fault, pending, squares, flow,
              T, B, pieces, steps, rows, first, last, first_block, bound,
              CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
              A: tl.constexpr, D: tl.constexpr, H: tl.constexpr, CLIP: tl.constexpr,
              BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
              RESIDENT: tl.constexpr, HELD: tl.constexpr,
-             FINISH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+             FINISH: tl.constexpr, PRECISION: tl.constexpr, PATIENCE: tl.constexpr,
+             WIDE: tl.constexpr):  # fmt: skip
     """dgates [T, B, D, (G+A)*H] and, where they are asked for, dh0, dc0 and the squares of the
     norms of dL/dh_t [T, B, D, parts], of windows of `steps` steps of each of B rows.
 
@@ -385,7 +254,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
     IO: tl.constexpr = dgates.dtype.element_ty
     w = w_hh + d.to(tl.int64) * (G * H * H)
     block = first_block + tl.program_id(0)
-    row = _rows(block, T, B, steps, rows, lengths, BLOCK_B)
+    row = rows_of(block, T, B, steps, rows, lengths, BLOCK_B)
     number, b, start, length, whole, real = row
     holds_end = (start + length >= whole) & ((length > 0) | (start == 0))
     is_first = tl.where(d == 0, start == 0, holds_end)  # of the windows, in this direction's order
@@ -400,7 +269,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
 
     held = ()
     if HELD:
-        held = _held(w, first_unit, 1, G, H, BLOCK_K, BLOCK_H, True)
+        held = held_weights(w, first_unit, 1, G, H, BLOCK_K, BLOCK_H, True)
     states = ()
     for k in tl.static_range(S):
         final = dh_n if k == 0 else dc_n
@@ -410,34 +279,35 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
     sent = ()
     for g in tl.static_range(G):
         sent = sent + (tl.zeros([BLOCK_B, BLOCK_H], IO),)
+    patience = tl.zeros([], tl.int32) + PATIENCE
 
     for n in range(first, last):
         s = steps - 1 - n + tl.zeros([BLOCK_B], tl.int32)
-        active, t = _position(s, d, start, length)
-        at = _at(starts, t, b, d, active, B, D)
+        active, t = position(s, d, start, length)
+        at = place(starts, t, b, d, active, B, D)
         runs = active[:, None] & exists
-        links = runs & (_cut(reset, starts, active, t, d, b, whole, B) == 0)[:, None]
+        links = runs & (cut_before(reset, starts, active, t, d, b, whole, B) == 0)[:, None]
         first_step = is_first & (s == 0)
-        at_before = _before(starts, at, t, b, d, active & (first_step == 0), B, D) * H
+        at_before = place_before(starts, at, t, b, d, active & (first_step == 0), B, D) * H
         enters = first_step[:, None]
-        kept = _kept(starts, active, t, T, real)
+        kept = is_kept(starts, active, t, T, real)
         written = kept[:, None] & exists
         saves = ()
         for k in tl.static_range(K):
-            saves = saves + (_load(saved, at * (K * H) + k * H, unit, runs),)
+            saves = saves + (load(saved, at * (K * H) + k * H, unit, runs),)
         prev = ()
         next = ()
         dnext = ()
         for k in tl.static_range(S):
             values = y if k == 0 else c
-            initial = _load(h0 if k == 0 else c0, at_state, unit, links & enters)
-            earlier = _load(values, at_before, unit, links & (enters == 0))
-            gradient = _load(dy if k == 0 else dc, at * H, unit, runs)
+            initial = load(h0 if k == 0 else c0, at_state, unit, links & enters)
+            earlier = load(values, at_before, unit, links & (enters == 0))
+            gradient = load(dy if k == 0 else dc, at * H, unit, runs)
             prev = prev + (initial + earlier,)
-            next = next + (_load(values, at * H, unit, runs),)
+            next = next + (load(values, at * H, unit, runs),)
             dnext = dnext + (tl.where(runs, states[k] + gradient, 0.0),)
         tl.debug_barrier()  # dgates may be the memory of saved
-        _wait(counts, n - first)
+        patience = _wait(counts, n - first, fault, 2 * n + 3, patience)
         through = _through(w, held, sent, dgates, pending, squares, row, starts, reset, n, d,
                            first_unit, T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B,
                            BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
@@ -458,9 +328,9 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
             value = tl.where(runs, _bounded(dgx[g] if g < G else dgh[g - A], CLIP, bound), 0.0)
             bounded = bounded + (value.to(IO),)
             if pending is None:
-                _store(dgates, at * ((G + A) * H) + g * H, unit, value, written)
+                store(dgates, at * ((G + A) * H) + g * H, unit, value, written)
             else:
-                _store(pending, slot * ((G + A) * H) + g * H, unit, value, exists)
+                store(pending, slot * ((G + A) * H) + g * H, unit, value, exists)
                 if g < G:
                     norm += _squares(value)
         if pending is not None:
@@ -476,14 +346,14 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
     if carry is not None:
         for k in tl.static_range(S):
             at_k = at_carry + k * D * rows.to(tl.int64) * H
-            _store(carry, at_k, unit, states[k], exists)
+            store(carry, at_k, unit, states[k], exists)
     if FINISH:
-        _wait(counts, last - first)
+        _wait(counts, last - first, fault, 2 * last + 3, patience)
         through = _through(w, held, sent, dgates, pending, squares, row, starts, reset, last, d,
                            first_unit, T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B,
                            BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
         starts = exists & is_first[:, None]
         if dh0 is not None:
-            _store(dh0, at_state, unit, states[0] + through, starts)
+            store(dh0, at_state, unit, states[0] + through, starts)
             if S > 1:
-                _store(dc0, at_state, unit, states[S - 1], starts)
+                store(dc0, at_state, unit, states[S - 1], starts)

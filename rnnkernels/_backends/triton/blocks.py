@@ -1,0 +1,169 @@
+"""What the sequence kernels in Triton are made of: which rows and steps a program takes, where they
+lie in memory, and products with weights that are held or read.
+
+Shapes, packed steps and the order of steps are those of ``csrc/common/layout.h``. Names in capitals
+are constants of a compiled kernel.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rows_of(block, T, B, steps, rows, lengths, BLOCK_B):
+    """Number, b, start, length, length of the whole row of the batch, and whether there is such a
+    row: [BLOCK_B] each."""
+    n = block * BLOCK_B + tl.arange(0, BLOCK_B)
+    real = n < rows
+    b = n % B
+    start = n // B * steps  # of a window; 0 where there are none
+    whole = tl.zeros([BLOCK_B], tl.int32) + T
+    if lengths is not None:
+        whole = tl.load(lengths + b, mask=real, other=0)
+        # Memory stays safe whatever a tensor holds.
+        whole = tl.minimum(tl.maximum(whole, 0), T).to(tl.int32)
+    length = tl.minimum(tl.maximum(whole - start, 0), steps)
+    return n, b, start, tl.where(real, length, 0), whole, real
+
+
+@triton.jit
+def position(s, d, start, length):
+    """Whether step s [BLOCK_B] takes place, and where in time: past the end of a row, where its
+    padding is."""
+    active = s < length
+    return active, start + tl.where(d == 1, tl.where(active, length - 1 - s, s), s)
+
+
+@triton.jit
+def step_of(starts, t, b, mask, B):
+    """The place of row b's position t in a tensor [T, B, ...]; of packed steps, within mask."""
+    step = t.to(tl.int64) * B + b
+    if starts is not None:
+        step = tl.load(starts + t, mask=mask, other=0) + b
+    return step
+
+
+@triton.jit
+def cut_before(reset, starts, active, t, d, b, whole, B):
+    """Whether the state that enters position t is zeroed."""
+    cut = tl.zeros(active.shape, tl.int1)
+    if reset is not None:
+        inside = active & (t + d < whole)
+        cut = tl.load(reset + step_of(starts, t + d, b, inside, B), mask=inside, other=0) != 0
+    return cut
+
+
+@triton.jit
+def place(starts, t, b, d, mask, B, D):
+    """The place of position t in a tensor [T, B, D, ...]; of packed steps, where mask is set."""
+    return step_of(starts, t, b, mask, B) * D + d
+
+
+@triton.jit
+def place_before(starts, at, t, b, d, mask, B, D):
+    """The place of the step before, in the order of direction d, of one that is at place `at`."""
+    before = at + tl.where(d == 0, -D, D) * B.to(tl.int64)
+    if starts is not None:
+        before = place(starts, t + tl.where(d == 0, -1, 1), b, d, mask, B, D)
+    return before
+
+
+@triton.jit
+def is_kept(starts, active, t, T, real):
+    """Which rows have a place at this position: in their padding too, where there is one."""
+    kept = real & (t < T)
+    if starts is not None:
+        kept = active
+    return kept
+
+
+@triton.jit
+def load(base, rows, columns, mask):
+    """Values at [rows, columns] in float32; zeros where there is no tensor."""
+    values = tl.zeros(mask.shape, tl.float32)
+    if base is not None:
+        values = tl.load(base + rows[:, None] + columns[None, :], mask=mask, other=0)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def store(base, rows, columns, values, mask):
+    tl.store(base + rows[:, None] + columns[None, :], values.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def weight(w, gate, k0, j0, H, BLOCK_K, BLOCK_H, BACKWARD):
+    """[BLOCK_K, BLOCK_H]: what units k of a gate, or of h, add to units j."""
+    k = k0 + tl.arange(0, BLOCK_K)[:, None]
+    j = j0 + tl.arange(0, BLOCK_H)[None, :]
+    row, column = (k, j) if BACKWARD else (j, k)
+    return tl.load(w + (gate * H + row) * H + column, mask=(k < H) & (j < H), other=0)
+
+
+@triton.jit
+def held_weights(w, unit, OUT, IN, H, BLOCK_K, BLOCK_H, BACKWARD):
+    """All weights of a program, in the order in which :func:`multiply` takes them."""
+    weights = ()
+    for i in tl.static_range(IN):
+        for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
+            for o in tl.static_range(OUT):
+                b = weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)
+                weights = weights + (b,)
+    return weights
+
+
+@triton.jit
+def sent_numbers(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE, WIDE):
+    """[BLOCK_B, BLOCK_K]: number i of each unit of block k, as the step before left it in memory.
+
+    The hidden gradients of the last APART gates stand behind those of the input. WIDE: rows begin
+    at multiples of 16 bytes, which the compiler does not find out where `source` is one of two.
+    """
+    column = k * BLOCK_K + tl.arange(0, BLOCK_K)
+    apart = tl.where(i >= IN - APART, APART, 0)
+    at = rows[:, None] + (i + apart) * H + column[None, :]
+    place = source + at
+    if WIDE:
+        place = tl.multiple_of(place, [1, 16])
+    # Others may have written since this program last read a line of its cache.
+    values = tl.load(place, mask=mask[:, None] & (column < H)[None, :], other=0,
+                     cache_modifier=".cg")  # fmt: skip
+    if factor is not None:
+        values = values * factor[:, None]
+    return values.to(DTYPE)
+
+
+@triton.jit
+def multiply(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, APART, H, BLOCK_B,
+             BLOCK_H, BLOCK_K, RESIDENT, HELD, BACKWARD, PRECISION, WIDE):  # fmt: skip
+    """OUT numbers of each of the units [unit, unit + BLOCK_H) from IN numbers of all units."""
+    BLOCKS: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K
+    DTYPE: tl.constexpr = w.dtype.element_ty
+    sums = ()
+    for _ in tl.static_range(OUT):
+        sums = sums + (tl.zeros([BLOCK_B, BLOCK_H], tl.float32),)
+    if HELD:
+        for i in tl.static_range(IN):
+            for k in tl.static_range(BLOCKS):
+                if RESIDENT:
+                    a = sent[i]
+                else:
+                    a = sent_numbers(
+                        source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE, WIDE
+                    )
+                more = ()
+                for o in tl.static_range(OUT):
+                    b = held[(i * BLOCKS + k) * OUT + o]
+                    more = more + (tl.dot(a, b, sums[o], input_precision=PRECISION),)
+                sums = more
+    else:
+        for n in range(pieces):  # not a constant: unrolled, their loads would take all registers
+            i = n // BLOCKS
+            k = n % BLOCKS
+            a = sent_numbers(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE, WIDE)
+            more = ()
+            for o in tl.static_range(OUT):
+                b = weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)
+                more = more + (tl.dot(a, b, sums[o], input_precision=PRECISION),)
+            sums = more
+    return sums
