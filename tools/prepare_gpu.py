@@ -27,7 +27,14 @@ from timed_run import ROOT, Run
 
 FOLDER = ROOT / "build/gpu"
 OBJECTS = ROOT / "build/gpu-objects"
-EXTENSION = ROOT / f"rnnkernels/_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+EXTENSION = [
+    ROOT / "rnnkernels" / name
+    for name in (
+        "librnnkernels_kernels.so",
+        "librnnkernels.so",
+        f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}",
+    )
+]
 MADE = FOLDER / "made.json"
 BUILD_LIMIT = 150  # seconds, on the machine with the GPU and its many cores
 
@@ -142,7 +149,8 @@ def micro(run: Run) -> Path:
 def extension(run: Run) -> bool:
     """Whether the package can be used: with the extension as it was prepared, or built now."""
     check = [sys.executable, "-c", "import rnnkernels; assert rnnkernels._ops.missing is None"]
-    prepared = made().get("extension") == EXTENSION.name and EXTENSION.exists()
+    prepared = made().get("extension") == EXTENSION[-1].name
+    prepared = prepared and all(path.exists() for path in EXTENSION)
     if not prepared:
         environment = {"RNNKERNELS_CUDA": "1", "RNNKERNELS_CUDA_ARCHS": architecture()}
         run.environment = {**run.environment, **environment}
@@ -182,7 +190,7 @@ def main() -> int:
     objects: list[Path] = []
     if not args.without_torch:
         objects = build_extension(args.arch, args.jobs)
-        found["extension"] = EXTENSION.name
+        found["extension"] = EXTENSION[-1].name
     build_probe(args.arch, objects, args.jobs)
     build_micro(args.arch)
     found |= {"probe": "probe", "micro": "micro"}
@@ -192,10 +200,11 @@ def main() -> int:
     found["commit"] = described.stdout.strip()
     MADE.write_text(json.dumps(found, indent=1) + "\n")
     files = [p for p in FOLDER.rglob("*") if p.is_file()]
-    files += [EXTENSION] if not args.without_torch else []
+    libraries = [] if args.without_torch else EXTENSION
+    files += libraries
     size = sum(p.stat().st_size for p in files) / (1 << 20)
     print(f"{len(files)} files, {size:.1f} MiB, after {time.monotonic() - begin:.0f} s; carry:")
-    print(FOLDER.relative_to(ROOT), *([EXTENSION.relative_to(ROOT)] * ("extension" in found)))
+    print(*(path.relative_to(ROOT) for path in (FOLDER, *libraries)))
     return 0
 
 
