@@ -7,7 +7,7 @@ import argparse
 from rnnkernels._backends.cuda_plan import DEVICES, Device, plan
 
 CELLS = ("lstm", "gru")
-SIZES = ((1, 256), (16, 256), (64, 512), (64, 1024), (128, 1024))  # B, H
+SIZES = ((1, 64), (1, 256), (16, 256), (64, 512), (64, 1024), (128, 1024))  # B, H
 PRECISIONS = ("bfloat16", "tf32", "float32")
 STACKS = (
     (2, 16, 256),

@@ -1,7 +1,9 @@
 // The Python module rnnkernels._C: what there is beside the ops.
+#include <pybind11/functional.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <array>
+#include <functional>
 #include <map>
 
 #include "autograd/cell_step.h"
@@ -10,15 +12,20 @@
 #include "common/cell_list.h"
 #include "cpu/kernels.h"
 #include "cuda/forced.h"
-#include "cuda/launch.h"
+#include "cuda/here.h"
 #include "ops/check.h"
 
 namespace py = pybind11;
 
+static const char* family_of(const rnn::cuda::Plan& plan) {
+  return !plan.found ? "stepwise" : (plan.kernel.cluster ? "cluster" : "grid");
+}
+
 // device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster.
 static py::dict cuda_plan(const std::string& cell, bool backward, const std::string& precision, bool projected,
                           bool norm, bool recorded, int64_t H, int64_t T, int64_t B, int64_t window, int D, int layers,
-                          const std::array<int, 4>& device) {
+                          const std::array<int, 4>& device, bool here,
+                          const std::function<std::string(const std::string&, int)>& refused) {
   using rnn::cuda::Precision;
   const std::map<std::string, Precision> names{{"float64", Precision::kFloat64},
                                                {"float32", Precision::kFloat32},
@@ -28,18 +35,32 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
   TORCH_CHECK_VALUE(names.count(precision), "precision: expected a floating dtype or tf32, got '", precision, "'");
   const rnn::CellInfo& info = rnn::find_cell(cell);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
-  const rnn::cuda::Stack stack = rnn::cuda::plan_call(
-      {info.G, info.A, info.S, backward, names.at(precision), projected, norm, recorded, H, T, B, window, D, layers},
-      {major, multiprocessors, shared_bytes, most_blocks});
+  const rnn::cuda::Request request{
+      info.G, info.A, info.S, backward, names.at(precision), projected, norm, recorded, H, T, B, window, D, layers};
+  rnn::cuda::Check check;
+  if (refused)
+    check = [&](const rnn::cuda::Plan& plan, int) { return refused(family_of(plan), plan.layout.message.blocks); };
+  TORCH_CHECK_VALUE(!here || !refused, "here: expected False where `refused` answers in place of the device");
+  if (here) {
+#if defined(RNNKERNELS_CUDA)
+    check = rnn::cuda::check_here(info.number, request);
+#else
+    TORCH_CHECK(false, "here: there is no device to ask, since this build has no CUDA kernels");
+#endif
+  }
+  const rnn::cuda::Stack stack =
+      rnn::cuda::plan_call(request, {major, multiprocessors, shared_bytes, most_blocks}, check);
   const rnn::cuda::Plan& plan = stack.plan;
   const rnn::cuda::Layout& l = plan.layout;
   py::dict found;
   found["reason"] = plan.reason;
-  found["family"] = !plan.found ? "stepwise" : (plan.kernel.cluster ? "cluster" : "grid");
+  found["passed_over"] = plan.passed_over;
+  found["family"] = family_of(plan);
   found["blocks"] = l.message.blocks;
   found["units"] = l.units;
   found["tiles"] = l.tiles;
-  found["rows"] = l.message.rows;
+  found["rows"] = l.rows;
+  found["pitch"] = l.message.pitch;
   found["groups"] = l.groups;
   found["launches"] = plan.launches;
   found["stages"] = stack.stages;
@@ -107,8 +128,25 @@ PYBIND11_MODULE(_C, module) {
 
   module.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("cell"), py::arg("backward"), py::arg("precision"),
              py::arg("projected"), py::arg("norm"), py::arg("recorded"), py::arg("H"), py::arg("T"), py::arg("B"),
-             py::arg("window"), py::arg("D"), py::arg("layers"), py::arg("device"),
-             "How the layers of a call would run on a GPU, or why no persistent kernel would run them.");
+             py::arg("window"), py::arg("D"), py::arg("layers"), py::arg("device"), py::arg("here") = false,
+             py::arg("refused") = py::none(),
+             "How the layers of a call would run on a GPU, or why no persistent kernel would run them.\n\nhere: ask "
+             "the current device whether it can launch what is chosen. refused(family, blocks): in its place, why "
+             "not, or an empty string.");
+
+  module.def(
+      "take_cuda_fault",
+      []([[maybe_unused]] int device_index) -> std::string {
+#if defined(RNNKERNELS_CUDA)
+        return rnn::cuda::take_fault(device_index);
+#else
+        return "";
+#endif
+      },
+      py::arg("device_index"),
+      "What a kernel on this CUDA device has recorded when it waited in vain and gave up, in words: the op, the block, "
+      "the tile and the round, and what to do. Empty where there is no such record, which this call takes away. It "
+      "does not wait for the device.");
 
 #if defined(RNNKERNELS_CUDA)
   module.def(

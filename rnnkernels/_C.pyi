@@ -1,6 +1,6 @@
 """The compiled part; importing it registers ``torch.ops.rnnkernels.*``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, dtype
@@ -38,8 +38,27 @@ def cuda_plan(
     D: int,
     layers: int,
     device: tuple[int, int, int, int],
+    here: bool = False,
+    refused: Callable[[str, int], str] | None = None,
 ) -> dict[str, Any]:
-    """How the layers of a call would run on a GPU, or why no persistent kernel would run them."""
+    """How the layers of a call would run on a GPU, or why no persistent kernel would run them.
+
+    Args:
+        device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a
+            cluster.
+        here: ask the current device whether it can launch what is chosen.
+        refused: in its place: why it cannot launch a family with so many blocks that share the
+            weights, or an empty string.
+
+    Raises:
+        ValueError: precision is unknown, or both ``here`` and ``refused`` are given.
+        RuntimeError: ``here`` in a build without CUDA kernels.
+    """
+
+def take_cuda_fault(device_index: int) -> str:
+    """What a kernel on this CUDA device has recorded when it waited in vain and gave up: the op,
+    the block, the tile, the round, and what to do. Empty where there is no such record; this call
+    takes it away. It does not wait for the device."""
 
 def cuda_device() -> tuple[int, int, int, int]:
     """The limits of the current CUDA device that a plan depends on."""

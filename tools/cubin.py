@@ -117,6 +117,52 @@ def read_assembly(text: str, functions: dict[str, Function]) -> None:
             function.instructions[match[1]] += 1
 
 
+@dataclass
+class Step:
+    """An instruction, and the places in its function's list of those that may follow it."""
+
+    opcode: str
+    next: list[int]
+
+
+LABEL = re.compile(r"(\.L_x_\d+):")
+TARGET = re.compile(r"`\((\.L_x_\d+)\)")
+GUARD = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:\{\s*)?(@!?U?P\w+)\s")
+#: Where no instruction follows.
+ENDS = ("EXIT", "RET", "BPT")
+
+
+def read_steps(text: str) -> dict[str, list[Step]]:
+    """The control flow of each kernel, of what `nvdisasm` prints. A call is followed by what stands
+    behind it."""
+    functions: dict[str, list[Step]] = {}
+    for section in text.split("\t.section\t.text.")[1:]:
+        symbol = section.split(",", 1)[0]
+        labels: dict[str, int] = {}
+        lines: list[str] = []
+        for line in section.splitlines():
+            if match := LABEL.match(line):
+                labels[match[1]] = len(lines)
+            elif INSTRUCTION.match(line):
+                lines.append(line)
+        steps = []
+        for n, line in enumerate(lines):
+            match = INSTRUCTION.match(line)
+            assert match is not None
+            opcode, guarded = match[1], GUARD.match(line) is not None
+            target = TARGET.search(line)
+            follows = [n + 1] if n + 1 < len(lines) else []
+            if opcode.startswith(("BRA", "BRX")) and target:
+                # A branch that asks all lanes (BRA.DIV, BRA.U.ANY) has its condition in itself.
+                also = guarded or opcode != "BRA" or "," in line.split("BRA", 1)[1]
+                follows = [labels[target[1]], *(follows if also else [])]
+            elif opcode.startswith(ENDS) and not guarded:
+                follows = []
+            steps.append(Step(opcode, follows))
+        functions[symbol] = steps
+    return functions
+
+
 def short_names(symbols: list[str]) -> dict[str, str]:
     """Names without parameters and without the project's namespaces, where c++filt is there."""
     if not symbols or shutil.which("c++filt") is None:

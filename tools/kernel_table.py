@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -37,6 +38,19 @@ the text of the kernel, however often they run. A range spans tiles of 8 and 16 
 {threads} threads. Bytes of stack, spills and static shared memory of all {count} kernels: {memory}.
 
 {kernels}
+
+## The way of a round
+
+Instructions of the LSTM kernels in bfloat16 for sm_90a, tiles of 8 rows, as counted by
+
+    python tools/kernel_path.py csrc/cuda/persistent_bfloat16.cu --out {path_record}
+
+*Send* is the shortest way from the last barrier to the first message, what every round passes;
+*cell* the longest from the barrier behind the product to the next, for two pairs of a unit and a
+row, with every option. *Read early* are the loads that are asked for before the wait, at most, and
+what converts or adds there, for which a warp may have to stand still. Before is commit 0459832.
+
+{paths}
 
 ## Shared memory
 
@@ -111,6 +125,30 @@ def shared_table(sizes: Sequence[tuple[int, int, int]]) -> str:
     return markdown(rows)
 
 
+ROOT = Path(__file__).resolve().parents[1]
+PATH_RECORD = Path("docs/kernel_path.json")
+PATH_ROWS = {
+    "send": "send: instructions",
+    "send_divisions": "send: integer divisions",
+    "wait_loads": "read early: loads",
+    "wait_conversions": "read early: conversions and additions before the wait",
+    "cell": "cell: instructions",
+    "cell_branches": "cell: branches",
+    "cell_calls": "calls of functions",
+    "exponentials": "exponentials, in the text",
+}
+
+
+def path_table() -> str:
+    """Counts of kernel_path.py before and after, of each kernel of its record."""
+    record = json.loads((ROOT / PATH_RECORD).read_text())
+    before, after = record["before"], record["after"]
+    rows = [["count", *sorted(after)]]
+    for key, name in PATH_ROWS.items():
+        rows.append([name, *(f"{before[k][key]} → {after[k][key]}" for k in sorted(after))])
+    return markdown(rows)
+
+
 def shared(p: Plan) -> str:
     if p.reason:
         return "–"
@@ -133,6 +171,8 @@ def document(functions: list[Function], nvcc: str) -> str:
         memory=span(memory),
         count=len(kernels),
         kernels=kernel_table(kernels),
+        path_record=PATH_RECORD,
+        paths=path_table(),
         limit=DEVICES["H100"].shared_bytes / 1024,
         shared=shared_table([(1, B, H) for B, H in SIZES]),
         stacks=shared_table(STACKS),

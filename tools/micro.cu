@@ -39,7 +39,7 @@ __global__ void transactions(int rounds, int blocks, uint32_t*) {
     TransactionBarrier& barrier = shared.barriers[i % 2];
     if (thread_index() == 0) barrier.expect(16 * blocks);
     if (thread_index() < blocks) send(&shared.slots[i % 2][cluster_rank()], &barrier, thread_index(), Vec16{});
-    barrier.await(i / 2);
+    if (!barrier.await(i / 2)) return;
     sync_block();
   }
   sync_cluster();
@@ -50,7 +50,7 @@ __global__ void flags(int rounds, int blocks, uint32_t* flag) {
   for (int i = 1; i <= rounds; ++i) {
     sync_block();
     if (thread_index() == 0) publish(flag + block_index() * 4, uint32_t(i));
-    if (thread_index() < blocks) await(flag + thread_index() * 4, uint32_t(i));
+    if (thread_index() < blocks && !await(flag + thread_index() * 4, uint32_t(i))) return;
     sync_block();
   }
 }

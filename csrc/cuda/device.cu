@@ -1,8 +1,12 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstdlib>
+#include <mutex>
 
+#include "cuda/fault.h"
 #include "cuda/launch.h"
 
 namespace rnn::cuda {
@@ -21,6 +25,34 @@ int most_multiprocessors() {
   return most;
 }
 
+const char* text(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // reported here: the next caller shall not find it
+  return cudaGetErrorString(error);
+}
+
+constexpr int kMostDevices = 64;
+std::array<std::atomic<uint64_t*>, kMostDevices> records;  // on the host
+std::mutex records_mutex;
+
+// Memory for the record of a device. It is never freed: a kernel may still write to it.
+cudaError_t make_record(int device) {
+  const std::lock_guard lock(records_mutex);
+  if (records[size_t(device)]) return cudaSuccess;
+  // A graph that this thread captures has nothing to do with it.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error != cudaSuccess) return error;
+  void* memory = nullptr;
+  error = cudaHostAlloc(&memory, sizeof(uint64_t), cudaHostAllocMapped | cudaHostAllocPortable);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error != cudaSuccess) return error;
+  auto* record = static_cast<uint64_t*>(memory);
+  *record = 0;
+  records[size_t(device)] = record;
+  return cudaSuccess;
+}
+
 }  // namespace
 
 const char* query(Device& device) {
@@ -36,9 +68,25 @@ const char* query(Device& device) {
   if (most > 0) device.multiprocessors = std::min(device.multiprocessors, most);
   get(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device.most_blocks = most_blocks_of(device.major);
-  if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();  // reported here: the next caller shall not find it
-  return cudaGetErrorString(error);
+  return text(error);
+}
+
+const char* fault_record(FaultRecord& record) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess && device >= kMostDevices) return "more than 64 devices";
+  if (error == cudaSuccess && !records[size_t(device)]) error = make_record(device);
+  if (error != cudaSuccess) return text(error);
+  record.on_host = records[size_t(device)];
+  void* mapped = nullptr;
+  error = cudaHostGetDevicePointer(&mapped, record.on_host, 0);
+  record.on_device = static_cast<uint64_t*>(mapped);
+  return text(error);
+}
+
+std::string take_fault(int device) {
+  uint64_t* record = device >= 0 && device < kMostDevices ? records[size_t(device)].load() : nullptr;
+  return record ? text_of(std::atomic_ref(*record).exchange(0)) : "";
 }
 
 }  // namespace rnn::cuda

@@ -11,8 +11,10 @@
 //   send, TransactionBarrier      16 bytes at a time into another block's shared memory, and their arrival
 //   publish, await                a flag in global memory, and all that its writer's block wrote before
 //   copy_async, copies_arrive     16 bytes at a time from global to shared memory, past the L1 cache
+//   record                        a fault, in memory that the host reads
 //
-// Waiting is for these alone: a loop that polls memory never ends in the emulator.
+// Waiting is for these alone: a loop that polls memory never ends in the emulator. What waits for other blocks says
+// whether these have come in time, which is kPatienceSeconds.
 #pragma once
 
 #include <bit>
@@ -20,6 +22,7 @@
 
 #include "common/macros.h"
 #include "common/storage.h"
+#include "cuda/fault.h"
 #include "cuda/plan.h"
 
 namespace rnn::cuda {
@@ -102,6 +105,23 @@ RNN_DEVICE uint32_t round_to_tf32(float x) {
 
 RNN_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
+// Of a thread that polls: is it too late to go on? The device's clock is read once in so many polls, and not at all
+// where there is nothing to wait for.
+class Patience {
+ public:
+  RNN_DEVICE bool ended() {
+    if (++polls_ % 64) return false;
+    uint64_t now;  // nanoseconds
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    if (!begun_) begun_ = now;
+    return now - begun_ > uint64_t(kPatienceSeconds) * 1'000'000'000;
+  }
+
+ private:
+  uint32_t polls_ = 0;
+  uint64_t begun_ = 0;
+};
+
 // An mbarrier that counts the bytes which other blocks of the cluster send. One thread calls open() once, before a
 // sync_cluster(), and then expect(bytes) once per phase, of less than 2^20 bytes, before or after they arrive; phase n,
 // from 0, is over once they have all arrived. A thread awaits the current phase or the one before. Lies in shared
@@ -122,17 +142,24 @@ struct TransactionBarrier {
 #endif
   }
   // Every thread that reads what was sent waits.
-  RNN_DEVICE void await(int phase) {
+  [[nodiscard]] RNN_DEVICE bool await(int phase) {
 #if RNN_CLUSTERS
-    asm volatile(
-        "{\n\t"
-        ".reg .pred arrived;\n"
-        "again:\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 arrived, [%0], %1;\n\t"
-        "@!arrived bra again;\n\t"
-        "}" ::"r"(shared_address(&state)),
-        "r"(phase & 1)
-        : "memory");
+    for (Patience patience;;) {
+      uint32_t arrived;
+      asm volatile(
+          "{\n\t"
+          ".reg .pred arrived;\n\t"
+          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 arrived, [%1], %2;\n\t"
+          "selp.u32 %0, 1, 0, arrived;\n\t"
+          "}"
+          : "=r"(arrived)
+          : "r"(shared_address(&state)), "r"(phase & 1)
+          : "memory");
+      if (arrived) return true;
+      if (patience.ended()) return false;
+    }
+#else
+    return false;
 #endif
   }
 };
@@ -159,11 +186,18 @@ RNN_DEVICE void publish(uint32_t* flag, uint32_t value) {
   asm volatile("fence.acq_rel.gpu;\n\tst.relaxed.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 // Waits until a flag, which only grows, has reached a value.
-RNN_DEVICE void await(const uint32_t* flag, uint32_t value) {
-  uint32_t found;
-  do {
+[[nodiscard]] RNN_DEVICE bool await(const uint32_t* flag, uint32_t value) {
+  for (Patience patience;;) {
+    uint32_t found;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
-  } while (found < value);
+    if (found >= value) return true;
+    if (patience.ended()) return false;
+  }
+}
+
+// In one piece: of several threads that record a fault, one is read.
+RNN_DEVICE void record(uint64_t* fault, const Fault& found) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(fault), "l"(found.packed()) : "memory");
 }
 
 RNN_DEVICE void copy_async(void* to, const void* from) {

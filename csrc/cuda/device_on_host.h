@@ -35,13 +35,15 @@ struct TransactionBarrier {
 
   void open(Here here = Here::current());
   void expect(int bytes, Here here = Here::current());
-  void await(int phase, Here here = Here::current());
+  bool await(int phase, Here here = Here::current());
 };
 
 void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, Here here = Here::current());
 
 void publish(uint32_t* flag, uint32_t value, Here here = Here::current());
-void await(const uint32_t* flag, uint32_t value, Here here = Here::current());
+bool await(const uint32_t* flag, uint32_t value, Here here = Here::current());
+
+void record(uint64_t* fault, const Fault& found);
 
 void copy_async(void* to, const void* from, Here here = Here::current());
 void copies_arrive(Here here = Here::current());

@@ -1,9 +1,18 @@
 // How the blocks that share the weights of a direction hand each other the state of a step, in buffers that plan.h lays
 // out (MessageLayout). Every block sends its slice, the numbers of its own units, to all of them; a block that has
-// received a round has the slices of all, one after the other, in each row of a tile of the batch.
+// received a round has the slices of all, one after the other, in each row of a tile of the batch. Rows of a tile that
+// the batch does not fill are not sent: they hold numbers whose products nobody reads.
 //
 // Two buffers take turns. A block sends round n + 1 only after it has received round n of all others, which they send
-// after they have read round n - 1: nothing that is still read is overwritten.
+// after they have read round n - 1: nothing that is still read is overwritten. A block by itself needs one buffer: its
+// cells overwrite it once the whole block has multiplied it.
+//
+//   first(tile)                where the block itself writes the first round, followed by a sync_block()
+//   await(tile, round)         waits; false where that took too long; what follows it does not wait
+//   receive(tile, round, rows) what was sent
+//   outgoing(tile)             where cells leave what is sent, as a part of the next round, before a sync_block()
+//   send(tile, round, rows)    sends it
+//   leave()                    before a block ends that has waited in vain
 #pragma once
 
 #include "common/row_statistic.h"
@@ -17,13 +26,33 @@ RNN_DEVICE int place(const MessageLayout& m, int rank, int at) {
   return at < m.bytes ? rank * m.bytes + at : m.sums + rank * m.sum_bytes + at - m.bytes;
 }
 
-// The row statistic as it is sent: a slice has a block's own sums, one of each row; a buffer has those of all blocks.
-RNN_DEVICE RowStatistic sent_sums(const MessageLayout& m, char* slice) {
-  return {slice + m.bytes, m.bytes + m.sum_bytes, m.sum_bytes, 1};
-}
-RNN_DEVICE RowStatistic received_sums(const MessageLayout& m, const char* buffer) {
-  return {const_cast<char*>(buffer) + m.sums, m.pitch, m.sum_bytes, m.blocks};
-}
+// Rows of numbers and, at `sums` of each, of the row statistic, one part for each of so many blocks.
+struct MessageRows {
+  char* memory;
+  int pitch, sums, sum_bytes, blocks;
+
+  RNN_DEVICE RowStatistic statistic() const { return {memory + sums, pitch, sum_bytes, blocks}; }
+};
+
+// The vectors of some rows, `step` after `step`: where the next one is, without a division.
+class Walk {
+ public:
+  Walk() = default;
+  RNN_DEVICE Walk(int first, int width, int step)
+      : row(first / width), at(first % width), rows_(step / width), rest_(step % width) {}
+  RNN_DEVICE void next(int width) {
+    row += rows_;
+    at += rest_;
+    if (at < width) return;
+    at -= width;
+    ++row;
+  }
+
+  int row, at;
+
+ private:
+  int rows_, rest_;
+};
 
 // Zeros in shared memory, since what pads a row is multiplied too; for the block after its next barrier.
 RNN_DEVICE void clear(char* memory, int64_t bytes) {
@@ -31,104 +60,142 @@ RNN_DEVICE void clear(char* memory, int64_t bytes) {
     reinterpret_cast<Vec16*>(memory)[i] = Vec16{};
 }
 
-// Within a cluster, from shared memory to shared memory.
+// The rows of a buffer, and those of a slice.
+RNN_DEVICE MessageRows buffer_rows(const MessageLayout& m, char* memory) {
+  return {memory, m.pitch, m.sums, m.sum_bytes, m.blocks};
+}
+RNN_DEVICE MessageRows slice_rows(const MessageLayout& m, char* memory) {
+  return {memory, m.slice_pitch(), m.bytes, m.sum_bytes, 1};
+}
+
+// Within a cluster of several blocks, from shared memory to shared memory.
 class ClusterExchange {
  public:
   static constexpr bool kCluster = true;
 
-  RNN_DEVICE ClusterExchange(const MessageLayout& m, int tiles, char* shared, char*)
+  RNN_DEVICE ClusterExchange(const MessageLayout& m, int tiles, char* shared, char* staging, char*)
       : m_(m),
         rank_(cluster_rank()),
+        staging_(staging),
         buffers_(shared),
         barriers_(reinterpret_cast<TransactionBarrier*>(shared + tiles * 2 * m.buffer())) {
     clear(buffers_, tiles * 2 * m.buffer());
     if (thread_index() < tiles * 2) barriers_[thread_index()].open();
+    // As many threads for each block, which begin with different ones.
+    const int threads = kThreads / m.blocks, number = thread_index() / threads;
+    receiver_ = number < m.blocks ? (number + rank_) % m.blocks : -1;
+    walk_ = Walk(thread_index() % threads, m.slice_pitch() / kVec16Bytes, threads);
     sync_cluster();
   }
 
   RNN_DEVICE int rank() const { return rank_; }
-
-  // Where the first round of a tile is to be written by the block itself; followed by a sync_block().
   RNN_DEVICE char* first(int tile) const { return buffer(tile, 0); }
+  RNN_DEVICE MessageRows outgoing(int) const { return slice_rows(m_, staging_); }
 
-  // Every thread waits for itself.
-  RNN_DEVICE const char* receive(int tile, int64_t round) const {
-    if (round > 0) barriers_[tile * 2 + round % 2].await(int((round - 1) / 2));
-    return buffer(tile, round);
+  // By every thread for itself.
+  RNN_DEVICE bool await(int tile, int64_t round) const {
+    return round == 0 || barriers_[tile * 2 + round % 2].await(int((round - 1) / 2));
   }
+  RNN_DEVICE char* receive(int tile, int64_t round, int) const { return buffer(tile, round); }
 
-  // Sends a tile's slice [rows, bytes], which all threads have left in shared memory, as a part of this round.
-  RNN_DEVICE void send(int tile, int64_t round, const char* slice) const {
+  RNN_DEVICE void send(int tile, int64_t round, int rows) const {
     TransactionBarrier* barrier = barriers_ + tile * 2 + round % 2;
-    if (thread_index() == 0) barrier->expect(int(m_.blocks * m_.slice()));
-    const int vectors = (m_.bytes + m_.sum_bytes) / 16, all = m_.rows * vectors;
-    for (int i = thread_index(); i < all * m_.blocks; i += kThreads) {
-      const int block = (i / all + rank_) % m_.blocks, row = i % all / vectors, at = i % vectors * 16;
-      ::rnn::cuda::send(buffer(tile, round) + row * m_.pitch + place(m_, rank_, at), barrier, block,
-                        *reinterpret_cast<const Vec16*>(slice + row * vectors * 16 + at));
+    if (thread_index() == 0) barrier->expect(m_.blocks * rows * m_.slice_pitch());
+    if (receiver_ < 0) return;
+    char* to = buffer(tile, round);
+    for (Walk walk = walk_; walk.row < rows; walk.next(m_.slice_pitch() / kVec16Bytes)) {
+      const int at = walk.at * kVec16Bytes;
+      ::rnn::cuda::send(to + walk.row * m_.pitch + place(m_, rank_, at), barrier, receiver_,
+                        *reinterpret_cast<const Vec16*>(staging_ + walk.row * m_.slice_pitch() + at));
     }
   }
+
+  // A block that others still write to must be there.
+  RNN_DEVICE void leave() const { sync_cluster(); }
 
  private:
   RNN_DEVICE char* buffer(int tile, int64_t round) const { return buffers_ + (tile * 2 + round % 2) * m_.buffer(); }
 
-  MessageLayout m_;
-  int rank_;
+  const MessageLayout& m_;
+  int rank_, receiver_;
+  Walk walk_;  // over the vectors of a slice
+  char* staging_;
   char* buffers_;                 // [tiles, 2]
   TransactionBarrier* barriers_;  // [tiles, 2]
 };
 
-// Anywhere on the device, through global memory, with one flag per block and tile.
+// Anywhere on the device, through global memory, with one flag per block and tile; and within a block by itself, which
+// passes nothing on.
 class GridExchange {
  public:
   static constexpr bool kCluster = false;
 
   // global: of this group of blocks, zeros at first.
-  RNN_DEVICE GridExchange(const MessageLayout& m, int tiles, char* shared, char* global)
+  RNN_DEVICE GridExchange(const MessageLayout& m, int tiles, char* shared, char* staging, char* global)
       : m_(m),
         rank_(block_index() % m.blocks),
+        staging_(staging),
         landing_(shared),
         buffers_(global),
         flags_(reinterpret_cast<uint32_t*>(buffers_ + tiles * 2 * m.buffer())) {
-    clear(landing_, m.buffer());
+    clear(landing_, (m.alone() ? tiles : 1) * m.buffer());
   }
 
   RNN_DEVICE int rank() const { return rank_; }
-  RNN_DEVICE char* first(int) const { return landing_; }
+  RNN_DEVICE char* first(int tile) const { return landing(tile); }
+  RNN_DEVICE MessageRows outgoing(int tile) const {
+    return m_.alone() ? buffer_rows(m_, landing(tile)) : slice_rows(m_, staging_);
+  }
 
-  RNN_DEVICE const char* receive(int tile, int64_t round) const {
-    if (round > 0) {
-      if (thread_index() < m_.blocks) await(flag(tile, thread_index()), uint32_t(round));
-      sync_block();
-      const char* from = buffer(tile, round);
-      for (int64_t i = thread_index(); i < m_.buffer() / 16; i += kThreads)
-        copy_async(landing_ + i * 16, from + i * 16);
-      copies_arrive();
-      sync_block();
-    }
+  RNN_DEVICE bool await(int tile, int64_t round) const {
+    return round == 0 || m_.alone() || thread_index() >= m_.blocks ||
+           ::rnn::cuda::await(flag(tile, thread_index()), uint32_t(round));
+  }
+  RNN_DEVICE char* receive(int tile, int64_t round, int rows) const {
+    if (round == 0 || m_.alone()) return landing(tile);
+    sync_block();
+    const char* from = buffer(tile, round);
+    const int numbers = m_.blocks * m_.bytes;
+    for_each_vector(rows, m_.blocks * m_.slice_pitch(), [&](int row, int at) {
+      const int place = row * m_.pitch + (at < numbers ? at : m_.sums + at - numbers);
+      copy_async(landing_ + place, from + place);
+    });
+    copies_arrive();
+    sync_block();
     return landing_;
   }
 
-  RNN_DEVICE void send(int tile, int64_t round, const char* slice) const {
-    const int vectors = (m_.bytes + m_.sum_bytes) / 16;
-    for (int i = thread_index(); i < m_.rows * vectors; i += kThreads) {
-      const int row = i / vectors, at = i % vectors * 16;
-      *reinterpret_cast<Vec16*>(buffer(tile, round) + int64_t(row) * m_.pitch + place(m_, rank_, at)) =
-          *reinterpret_cast<const Vec16*>(slice + row * vectors * 16 + at);
-    }
+  RNN_DEVICE void send(int tile, int64_t round, int rows) const {
+    if (m_.alone()) return;
+    char* to = buffer(tile, round);
+    for_each_vector(rows, m_.slice_pitch(), [&](int row, int at) {
+      *reinterpret_cast<Vec16*>(to + row * m_.pitch + place(m_, rank_, at)) =
+          *reinterpret_cast<const Vec16*>(staging_ + row * m_.slice_pitch() + at);
+    });
     sync_block();
     if (thread_index() == 0) publish(flag(tile, rank_), uint32_t(round));
   }
 
- private:
-  RNN_DEVICE char* buffer(int tile, int64_t round) const { return buffers_ + (tile * 2 + round % 2) * m_.buffer(); }
-  RNN_DEVICE uint32_t* flag(int tile, int block) const { return flags_ + (tile * m_.blocks + block) * 4; }
+  RNN_DEVICE void leave() const {}
 
-  MessageLayout m_;
+ private:
+  // Calls f(row, byte) for the vectors of some rows, each row by a warp.
+  template <class F>
+  static RNN_DEVICE void for_each_vector(int rows, int bytes, F&& f) {
+    for (int row = thread_index() / kWarp; row < rows; row += kWarps)
+      for (int at = thread_index() % kWarp * kVec16Bytes; at < bytes; at += kWarp * kVec16Bytes) f(row, at);
+  }
+
+  RNN_DEVICE char* landing(int tile) const { return landing_ + (m_.alone() ? tile * m_.buffer() : 0); }
+  RNN_DEVICE char* buffer(int tile, int64_t round) const { return buffers_ + (tile * 2 + round % 2) * m_.buffer(); }
+  RNN_DEVICE uint32_t* flag(int tile, int block) const { return flags_ + tile * m_.blocks + block; }
+
+  const MessageLayout& m_;
   int rank_;
-  char* landing_;
+  char* staging_;
+  char* landing_;    // of a block by itself, one for each tile
   char* buffers_;    // [tiles, 2]
-  uint32_t* flags_;  // [tiles, blocks], 16 bytes apart: the last round that the block has sent
+  uint32_t* flags_;  // [tiles, blocks]: the last round that the block has sent
 };
 
 }  // namespace rnn::cuda

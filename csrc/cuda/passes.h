@@ -6,6 +6,9 @@
 //   kState  numbers per unit that stay with the block  kFirst  there is something to multiply in the first round
 //   kKept   numbers per unit that wait for the norm of their row
 //
+// run() computes a unit's step and says what is sent; write() leaves the results in memory, when that has been sent.
+// What run() asks of a call and a round, Conditions answer before the wait: it has no time to look up anything.
+//
 // A layer of a stack may have an upstream, another layer that runs at the same time and whose results it multiplies,
 // row by row: in forward the layer below it and rows of y, in backward the layer above it and rows of dgates, of which
 // the first kSent * H numbers count.
@@ -33,8 +36,9 @@ struct ForwardPass {
   using IO = IO_;
   using V = Scalar<float>;
   using Unit = ForwardUnit<Cell, IO>;
+  using Constants = Biases<Cell, IO>;  // of a unit, at all steps
   static constexpr int kOut = Cell::G, kSent = 1, kState = Cell::S, kKept = 0;
-  static constexpr bool kFirst = true;
+  static constexpr bool kFirst = true, kBackward = false;
 
   ForwardStage<IO> call;
   int cell;  // its number
@@ -59,6 +63,11 @@ struct ForwardPass {
     if constexpr (Cell::S > 1) state[1] = load(call.c0 + at);
   }
 
+  RNN_HD Constants constants(int64_t d, int64_t i) const { return Constants(call, d, i); }
+  struct Conditions {
+    bool last;  // the states of this round are the final ones
+  };
+  RNN_HD Conditions conditions(int64_t round) const { return {round + 1 == call.seq.T}; }
   RNN_HD Unit fetch(const Slot& slot, int64_t round, int64_t i) const { return Unit(call, slot, round, i); }
 
   // With an upstream; gx is null then.
@@ -72,19 +81,20 @@ struct ForwardPass {
     return place.active ? UpstreamRow<IO>{call.x + at, call.mask_below ? call.mask_below + at : nullptr}
                         : UpstreamRow<IO>{};
   }
-  RNN_HD void add_upstream(Unit& unit, int64_t, const V* product) const {
-    for (int g = 0; g < Cell::G; ++g) unit.gx[g] += product[g];
+  RNN_HD void add_upstream(const Unit&, int64_t, const V* product, Constants& added, V*) const {
+    for (int g = 0; g < Cell::G; ++g) added.input[g] += product[g];
   }
 
-  RNN_HD void run(Unit& unit, const Slot& slot, int64_t round, int64_t i, const V* product, V* state, V* sent,
-                  V*) const {
-    unit.run(call, cell, i, product, state, false);
+  RNN_HD void run(Unit& unit, const Slot& slot, Conditions now, int64_t i, const Constants& added, const V* product,
+                  V* state, V* sent) const {
+    unit.run(cell, added, product, state, false);
     sent[0] = state[0];
-    if (round + 1 < call.seq.T) return;
+    if (!now.last) return;
     const int64_t at = call.seq.state_at(slot.d, slot.row.b, call.seq.H) + i;
     store(call.h_n + at, state[0]);
     if constexpr (Cell::S > 1) store(call.c_n + at, state[1]);
   }
+  RNN_HD void write(const Unit& unit, int64_t, int64_t i) const { unit.write(call, i, false); }
 };
 
 template <class Cell_, class IO_>
@@ -93,8 +103,9 @@ struct BackwardPass {
   using IO = IO_;
   using V = Scalar<float>;
   using Unit = BackwardUnit<Cell, IO>;
+  struct Constants {};
   static constexpr int kOut = 1, kSent = Cell::G, kState = Cell::S, kKept = Unit::kGates;
-  static constexpr bool kFirst = false;
+  static constexpr bool kFirst = false, kBackward = true;
 
   BackwardStage<IO> call;
   int cell;  // its number
@@ -117,6 +128,15 @@ struct BackwardPass {
 
   RNN_HD int64_t step(int64_t round) const { return call.seq.steps() - 1 - round; }
 
+  RNN_HD Constants constants(int64_t, int64_t) const { return {}; }
+  struct Conditions {
+    bool ends;      // there is no step: the gradients of the initial states are due
+    bool recorded;  // the whole gradient of every h is asked for
+    bool bounded;   // gradients are bounded one by one
+  };
+  RNN_HD Conditions conditions(int64_t round) const {
+    return {step(round) < 0, call.all_dh != nullptr, call.clip.kind != Clip::kNone && !norm()};
+  }
   RNN_HD Unit fetch(const Slot& slot, int64_t round, int64_t i) const {
     return step(round) >= 0 ? Unit(call, slot, step(round), i, false) : Unit();
   }
@@ -130,27 +150,29 @@ struct BackwardPass {
     const Place place = call.seq.place(slot.d, slot.row, step(round));
     return {place.active ? call.dgates_above + place.n * kKept * call.seq.H : nullptr, nullptr};
   }
-  RNN_HD void add_upstream(Unit& unit, int64_t i, const V* product) const {
+  RNN_HD void add_upstream(const Unit& unit, int64_t i, const V* product, Constants&, V* state) const {
     if (!unit.place.active) return;
     const V mask = call.mask_above ? load(call.mask_above + unit.place.n * call.seq.H + i) : V(1);
-    unit.dout[0] += product[0] * mask;
+    state[0] += product[0] * mask;
   }
 
-  // dgates [kKept]: left behind, for bound().
-  RNN_HD void run(const Unit& unit, const Slot& slot, int64_t round, int64_t i, const V* product, V* state, V* sent,
-                  V* dgates) const {
-    if (step(round) < 0) return finish(slot, i, product[0], state);
+  RNN_HD void run(Unit& unit, const Slot& slot, Conditions now, int64_t i, const Constants&, const V* product, V* state,
+                  V* sent) const {
+    if (now.ends) return finish(slot, i, product[0], state);
     V dh(0);
     if (unit.place.active) {
       dh = unit.dh(state[0], product[0]);
-      if (call.all_dh) call.all_dh[unit.place.n * call.seq.H + i] = dh.v;
+      if (now.recorded) call.all_dh[unit.place.n * call.seq.H + i] = dh.v;
     }
-    unit.run(cell, dh, state, dgates);
-    if (call.clip.kind != Clip::kNone) {
-      for (int g = 0; g < kKept; ++g) dgates[g] = call.clip.template elementwise<float>(dgates[g]);
+    unit.run(cell, dh, state);
+    if (now.bounded) {
+      for (V& x : unit.dgates) x = call.clip.template elementwise<float>(x);
     }
-    if (!norm() && !unit.place.outside) unit.write(call, i, dgates);
-    for (int g = 0; g < Cell::G; ++g) sent[g] = dgates[Unit::of_hidden(g)];
+    for (int g = 0; g < Cell::G; ++g) sent[g] = unit.dgates[Unit::of_hidden(g)];
+  }
+  // Where there is a norm, bound() writes.
+  RNN_HD void write(const Unit& unit, int64_t round, int64_t i) const {
+    if (step(round) >= 0 && !norm() && !unit.place.outside) unit.write(call, i);
   }
 
   // What one unit contributes to the statistic of its row, the square of the norm; and the factor that follows of it.
@@ -161,11 +183,11 @@ struct BackwardPass {
   }
   RNN_HD double factor(double sum) const { return call.clip.factor(sum); }
   // Writes the gradients that a round has left behind.
-  RNN_HD void bound(const Slot& slot, int64_t round, int64_t i, double factor, V* dgates) const {
+  RNN_HD void bound(const Slot& slot, int64_t round, int64_t i, double factor, const V* dgates) const {
     Unit unit;
     unit.place = call.seq.place(slot.d, slot.row, step(round));
-    for (int g = 0; g < kKept; ++g) dgates[g] = V(float(double(dgates[g].v) * factor));
-    if (!unit.place.outside) unit.write(call, i, dgates);
+    for (int g = 0; g < kKept; ++g) unit.dgates[g] = V(float(double(dgates[g].v) * factor));
+    if (!unit.place.outside) unit.write(call, i);
   }
 
  private:

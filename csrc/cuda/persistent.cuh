@@ -7,6 +7,8 @@
 // sent, it multiplies what its upstream, the stage before it, has left in global memory for the same round.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/exchange.cuh"
 #include "cuda/passes.h"
 #include "cuda/product.cuh"
@@ -27,12 +29,13 @@ struct Persistent {
   Layout layout;
   char* global;       // [D or stages, groups, layout.global_bytes], zeros
   int64_t first_row;  // of the launch
+  uint64_t* fault;    // see fault.h; or null
 };
 
 // The parameter of a kernel that runs these stages.
 template <class Pass, class Call>
 Persistent<Pass> parameter(int cell, const std::vector<Call>& stages, const Plan& plan, const Part& part) {
-  Persistent<Pass> p{{}, plan.layout, part.global, part.first_row};
+  Persistent<Pass> p{{}, plan.layout, part.global, part.first_row, part.fault};
   p.layout.stages = int(stages.size());
   for (size_t s = 0; s < stages.size(); ++s) p.stages[s] = {stages[s], cell};
   return p;
@@ -43,63 +46,81 @@ class PersistentBlock {
   using V = Scalar<float>;
   using IO = typename Pass::IO;
   using Bits = typename Operand<P>::Bits;
+  using Constants = typename Pass::Constants;
   using WarpProduct = Product<P, warp_tiles(Pass::kOut), kBatch>;
   using Upstream = cuda::Upstream<Pass, P, kBatch>;
   static constexpr int kRows = kBatch * kColumns, kMost = kPairs<kBatch>;
+  // Results are written once the others have been sent what they wait for. With tiles of 16 rows a thread has too many
+  // to hold them in registers so long; such layouts have other tiles under way meanwhile.
+  static constexpr bool kWritesLate = kBatch == 1;
 
  public:
   static constexpr bool kCluster = Exchange::kCluster;
 
   RNN_DEVICE explicit PersistentBlock(const Persistent<Pass>& p)
       : l_(p.layout),
-        first_row_(p.first_row),
+        fault_(p.fault),
         group_(block_index() / l_.message.blocks),
         stage_(l_.stages > 1 ? group_ / l_.groups : 0),
         pass_(p.stages[stage_]),
-        exchange_(l_.message, l_.tiles, shared_memory() + l_.exchange, p.global + group_ * l_.global_bytes),
+        exchange_(l_.message, l_.tiles, shared_memory() + l_.exchange, shared_memory() + l_.staging,
+                  p.global + group_ * l_.global_bytes),
         partial_(reinterpret_cast<float*>(shared_memory() + l_.partial)),
-        staging_(reinterpret_cast<Bits*>(shared_memory() + l_.staging)),
         state_(reinterpret_cast<float*>(shared_memory() + l_.state)),
+        constants_(reinterpret_cast<Constants*>(shared_memory() + l_.constants)),
         contributions_(reinterpret_cast<double*>(shared_memory() + l_.squares)),
         factors_(contributions_ + l_.units * kRows),
         values_(Pass::kState + (l_.message.sum_bytes ? Pass::kKept : 0)),
         slots_(reinterpret_cast<Slot*>(shared_memory() + l_.slots)),
+        failed_(reinterpret_cast<int*>(shared_memory() + l_.failed)),
         d_(l_.stages > 1 ? 0 : group_ / l_.groups),
         first_unit_(int64_t(exchange_.rank()) * l_.units),
-        upstream_(l_, p.global, group_, stage_) {}
+        upstream_(l_, p.global, group_, stage_) {
+    const int64_t most = int64_t(l_.tiles) * l_.rows, first = p.first_row + (group_ % l_.groups) * most;
+    const int64_t left = pass_.sequence().rows() - first;
+    first_row_ = first;
+    rows_ = int(left < 0 ? 0 : (left < most ? left : most));
+#pragma unroll
+    for (int n = 0; n < kMost; ++n) {
+      const int i = thread_index() + n * kThreads;
+      const int unit = i % l_.units;
+      pairs_[n] = i / l_.units << 8 | (exists(unit) ? kExists : 0) | unit;
+    }
+  }
 
   RNN_DEVICE void run() {
     begin();
     const int64_t rounds = pass_.rounds();
     for (int64_t round = 0; round < rounds; ++round)
-      for (int tile = 0; tile < l_.tiles; ++tile) run_round(round, tile, round + 1 < rounds);
+      for (int tile = 0; tile * l_.rows < rows_; ++tile)
+        if (!run_round(round, tile, round + 1 < rounds)) return exchange_.leave();
   }
 
  private:
   struct Pair {
-    int unit, row;
-    bool valid;
+    int unit, row;  // beyond a tile's last row where there is none
+    bool exists;    // the unit; what lies beyond the last is zero
   };
+  static constexpr int kExists = 128;
+  RNN_DEVICE Pair pair(int n) const { return {pairs_[n] & (kExists - 1), pairs_[n] >> 8, bool(pairs_[n] & kExists)}; }
 
-  RNN_DEVICE Pair pair(int n) const {
-    const int i = thread_index() + n * kThreads;
-    return {i % l_.units, i / l_.units, i < l_.units * kRows};
+  // Of a tile, those that are there.
+  RNN_DEVICE int rows_of(int tile) const {
+    const int left = rows_ - tile * l_.rows;
+    return left < l_.rows ? left : l_.rows;
   }
-  RNN_DEVICE bool exists(const Slot& slot, int unit) const {
-    return slot.n >= 0 && first_unit_ + unit < pass_.sequence().H;
-  }
+  RNN_DEVICE bool exists(int unit) const { return first_unit_ + unit < pass_.sequence().H; }
   RNN_DEVICE float* state(int tile, int k, const Pair& at) const {
     return state_ + ((tile * values_ + k) * kRows + at.row) * l_.units + at.unit;
   }
 
   RNN_DEVICE void begin() {
     const Sequence& q = pass_.sequence();
-    const int64_t rows = q.rows(), first = first_row_ + int64_t(group_ % l_.groups) * l_.tiles * kRows;
-    for (int i = thread_index(); i < l_.tiles * kRows; i += kThreads) {
-      Slot slot;
-      slot.n = -1;
-      if (first + i < rows) slot = Slot(q, d_ * rows + first + i);
-      slots_[i] = slot;
+    if (thread_index() == 0) *failed_ = 0;
+    for (int i = thread_index(); i < rows_; i += kThreads) slots_[i] = Slot(q, d_ * q.rows() + first_row_ + i);
+    if constexpr (!std::is_empty_v<Constants>) {
+      for (int unit = thread_index(); unit < l_.units; unit += kThreads)
+        if (exists(unit)) constants_[unit] = pass_.constants(d_, first_unit_ + unit);
     }
     sync_block();
     const IO *const own = pass_.matrix(d_), *const from_upstream = pass_.upstream_matrix();
@@ -111,14 +132,12 @@ class PersistentBlock {
       const bool inside = out < Pass::kOut && i < q.H && j < q.H && k < l_.message.blocks * l_.units * Pass::kSent;
       return Operand<P>::of(inside ? pass_.weight(which ? from_upstream : own, out, i, in, j).v : 0.0f);
     });
-    for (int tile = 0; tile < l_.tiles; ++tile)
+    for (int tile = 0; tile * l_.rows < rows_; ++tile)
       for (int n = 0; n < kMost; ++n) {
         const Pair at = pair(n);
-        if (!at.valid) break;
-        const Slot& slot = slots_[tile * kRows + at.row];
+        if (at.row >= rows_of(tile) || !at.exists) continue;
         V values[Pass::kState];
-        for (V& x : values) x = V(0);
-        if (exists(slot, at.unit)) pass_.begin(slot, first_unit_ + at.unit, values);
+        pass_.begin(slots_[tile * l_.rows + at.row], first_unit_ + at.unit, values);
         for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
       }
   }
@@ -126,67 +145,101 @@ class PersistentBlock {
   // What the first round multiplies: the block reads it all by itself.
   RNN_DEVICE void fill_first(int tile) {
     const int width = l_.message.blocks * l_.units;
-    for (int i = thread_index(); i < width * kRows; i += kThreads) {
+    for (int i = thread_index(); i < width * rows_of(tile); i += kThreads) {
       const int row = i / width, j = i % width;
-      const Slot& slot = slots_[tile * kRows + row];
-      const bool inside = slot.n >= 0 && j < pass_.sequence().H;
-      const float x = inside ? pass_.first(slot, j).v : 0.0f;
+      const float x = j < pass_.sequence().H ? pass_.first(slots_[tile * l_.rows + row], j).v : 0.0f;
       reinterpret_cast<Bits*>(exchange_.first(tile) + int64_t(row) * l_.message.pitch)[j] = Operand<P>::of(x);
     }
     sync_block();
   }
 
-  RNN_DEVICE void run_round(int64_t round, int tile, bool sends) {
+  // False where the block cannot go on: it has waited in vain.
+  RNN_DEVICE bool run_round(int64_t round, int tile, bool sends) {
+    const int rows = rows_of(tile);
+    const Slot* slots = slots_ + tile * l_.rows;
+    const typename Pass::Conditions now = pass_.conditions(round);
     typename Pass::Unit units[kMost];
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {  // asked for early: memory answers while the others are waited for
       const Pair at = pair(n);
-      if (!at.valid) break;
-      const Slot& slot = slots_[tile * kRows + at.row];
-      if (exists(slot, at.unit)) units[n] = pass_.fetch(slot, round, first_unit_ + at.unit);
+      if (at.row < rows && at.exists) units[n] = pass_.fetch(slots[at.row], round, first_unit_ + at.unit);
     }
     const bool joins = upstream_.exists() && pass_.has_upstream(round);
-    if (joins) upstream_.receive(pass_, slots_ + tile * kRows, tile, round);
+    if (joins) {
+      if (!upstream_.await(pass_, tile, round)) fail(Awaited::kUpstream, tile, round);
+      upstream_.receive(pass_, slots, rows, tile, round);
+    }
     const bool multiplies = Pass::kFirst || round > 0;
     if (multiplies) {
       if constexpr (Pass::kFirst) {
         if (round == 0) fill_first(tile);
       }
-      const char* received = exchange_.receive(tile, round);
-      if (bounds()) receive_sums(received);
+      if (!exchange_.await(tile, round)) fail(Awaited::kGroup, tile, round);
+      const char* received = exchange_.receive(tile, round, rows);
+      if (bounds()) receive_sums(const_cast<char*>(received), rows);
       product_.run(l_.product, received, l_.message.pitch, partial_);
     }
-    sync_block();  // the product is whole, and the slice of the round before has been read
+    sync_block();  // the product is whole, and what was sent in the round before has been read
+    const int failed = *failed_;
+    const MessageRows outgoing = exchange_.outgoing(tile);
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {
       const Pair at = pair(n);
-      if (!at.valid) break;
-      const Slot& slot = slots_[tile * kRows + at.row];
-      V product[Pass::kOut], sent[Pass::kSent], values[Pass::kState], kept[Pass::kKept + 1];
+      if (at.row >= rows) break;
+      V sent[Pass::kSent];
       for (V& x : sent) x = V(0);
-      for (V& x : kept) x = V(0);
-      if (exists(slot, at.unit)) {
-        if (joins) {
-          for (int g = 0; g < Pass::kOut; ++g) product[g] = sum(upstream_.partial(), g, at);
-          pass_.add_upstream(units[n], first_unit_ + at.unit, product);
-        }
-        for (int g = 0; g < Pass::kOut; ++g) product[g] = multiplies ? sum(partial_, g, at) : V(0);
-        for (int k = 0; k < Pass::kState; ++k) values[k] = V(*state(tile, k, at));
-        if (bounds() && multiplies) bound(round - 1, tile, at, slot, product);
-        pass_.run(units[n], slot, round, first_unit_ + at.unit, product, values, sent, kept);
-        for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
+      if (at.exists) {
+        run_pair(units[n], slots[at.row], round, now, tile, at, joins, multiplies, sent);
+        if (!kWritesLate) pass_.write(units[n], round, first_unit_ + at.unit);
+      } else if (bounds()) {
+        own_sums().part(at.row, at.unit) = 0;
       }
-      Bits* row = staging_ + at.row * (l_.message.bytes + l_.message.sum_bytes) / int(sizeof(Bits));
+      Bits* row = reinterpret_cast<Bits*>(outgoing.memory + at.row * outgoing.pitch);
       for (int v = 0; v < Pass::kSent; ++v) row[v * l_.units + at.unit] = Operand<P>::of(sent[v].v);
-      if (bounds()) keep(tile, at, kept);
     }
     sync_block();
+    if (failed) return false;
     if (bounds()) {
-      leave_sums();
+      if (thread_index() < rows) outgoing.statistic().part(thread_index(), 0) = own_sums().sum(thread_index());
       sync_block();
     }
-    if (sends) exchange_.send(tile, round + 1, reinterpret_cast<const char*>(staging_));
+    if (sends) exchange_.send(tile, round + 1, rows);
+#pragma unroll
+    for (int n = 0; kWritesLate && n < kMost; ++n) {
+      const Pair at = pair(n);
+      if (at.row < rows && at.exists) pass_.write(units[n], round, first_unit_ + at.unit);
+    }
     upstream_.announce(tile, round, exchange_.rank());
+    return true;
+  }
+
+  // The step of one unit and row.
+  RNN_DEVICE void run_pair(typename Pass::Unit& unit, const Slot& slot, int64_t round, typename Pass::Conditions now,
+                           int tile, const Pair& at, bool joins, bool multiplies, V* sent) const {
+    const int64_t i = first_unit_ + at.unit;
+    V product[Pass::kOut], values[Pass::kState];
+    Constants added{};
+    if constexpr (!std::is_empty_v<Constants>) added = constants_[at.unit];
+    for (int k = 0; k < Pass::kState; ++k) values[k] = V(*state(tile, k, at));
+    if (joins) {
+      sum(upstream_.partial(), at, product);
+      pass_.add_upstream(unit, i, product, added, values);
+    }
+    if (multiplies) {
+      sum(partial_, at, product);
+      if (bounds()) bound(round - 1, tile, at, slot, product);
+    } else {
+      for (V& x : product) x = V(0);
+    }
+    pass_.run(unit, slot, now, i, added, product, values, sent);
+    for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
+    if (bounds()) keep(tile, at, unit);
+  }
+
+  // The block leaves once all of its threads know.
+  RNN_DEVICE void fail(Awaited awaited, int tile, int64_t round) const {
+    *failed_ = 1;
+    if (fault_) record(fault_, {awaited, Pass::kBackward, kCluster, block_index(), tile, round});
   }
 
   // Bounds by norm: is there a row statistic? It is added up twice, over the units of each block before it sends, and
@@ -195,20 +248,16 @@ class PersistentBlock {
 
   RNN_DEVICE RowStatistic own_sums() const { return RowStatistic::dense(contributions_, l_.units); }
 
-  RNN_DEVICE void keep(int tile, const Pair& at, const V* kept) const {
+  RNN_DEVICE void keep(int tile, const Pair& at, const typename Pass::Unit& unit) const {
     if constexpr (Pass::kKept > 0) {
-      for (int k = 0; k < Pass::kKept; ++k) *state(tile, Pass::kState + k, at) = kept[k].v;
-      own_sums().part(at.row, at.unit) = pass_.contribution(kept);
+      for (int k = 0; k < Pass::kKept; ++k) *state(tile, Pass::kState + k, at) = unit.dgates[k].v;
+      own_sums().part(at.row, at.unit) = pass_.contribution(unit.dgates);
     }
   }
-  RNN_DEVICE void leave_sums() const {
-    const int row = thread_index();
-    if (row < kRows) sent_sums(l_.message, reinterpret_cast<char*>(staging_)).part(row, 0) = own_sums().sum(row);
-  }
-  RNN_DEVICE void receive_sums(const char* received) const {
+  RNN_DEVICE void receive_sums(char* received, int rows) const {
     const int row = thread_index();
     if constexpr (Pass::kKept > 0) {
-      if (row < kRows) factors_[row] = pass_.factor(received_sums(l_.message, received).sum(row));
+      if (row < rows) factors_[row] = pass_.factor(buffer_rows(l_.message, received).statistic().sum(row));
     }
   }
   RNN_DEVICE void bound(int64_t round, int tile, const Pair& at, const Slot& slot, V* product) const {
@@ -220,35 +269,63 @@ class PersistentBlock {
     }
   }
 
-  RNN_DEVICE V sum(const float* partial, int out, const Pair& at) const {
-    const int m = out * l_.units + at.unit, rows = l_.product.groups * warp_tiles(Pass::kOut) * kFragment;
-    float total = 0;
-    for (int part = 0; part < l_.product.parts; ++part)
-      total += partial[(int64_t(part) * rows + m) * WarpProduct::kPitch + at.row];
-    return V(total);
+  // Of all parts, in their order. How many there are is decided first, so that all reads are on their way at once.
+  RNN_DEVICE void sum(const float* partial, const Pair& at, V* product) const {
+    switch (l_.product.parts) {
+      case 1:
+        return sum_parts<1>(partial, at, product);
+      case 2:
+        return sum_parts<2>(partial, at, product);
+      case 4:
+        return sum_parts<4>(partial, at, product);
+      default:
+        return sum_parts<kWarps>(partial, at, product);
+    }
+  }
+  template <int kParts>
+  RNN_DEVICE void sum_parts(const float* partial, const Pair& at, V* product) const {
+    const int rows = l_.product.groups * warp_tiles(Pass::kOut) * kFragment;
+    float parts[Pass::kOut][kParts];
+#pragma unroll
+    for (int out = 0; out < Pass::kOut; ++out)
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+        parts[out][part] = partial[(part * rows + out * l_.units + at.unit) * WarpProduct::kPitch + at.row];
+#pragma unroll
+    for (int out = 0; out < Pass::kOut; ++out) {
+      float total = parts[out][0];
+#pragma unroll
+      for (int part = 1; part < kParts; ++part) total += parts[out][part];
+      product[out] = V(total);
+    }
   }
 
   const Layout& l_;
-  const int64_t first_row_;
+  uint64_t* fault_;
   const int group_, stage_;
   const Pass& pass_;
   Exchange exchange_;
   WarpProduct product_;
   float* partial_;         // [parts, rows of the product, kPitch]
-  Bits* staging_;          // [kRows, kSent, units]
   float* state_;           // [tiles, values_, kRows, units]
+  Constants* constants_;   // [units]
   double* contributions_;  // [kRows, units]: of a round, to the row statistic
   double* factors_;        // [kRows]: of the round before
   const int values_;
-  Slot* slots_;  // [tiles, kRows]; n < 0 where there is no row
+  Slot* slots_;  // [tiles, rows of a tile]
+  int* failed_;  // has a thread of the block waited in vain?
   const int64_t d_;
   const int64_t first_unit_;
   Upstream upstream_;
+  int64_t first_row_;
+  int rows_;          // of the group's tiles, those that are there
+  int pairs_[kMost];  // packed: registers are few
 };
 
 // Calls f with the type of the block that a kernel of a plan is made of; false where there is none.
 template <class Pass, class P, class F>
-bool dispatch_block(const Kernel& k, F&& f) {
+bool dispatch_block(const Plan& plan, F&& f) {
+  const Kernel& k = plan.kernel;
   const auto with = [&]<class Exchange>(Exchange*) {
     if (k.batch == 1) return f(static_cast<PersistentBlock<Pass, P, Exchange, 1>*>(nullptr)), true;
     if constexpr (!std::is_same_v<P, float>) {
@@ -256,15 +333,15 @@ bool dispatch_block(const Kernel& k, F&& f) {
     }
     return false;
   };
-  return k.cluster ? with(static_cast<ClusterExchange*>(nullptr)) : with(static_cast<GridExchange*>(nullptr));
+  return plan.in_clusters() ? with(static_cast<ClusterExchange*>(nullptr)) : with(static_cast<GridExchange*>(nullptr));
 }
 template <class Pass, class F>
-bool dispatch_block(const Kernel& k, F&& f) {
+bool dispatch_block(const Plan& plan, F&& f) {
   using IO = typename Pass::IO;
   if constexpr (std::is_same_v<IO, float>) {
-    return k.exact ? dispatch_block<Pass, float>(k, f) : dispatch_block<Pass, TF32>(k, f);
+    return plan.kernel.exact ? dispatch_block<Pass, float>(plan, f) : dispatch_block<Pass, TF32>(plan, f);
   } else {
-    return dispatch_block<Pass, IO>(k, f);
+    return dispatch_block<Pass, IO>(plan, f);
   }
 }
 

@@ -77,7 +77,7 @@ void run_launches(const Stages& stages, const Plan& plan, const at::TensorOption
   const int64_t groups = stages[0].seq.D * int64_t(stages.size()) * l.groups;
   for (int64_t i = 0; i < plan.launches; ++i) {
     const Tensor global = at::zeros({groups * l.global_bytes}, options.dtype(at::kByte));
-    runner(stages, plan, Part{pointer<char>(global), i * l.groups * l.tiles * l.message.rows});
+    runner(stages, plan, Part{pointer<char>(global), i * l.groups * l.tiles * l.rows});
   }
 }
 

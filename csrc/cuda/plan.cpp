@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <utility>
 
 #include "common/layout.h"
@@ -9,6 +10,9 @@
 
 namespace rnn::cuda {
 namespace {
+
+constexpr int64_t kFewSteps = 32;  // where loading the weights counts
+constexpr int64_t kLeastRows = 2;  // of a tile, where the batch has as many
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -26,33 +30,61 @@ bool set(std::atomic<Value>& to, const std::string& name, std::initializer_list<
   return true;
 }
 
-// Cycles of a round of a group on an H100, estimated from published costs of its instructions; docs/performance.md says
-// what has been measured. Only the order of the layouts counts here.
+// Cycles of a round of a group on an H100, estimated from published costs of its instructions and, where a cell or a
+// message is sent, from counts of the compiled kernels' own (docs/compiled_kernels.md); docs/performance.md says what
+// has been measured. Only the order of the layouts counts here.
 double estimate(const Kernel& k, const Layout& l) {
-  constexpr double kMultiplyIssue = 6.3, kMultiplyLatency = 25;            // mma.sync; four multiply at once
-  constexpr double kSharedBytes = 128, kClusterBytes = 32, kL2Bytes = 64;  // per cycle
-  constexpr double kFragmentBytes = 512;                                   // of a warp: operands of 16 bytes per lane
-  constexpr double kClusterMessage = 500, kGridMessage = 1100;             // until the last has arrived
-  constexpr double kGlobalRead = 700;                                      // from the L2 cache
-  constexpr double kCell = 250, kBarriers = 100;
+  constexpr double kMultiplyIssue = 6.3, kMultiplyLatency = 33;              // mma.sync; four multiply at once
+  constexpr double kOperands = 60;                                           // until the first can multiply
+  constexpr double kSharedBytes = 128, kClusterBytes = 14.5, kL2Bytes = 27;  // per cycle
+  constexpr double kFragmentBytes = 512;                                     // of a warp: operands of 16 bytes per lane
+  constexpr double kClusterMessage = 500;                                    // until the last has arrived
+  // Through the L2 cache: until the flag of the last is seen. What was written is made visible before, and read
+  // afterwards, both while the block waits.
+  constexpr double kGridMessage = 1100, kFence = 600, kGlobalRead = 600;
+  constexpr double kBarriers = 100, kSend = 80;
+  // A cell: a chain of instructions that wait for each other, and those of a warp, one per cycle.
+  constexpr double kCellLatency = 150, kCellIssue = 150, kPartIssue = 3, kNumberIssue = 8;
   const double warps = l.product.groups * l.product.parts, pairs = l.product.pairs, tiles = k.tiles();
   const double in_shared = std::max(0, l.product.pairs - k.in_registers());
+  const double chains = k.tiles() * k.batch == 1 ? 2 : 1;
   // Per pair of steps without tensor cores: 64 multiply-adds and half as many reads of a word for each tile.
-  const double multiply =
-      k.exact ? warps * pairs * std::max(64 * tiles / 4, 32.0)
-              : std::max(warps * pairs * 2 * tiles * k.batch * kMultiplyIssue / 4, pairs * 2 * kMultiplyLatency);
+  const double multiply = k.exact ? warps * pairs * std::max(64 * tiles / 4, 32.0)
+                                  : std::max(warps * pairs * 2 * tiles * k.batch * kMultiplyIssue / 4,
+                                             pairs * 2 * kMultiplyLatency / chains);
   const double sums = 2 * warps * tiles * kFragment * l.message.rows * sizeof(float);
   const auto product = [&](double weights) {  // pairs of steps whose weights are read from shared memory
     const double operands = warps * kFragmentBytes * (weights * 2 * tiles + (k.exact ? 0 : pairs * k.batch));
-    return multiply + (operands + sums) / kSharedBytes;
+    return kOperands + multiply + (operands + sums) / kSharedBytes;
   };
-  const double bytes = l.message.blocks * double(l.message.slice());
-  const double moved = bytes / (k.cluster ? kClusterBytes : kL2Bytes);
-  const double upstream = k.pipelined ? kGlobalRead + bytes / kL2Bytes + product(pairs) : 0;
-  const double tile = product(in_shared) + kCell + kBarriers + moved;
-  const double message = l.message.blocks == 1 ? 0 : (k.cluster ? kClusterMessage : kGridMessage);
+  const double cells = std::ceil(std::ceil(double(l.units) * l.rows / kWarp) / 4);  // of a scheduler, by warps
+  const double issue = kCellIssue + kPartIssue * k.out * l.product.parts + kNumberIssue * (k.sent + k.state);
+  const double cell = kCellLatency + cells * issue;
+  const bool alone = l.message.alone();
+  const double bytes = alone ? 0 : double(l.message.blocks) * l.rows * l.message.slice_pitch();
+  const double moved =
+      alone ? 0 : kSend + (k.cluster ? bytes / kClusterBytes : kFence + kGlobalRead + bytes / kL2Bytes);
+  const double from_upstream = double(l.rows) * l.message.blocks * l.message.slice_pitch();
+  const double upstream = k.pipelined ? 2 * kGlobalRead + from_upstream / kL2Bytes + product(pairs) : 0;
+  const double tile = product(in_shared) + cell + kBarriers + moved;
+  const double message = alone ? 0 : (k.cluster ? kClusterMessage : kGridMessage);
   // While a tile is on its way, the others are computed, and what comes from upstream is multiplied.
   return l.tiles * (tile + upstream) + std::max(0.0, message - upstream - (l.tiles - 1) * (tile + upstream));
+}
+
+// Before the first round: the launch, and the weights, which a thread reads one fragment after the other.
+double estimate_begin(const Kernel& k, const Layout& l) {
+  constexpr double kLaunch = 4000, kFragmentRead = 800;
+  return kLaunch + l.product.pairs * 2 * k.tiles() * (k.pipelined ? 2 : 1) * kFragmentRead;
+}
+
+// A step of the step-by-step kernels: two launches from the host, a product of the whole device, and what the cells
+// read and write.
+double estimate_stepwise(const Kernel& k, const Problem& p) {
+  constexpr double kStep = 16000, kTensorCores = 135000, kNone = 12000, kBytes = 1700;  // per cycle
+  const double rows = double(p.rows) * p.D, H = double(p.H), gates = std::max(k.out, k.sent);
+  const double product = rows * gates * H * H / (k.exact ? kNone : kTensorCores * 2 / k.bytes);
+  return kStep + product + rows * H * (3 * gates + 4 * k.state) * k.bytes / kBytes;
 }
 
 }  // namespace
@@ -80,6 +112,7 @@ Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool n
   k.out = backward ? 1 : G;
   k.sent = backward ? G : 1;
   k.state = S;
+  k.constants = backward ? 0 : 2 * G;
   k.kept = backward ? G + A : 0;
   k.bytes = wide ? 4 : 2;
   k.exact = precision == Precision::kFloat32;
@@ -91,6 +124,7 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
   Layout l{};
   l.units = units;
   l.tiles = tiles;
+  l.rows = k.batch * kColumns;
   l.stages = 1;
   l.product.groups = int(divide_up(int64_t(k.out) * units, int64_t(k.tiles()) * kFragment));
   l.product.parts = std::max(1, kWarps / l.product.groups);
@@ -99,30 +133,36 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
   const int rows = k.batch * kColumns;
   // An odd number of 16 bytes between rows puts eight of them into different banks.
   const int columns = l.product.parts * l.product.pairs * 2 * kStepBytes, sum = k.norm ? kVec16Bytes : 0;
-  l.message = {blocks, units * k.sent * k.bytes, sum, rows, columns, columns + sum * blocks + kVec16Bytes};
+  const int filled = columns + sum * blocks, pitch = filled + (filled / kVec16Bytes % 2 ? 0 : kVec16Bytes);
+  l.message = {blocks, units * k.sent * k.bytes, sum, rows, columns, pitch};
 
   const auto after = [](int64_t at, int64_t bytes) { return divide_up(at + bytes, 128) * 128; };
   const int64_t warps = int64_t(l.product.groups) * l.product.parts,
                 in_shared = std::max(0, l.product.pairs - k.in_registers());
   l.exchange = after(0, warps * in_shared * 2 * k.tiles() * kWarp * kVec16Bytes);
-  l.partial = after(l.exchange, k.cluster ? tiles * 2 * (l.message.buffer() + kBarrierBytes) : l.message.buffer());
+  const bool alone = l.message.alone();
+  const int64_t own = l.message.buffer(), shared = int64_t(tiles) * 2 * (own + kBarrierBytes);
+  l.partial = after(l.exchange, alone ? tiles * own : (k.cluster ? shared : own));
   l.staging = after(l.partial, warps * k.tiles() * kFragment * (rows + 1) * int64_t(sizeof(float)));
   l.state = after(l.staging, l.message.slice());
   const int state = k.state + (k.norm ? k.kept : 0);
-  l.squares = after(l.state, int64_t(tiles) * state * rows * units * int64_t(sizeof(float)));
+  l.constants = after(l.state, int64_t(tiles) * state * rows * units * int64_t(sizeof(float)));
+  l.squares = after(l.constants, int64_t(k.constants) * units * int64_t(sizeof(float)));
   l.slots = after(l.squares, k.norm ? rows * (units + 1) * int64_t(sizeof(double)) : 0);
-  l.upstream_weights = after(l.slots, int64_t(tiles) * rows * kSlotBytes);
+  l.failed = after(l.slots, int64_t(tiles) * rows * kSlotBytes);
+  l.upstream_weights = after(l.failed, kFailedBytes);
   l.upstream_rows =
       after(l.upstream_weights, k.pipelined ? warps * l.product.pairs * 2 * k.tiles() * kWarp * kVec16Bytes : 0);
   l.upstream_partial = after(l.upstream_rows, k.pipelined ? l.upstream_bytes() : 0);
   l.shared_bytes = after(l.upstream_partial, k.pipelined ? l.staging - l.partial : 0);
-  const int64_t flags = int64_t(tiles) * blocks * kFlagBytes;
-  l.flags = k.cluster ? 0 : tiles * 2 * l.message.buffer() + flags;
+  // One beside the other: a warp that polls those of 32 blocks reads one line.
+  const int64_t flags = divide_up(int64_t(tiles) * blocks * kFlagBytes, kVec16Bytes) * kVec16Bytes;
+  l.flags = k.cluster || alone ? 0 : tiles * 2 * l.message.buffer() + flags;
   l.global_bytes = l.flags + (k.pipelined ? flags : 0);
   return l;
 }
 
-static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d) {
+static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d, const Check& check, Plan& refused) {
   Plan best{};
   best.reason = "the recurrent weights do not fit on the chip";
   if (k.cluster && d.major < 9) {
@@ -151,18 +191,32 @@ static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d) {
     }
     if (tiles == 0 || tiles < forced.tiles) continue;
     Layout l = lay_out(k, int(blocks), units, int(tiles));
-    const int64_t groups = divide_up(row_tiles, tiles), launches = divide_up(groups, at_once);
+    // Groups that wait for nobody else begin whenever there is room.
+    const bool unbounded = k.cluster || (l.message.alone() && p.stages == 1);
+    int64_t groups = divide_up(row_tiles, tiles);
+    const int64_t launches = divide_up(groups, at_once);
     if (p.stages > 1 && launches > 1) continue;  // no stage waits for one that has not begun
-    l.groups = int(k.cluster ? groups : std::min<int64_t>(groups, at_once));
+    if (launches == 1) {  // where there is room for more groups, each takes fewer rows, and less travels
+      l.rows = int(std::min(tile_rows, std::max(divide_up(p.rows, at_once * tiles), std::min(p.rows, kLeastRows))));
+      groups = divide_up(p.rows, l.rows * tiles);
+    }
+    l.groups = int(unbounded ? groups : std::min<int64_t>(groups, at_once));
     l.stages = p.stages;
-    const double cycles = estimate(k, l) * double(launches);
-    if (!best.found || cycles < best.cycles) best = {true, "", k, l, int(k.cluster ? 1 : launches), cycles};
+    const double cycles = estimate(k, l) * double(launches), begin = estimate_begin(k, l) * double(launches);
+    Plan plan{true, "", k, l, int(unbounded ? 1 : launches), cycles, begin, ""};
+    if (best.found && plan.all_cycles(p.steps) >= best.all_cycles(p.steps)) continue;
+    if (check) plan.reason = check(plan, p.D);
+    if (plan.reason.empty()) {
+      best = std::move(plan);
+    } else if (!refused.found || plan.all_cycles(p.steps) < refused.all_cycles(p.steps)) {
+      refused = std::move(plan);
+    }
   }
   return best;
 }
 
-Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d) {
-  Plan best{};
+Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d, const Check& check) {
+  Plan best{}, refused{};
   if (family == Family::kStepwise) {
     best.reason = "the step-by-step kernels were asked for";
     return best;
@@ -175,30 +229,40 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d) {
       k.cluster = cluster;
       k.batch = batch;
       k.pipelined = p.stages > 1;
-      Plan plan = plan_kernel(k, p, d);
-      if (plan.found ? !best.found || plan.cycles < best.cycles : !best.found) best = std::move(plan);
+      Plan plan = plan_kernel(k, p, d, check, refused);
+      if (plan.found ? !best.found || plan.all_cycles(p.steps) < best.all_cycles(p.steps) : !best.found)
+        best = std::move(plan);
     }
   }
+  if (refused.found && !best.found) best.reason = refused.reason;
+  if (refused.found && best.found && refused.all_cycles(p.steps) < best.all_cycles(p.steps))
+    best.passed_over = refused.reason;
   return best;
 }
 
-Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d) {
+Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, const Device& d, const Check& check) {
   p.stages = 1;
-  Stack best{1, make_plan(choice.family, k, p, d), 0};
-  best.cycles = double(layers * steps) * best.plan.cycles;
+  Stack best{1, make_plan(choice.family, k, p, d, check), 0};
+  best.cycles = layers * best.plan.all_cycles(p.steps);
   if (!best.plan.found || choice.stacks == Stacks::kInTurn) return best;
   for (p.stages = 2; p.stages <= std::min(layers, kMostStages); ++p.stages) {
-    Plan plan = make_plan(choice.family, k, p, d);
+    Plan plan = make_plan(choice.family, k, p, d, check);
     if (!plan.found) break;
     // A stage begins once the one before has told of its first step, which takes about as long as a step.
-    const int64_t launches = divide_up(layers, p.stages), rounds = steps + 2 * (p.stages - 1);
-    const double cycles = double(launches * rounds) * plan.cycles;
+    const int64_t launches = divide_up(layers, p.stages), rounds = p.steps + 2 * (p.stages - 1);
+    const double cycles = double(launches) * plan.all_cycles(rounds);
     if (cycles < best.cycles || choice.stacks == Stacks::kTogether) best = {p.stages, std::move(plan), cycles};
+  }
+  if (choice.family == Family::kAuto && choice.stacks != Stacks::kTogether &&
+      best.cycles > double(layers * p.steps) * estimate_stepwise(k, p)) {
+    best = {1, {}, 0};
+    best.plan.reason = p.steps < kFewSteps ? "too few steps to load the weights for"
+                                           : "a product of the whole device is estimated to be faster";
   }
   return best;
 }
 
-Stack plan_call(const Request& a, const Device& device) {
+Stack plan_call(const Request& a, const Device& device, const Check& check) {
   Stack stack{1, {}, 0};
   if (a.T == 0 || a.B == 0) {
     stack.plan.reason = "there is nothing to run";
@@ -209,7 +273,7 @@ Stack plan_call(const Request& a, const Device& device) {
     // Layers may run at the same time where each takes the y of the one below as it is, but for a mask.
     const int layers = a.D == 1 && !a.recorded ? a.layers : 1;
     const Kernel kernel = kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm);
-    stack = plan_stack(choice(), kernel, {a.H, q.rows(), a.D}, layers, q.steps(), device);
+    stack = plan_stack(choice(), kernel, {a.H, q.rows(), a.D, q.steps()}, layers, device, check);
   }
   return stack;
 }

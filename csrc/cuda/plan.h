@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "common/macros.h"
@@ -17,13 +18,15 @@ constexpr int kFragment = 16;        // rows of the weights in one product of a 
 constexpr int kMostUnits = 64;       // of a block
 constexpr int kPortableCluster = 8;  // blocks of a cluster on every device that has clusters
 constexpr int kMostStages = 8;       // layers of a stack in one launch
-// Of a Vec16, a TransactionBarrier, a Slot, a flag.
-constexpr int kVec16Bytes = 16, kBarrierBytes = 8, kSlotBytes = 40, kFlagBytes = 16;
+// Of a Vec16, a TransactionBarrier, a Slot, a flag, a mark that the block has failed.
+constexpr int kVec16Bytes = 16, kBarrierBytes = 8, kSlotBytes = 40, kFlagBytes = 4, kFailedBytes = 4;
 
 // Of 16 rows of the weights that a warp multiplies at once, for numbers per unit that come out; and how many pairs of
 // steps of k of these it holds in registers.
 constexpr int warp_tiles(int out) { return out == 1 ? 1 : (out == 3 ? 3 : 2); }
-constexpr int pairs_in_registers(int tiles, bool exact) { return (exact ? 8 : 12) / tiles; }
+constexpr int pairs_in_registers(int tiles, int batch, bool exact) {
+  return (exact ? 8 : (batch > 1 && tiles > 1 ? 10 : 12)) / tiles;
+}
 
 // How the warps of a block share a product, the same in all blocks of a launch.
 struct ProductShape {
@@ -43,8 +46,11 @@ struct MessageLayout {
   int sums;       // where the sums of all blocks begin in a row of a buffer
   int pitch;      // bytes between rows of a buffer
 
+  // One block has nobody to send to: what its cells leave in its own buffer is what it multiplies next.
+  RNN_HD bool alone() const { return blocks == 1; }
+  RNN_HD int slice_pitch() const { return bytes + sum_bytes; }
   RNN_HD int64_t buffer() const { return int64_t(rows) * pitch; }
-  RNN_HD int64_t slice() const { return int64_t(rows) * (bytes + sum_bytes); }
+  RNN_HD int64_t slice() const { return alone() ? 0 : int64_t(rows) * slice_pitch(); }
 };
 
 // A launch. A group of blocks holds the weights of one direction and takes some tiles of rows through the sequence. Of
@@ -53,11 +59,13 @@ struct MessageLayout {
 struct Layout {
   int units;   // of a block; a multiple of 8, at most kMostUnits
   int tiles;   // of a group
+  int rows;    // of the batch in a tile, of the rows that it has room for
   int groups;  // per direction or stage
   int stages;  // 1: a layer by itself, of one or two directions
   ProductShape product;
   MessageLayout message;
-  int64_t exchange, partial, staging, state, squares, slots;  // weights lie at 0
+  // Weights lie at 0.
+  int64_t exchange, partial, staging, state, constants, squares, slots, failed;
   int64_t upstream_weights, upstream_rows, upstream_partial;  // of the product with what comes from upstream
   int64_t shared_bytes;
   // Of a group, in global memory: what it exchanges and, from `flags` on, how far its tiles are.
@@ -70,6 +78,7 @@ struct Layout {
 // What the layout has to know of a kernel: constants of its template.
 struct Kernel {
   int out, sent, state;  // numbers per unit: see passes.h
+  int constants;         // numbers per unit that are added at every step
   int kept;              // numbers per unit that wait for the norm, if there is one
   int bytes;             // of an operand
   bool exact;            // IEEE products of float32, without tensor cores
@@ -79,7 +88,7 @@ struct Kernel {
   bool cluster;          // else through the grid
 
   int tiles() const { return warp_tiles(out); }
-  int in_registers() const { return pairs_in_registers(tiles(), exact); }
+  int in_registers() const { return pairs_in_registers(tiles(), batch, exact); }
 };
 // What the numbers of a call are; kTF32: float32 where torch allows tensor cores for it.
 enum class Precision { kFloat64, kFloat32, kTF32, kBFloat16, kFloat16 };
@@ -101,6 +110,7 @@ int most_blocks_of(int major);
 struct Problem {
   int64_t H, rows;  // rows of the loop, per direction
   int D;
+  int64_t steps;   // of the loop
   int stages = 1;  // with D = 1, if more
 };
 
@@ -109,8 +119,15 @@ struct Plan {
   std::string reason;  // why not
   Kernel kernel;
   Layout layout;
-  int launches;   // one after the other, each with all groups
-  double cycles;  // of a round of all launches, estimated
+  int launches;             // one after the other, each with all groups
+  double cycles;            // of a round of all launches, estimated
+  double begin;             // before the first round, in all launches
+  std::string passed_over;  // why a layout that was estimated to be faster cannot be launched on this device
+
+  double all_cycles(int64_t rounds) const { return begin + double(rounds) * cycles; }
+  bool in_clusters() const { return kernel.cluster && !layout.message.alone(); }
+  // Must all blocks of a launch run at the same time?
+  bool cooperates() const { return !in_clusters() && (!layout.message.alone() || layout.stages > 1); }
 };
 
 // Fills in what follows from blocks, units and tiles.
@@ -129,18 +146,22 @@ Choice choice();
 bool set_family(const std::string& name);
 bool set_stacks(const std::string& name);
 
+// Whether a device can launch a plan for so many directions: why not, or nothing. Limits of a device say what should
+// fit; what does, depends on the compiled kernel, on how multiprocessors lie together and on who else uses the device.
+using Check = std::function<std::string(const Plan& plan, int D)>;
+
 // The fastest plan of a family for kernels with these numbers per unit and operands; their batch and exchange are
 // chosen here.
-Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d);
+Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d, const Check& check = {});
 
-// The fastest way to run a stack of layers of one direction through so many steps: one after the other, or as many as
-// `stages` at a time.
+// The fastest way to run a stack of layers of one direction: one after the other, or as many as `stages` at a time;
+// step by step where that is faster and no family was asked for.
 struct Stack {
   int stages;
   Plan plan;
   double cycles;  // of all layers and steps, estimated
 };
-Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, int64_t steps, const Device& d);
+Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, const Device& d, const Check& check = {});
 
 // All that a plan depends on of a call. What launches kernels and what tells users of it ask with the same request.
 struct Request {
@@ -152,6 +173,6 @@ struct Request {
   int D, layers;
 };
 // How the layers of a call run, as the settings of the process choose; a plan that is not found has its reason.
-Stack plan_call(const Request& request, const Device& device);
+Stack plan_call(const Request& request, const Device& device, const Check& check = {});
 
 }  // namespace rnn::cuda

@@ -33,11 +33,16 @@ struct Operand<float> {  // IEEE arithmetic
 
 // A product of type P with kTiles * 16 rows of the weights and kBatch * 8 of the batch per warp, which holds the
 // weights of kInRegisters pairs of steps in registers and the others in shared memory.
-template <class P, int kTiles, int kBatch, int kInRegisters = pairs_in_registers(kTiles, std::is_same_v<P, float>)>
+template <class P, int kTiles, int kBatch,
+          int kInRegisters = pairs_in_registers(kTiles, kBatch, std::is_same_v<P, float>)>
 class Product {
   using Bits = typename Operand<P>::Bits;
   static constexpr bool kExact = std::is_same_v<P, float>;
   static constexpr int kSums = kExact ? 2 * kColumns : 4;  // of a thread, per tile
+  // An instruction waits for the one before it in the same sum. Where there is one sum, the two steps of a pair have
+  // sums of their own, which are added up in the end.
+  static constexpr int kChains = !kExact && kTiles * kBatch == 1 ? 2 : 1;
+  using Sums = float[kChains][kTiles][kBatch][kSums];
 
  public:
   static constexpr int kStep = kStepBytes / int(sizeof(Bits));
@@ -85,13 +90,9 @@ class Product {
   // rows: kBatch * 8 rows of operands, `pitch` bytes apart. partial [parts, groups * kTiles * 16, kPitch].
   RNN_DEVICE void run(const ProductShape& s, const char* rows, int pitch, float* partial) const {
     if (part_ >= s.parts) return;
-    float sums[kTiles][kBatch][kSums];
+    Sums sums;
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m)
-#pragma unroll
-      for (int n = 0; n < kBatch; ++n)
-#pragma unroll
-        for (int i = 0; i < kSums; ++i) sums[m][n][i] = 0;
+    for (int i = 0; i < kChains * kTiles * kBatch * kSums; ++i) (&sums[0][0][0][0])[i] = 0;
     rows += first_ * 2 * kStepBytes;
 #pragma unroll
     for (int q = 0; q < kInRegisters; ++q)
@@ -110,10 +111,14 @@ class Product {
     }
     partial += (int64_t(part_) * s.groups + group_) * kTiles * kFragment * kPitch;
     if constexpr (kExact) add_lanes(sums);
+    if constexpr (kChains > 1) {
+#pragma unroll
+      for (int i = 0; i < kBatch * kSums; ++i) (&sums[0][0][0][0])[i] += (&sums[1][0][0][0])[i];
+    }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
-      for (int n = 0; n < kBatch; ++n) leave(partial + m * kFragment * kPitch + n * kColumns, sums[m][n]);
+      for (int n = 0; n < kBatch; ++n) leave(partial + m * kFragment * kPitch + n * kColumns, sums[0][m][n]);
   }
 
  private:
@@ -136,8 +141,7 @@ class Product {
     return vector;
   }
 
-  RNN_DEVICE void multiply_pair(const uint32_t (&a)[2][kTiles][4], const char* rows, int pitch,
-                                float (&sums)[kTiles][kBatch][kSums]) const {
+  RNN_DEVICE void multiply_pair(const uint32_t (&a)[2][kTiles][4], const char* rows, int pitch, Sums& sums) const {
 #pragma unroll
     for (int n = 0; n < kBatch; ++n) {
       if constexpr (kExact) {
@@ -148,7 +152,8 @@ class Product {
 #pragma unroll
         for (int step = 0; step < 2; ++step)
 #pragma unroll
-          for (int m = 0; m < kTiles; ++m) multiply(sums[m][n], a[step][m], b[2 * step], b[2 * step + 1], P{});
+          for (int m = 0; m < kTiles; ++m)
+            multiply(sums[kChains > 1 ? step : 0][m][n], a[step][m], b[2 * step], b[2 * step + 1], P{});
       }
     }
   }
@@ -156,7 +161,7 @@ class Product {
   // A lane multiplies its words of the weights, two rows of them, with all columns; lanes of the same rows are added up
   // in the end.
   RNN_DEVICE void multiply_exactly(const uint32_t (&a)[2][kTiles][4], const char* rows, int pitch, int n,
-                                   float (&sums)[kTiles][kBatch][kSums]) const {
+                                   Sums& sums) const {
 #pragma unroll
     for (int step = 0; step < 2; ++step)
 #pragma unroll
@@ -169,18 +174,18 @@ class Product {
           for (int m = 0; m < kTiles; ++m)
 #pragma unroll
             for (int row = 0; row < 2; ++row)
-              sums[m][n][row * kColumns + j] += bits_float(a[step][m][half * 2 + row]) * x;
+              sums[0][m][n][row * kColumns + j] += bits_float(a[step][m][half * 2 + row]) * x;
         }
   }
-  static RNN_DEVICE void add_lanes(float (&sums)[kTiles][kBatch][kSums]) {
+  static RNN_DEVICE void add_lanes(Sums& sums) {
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int n = 0; n < kBatch; ++n)
 #pragma unroll
         for (int i = 0; i < kSums; ++i) {
-          sums[m][n][i] += shuffle_xor(sums[m][n][i], 1);
-          sums[m][n][i] += shuffle_xor(sums[m][n][i], 2);
+          sums[0][m][n][i] += shuffle_xor(sums[0][m][n][i], 1);
+          sums[0][m][n][i] += shuffle_xor(sums[0][m][n][i], 2);
         }
   }
 

@@ -6,21 +6,32 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
-#include "cuda/launch.h"
+#include "cuda/fault.h"
+#include "cuda/here.h"
 #include "cuda/persistent.h"
 #include "cuda/stepwise.h"
 
 namespace rnn::cuda {
 namespace {
 
+// The device refused the first launch of a plan: nothing has run, and another plan may.
+struct Refused {};
+
 // Launches on the current stream of a device, which has to be the current device.
 struct Launcher {
   const char* op;
   int cell;
   Stream stream;
+  FaultRecord record{};
+  mutable bool launched = false;  // a kernel of the plan at hand
 
   Launcher(const char* op, int cell, c10::Device device)
-      : op(op), cell(cell), stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle()) {}
+      : op(op), cell(cell), stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle()) {
+    check(fault_record(record));
+    if (!*record.on_host) return;
+    const std::string fault = take_fault(device.index());
+    TORCH_CHECK(fault.empty(), "An earlier call on ", device, " failed. ", fault);
+  }
 
   void check(const char* error) const {
     TORCH_CHECK(!error, "rnnkernels::", op, ": a CUDA kernel could not be launched: ", error);
@@ -31,8 +42,24 @@ struct Launcher {
     check(cuda::launch(cell, step, stream));
   }
   template <class Stages>
-  void operator()(const Stages& stages, const Plan& plan, const Part& part) const {
-    check(cuda::launch(cell, stages, plan, part, stream));
+  void operator()(const Stages& stages, const Plan& plan, Part part) const {
+    part.fault = record.on_device;
+    const Outcome outcome = cuda::launch(cell, stages, plan, part, stream);
+    if (outcome.refused && !launched) throw Refused();
+    check(outcome.error);
+    launched = true;
+  }
+
+  // Calls f, which runs a plan; false where that was refused.
+  template <class F>
+  bool accepted(F&& f) const {
+    launched = false;
+    try {
+      f();
+    } catch (const Refused&) {
+      return false;
+    }
+    return true;
   }
 };
 
@@ -45,10 +72,22 @@ void run(const char* op, Run& all, c10::Device device) {
   const Launcher launcher(op, all.cell().number, device);
   Device limits{};
   launcher.check(query(limits));
-  const Stack stack = plan_call(request_of(all, tf32_allowed()), limits);
-  if (stack.stages > 1) return run_stack(all, stack, launcher);
+  const Request request = request_of(all, tf32_allowed());
+  const Check check = check_here(all.cell().number, request);
+  Stack stack = plan_call(request, limits, check);
+  // What was refused is not planned again.
+  while (stack.stages > 1) {
+    if (launcher.accepted([&] { run_stack(all, stack, launcher); })) return;
+    stack = plan_call(request, limits, check);
+  }
   all.each([&](auto& layer) {
-    stack.plan.found ? run_persistent(layer, stack.plan, launcher) : run_stepwise(layer, launcher);
+    while (stack.plan.found) {
+      if (launcher.accepted([&] { run_persistent(layer, stack.plan, launcher); })) return;
+      Request one = request;
+      one.layers = 1;
+      stack = plan_call(one, limits, check);
+    }
+    run_stepwise(layer, launcher);
   });
 }
 

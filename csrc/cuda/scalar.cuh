@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "common/macros.h"
 #include "common/storage.h"
+#include "cuda/activation.h"
 
 namespace rnn::cuda {
 
@@ -26,10 +28,22 @@ struct Scalar {
     return *this;
   }
 
-  // The accurate functions, not the fast intrinsics. e^-x overflows to infinity and underflows to zero, so that sigmoid
+  // float64 serves gradient checks more than speed. e^-x overflows to infinity and underflows to zero, so that sigmoid
   // saturates at 0 and 1; a NaN stays a NaN.
-  friend RNN_HD Scalar sigmoid(Scalar x) { return T(1) / (T(1) + std::exp(-x.v)); }
-  friend RNN_HD Scalar tanh(Scalar x) { return std::tanh(x.v); }
+  friend RNN_HD Scalar sigmoid(Scalar x) {
+    if constexpr (std::is_same_v<T, float>) {
+      return fast_sigmoid(x.v);
+    } else {
+      return T(1) / (T(1) + std::exp(-x.v));
+    }
+  }
+  friend RNN_HD Scalar tanh(Scalar x) {
+    if constexpr (std::is_same_v<T, float>) {
+      return fast_tanh(x.v);
+    } else {
+      return std::tanh(x.v);
+    }
+  }
   friend RNN_HD Scalar where_at_most_zero(Scalar x, Scalar a, Scalar b) { return x.v <= T(0) ? a : b; }
 };
 
@@ -48,6 +62,37 @@ template <class IO>
 RNN_HD Scalar<Arithmetic<IO>> load_or_zero(const IO* p, int64_t offset) {
   return p ? load(p + offset) : Scalar<Arithmetic<IO>>(0);
 }
+
+// A number as it lies in memory, or zero. It is converted where it is used: a thread that converts what it has asked
+// for stands still until it is there. One of 16 bits has a register by itself: moving it to half of one is work, too.
+template <class IO>
+struct Raw {
+  std::conditional_t<sizeof(IO) == 2, uint32_t, IO> bits;
+
+  Raw() = default;
+  RNN_HD explicit Raw(IO x) {
+    if constexpr (sizeof(IO) == 2) {
+      bits = x.bits;
+    } else {
+      bits = x;
+    }
+  }
+  static RNN_HD Raw zero() {
+    Raw raw;
+    raw.bits = 0;
+    return raw;
+  }
+  static RNN_HD Raw or_zero(const IO* p, int64_t offset) { return p ? Raw(p[offset]) : zero(); }
+
+  RNN_HD Scalar<Arithmetic<IO>> value() const {
+    if constexpr (sizeof(IO) == 2) {
+      return Storage<IO>::read(IO{uint16_t(bits)});
+    } else {
+      return bits;
+    }
+  }
+};
+
 template <class IO>
 RNN_HD void store(IO* p, Scalar<Arithmetic<IO>> x) {
   *p = Storage<IO>::write(x.v);

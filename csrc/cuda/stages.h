@@ -32,6 +32,7 @@ using BackwardStages = std::vector<BackwardStage<IO>>;
 struct Part {
   char* global;
   int64_t first_row;
+  uint64_t* fault = nullptr;  // where a kernel records that it has waited in vain: see fault.h
 };
 
 }  // namespace rnn::cuda

@@ -37,7 +37,9 @@ struct ForwardCell {
       if (!raw) carried[0] = load(h + state);
       if constexpr (Cell::S > 1) carried[1] = load(c + state);
     }
-    unit.run(call, 0, i, through, carried, raw != nullptr);
+    const Biases<Cell, IO> biases(call, slot.d, i);
+    unit.run(0, biases, through, carried, raw != nullptr);
+    unit.write(call, i, raw != nullptr);
     if (!unit.place.active) return;
     store(raw ? raw + state : h + state, carried[0]);
     if constexpr (Cell::S > 1) store(c + state, carried[1]);
@@ -138,12 +140,12 @@ struct BackwardProject {
 // Hands on the gate gradients of one unit and step, in the order of dgates: to the result, and to the next product.
 template <class Cell, class IO>
 RNN_HD void hand_on(const Backward<IO>& call, const BackwardUnit<Cell, IO>& unit, const Slot& slot, int64_t i,
-                    const Scalar<Arithmetic<IO>>* dgates, IO* dgh) {
+                    IO* dgh) {
   const int64_t H = call.seq.H;
-  unit.write(call, i, dgates);
+  unit.write(call, i);
   if (!unit.place.active) return;
   dgh += slot.n * Cell::G * H + i;
-  for (int g = 0; g < Cell::G; ++g) store(dgh + g * H, dgates[unit.of_hidden(g)]);
+  for (int g = 0; g < Cell::G; ++g) store(dgh + g * H, unit.dgates[unit.of_hidden(g)]);
 }
 
 // The gradients of the gates of step s, after dh_through; or, where h is projected, after dh_raw.
@@ -163,9 +165,9 @@ struct BackwardCell {
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
     const int64_t state = slot.n * q.H + i;
-    const BackwardUnit<Cell, IO> unit(call, slot, s, i, carried.dh_raw != nullptr);
+    BackwardUnit<Cell, IO> unit(call, slot, s, i, carried.dh_raw != nullptr);
     if (unit.place.outside) return;
-    V dgates[unit.kGates], around[Cell::S], dh(0);
+    V around[Cell::S], dh(0);
     if (unit.place.active) {
       if (carried.dh_raw) {
         dh = load(carried.dh_raw + state);
@@ -175,20 +177,20 @@ struct BackwardCell {
       }
       if constexpr (Cell::S > 1) around[1] = load(carried.dc + state);
     }
-    unit.run(0, dh, around, dgates);
+    unit.run(0, dh, around);
     if (unit.place.active) {
       if (!carried.dh_raw) store(carried.dh + state, around[0]);
       if constexpr (Cell::S > 1) store(carried.dc + state, around[1]);
     }
     if (carried.unbounded) {
       double* kept = carried.unbounded + slot.n * unit.kGates * q.H + i;
-      for (int g = 0; g < unit.kGates; ++g) kept[g * q.H] = dgates[g].v;
+      for (int g = 0; g < unit.kGates; ++g) kept[g * q.H] = unit.dgates[g].v;
       return;
     }
     if (call.clip.kind != Clip::kNone) {
-      for (V& x : dgates) x = call.clip.template elementwise<Arithmetic<IO>>(x);
+      for (V& x : unit.dgates) x = call.clip.template elementwise<Arithmetic<IO>>(x);
     }
-    hand_on(call, unit, slot, i, dgates, carried.dgh);
+    hand_on(call, unit, slot, i, carried.dgh);
   }
 };
 
@@ -213,9 +215,8 @@ struct BackwardBound {
     if (unit.place.outside) return;
     const double norm = carried.norms[slot.n], factor = call.clip.factor(norm * norm);
     const double* kept = carried.unbounded + slot.n * (Cell::G + Cell::A) * q.H + i;
-    V dgates[Cell::G + Cell::A];
-    for (int g = 0; g < Cell::G + Cell::A; ++g) dgates[g] = V(Arithmetic<IO>(kept[g * q.H] * factor));
-    hand_on(call, unit, slot, i, dgates, carried.dgh);
+    for (int g = 0; g < Cell::G + Cell::A; ++g) unit.dgates[g] = V(Arithmetic<IO>(kept[g * q.H] * factor));
+    hand_on(call, unit, slot, i, carried.dgh);
   }
 };
 

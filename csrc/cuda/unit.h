@@ -2,7 +2,8 @@
 // product of its step is known, and what it computes and writes after. Both directions of differentiation.
 //
 // Constructing a unit only reads, so that a kernel can ask for it early; run() takes the product and the state that the
-// step before left, and leaves the next state in its place. Nothing here needs a GPU.
+// step before left, and leaves the next state in its place; write() can wait until others have been sent theirs.
+// Nothing here needs a GPU.
 #pragma once
 
 #include "common/cell_list.h"
@@ -32,6 +33,23 @@ RNN_HD Scalar<Arithmetic<IO>> stored(Scalar<Arithmetic<IO>> x) {
   return Storage<IO>::read(Storage<IO>::write(x.v));
 }
 
+// What is added to the gates of a unit at every step.
+template <class Cell, class IO>
+struct Biases {
+  using V = Scalar<Arithmetic<IO>>;
+  V input[Cell::G], hidden[Cell::G];
+
+  Biases() = default;
+  RNN_HD Biases(const Forward<IO>& call, int64_t d, int64_t i) {
+    const IO* b_ih = d == 0 ? call.b_ih[0] : call.b_ih[1];
+    const IO* b_hh = d == 0 ? call.b_hh[0] : call.b_hh[1];
+    for (int g = 0; g < Cell::G; ++g) {
+      input[g] = load_or_zero(b_ih, g * call.seq.H + i);
+      hidden[g] = load_or_zero(b_hh, g * call.seq.H + i);
+    }
+  }
+};
+
 // The gates of step s. Where h is projected, its own value is neither known nor asked for. A Cell that is one of
 // several is told apart by its number when it runs.
 template <class Cell, class IO>
@@ -39,7 +57,8 @@ struct ForwardUnit {
   using V = Scalar<Arithmetic<IO>>;
   Place place;
   bool cut;
-  V gx[Cell::G], hidden[Cell::G];  // the latter without W_hh h
+  Raw<IO> gx[Cell::G];
+  V next[Cell::S], saved[Cell::K + 1];  // by run(), for write()
 
   ForwardUnit() = default;
   RNN_HD ForwardUnit(const Forward<IO>& call, const Slot& slot, int64_t s, int64_t i) {
@@ -47,32 +66,29 @@ struct ForwardUnit {
     place = q.place(slot.d, slot.row, s);
     if (!place.active) return;
     cut = q.cut_before(slot.d, slot.row, s);
-    const IO* b_ih = slot.d == 0 ? call.b_ih[0] : call.b_ih[1];
-    const IO* b_hh = slot.d == 0 ? call.b_hh[0] : call.b_hh[1];
-    for (int g = 0; g < Cell::G; ++g) {
-      gx[g] = load_or_zero(call.gx, place.n * Cell::G * q.H + g * q.H + i) + load_or_zero(b_ih, g * q.H + i);
-      hidden[g] = load_or_zero(b_hh, g * q.H + i);
-    }
+    for (int g = 0; g < Cell::G; ++g) gx[g] = Raw<IO>::or_zero(call.gx, place.n * Cell::G * q.H + g * q.H + i);
   }
 
   // gh [G]: W_hh h; state [S]: h, as it is stored, and c.
-  RNN_HD void run(const Forward<IO>& call, int cell, int64_t i, const V* gh, V* state, bool projected) {
-    const Sequence& q = call.seq;
-    V next[Cell::S], saved[Cell::K + 1];
+  RNN_HD void run(int cell, const Biases<Cell, IO>& biases, const V* gh, V* state, bool projected) {
     for (V& x : next) x = V(0);
     for (V& x : saved) x = V(0);
-    if (place.active) {
-      V prev[Cell::S];
-      for (int k = 0; k < Cell::S; ++k) prev[k] = cut ? V(0) : state[k];
-      if (projected) prev[0] = V(0);
-      if (!cut) {
-        for (int g = 0; g < Cell::G; ++g) hidden[g] += gh[g];
-      }
-      cell_forward(Cell{}, cell, gx, hidden, prev, next, saved);
-      state[0] = stored<IO>(next[0]);
-      for (int k = 1; k < Cell::S; ++k) state[k] = next[k];
+    if (!place.active) return;
+    V input[Cell::G], hidden[Cell::G], prev[Cell::S];
+    for (int g = 0; g < Cell::G; ++g) {
+      input[g] = gx[g].value() + biases.input[g];
+      hidden[g] = biases.hidden[g] + (cut ? V(0) : gh[g]);
     }
+    for (int k = 0; k < Cell::S; ++k) prev[k] = cut ? V(0) : state[k];
+    if (projected) prev[0] = V(0);
+    cell_forward(Cell{}, cell, input, hidden, prev, next, saved);
+    state[0] = stored<IO>(next[0]);
+    for (int k = 1; k < Cell::S; ++k) state[k] = next[k];
+  }
+
+  RNN_HD void write(const Forward<IO>& call, int64_t i, bool projected) const {
     if (place.outside) return;  // packed steps have no padding to fill
+    const Sequence& q = call.seq;
     if (call.saved) {
       for (int k = 0; k < Cell::K; ++k) store(call.saved + place.n * Cell::K * q.H + k * q.H + i, saved[k]);
     }
@@ -92,7 +108,8 @@ struct BackwardUnit {
   static constexpr int kGates = Cell::G + Cell::A;  // in the order of dgates
   Place place;
   bool cut, linked_after;
-  V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dout[Cell::S];
+  Raw<IO> saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dout[Cell::S];
+  V dgates[kGates];  // by run(), for write()
 
   BackwardUnit() = default;
   RNN_HD BackwardUnit(const Backward<IO>& call, const Slot& slot, int64_t s, int64_t i, bool projected) {
@@ -102,32 +119,37 @@ struct BackwardUnit {
     cut = q.cut_before(slot.d, slot.row, s);
     linked_after = linked(q, slot, s + 1);
     const int64_t at = place.n * q.H + i;
-    for (int k = 0; k < Cell::K; ++k) saved[k] = load(call.saved + place.n * Cell::K * q.H + k * q.H + i);
-    prev[0] = next[0] = dout[0] = V(0);  // h before the projection: no cell with a projection asks for its value
+    for (int k = 0; k < Cell::K; ++k) saved[k] = Raw<IO>(call.saved[place.n * Cell::K * q.H + k * q.H + i]);
+    prev[0] = next[0] = dout[0] =
+        Raw<IO>::zero();  // h before the projection: no cell with a projection asks for its value
     if (!projected) {
       prev[0] = before(call, call.h0, call.y, slot, s, i);
-      next[0] = load(call.y + at);
-      dout[0] = load_or_zero(call.dy, at);
+      next[0] = Raw<IO>(call.y[at]);
+      dout[0] = Raw<IO>::or_zero(call.dy, at);
     }
     if constexpr (Cell::S > 1) {
       prev[1] = before(call, call.c0, call.c, slot, s, i);
-      next[1] = load(call.c + at);
-      dout[1] = load_or_zero(call.dc, at);
+      next[1] = Raw<IO>(call.c[at]);
+      dout[1] = Raw<IO>::or_zero(call.dc, at);
     }
   }
 
   // The gradient of h of this step, of what reached it `around` W_hh and `through` it.
-  RNN_HD V dh(V around, V through) const { return around + dout[0] + (linked_after ? through : V(0)); }
+  RNN_HD V dh(V around, V through) const { return around + dout[0].value() + (linked_after ? through : V(0)); }
 
   // dh, and carried [S], of which [1] is what reaches c: in their place what reaches the states of the step before
-  // around W_hh. dgates [kGates]; zero where there is no step.
-  RNN_HD void run(int cell, V dh, V* carried, V* dgates) const {
-    for (int g = 0; g < kGates; ++g) dgates[g] = V(0);
+  // around W_hh. The gradients of the gates are zero where there is no step.
+  RNN_HD void run(int cell, V dh, V* carried) {
+    for (V& x : dgates) x = V(0);
     if (!place.active) return;
-    V dnext[Cell::S], dprev[Cell::S], dhidden[Cell::G];
-    dnext[0] = dh;
-    for (int k = 1; k < Cell::S; ++k) dnext[k] = carried[k] + dout[k];
-    cell_backward(Cell{}, cell, saved, prev, next, dnext, dgates, dhidden, dprev);
+    V kept[Cell::K + 1], entered[Cell::S], left[Cell::S], dnext[Cell::S], dprev[Cell::S], dhidden[Cell::G];
+    for (int k = 0; k < Cell::K; ++k) kept[k] = saved[k].value();
+    for (int k = 0; k < Cell::S; ++k) {
+      entered[k] = prev[k].value();
+      left[k] = next[k].value();
+      dnext[k] = k == 0 ? dh : carried[k] + dout[k].value();
+    }
+    cell_backward(Cell{}, cell, kept, entered, left, dnext, dgates, dhidden, dprev);
     for (int a = 0; a < Cell::A; ++a) dgates[Cell::G + a] = dhidden[Cell::G - Cell::A + a];
     for (int k = 0; k < Cell::S; ++k) carried[k] = cut ? V(0) : dprev[k];
   }
@@ -135,7 +157,7 @@ struct BackwardUnit {
   // The gradient of gh of a gate, in dgates.
   static RNN_HD constexpr int of_hidden(int gate) { return gate < Cell::G - Cell::A ? gate : gate + Cell::A; }
 
-  RNN_HD void write(const Backward<IO>& call, int64_t i, const V* dgates) const {
+  RNN_HD void write(const Backward<IO>& call, int64_t i) const {
     const int64_t H = call.seq.H;
     IO* result = call.dgates + place.n * kGates * H + i;
     for (int g = 0; g < kGates; ++g) store(result + g * H, dgates[g]);
@@ -143,12 +165,12 @@ struct BackwardUnit {
 
  private:
   // The state that entered step s: from all states [T, B, D, H], or from the initial ones.
-  RNN_HD V before(const Backward<IO>& call, const IO* initial, const IO* all, const Slot& slot, int64_t s,
-                  int64_t i) const {
+  RNN_HD Raw<IO> before(const Backward<IO>& call, const IO* initial, const IO* all, const Slot& slot, int64_t s,
+                        int64_t i) const {
     const Sequence& q = call.seq;
-    if (cut) return V(0);
-    if (s == 0 && q.first(slot.d, slot.row)) return load(initial + q.state_at(slot.d, slot.row.b, q.H) + i);
-    return load(all + q.before(slot.d, slot.row, s) * q.H + i);
+    if (cut) return Raw<IO>::zero();
+    if (s == 0 && q.first(slot.d, slot.row)) return Raw<IO>(initial[q.state_at(slot.d, slot.row.b, q.H) + i]);
+    return Raw<IO>(all[q.before(slot.d, slot.row, s) * q.H + i]);
   }
 };
 

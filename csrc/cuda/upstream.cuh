@@ -39,31 +39,34 @@ class Upstream {
     return product_.in_shared();
   }
 
-  // Waits for the upstream's results of a round of a tile, and leaves the product in partial(), for the block after its
-  // next barrier.
-  RNN_DEVICE void receive(const Pass& pass, const Slot* slots, int tile, int64_t round) const {
-    if (thread_index() < l_.message.blocks)
-      await(flag(group_ - l_.groups, tile, thread_index()), uint32_t(round + 1 + pass.late()));
+  // Waits for the upstream's results of a round of a tile; false where that took too long.
+  RNN_DEVICE bool await(const Pass& pass, int tile, int64_t round) const {
+    return thread_index() >= l_.message.blocks ||
+           ::rnn::cuda::await(flag(group_ - l_.groups, tile, thread_index()), uint32_t(round + 1 + pass.late()));
+  }
+
+  // Takes them, and leaves the product in partial(), for the block after its next barrier.
+  RNN_DEVICE void receive(const Pass& pass, const Slot* slots, int rows, int tile, int64_t round) const {
     sync_block();
-    const auto row = [&](int n) { return slots[n].n >= 0 ? pass.upstream_row(slots[n], round) : UpstreamRow<IO>{}; };
+    const auto row = [&](int n) { return pass.upstream_row(slots[n], round); };
     const int warp = thread_index() / kWarp;
     const int64_t H = pass.sequence().H;
-    for (int n = warp; n < kRows; n += kWarps) copy(row(n).numbers, H, operands(n));
+    for (int n = warp; n < rows; n += kWarps) copy(row(n).numbers, H, operands(n));
     copies_arrive();
     sync_block();
     if (std::is_same_v<P, TF32> || pass.masked()) {  // the numbers are no operands yet
-      for (int n = warp; n < kRows; n += kWarps) convert(row(n).mask, H, operands(n));
+      for (int n = warp; n < rows; n += kWarps) convert(row(n).mask, H, operands(n));
       sync_block();
     }
     product_.run(l_.product, rows_, l_.upstream_pitch(),
                  reinterpret_cast<float*>(shared_memory() + l_.upstream_partial));
   }
 
-  // Tells the stage after this one, if there is one, of a round whose results all threads of the block have written
-  // before a barrier. The last warp has the least to send.
+  // Tells the stage after this one, if there is one, of a round whose results all threads of the block have written.
   RNN_DEVICE void announce(int tile, int64_t round, int rank) const {
-    if (stage_ + 1 < l_.stages && thread_index() == kThreads - 1)
-      publish(flag(group_, tile, rank), uint32_t(round + 1));
+    if (stage_ + 1 >= l_.stages) return;
+    sync_block();
+    if (thread_index() == kThreads - 1) publish(flag(group_, tile, rank), uint32_t(round + 1));
   }
 
  private:

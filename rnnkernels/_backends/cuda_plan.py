@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 
 import torch
@@ -41,29 +43,34 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A layout; all but reason and family are 0 where there is none.
+    """A layout; all but reason, passed_over and family are 0 where there is none.
 
     Attributes:
         reason: why the layer runs step by step; empty where it does not.
+        passed_over: why a layout that would be faster cannot be launched on the device; empty where
+            there is none.
         family: ``'cluster'``, ``'grid'`` or ``'stepwise'``.
         blocks: that hold the recurrent weights of a direction together, a group.
         units: hidden units of a block.
         tiles: of rows of the batch that a group takes.
-        rows: of a tile.
+        rows: of the batch in a tile.
+        pitch: bytes between the rows that a block multiplies.
         groups: per direction.
         launches: one after the other.
         stages: layers of a stack that run at the same time.
         shared_bytes: of shared memory of a block.
         cycles: of a step, estimated from published costs of instructions.
-        all_cycles: of all steps and all layers of the stack.
+        all_cycles: of all steps and all layers of the stack, and before the first step.
     """
 
     reason: str
+    passed_over: str
     family: str
     blocks: int
     units: int
     tiles: int
     rows: int
+    pitch: int
     groups: int
     launches: int
     stages: int
@@ -75,12 +82,13 @@ class Plan:
         if self.reason:
             return f"step by step: {self.reason}"
         times = f" in {self.launches} launches" if self.launches > 1 else ""
+        why = f" (the device refuses {self.passed_over})" if self.passed_over else ""
         per, at_once = "direction", ""
         if self.stages > 1:
             per, at_once = "layer", f", {self.stages} layers at a time"
         return (
             f"a {self.family} of {self.blocks} blocks with {self.units} units, {self.groups} per "
-            f"{per}{times}, {self.tiles} x {self.rows} rows each{at_once}"
+            f"{per}{times}, {self.tiles} x {self.rows} rows each{at_once}{why}"
         )
 
 
@@ -95,7 +103,8 @@ def plan(
     projected: bool = False,
     norm: bool = False,
     layers: int = 1,
-    steps: int = 1,
+    steps: int = 512,
+    refused: Callable[[str, int], str] | None = None,
 ) -> Plan:
     """How one layer is laid out, or as many layers of a stack as run at the same time.
 
@@ -110,6 +119,8 @@ def plan(
         norm: gradients are bounded by their norm.
         layers: of a stack of one direction.
         steps: of the loop over time.
+        refused: in place of a device: why it cannot launch a family with so many blocks that share
+            the weights, or an empty string.
     """
     found = _ops.cuda_plan(
         cell=cell,
@@ -125,6 +136,7 @@ def plan(
         D=D,
         layers=layers,
         device=astuple(device),
+        refused=refused,
     )
     return Plan(**found)
 
@@ -149,7 +161,9 @@ def of_call(call: Call) -> str:
             D=call.directions,
             layers=call.layers,
             device=device,
+            here=call.x.is_cuda,
         )
         return Plan(**found)
 
-    return f"forward in {of_pass(False)}; backward in {of_pass(True)}"
+    with torch.cuda.device(call.x.device) if call.x.is_cuda else nullcontext():
+        return f"forward in {of_pass(False)}; backward in {of_pass(True)}"

@@ -42,7 +42,7 @@ class Program(NamedTuple):
 
     def convert(self, how: str, kind: str, x: np.ndarray, to: str) -> np.ndarray:
         done = subprocess.run(
-            [self.path, how, kind], input=x.tobytes(), capture_output=True, check=True
+            [self.path, how, *kind.split()], input=x.tobytes(), capture_output=True, check=True
         )
         return np.frombuffer(done.stdout, to)
 
@@ -264,3 +264,45 @@ def test_rounds_to_tf32(program: Program) -> None:
     )
     got = program.convert("write", "tf32", special, "float32")
     assert np.array_equal(got, special, equal_nan=True)
+
+
+#: Errors of the instructions, exp2 and reciprocal, in units in the last place: none, and NVIDIA's
+#: bounds in each direction; and what sigmoid and tanh may be off by then.
+INSTRUCTIONS = [("0 0", 3, 2)] + [(f"{e} {r}", 8, 4) for e in (-2, 2) for r in (-1, 1)]
+
+
+def all_floats(step: int) -> np.ndarray:
+    """Of both signs, from zero to infinity: one in so many."""
+    bits = np.arange(0, 0x7F800001, step, dtype=np.uint32)
+    ends = np.array([0, 1, 0x7F800000, 0x7F7FFFFF], np.uint32)
+    return np.concatenate([bits, ends, bits | 0x80000000, ends | 0x80000000]).view(np.float32)
+
+
+@pytest.mark.parametrize(("errors", "of_sigmoid", "of_tanh"), INSTRUCTIONS)
+def test_sigmoid_and_tanh(program: Program, errors: str, of_sigmoid: float, of_tanh: float) -> None:
+    """Against float64, over all of float32; subnormal results count as zero."""
+    x = all_floats(4099)
+    exact = x.astype(np.float64)
+    smallest = np.float64(2.0**-126)
+    with np.errstate(over="ignore"):
+        sigmoid = 1 / (1 + np.exp(-exact))
+    for name, want, most in (("sigmoid", sigmoid, of_sigmoid), ("tanh", np.tanh(exact), of_tanh)):
+        got = program.convert(name, errors, x, "float32")
+        assert got.dtype == np.float32
+        ulp = np.spacing(np.abs(want).astype(np.float32)).astype(np.float64)
+        off = np.abs(got - want) / ulp
+        normal = np.abs(want) >= smallest
+        assert off[normal].max() <= most, (name, x[normal][off[normal].argmax()])
+        assert (np.abs(got[~normal]) <= smallest).all()
+    # Gates that are shut or open, and what saturates.
+    ends = np.array([-np.inf, -3e38, -89, 89, 3e38, np.inf, np.nan], np.float32)
+    assert np.array_equal(
+        program.convert("sigmoid", "0 0", ends, "float32"),
+        np.array([0, 0, 0, 1, 1, 1, np.nan], np.float32),
+        equal_nan=True,
+    )
+    assert np.array_equal(
+        program.convert("tanh", "0 0", ends, "float32"),
+        np.array([-1, -1, -1, 1, 1, 1, np.nan], np.float32),
+        equal_nan=True,
+    )

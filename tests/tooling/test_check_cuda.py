@@ -269,12 +269,13 @@ def test_tables() -> None:
     assert len(lines) == 2 + 3 * 2 * 2
 
     H100 = kernel_table.DEVICES["H100"]
-    both = [kernel_table.plan("lstm", b, "tf32", 1024, 64, 1, H100) for b in (False, True)]
+    both = [kernel_table.plan("lstm", b, "bfloat16", 1024, 128, 1, H100) for b in (False, True)]
+    assert not both[0].reason
     assert both[1].reason
     wanted = f" {both[0].shared_bytes / 1024:.1f} {both[0].family} / – "
-    lstm, gru = kernel_table.shared_table([(1, 64, 1024)]).splitlines()[2:]
-    assert lstm.split("|")[5] == wanted
-    assert gru.startswith("| gru | 1 | 64, 1024 |")
+    lstm, gru = kernel_table.shared_table([(1, 128, 1024)]).splitlines()[2:]
+    assert lstm.split("|")[4] == wanted
+    assert gru.startswith("| gru | 1 | 128, 1024 |")
     line = kernel_table.shared_table([(4, 16, 256)]).splitlines()[2]
     assert re.search(r"\| \d+\.\d 4 x grid / \d+\.\d 4 x grid \|", line)
 

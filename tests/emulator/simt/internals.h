@@ -30,6 +30,7 @@ struct Thread;
 struct Site {
   std::string name;  // "send at kernel.cuh:12"
   bool skipped;
+  mutable uint64_t visits = 0;
 };
 
 struct Barrier {
@@ -85,6 +86,8 @@ struct Thread {
   const Site* waits_at = nullptr;
   std::vector<Copy> copies;       // not made yet
   const Site* copying = nullptr;  // the last copy not waited for
+  bool waits_in_time = false;     // what it waits for has a bound
+  bool late = false;              // which was reached
   bool started = false, done = false;
 
   Warp& warp() const { return block->warps[size_t(index / kWarp)]; }
@@ -140,6 +143,9 @@ class Machine {
   const Site& enter_always(const Here& here, const char* primitive);
   // The thread runs again after somebody woke it.
   void sleep(const Site& site);
+  // The same for a wait that has a bound, in a list of those who wait for the same; false where it was reached, which
+  // is when nobody can run any more.
+  bool sleep_in_time(const Site& site);
   void wake(std::vector<Thread*>& threads);
   // Lets others run, such as those that this thread has woken.
   void yield();
@@ -157,7 +163,7 @@ class Machine {
   void make_copies();
   void check_flag(const Site& site, const uint32_t* flag);
   void publish(uint32_t* flag, uint32_t value);
-  void await(const Site& site, const uint32_t* flag, uint32_t value);
+  bool await(const Site& site, const uint32_t* flag, uint32_t value);
 
  private:
   static void fiber_main();
@@ -171,6 +177,7 @@ class Machine {
   size_t choose_random();
   void resume(Thread& next);
   [[noreturn]] void fail_deadlock();
+  void let_time_pass();
   void change_mood();
   void let_messages_arrive();
   void deliver(size_t i);

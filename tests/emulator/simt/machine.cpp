@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <sstream>
+#include <utility>
 
 #include "simt/internals.h"
 
@@ -90,7 +91,7 @@ Report Machine::run() {
   Report report{switches_, {}};
   bool skipped = schedule_.skip_site.empty();
   for (const auto& [place, site] : sites_) {
-    report.sites.push_back({place.first, place.second});
+    report.sites.push_back({place.first, place.second, site.visits});
     skipped |= site.skipped;
   }
   if (!skipped) throw std::invalid_argument("launch: nothing ran at the site to skip, " + schedule_.skip_site);
@@ -175,9 +176,10 @@ const Site& Machine::visit(const Here& here, const char* primitive) {
   const Site*& known = known_[{{here.file, here.line}, primitive}];
   if (!known) {
     const std::string place = std::string(here.file) + ":" + std::to_string(here.line);
-    const Site site{std::string(primitive) + " at " + place, place == schedule_.skip_site};
+    const Site site{std::string(primitive) + " at " + place, place == schedule_.skip_site, 0};
     known = &sites_.emplace(std::pair{place, primitive}, site).first->second;
   }
+  ++known->visits;
   return *known;
 }
 
@@ -198,6 +200,25 @@ const Site* Machine::enter(const Here& here, const char* primitive) {
 void Machine::sleep(const Site& site) {
   self_->waits_at = &site;
   resume(*choose());
+}
+
+bool Machine::sleep_in_time(const Site& site) {
+  self_->waits_in_time = true;
+  sleep(site);
+  self_->waits_in_time = false;
+  return !std::exchange(self_->late, false);
+}
+
+// Everybody who waits with a bound has reached it.
+void Machine::let_time_pass() {
+  for (Thread& thread : threads_) {
+    if (!thread.waits_at || !thread.waits_in_time) continue;
+    thread.late = true;
+    make_ready(thread);
+  }
+  for (Block& block : blocks_)
+    for (auto& [offset, barrier] : block.transactions) barrier.asleep.clear();
+  flags_.clear();
 }
 
 void Machine::yield() {
@@ -230,8 +251,12 @@ void Machine::make_ready(Thread& thread) {
 Thread* Machine::choose() {
   while (ready_.empty()) {
     if (!alive_) return nullptr;
-    if (messages_.empty()) fail_deadlock();
-    deliver(random_.below(messages_.size()));
+    if (!messages_.empty()) {
+      deliver(random_.below(messages_.size()));
+      continue;
+    }
+    if (schedule_.bounded) let_time_pass();
+    if (ready_.empty()) fail_deadlock();
   }
   if (schedule_.mode == Mode::forward) std::pop_heap(ready_.begin(), ready_.end(), std::greater<>());
   if (schedule_.mode == Mode::reverse) std::pop_heap(ready_.begin(), ready_.end(), std::less<>());

@@ -28,11 +28,13 @@ struct Schedule {
   Mode mode = Mode::random;
   uint64_t seed = 0;
   std::string skip_site = {};  // where a primitive does nothing, as in `VisitedSite::place`
+  bool bounded = false;        // waits for other blocks end where nobody can run; else that is an Error
 };
 
 struct VisitedSite {
   std::string place;  // file:line
   std::string primitive;
+  uint64_t visits;  // by all threads
 };
 
 struct Report {

@@ -2,12 +2,16 @@
 // selftest sites CASE                    a line per site: file:line, tab, primitive
 // selftest list GROUP                    a line per case: name, tab, expected result
 // selftest read|write TYPE               conversions of stdin to stdout
+// selftest sigmoid|tanh ULPS ULPS        of stdin to stdout, by instructions that are off by so many units in the last
+//                                        place: exp2, and reciprocal
 #include "simt/selftest.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <utility>
@@ -65,6 +69,21 @@ void convert(To (*f)(From)) {
   }
 }
 
+// Of exact results, or their neighbours.
+int of_exp2, of_reciprocal;
+struct Off {
+  static float exp2(float x) { return moved(cuda::Approximate::exp2(x), of_exp2); }
+  static float reciprocal(float x) { return moved(cuda::Approximate::reciprocal(x), of_reciprocal); }
+
+ private:
+  static float moved(float x, int ulps) {
+    if (x == 0 || !std::isfinite(x)) return x;
+    for (; ulps > 0; --ulps) x = std::nextafter(x, std::numeric_limits<float>::infinity());
+    for (; ulps < 0; ++ulps) x = std::nextafter(x, 0.0f);
+    return x;
+  }
+};
+
 int main(const std::vector<std::string>& args) {
   const std::string& what = args.at(0);
   if (what == "run") {
@@ -82,6 +101,10 @@ int main(const std::vector<std::string>& args) {
   } else if (what == "write") {
     if (args.at(1) == "tf32") return convert(cuda::round_to_tf32), 0;
     args.at(1) == "bfloat16" ? convert(cuda::Storage<BFloat16>::write) : convert(cuda::Storage<Float16>::write);
+  } else if (what == "sigmoid" || what == "tanh") {
+    of_exp2 = std::stoi(args.at(1));
+    of_reciprocal = std::stoi(args.at(2));
+    what == "sigmoid" ? convert(cuda::fast_sigmoid<Off>) : convert(cuda::fast_tanh<Off>);
   } else {
     throw std::invalid_argument("what is " + what);
   }

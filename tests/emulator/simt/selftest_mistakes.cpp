@@ -141,6 +141,12 @@ std::vector<Case> of_messages() {
                 open_barriers(0);
                 send(data(), barrier(), 2, Vec16{});
               }),
+      mistake("send_in_a_cluster_of_one",
+              "Error block 0, thread 0, send at .*: a cluster of one block has nobody to send to", kWarpOnly,
+              [] {
+                open_barriers(0);
+                send(data(), barrier(), 0, Vec16{});
+              }),
       mistake("send_after_exit", "Error block 1, thread 0, send at .*: block 0 has come to its end", kPair,
               [] {
                 open_barriers(0);
@@ -304,7 +310,7 @@ std::vector<Case> mistakes_of_order() {
       mistake("overtaken_while_awaited", "Error block ., thread .*, await at .*: phase 0 awaited until phase 2", kPair,
               [] {
                 open_barriers(0);
-                if (thread_index() != 31) return barrier()->await(0);
+                if (thread_index() != 31) return void(barrier()->await(0));
                 barrier()->expect(0);
                 barrier()->expect(0);
               }),

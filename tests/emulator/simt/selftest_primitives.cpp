@@ -145,6 +145,7 @@ Attempt slowness() {
 Attempt arrivals() {
   auto first = std::make_shared<std::string>();
   return {[=] {
+            if (cluster_rank() > 0) return;
             auto* const barriers = reinterpret_cast<TransactionBarrier*>(shared_memory());
             auto* const to = reinterpret_cast<Vec16*>(shared_memory() + 16);
             for (int i = 0; i < 2; ++i) {
@@ -200,6 +201,7 @@ Attempt late_copy() {
 Attempt late_message() {
   auto got = std::make_shared<std::array<uint32_t, 2>>();
   return {[=] {
+            if (cluster_rank() > 0) return;
             auto* const barrier = reinterpret_cast<TransactionBarrier*>(shared_memory());
             auto* const to = reinterpret_cast<Vec16*>(shared_memory() + 16);
             *to = Vec16{{7}};
@@ -233,10 +235,10 @@ std::vector<Case> schedules() {
       {"order", {1, 1, 128, 0}, order},
       {"interruption", {1, 1, 64, 0}, interruption},
       {"slowness", {4, 1, 32, 0}, slowness},
-      {"arrivals", {1, 1, 1, 48}, arrivals},
+      {"arrivals", {2, 2, 1, 48}, arrivals},
       {"race", {2, 2, 2, 64}, race},
       {"late_copy", {1, 1, 1, 16}, late_copy},
-      {"late_message", {1, 1, 1, 32}, late_message},
+      {"late_message", {2, 2, 1, 32}, late_message},
       transactions_with_a_race(),
   };
 }

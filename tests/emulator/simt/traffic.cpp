@@ -111,10 +111,10 @@ void Machine::publish(uint32_t* flag, uint32_t value) {
   yield();
 }
 
-void Machine::await(const Site& site, const uint32_t* flag, uint32_t value) {
-  if (*flag >= value) return;
+bool Machine::await(const Site& site, const uint32_t* flag, uint32_t value) {
+  if (*flag >= value) return true;
   flags_[flag].emplace_back(self_, value);
-  sleep(site);
+  return sleep_in_time(site);
 }
 
 }  // namespace rnn::simt
@@ -151,10 +151,10 @@ void TransactionBarrier::expect(int bytes, Here here) {
   m.yield();
 }
 
-void TransactionBarrier::await(int phase, Here here) {
+bool TransactionBarrier::await(int phase, Here here) {
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "await");
-  if (!site) return;
+  if (!site) return true;
   const ptrdiff_t offset =
       m.shared_offset(*site, "the transaction barrier", this, sizeof(TransactionBarrier), alignof(TransactionBarrier));
   simt::Transactions& barrier = m.transactions(m.self(), *site, *m.self().block, offset);
@@ -165,10 +165,11 @@ void TransactionBarrier::await(int phase, Here here) {
                         ", which is neither the same nor the next");
   };
   check(" awaited in phase ");
-  if (phase < barrier.phase) return;
+  if (phase < barrier.phase) return true;
   barrier.asleep.push_back(&m.self());
-  m.sleep(*site);
+  if (!m.sleep_in_time(*site)) return false;
   check(" awaited until phase ");
+  return true;
 }
 
 void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, Here here) {
@@ -179,6 +180,7 @@ void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, 
   message.to = m.shared_offset(*site, "the destination", to, sizeof(Vec16), alignof(Vec16));
   message.barrier = m.shared_offset(*site, "the transaction barrier", barrier, sizeof(TransactionBarrier),
                                     alignof(TransactionBarrier));
+  if (m.grid().cluster == 1) m.fail(*site, "a cluster of one block has nobody to send to: it is not defined");
   if (rank < 0 || rank >= m.grid().cluster)
     m.fail(*site, "rank " + std::to_string(rank) + " in a cluster of " + std::to_string(m.grid().cluster) + " blocks");
   message.block = m.self().block->cluster->blocks + rank;
@@ -197,13 +199,15 @@ void publish(uint32_t* flag, uint32_t value, Here here) {
   m.publish(flag, value);
 }
 
-void await(const uint32_t* flag, uint32_t value, Here here) {
+bool await(const uint32_t* flag, uint32_t value, Here here) {
   Machine& m = Machine::current();
   const simt::Site* site = m.enter(here, "await");
-  if (!site) return;
+  if (!site) return true;
   m.check_flag(*site, flag);
-  m.await(*site, flag, value);
+  return m.await(*site, flag, value);
 }
+
+void record(uint64_t* fault, const Fault& found) { *fault = found.packed(); }
 
 void copy_async(void* to, const void* from, Here here) {
   Machine& m = Machine::current();

@@ -1,8 +1,9 @@
 // The sequence ops on persistent kernels, run by the emulator. They are registered for CPU tensors in a library of
-// their own, with an op that says how the next calls are laid out and scheduled, and one that tells where they have
-// been.
-#include <set>
+// their own, with an op that says how the next calls are laid out and scheduled, and two that tell where they have
+// been and how often.
+#include <map>
 
+#include "cuda/answers.h"
 #include "cuda/persistent.h"
 #include "simt/kernels/launch.h"
 
@@ -11,12 +12,12 @@ namespace {
 
 struct Settings {
   bool cluster = true;
-  int64_t batch = 1, units = 8, tiles = 1, launches = 1, stages = 1;
+  int64_t batch = 1, units = 8, tiles = 1, launches = 1, stages = 1, rows = 0;
   bool tf32 = false;
   simt::Schedule schedule;
 };
 Settings settings;
-std::set<std::pair<std::string, std::string>> visited;
+std::map<std::pair<std::string, std::string>, uint64_t> visited;  // place and primitive: how often
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -24,10 +25,11 @@ Plan chosen(Kernel kernel, const Problem& problem, int stages = 1) {
   kernel.cluster = settings.cluster;
   kernel.batch = int(settings.batch);
   kernel.pipelined = stages > 1;
-  Plan plan{true, "", kernel, {}, int(settings.launches), 0};
+  Plan plan{true, "", kernel, {}, int(settings.launches), 0, 0, ""};
   const int units = int(settings.units);
   plan.layout = lay_out(kernel, int(divide_up(problem.H, units)), units, int(settings.tiles));
-  const int64_t groups = divide_up(problem.rows, settings.tiles * plan.layout.message.rows);
+  if (settings.rows) plan.layout.rows = int(settings.rows);
+  const int64_t groups = divide_up(problem.rows, settings.tiles * plan.layout.rows);
   plan.layout.groups = int(divide_up(groups, settings.launches));
   return plan;
 }
@@ -51,7 +53,7 @@ struct Runner {
     return *simt::Kernels<IO>::compiled;
   }
   static void note(const simt::Report& report) {
-    for (const simt::VisitedSite& site : report.sites) visited.insert({site.place, site.primitive});
+    for (const simt::VisitedSite& site : report.sites) visited[{site.place, site.primitive}] += site.visits;
   }
 };
 
@@ -64,7 +66,7 @@ void run(Run& all) {
   const Runner runner{all.cell().number};
   const int stages = a.D == 1 && !a.recorded ? std::min(int(settings.stages), a.layers) : 1;
   const int64_t rows = sequence_of(all.call(), all.sizes(), a.backward ? a.window : 0).rows();
-  const Plan plan = chosen(kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm), {a.H, rows, a.D}, stages);
+  const Plan plan = chosen(kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm), {a.H, rows, a.D, 1}, stages);
   if (stages > 1) return run_stack(all, Stack{stages, plan, 0}, runner);
   all.each([&](auto& layer) { run_persistent(layer, plan, runner); });
 }
@@ -72,21 +74,49 @@ void run(Run& all) {
 void forward(ForwardRun& all) { run(all); }
 void backward(BackwardRun& all) { run(all); }
 
-void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages, bool tf32,
-               c10::string_view mode, int64_t seed, c10::string_view skip) {
-  settings = {cluster, batch, units, tiles, launches, stages, tf32, {}};
+void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages,
+               int64_t rows, bool tf32, c10::string_view mode, int64_t seed, c10::string_view skip) {
+  settings = {cluster, batch, units, tiles, launches, stages, rows, tf32, {}};
   settings.schedule.mode = mode == "forward"   ? simt::Mode::forward
                            : mode == "reverse" ? simt::Mode::reverse
                                                : simt::Mode::random;
   settings.schedule.seed = uint64_t(seed);
   settings.schedule.skip_site = std::string(skip);
+  settings.schedule.bounded = true;
   visited.clear();
 }
 
 std::vector<std::string> sites() {
   std::vector<std::string> all;
-  for (const auto& [place, primitive] : visited) all.push_back(place + " " + primitive);
+  for (const auto& [site, visits] : visited) all.push_back(site.first + " " + site.second);
   return all;
+}
+
+int64_t visits(c10::string_view primitive) {
+  int64_t all = 0;
+  for (const auto& [site, visits] : visited)
+    if (site.second == primitive) all += int64_t(visits);
+  return all;
+}
+
+// Why a device that runs so many groups of blocks at once, or says something else, cannot launch a layout of a
+// direction.
+std::string refused(bool cluster, int64_t blocks, int64_t groups, int64_t stages, int64_t at_once,
+                    const std::string& reason) {
+  Answers known;
+  int asked = 0;
+  const auto ask = [&]() -> Answer { return ++asked, Answer{int(at_once), ""}; };
+  const Answers::Question question{nullptr, 0, blocks, 0};
+  known.find(question, ask);
+  if (!reason.empty()) known.refuse(question, reason);
+  Plan plan{true, "", kernel_of(1, 0, 1, false, Precision::kFloat32, false), {}, 1, 0, 0, ""};
+  plan.kernel.cluster = cluster;
+  plan.layout.message.blocks = int(blocks);
+  plan.layout.groups = int(groups);
+  plan.layout.stages = int(stages);
+  std::string said = refusal(plan, 1, known.find(question, ask));
+  TORCH_CHECK(asked == 1, "asked ", asked, " times");
+  return said;
 }
 
 }  // namespace
@@ -96,6 +126,8 @@ TORCH_LIBRARY(rnnkernels_simt, library) {
   rnn::define_sequence_ops(library);
   library.def("configure", rnn::cuda::configure);
   library.def("sites", rnn::cuda::sites);
+  library.def("visits", rnn::cuda::visits);
+  library.def("refused", rnn::cuda::refused);
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels_simt, CPU, library) {

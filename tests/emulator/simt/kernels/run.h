@@ -21,8 +21,9 @@ class Apart {
  public:
   explicit Apart(cuda::Layout& l) {
 #if defined(RNN_SIMT_ASAN)
-    int64_t* begins[kAreas] = {&l.exchange, &l.partial,          &l.staging,       &l.state,           &l.squares,
-                               &l.slots,    &l.upstream_weights, &l.upstream_rows, &l.upstream_partial};
+    int64_t* begins[kAreas] = {&l.exchange,         &l.partial,       &l.staging,         &l.state,
+                               &l.squares,          &l.slots,         &l.constants,       &l.failed,
+                               &l.upstream_weights, &l.upstream_rows, &l.upstream_partial};
     for (int i = 0; i < kAreas; ++i) begins_[i] = *begins[i] += (i + 1) * kGap;
     l.shared_bytes += kAreas * kGap;
 #endif
@@ -36,27 +37,29 @@ class Apart {
   }
 
  private:
-  static constexpr int kAreas = 9, kGap = 128;
+  static constexpr int kAreas = 11, kGap = 128;
   int64_t begins_[kAreas];
 };
 
 template <class Pass, class Call>
-Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, const cuda::Part& part,
-           const Schedule& schedule) {
+Report run(int cell, const std::vector<Call>& stages, cuda::Plan plan, cuda::Part part, const Schedule& schedule) {
+  uint64_t fault = 0;
+  part.fault = &fault;
   const Apart apart(plan.layout);
   const cuda::Persistent<Pass> persistent = cuda::parameter<Pass>(cell, stages, plan, part);
   const cuda::Layout& l = persistent.layout;
   const int blocks = l.message.blocks;
-  const Grid grid{int(stages[0].seq.D) * l.stages * l.groups * blocks, plan.kernel.cluster ? blocks : 1, cuda::kThreads,
+  const Grid grid{int(stages[0].seq.D) * l.stages * l.groups * blocks, plan.in_clusters() ? blocks : 1, cuda::kThreads,
                   int(l.shared_bytes)};
   Report report;
-  const bool found = cuda::dispatch_block<Pass>(plan.kernel, [&]<class Block>(Block*) {
+  const bool found = cuda::dispatch_block<Pass>(plan, [&]<class Block>(Block*) {
     report = launch(grid, schedule, [&] {
       apart.forbid();
       Block(persistent).run();
     });
   });
   if (!found) throw std::invalid_argument("no such kernel");
+  if (fault) throw Error(cuda::text_of(fault));
   return report;
 }
 
