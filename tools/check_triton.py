@@ -1,8 +1,9 @@
 """Compiles the Triton kernels for each GPU and checks what the compilers made of them.
 
-No GPU is needed: rnnkernels/triton/launch.py runs on tensors without memory, and what it would
-launch is compiled. A kernel must keep its values in registers (no spills), fit the shared memory,
-and use atomics for nothing but the counts that programs signal with.
+No GPU is needed: rnnkernels/_backends/triton/launch.py runs on tensors without memory, and what it
+would launch is compiled. A kernel must keep its values in registers (no spills), fit the shared
+memory, read whole rows of what other programs sent, and use atomics for nothing but the counts that
+programs signal with.
 
 Exit status: 0 all good, 1 something found or not compiled, 2 no Triton on this machine.
 """

@@ -1,5 +1,6 @@
 // What the hand-offs of the persistent kernels cost on this GPU, and nothing else: microseconds per round, by the
-// primitives of csrc/cuda/device.cuh. Prints one line of JSON each. Built by tools/prepare_gpu.py, run by tools/validate_gpu.py:
+// primitives of csrc/cuda/device.cuh. Prints one line of JSON each. Built by tools/prepare_gpu.py, run by
+// tools/validate_gpu.py:
 //
 //   nvcc -O3 -std=c++20 --expt-relaxed-constexpr -arch=sm_90a -Icsrc -o micro tools/micro.cu && ./micro
 #include <cooperative_groups.h>

@@ -21,7 +21,7 @@ class Target:
     arch: int | str
     warp: int
     shared: int  # bytes that a program may use
-    kind: str  # as in rnnkernels/triton/plan.py
+    kind: str  # as in rnnkernels/_backends/triton/plan.py
     processors: int
 
 

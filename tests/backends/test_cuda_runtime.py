@@ -3,6 +3,7 @@ launch keeps to what the device and the kernel allow, and every error comes out 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import building
 import check_cuda
+import op_parity
 import prepare_gpu
 import probing
 from probing import Program
@@ -235,3 +238,64 @@ def test_every_error_of_a_step_comes_out(stand_in: StandIn) -> None:
             assert found["outcome"] == "refused"
             assert f"error {code} of the stand-in" in found["detail"]
             assert len(stand_in.launches() if stand_in.log.exists() else ()) == n - 1
+
+
+# --- As Python sees it ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def ops(built: tuple[Path, Path]) -> Any:
+    """The CUDA backend's ops for CPU tensors, whose launches the stand-in answers."""
+    made = objects()
+    sources = ["tests/backends/cuda_runtime/ops.cpp", RUNTIME, "csrc/cuda/plan.cpp"]
+    flags = ["-std=c++20", "-O1", "-g0", "-DRNNKERNELS_CUDA", prepare_gpu.toolkit_flags()[0]]
+    flags += ["-Wno-unknown-pragmas"]
+    folder = building.load_ops("rnnkernels_stand_in", sources, flags, [], list(map(str, made)))
+    return torch.ops.rnnkernels_stand_in, ctypes.CDLL(str(folder / "rnnkernels_stand_in.so"))
+
+
+CALLED = ["cudaGetDevice", "cudaDeviceGetAttribute", "cudaFuncSetAttribute", "cudaLaunchKernelExC"]
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("function", CALLED)
+def test_errors_reach_python(
+    ops: Any, built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    function: str, backward: bool,
+) -> None:  # fmt: skip
+    """Each as an exception that names the op and has the driver's words, or the call goes another
+    way: step by step."""
+    namespace, library = ops
+    log = tmp_path / "log"
+    monkeypatch.setenv("STAND_IN_RESOURCES", str(built[1]))
+    monkeypatch.setenv("STAND_IN_LOG", str(log))
+    call = op_parity.make(op_parity.Case("lstm", H=40, B=20), torch.bfloat16)
+    out = op_parity.forward(torch.ops.rnnkernels, call)
+    grads = op_parity.random_gradients(call, out)
+
+    def run(fail: str) -> list[dict[str, Any]]:
+        monkeypatch.setenv("STAND_IN_FAIL", fail)
+        log.unlink(missing_ok=True)
+        library.stand_in_configure()
+        if backward:
+            op_parity.backward(namespace, call, out, grads)
+        else:
+            op_parity.forward(namespace, call)
+        return [json.loads(line) for line in log.read_text().splitlines()]
+
+    (launch,) = run("")
+    assert "Pass" in launch["kernel"]  # the whole sequence
+    name = "sequence_backward" if backward else "sequence_forward"
+    raised = 0
+    for code in CODES:
+        try:
+            launches = run(f"{function} {code} 1")
+        except RuntimeError as error:
+            raised += 1
+            assert f"rnnkernels::{name}: a CUDA kernel could not be launched" in str(error)
+            assert f"error {code} of the stand-in" in str(error)
+        else:
+            assert len(launches) > 1
+            assert not any("Pass" in launch["kernel"] for launch in launches)
+    assert raised >= len(CODES) - 5  # refusals of a layout are few
+    assert len(run("")) == 1  # nothing of that is left

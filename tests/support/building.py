@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,15 +38,21 @@ def folder(name: str, *settings: str) -> Iterator[Path]:
         yield path
 
 
-def load_ops(name: str, sources: list[str], flags: list[str], instrument: list[str]) -> Path:
+def load_ops(
+    name: str,
+    sources: list[str],
+    flags: list[str],
+    instrument: list[str],
+    objects: Sequence[str] = (),
+) -> Path:
     """Compiles what is out of date of these sources and those of the ops, by ninja, through ccache
     where there is one, and loads it. Returns the folder of what it was made of.
 
-    `instrument` is for the compiler and for the linker.
+    `instrument` is for the compiler and for the linker, which is given `objects` too.
     """
     pytest.importorskip("ninja")
     with (
-        folder(name, *sources, *OPS, *flags, *instrument) as path,
+        folder(name, *sources, *OPS, *flags, *instrument, *objects) as path,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.delenv("LD_PRELOAD", raising=False)  # of the sanitizers: not for the compiler
@@ -56,7 +62,7 @@ def load_ops(name: str, sources: list[str], flags: list[str], instrument: list[s
             [str(ROOT / source) for source in (*sources, *OPS)],
             extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests/emulator")],
             extra_cflags=[*flags, *instrument],
-            extra_ldflags=instrument,
+            extra_ldflags=[*instrument, *objects],
             build_directory=str(path),
             is_python_module=False,
         )

@@ -296,3 +296,7 @@ def test_brief_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert {stem for stem, arch in asked if arch == "80"} == all_sources
     for arch in ("100f", "120f"):
         assert [stem for stem, other in asked if other == arch] == ["persistent_bfloat16"]
+    asked.clear()
+    monkeypatch.setattr("sys.argv", ["check_cuda", "--arch=all"])
+    check_cuda.main()
+    assert {arch for _, arch in asked} == {"80", "90a", "100f", "120f"}

@@ -1,8 +1,8 @@
 """The portable GPU backend: the sequence loops as Triton kernels.
 
-``cells`` knows the gates; ``sequence`` has the two kernels for every cell; ``plan`` lays a layer
-out over programs; ``launch`` is what the compiled part calls. None of them is imported before a
-layer runs here, so that Triton need not be installed.
+``cells`` knows the gates; ``sequence`` has the two kernels for every cell, made of what is in
+``blocks``; ``plan`` lays a layer out over programs; ``launch`` is what the compiled part calls.
+None of them is imported before a layer runs here, so that Triton need not be installed.
 """
 
 from __future__ import annotations

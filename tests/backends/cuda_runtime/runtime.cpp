@@ -42,7 +42,12 @@ struct State {
   cudaError_t last = cudaSuccess;
   std::map<int, std::string> texts;
 
-  State() {
+  State() { configure(); }
+
+  void configure() {
+    fail.clear();
+    calls.clear();
+    last = cudaSuccess;
     if (const char* text = std::getenv("STAND_IN_DEVICE"))
       std::istringstream(text) >> major >> multiprocessors >> shared >> all_shared >> cluster;
     if (const char* text = std::getenv("STAND_IN_FAIL")) std::istringstream(text) >> fail >> code >> from;
@@ -142,6 +147,9 @@ Launch launch_of(const cudaLaunchConfig_t& config) {
 }  // namespace
 
 extern "C" {
+
+// Reads the environment anew, and counts calls from the start.
+void stand_in_configure() { state().configure(); }
 
 // --- What nvcc's objects call before main() ----------------------------------------------------
 
