@@ -83,11 +83,14 @@ class Plan:
             return f"step by step: {self.reason}"
         times = f" in {self.launches} launches" if self.launches > 1 else ""
         why = f" (the device refuses {self.passed_over})" if self.passed_over else ""
+        group = (
+            f"a {self.family} of {self.blocks} blocks" if self.blocks > 1 else "a block by itself"
+        )
         per, at_once = "direction", ""
         if self.stages > 1:
             per, at_once = "layer", f", {self.stages} layers at a time"
         return (
-            f"a {self.family} of {self.blocks} blocks with {self.units} units, {self.groups} per "
+            f"{group} with {self.units} units, {self.groups} per "
             f"{per}{times}, {self.tiles} x {self.rows} rows each{at_once}{why}"
         )
 

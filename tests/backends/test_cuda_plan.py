@@ -237,6 +237,7 @@ def test_forced_layouts_are_checked() -> None:
 
 def test_text() -> None:
     assert str(plan_of("cluster")).startswith("a cluster of ")
+    assert str(plan_of("auto", H=64)).startswith("a block by itself with 64 units, 8 per direction")
     assert "step by step: the recurrent weights do not fit" in str(plan_of("auto", H=20000))
 
 

@@ -22,7 +22,7 @@ class Apart {
   explicit Apart(cuda::Layout& l) {
 #if defined(RNN_SIMT_ASAN)
     int64_t* begins[kAreas] = {&l.exchange,         &l.partial,       &l.staging,         &l.state,
-                               &l.squares,          &l.slots,         &l.constants,       &l.failed,
+                               &l.constants,        &l.squares,       &l.slots,           &l.failed,
                                &l.upstream_weights, &l.upstream_rows, &l.upstream_partial};
     for (int i = 0; i < kAreas; ++i) begins_[i] = *begins[i] += (i + 1) * kGap;
     l.shared_bytes += kAreas * kGap;
