@@ -51,7 +51,7 @@ class Run:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.started = time.monotonic()
+        self.started, self.allowed = time.monotonic(), self.seconds
         self.steps: list[dict[str, Any]] = []
         self._lock = threading.RLock()
         self._running: set[int] = set()
@@ -81,7 +81,7 @@ class Run:
                 **self.about,
                 "call": self.name,
                 "seconds": round(time.monotonic() - self.started, 1),
-                "allowed": self.seconds,
+                "allowed": self.allowed,
                 "steps": self.steps,
             }
             part = self.out / f".{self.name}.json"
@@ -146,9 +146,14 @@ class Run:
                 archive.add(path, path.relative_to(self.work))
         part.replace(self.out / f"{self.name}.tar.gz")
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Ends all steps that run, in whichever thread, and lets none begin."""
+        self.seconds = 0
         for pid in tuple(self._running):
             kill(pid)
+
+    def close(self) -> None:
+        self.stop()
         self.save()
         self.pack()
         self._log.close()
@@ -165,6 +170,7 @@ def closing(run: Run) -> Iterator[Run]:
 
     def end(number: int, frame: object) -> NoReturn:
         run.note("run", "ended", f"told to by {signal.Signals(number).name}", 0)
+        run.stop()  # threads that wait for a step are waited for
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -12,6 +12,19 @@
 namespace rnn::cuda {
 namespace {
 
+// What plans may take of a device at most: RNNKERNELS_CUDA_MULTIPROCESSORS leaves the rest to others whose blocks have
+// to run at the same time too. 0 where it is not set, -1 where it is no number.
+int most_multiprocessors() {
+  static const int most = [] {
+    const char* text = std::getenv("RNNKERNELS_CUDA_MULTIPROCESSORS");
+    if (!text || !*text) return 0;
+    char* end = nullptr;
+    const long number = std::strtol(text, &end, 10);
+    return *end || number < 1 ? -1 : int(std::min(number, 1L << 20));
+  }();
+  return most;
+}
+
 const char* text(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here: the next caller shall not find it
@@ -38,19 +51,6 @@ cudaError_t make_record(int device) {
   *record = 0;
   records[size_t(device)] = record;
   return cudaSuccess;
-}
-
-// What plans may take of a device at most: RNNKERNELS_CUDA_MULTIPROCESSORS leaves the rest to others whose blocks have
-// to run at the same time too. 0 where it is not set, -1 where it is no number.
-int most_multiprocessors() {
-  static const int most = [] {
-    const char* text = std::getenv("RNNKERNELS_CUDA_MULTIPROCESSORS");
-    if (!text || !*text) return 0;
-    char* end = nullptr;
-    const long number = std::strtol(text, &end, 10);
-    return *end || number < 1 ? -1 : int(std::min(number, 1L << 20));
-  }();
-  return most;
 }
 
 }  // namespace

@@ -80,30 +80,39 @@ def test_children_end_with_their_step(run: Run, tmp_path: Path) -> None:
 
 CUT = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 sys.path.insert(0, {tools!r})
 from timed_run import Run, closing
 with closing(Run("call", Path({out!r}), Path({work!r}), 600)) as run:
     run.command("a", "first", [sys.executable, "-c", "print(7)"], 60)
     (run.work / "half").write_text("done")
-    print("ready", flush=True)
-    run.command("a", "second", ["sleep", "600"], 600)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: run.command("a", name, {step!r}, 600), ("b", "c")))
 """
 
 
 def test_cut_off(tmp_path: Path) -> None:
-    """What was done until then is there, and packed."""
-    out, work = tmp_path / "out", tmp_path / "work"
-    code = CUT.format(tools=str(ROOT / "tools"), out=str(out), work=str(work))
-    with subprocess.Popen(program(code), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while "ready" not in process.stdout.readline():
-            pass
+    """What was done until then is there, and packed; steps of other threads end too."""
+    out, work, began = tmp_path / "out", tmp_path / "work", tmp_path / "began"
+    os.mkfifo(began)
+    step = ["sh", "-c", f"echo > {began}; exec sleep 600"]
+    code = CUT.format(tools=str(ROOT / "tools"), out=str(out), work=str(work), step=step)
+    with subprocess.Popen(program(code), stdout=subprocess.DEVNULL) as process:
+        steps_there = 0
+        while steps_there < 2:
+            steps_there += began.read_text().count("\n")
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()  # so that a run that does not end is a failure, and no more
     assert process.returncode == 128 + signal.SIGTERM
     record = json.loads((out / "call.json").read_text())
-    assert [s["outcome"] for s in record["steps"]] == ["passed", "told to by SIGTERM"]
+    outcomes = [s["outcome"] for s in record["steps"]]
+    assert outcomes[:2] == ["passed", "told to by SIGTERM"]
+    assert set(outcomes[2:]) <= {"ended by SIGKILL", "out of time", "left out"}
+    assert record["allowed"] == 600
     with tarfile.open(out / "call.tar.gz") as archive:
         assert {"half", "a-first.txt"} <= set(archive.getnames())
 

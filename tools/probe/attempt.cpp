@@ -321,7 +321,7 @@ void measure(const Measured& m) {
   for (const bool backward : {false, true})
     for (const auto& [family, name] : {std::pair{cuda::Family::kCluster, "cluster"}, {cuda::Family::kGrid, "grid"}}) {
       const Case c{{"", "", Shape::kGrid, "lstm", 1, 1, 1, 1}, backward, cuda::Precision::kBFloat16};
-      const cuda::Plan plan = cuda::make_plan(family, kernel(c, cell), {m.H, m.rows, 1}, device);
+      const cuda::Plan plan = cuda::make_plan(family, kernel(c, cell), {m.H, m.rows, 1, m.steps}, device);
       std::printf("{\"measured\": \"%s\", \"pass\": \"%s\", \"family\": \"%s\"", m.name().c_str(),
                   backward ? "backward" : "forward", name);
       if (!plan.found) {

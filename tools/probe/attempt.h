@@ -12,6 +12,7 @@ namespace rnn::probe {
 //   unwritten          a result still holds what it was filled with
 //   stray              something was written that is not a result
 //   refused, failed    the launch; what it ran
+//   gave up            a kernel waited in vain, and said where
 //   absent             this machine has no such kernel, or too little of something
 struct Outcome {
   std::string outcome;

@@ -14,6 +14,13 @@ void check_launch(const char* error) {
   if (error) throw Failure("refused", error);
 }
 
+// Where kernels on this device record that they have waited in vain.
+cuda::FaultRecord fault_record() {
+  cuda::FaultRecord record{};
+  check_launch(cuda::fault_record(record));
+  return record;
+}
+
 }  // namespace
 
 cuda::Device Machine::device() {
@@ -35,11 +42,19 @@ void Machine::download(char* to, const char* from, int64_t bytes) {
 void Machine::zero(char* to, int64_t bytes) {
   if (bytes) check(cudaMemsetAsync(to, 0, size_t(bytes), nullptr), "zeros");
 }
-void Machine::wait() { check(cudaDeviceSynchronize(), "the kernels"); }
+void Machine::wait() {
+  check(cudaDeviceSynchronize(), "the kernels");
+  int device = 0;
+  check(cudaGetDevice(&device), "the device");
+  const std::string fault = cuda::take_fault(device);
+  if (!fault.empty()) throw Failure("gave up", fault);
+}
 
 template <class Stages>
 void Machine::launch(int cell, const Stages& stages, const cuda::Plan& plan, const cuda::Part& part) {
-  check_launch(cuda::launch(cell, stages, plan, part, nullptr));
+  cuda::Part with_record = part;
+  with_record.fault = fault_record().on_device;
+  check_launch(cuda::launch(cell, stages, plan, with_record, nullptr).error);
 }
 template <class Step>
 void Machine::launch(int cell, const Step& step) {
