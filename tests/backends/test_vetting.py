@@ -262,10 +262,17 @@ def test_another_build_asks_anew(kernels: StandIn, monkeypatch: pytest.MonkeyPat
     assert len(kernels.ran) == 2 * len(CASES)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"key": {"name": "cuda:0"}, "results": 3}', '{"results": {}}'],
-    ids=["empty", "half", "list", "number", "no key"],
-)  # fmt: skip
+FOREIGN = {
+    "empty": "",
+    "half": "{",
+    "list": "[]",
+    "number": '{"key": {"name": "cuda:0"}, "results": 3}',
+    "no key": '{"results": {"cuda grid float32": ""}}',
+    "another key": '{"key": {"name": "cuda:1"}, "results": {"cuda grid float32": ""}}',
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
 def test_a_file_of_others(kernels: StandIn, tmp_path: Path, content: str) -> None:
     assert settle("grid")
     (file,) = files(tmp_path)
