@@ -200,6 +200,18 @@ def test_a_row_has_the_same_bits_in_any_batch(ops: Any, cluster: bool) -> None:
 
 
 @pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5])
+def test_operands_lie_in_different_banks(ops: Any, blocks: int, stages: int, cluster: bool) -> None:
+    """Rows of a buffer, with and without the parts of a norm, and of what comes from upstream."""
+    for clip in (Clip(), Clip("norm", 0.3)):
+        case = Case("gru", T=2, B=3, H=8 * blocks, clip=clip)
+        results(ops, case, Layout(cluster, stages=stages), torch.bfloat16)
+        assert ops.visits("load_matrices") > 0
+        assert ops.bank_conflicts() == 0
+
+
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
 @nonfinite.some
 def test_nan_and_infinity(ops: Any, case: Case, title: str, cluster: bool) -> None:
     """They reach what they should, and through what pads units and rows nothing else."""

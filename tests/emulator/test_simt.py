@@ -237,6 +237,14 @@ def test_blocks_may_be_slow(program: Program) -> None:
     assert outcomes(program.run("random", 50, "slowness")) == {"", "slow"}
 
 
+def test_bank_conflicts_of_matrices(program: Program) -> None:
+    """Rows an odd number of 16 bytes apart lie in different banks; all in one take eight passes."""
+    cases = {80: "", 128: " and 28 bank conflicts", 32: " and 4 bank conflicts"}
+    for pitch, said in cases.items():
+        (result,) = program.run("forward", 1, f"pitch_of_{pitch}_bytes")
+        assert re.fullmatch(rf"ok after \d+ switches{said}", result)
+
+
 def test_blocks_take_turns(program: Program) -> None:
     """Where one is there at a time: in the order of their numbers, or in any."""
     assert outcomes(program.run("forward/1", 2, "turns")) == {"0123"}

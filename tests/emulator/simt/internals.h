@@ -163,6 +163,7 @@ class Machine {
   void wake(std::vector<Thread*>& threads);
   // Lets others run, such as those that this thread has woken.
   void yield();
+  void note_bank_conflicts(int passes) { bank_conflicts_ += uint64_t(passes); }
   void meet(Barrier& barrier, int threads, int exited, const Site& site);
 
   [[noreturn]] void fail(const Site& site, const std::string& what) { fail(*self_, site.name, what); }
@@ -227,7 +228,7 @@ class Machine {
   Fiber root_;
   Thread* self_ = nullptr;
   size_t alive_ = 0;
-  uint64_t switches_ = 0;
+  uint64_t switches_ = 0, bank_conflicts_ = 0;
   std::exception_ptr error_;
   bool abandoned_ = false;
 };

@@ -123,7 +123,7 @@ Report Machine::run_all() {
     std::rethrow_exception(error_);
   }
 
-  Report report{switches_, {}, races_ ? races_->accesses() : 0};
+  Report report{switches_, {}, races_ ? races_->accesses() : 0, bank_conflicts_};
   bool skipped = (schedule_.skip_site + schedule_.weak_site).empty();
   for (const auto& [place, site] : sites_) {
     report.sites.push_back({place.first, place.second, site.visits});

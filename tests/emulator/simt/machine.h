@@ -54,7 +54,8 @@ struct VisitedSite {
 struct Report {
   uint64_t switches = 0;
   std::vector<VisitedSite> sites;
-  uint64_t accesses = 0;  // compared with those before them
+  uint64_t accesses = 0;        // compared with those before them
+  uint64_t bank_conflicts = 0;  // passes of load_matrices() over shared memory that one would have spared
 };
 
 // A mistake of the kernel: says which block, thread and site.

@@ -273,7 +273,7 @@ void Races::wait(uint32_t thread, const void* p, int phase, Origin origin) {
   // In the phase before, that before it would do.
   if (at(*threads_[thread].others, b.agent) < uint32_t(phase))
     add("may be awaited in an earlier phase", b.sent, mine, p);
-  b.phases[phase].waits.emplace_back(mine, phase);
+  b.phases[phase].waits.push_back(mine);
 }
 
 void Races::waited(uint32_t thread, const void* p, int phase, bool ordered) {
@@ -312,7 +312,7 @@ void Races::complete(const void* p, int phase) {
   // Whoever waits tells a phase from the next but one by nothing: all have to be through before this one ends.
   const auto before = b.phases.find(phase - 1);
   if (before != b.phases.end())
-    for (const auto& [stamp, awaited] : before->second.waits)
+    for (const Stamp& stamp : before->second.waits)
       if (at(over.joined, stamp.agent) < stamp.clock) add("may be awaited in a later phase", stamp, b.sent, p);
   raise(over.joined, b.agent, uint32_t(phase) + 1);
   over.known = std::make_shared<const Clocks>(std::move(over.joined));

@@ -120,7 +120,7 @@ class Races {
     std::set<const Clocks*> merged;
     std::vector<Known> kept;
     Known known;  // once it is over
-    std::vector<std::pair<Stamp, int>> waits;
+    std::vector<Stamp> waits;
   };
   struct Barrier {
     uint32_t agent;

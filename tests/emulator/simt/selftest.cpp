@@ -60,6 +60,7 @@ std::string outcome(const Case& c, const Schedule& schedule) {
       attempt.kernel();
     });
     text = attempt.result() + " after " + std::to_string(report.switches) + " switches";
+    if (report.bank_conflicts) text += " and " + std::to_string(report.bank_conflicts) + " bank conflicts";
   } catch (const Error& e) {
     text = std::string("Error ") + e.what();
   } catch (const std::exception& e) {

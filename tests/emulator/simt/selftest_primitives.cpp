@@ -43,6 +43,13 @@ void matrices(std::string& wrong) {
     if (int(got[m]) != place(m * 8 + lane / 4) + lane % 4) wrong = "matrix " + std::to_string(m);
 }
 
+// Rows so many bytes apart.
+template <int kPitch>
+void pitched(std::string&) {
+  uint32_t got[4];
+  load_matrices(got, shared_memory() + thread_index() % 8 * kPitch + thread_index() / 8 * 16);
+}
+
 // What elements of 4 or 2 bytes are worth to multiply().
 uint32_t encode(float x, TF32) { return std::bit_cast<uint32_t>(x); }
 template <class IO>
@@ -235,6 +242,9 @@ std::vector<Case> primitives() {
       checked("products_bfloat16", {1, 1, 32, 1024}, products<BFloat16>),
       checked("products_float16", {1, 1, 32, 1024}, products<Float16>),
       checked("products_tf32", {1, 1, 32, 1024}, products<TF32>),
+      checked("pitch_of_80_bytes", {1, 1, 32, 1024}, pitched<80>),
+      checked("pitch_of_128_bytes", {1, 1, 32, 1024}, pitched<128>),
+      checked("pitch_of_32_bytes", {1, 1, 32, 1024}, pitched<32>),
       {"flag_steps", {1, 1, 4, 0}, flag_steps},
       checked("fresh_memory", {2, 1, 1, 64}, fresh_memory),
   };

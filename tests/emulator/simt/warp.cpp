@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <set>
 
 #include "simt/internals.h"
 #include "simt/storage.h"
@@ -34,6 +35,19 @@ void together(Machine& m, const Site& site, Operands& mine, const Act& act) {
     if (other != &self) others.push_back(other);
   m.wake(others);
   m.yield();
+}
+
+// Passes that eight rows of 16 bytes take beyond the first: the rows of a pass are in different banks, of which there
+// are eight for 16 bytes each.
+int bank_conflicts(const std::array<ptrdiff_t, 8>& rows) {
+  int most = 0;
+  for (ptrdiff_t bank = 0; bank < 8; ++bank) {
+    std::set<ptrdiff_t> different;
+    for (const ptrdiff_t row : rows)
+      if (row / 16 % 8 == bank) different.insert(row);
+    most = std::max(most, int(different.size()));
+  }
+  return most - 1;
 }
 
 // The elements of a word of 4 bytes.
@@ -104,6 +118,11 @@ void load_matrices(uint32_t (&to)[4], const void* row, Here here) {
   } mine{to, static_cast<const char*>(row)};
   simt::together(m, site, mine, [&](const Lanes<Load>& all) {
     const auto& lanes = m.self().warp().lanes;
+    for (size_t matrix = 0; matrix < 4; ++matrix) {
+      std::array<ptrdiff_t, 8> rows;
+      for (size_t i = 0; i < 8; ++i) rows[i] = all[matrix * 8 + i]->row - m.self().block->shared.get();
+      m.note_bank_conflicts(simt::bank_conflicts(rows));
+    }
     for (size_t l = 0; l < kWarp; ++l) {
       // Whoever names a row reads it, and so does whoever gets a word of it.
       m.reads(*lanes[l], all[l]->row, 16, site);

@@ -18,6 +18,7 @@ struct Settings {
   simt::Schedule schedule;
 };
 Settings settings;
+int64_t conflicts = 0;                                            // of banks
 std::map<std::pair<std::string, std::string>, uint64_t> visited;  // place and primitive: how often
 int64_t accesses = 0;                                             // watched
 
@@ -57,6 +58,7 @@ struct Runner {
   static void note(const simt::Report& report) {
     for (const simt::VisitedSite& site : report.sites) visited[{site.place, site.primitive}] += site.visits;
     accesses += int64_t(report.accesses);
+    conflicts += int64_t(report.bank_conflicts);
   }
 };
 
@@ -92,7 +94,7 @@ void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_
   settings.schedule.shuffled = shuffled;
   settings.schedule.bounded = !races;  // who gives up leaves in no order
   visited.clear();
-  accesses = 0;
+  accesses = conflicts = 0;
 }
 
 std::vector<std::string> sites() {
@@ -109,6 +111,7 @@ int64_t visits(c10::string_view primitive) {
 }
 
 int64_t watched() { return accesses; }
+int64_t bank_conflicts() { return conflicts; }
 
 // Why a device that runs so many groups of blocks at once, or says something else, cannot launch a layout of a
 // direction.
@@ -140,6 +143,7 @@ RNN_SIMT_LIBRARY(TORCH_LIBRARY, RNN_SIMT_OPS, library) {
   library.def("configure", rnn::cuda::configure);
   library.def("sites", rnn::cuda::sites);
   library.def("watched", rnn::cuda::watched);
+  library.def("bank_conflicts", rnn::cuda::bank_conflicts);
   library.def("visits", rnn::cuda::visits);
   library.def("refused", rnn::cuda::refused);
 }
