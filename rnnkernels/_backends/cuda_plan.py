@@ -154,7 +154,8 @@ def of_pass(call: Call, backward: bool, index: int = -1) -> Plan:
     of is inspected first, as it is when the call runs.
     """
     device = call.x.device
-    with torch.cuda.device(device) if call.x.is_cuda else nullcontext():
+    here = device.type == "cuda" and torch.cuda.is_available()  # a device that can be asked
+    with torch.cuda.device(device) if here else nullcontext():
         found = _ops.cuda_plan(
             cell=call.cell_name,
             backward=backward,
@@ -170,7 +171,7 @@ def of_pass(call: Call, backward: bool, index: int = -1) -> Plan:
             layers=call.layers,
             device=astuple(Device.of(device)),
             index=index,
-            here=call.x.is_cuda,
+            here=here,
         )
     return Plan(**found)
 

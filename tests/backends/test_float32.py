@@ -29,7 +29,7 @@ asked = raised = tf32 = 0
 def reading():
     found = _C.tf32_allowed(F32)
     assert float32.tf32_allowed(F32) == found
-    assert "blocks" in cuda_plan.of_call(call)
+    assert "a block by itself" in cuda_plan.of_call(call)
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         assert not _C.tf32_allowed(dtype) and not float32.tf32_allowed(dtype), dtype
     return found

@@ -49,7 +49,8 @@ auto kernel(const cuda::BackwardStages<IO>&) {
 
 }  // namespace
 
-cuda::Device Machine::device() { return {9, 132, 232448, 16}; }
+constexpr int kCapability = 90;
+cuda::Device Machine::device() { return {kCapability / 10, 132, 232448, 16}; }
 char* Machine::allocate(int64_t bytes) {
   auto block = std::make_unique<char[]>(size_t(bytes) + 256);
   char* aligned = block.get() + (256 - reinterpret_cast<uintptr_t>(block.get()) % 256);
@@ -76,7 +77,7 @@ void Machine::launch(int cell, const Stages& stages, const cuda::Plan& plan, con
   while (what == "hang") pause();
   if (what != "idle") {
     try {
-      kernel(stages)(cell, stages, plan, part, {});
+      kernel(stages)(cell, stages, plan, part, kCapability, {});
     } catch (const simt::Error& error) {
       throw Failure("failed", error.what());
     }
