@@ -35,7 +35,10 @@ struct Launcher {
   }
 
   void check(const char* error) const {
-    TORCH_CHECK(!error, "rnnkernels::", op, ": a CUDA kernel could not be launched: ", error);
+    TORCH_CHECK(
+        !error, "rnnkernels::", op, ": a CUDA kernel could not be launched: ", error,
+        ". It may be the error of an earlier kernel, which CUDA_LAUNCH_BLOCKING=1 names; if it is this one's, ask "
+        "for another backend (backend='triton' or 'torch').");
   }
 
   template <class Step>

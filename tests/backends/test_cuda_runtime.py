@@ -293,6 +293,7 @@ def test_errors_reach_python(
         except RuntimeError as error:
             raised += 1
             assert f"rnnkernels::{name}: a CUDA kernel could not be launched" in str(error)
+            assert "ask for another backend" in str(error)
             assert f"error {code} of the stand-in" in str(error)
         else:
             assert len(launches) > 1
