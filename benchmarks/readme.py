@@ -6,7 +6,8 @@ A document says where each table goes, by the name of a view of ``benchmarks.rep
     whatever stands here is replaced
     <!-- /benchmarks -->
 
-A table that none of the records has rows for is left as it is.
+Every record that has rows for a table gets one, in the order of the records: of one processor
+after the other. A table that none of them has rows for is left as it is.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ def updated(document: Path, records: Sequence[tuple[Path, Record]]) -> tuple[str
             raise ValueError(
                 f"{document}: expected a view among {', '.join(report.VIEWS)}, got {name!r}"
             )
-        for path, found in records:
-            text = block(name, found, path, document)
-            if text is not None:
-                return f"{start}{text}\n{end}"
+        texts = [block(name, found, path, document) for path, found in records]
+        measured = [text for text in texts if text is not None]
+        if measured:
+            return start + "\n\n".join(measured) + f"\n{end}"
         missing.append(name)
         return match.group()
 
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "record", type=Path, nargs="+", help="the first with rows for a table has it"
+        "record", type=Path, nargs="+", help="each with rows for a table has one there"
     )
     parser.add_argument(
         "--document",

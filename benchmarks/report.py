@@ -207,6 +207,33 @@ def by_variant(make: Callable[[Rows], str]) -> Callable[[Rows], str]:
     return lambda rows: make([{**row, "cell": f"{row['variant']}: {row['cell']}"} for row in rows])
 
 
+def serving(rows: Rows) -> str:
+    """How many times as long each of the others takes; and ours in microseconds."""
+    others = [name for name in ways(rows) if not name.startswith(providers.OURS)]
+    lines, means = [], []
+    groups: dict[tuple[str, str, int], list[tuple[float | None, ...]]] = {}
+    for row in rows:
+        mine = row["results"].get(ours(row) or "", {}).get("ms")
+        found = tuple(
+            row["results"][name]["ms"] / mine if mine and name in row["results"] else None
+            for name in others
+        )
+        threads = row.get("threads", 0)
+        groups.setdefault((row["variant"], row["cell"], threads), []).append(found)
+        lines.append(
+            [row["variant"], label(row), number(mine and 1e3 * mine, 1), *map(number, found)]
+        )
+    for (variant, cell, threads), ratios_of in groups.items():
+        figures = [[r for r in column if r] for column in zip(*ratios_of, strict=True)]
+        means.append(
+            [f"{variant}, {cell}, {threads} thread{'s' * (threads > 1)}"]
+            + [f"{number(mean(c))} ({number(min(c, default=None))})" for c in figures]
+        )
+    summary = table(["geometric mean (worst)", *(f"{n} / ours" for n in others)], means)
+    head = ["", "case", "ours µs", *(f"{name} / ours" for name in others)]
+    return f"{summary}\n\n{table(head, lines)}"
+
+
 def sequences(rows: Rows) -> str:
     parts = [[row for row in rows if row.get("variant") == v] for v in ("cost", "episodes")]
     return "\n\n".join(relative(part) for part in parts if part)
@@ -294,6 +321,7 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "sequences": ("sequences", ("inference", "forward", "training"), sequences),
     "ragged": ("ragged", ("inference", "forward", "training"), by_variant(relative)),
     "ragged-memory": ("ragged", ("memory",), by_variant(memory)),
+    "serving": ("serving", ("inference",), serving),
     "concurrent": ("concurrent", ("inference",), concurrent),
     "peak": ("peak", ("inference", "forward", "training"), peak),
     "scaling": ("scaling", ("inference", "forward", "training"), times),

@@ -177,6 +177,12 @@ def test_documents_are_renewed(path: Path, capsys: pytest.CaptureFixture[str]) -
     )
     assert "no record has rows for cells: left as it is" in capsys.readouterr().err
     assert readme.main([*arguments, "--check"]) == 0
+    other = path.with_name("other.json")
+    record.write(other, {**SMALL, "processor": "Another", "rows": SMALL["rows"][:2]})
+    assert readme.main([str(path), str(other), "--document", str(document)]) == 0
+    text = document.read_text()
+    assert text.count("| T,B,I,H |") == 2
+    assert -1 < text.index("Measured on A Processor") < text.index("Measured on Another")
 
 
 @pytest.mark.parametrize(
