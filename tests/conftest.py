@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from torch.utils import deterministic
 
+import collection
 import rnnkernels
 from helpers import require_backend
 
@@ -39,15 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    full = [item for item in items if item.get_closest_marker("full")]
-    if full and not config.getoption("full"):
-        config.hook.pytest_deselected(items=full)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
-    # Where several processes share the tests, none is left with a long one at the end.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    seed = config.getoption("shuffle")
-    if seed is not None:
-        random.Random(seed).shuffle(items)
+    collection.choose(config, items)
     for item in items:
         item.add_marker(pytest.mark.filterwarnings(_MAY_WARN))
 

@@ -166,19 +166,36 @@ def kill(session: int) -> None:
 
 @contextmanager
 def closing(run: Run) -> Iterator[Run]:
-    """Closes the run however it ends, also where somebody asks the process to end."""
+    """Closes the run however it ends, also where somebody asks the process to end.
+
+    A thread hears of that: the main thread may be waiting for others just then, and Python runs
+    handlers of signals only once it goes on.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def listen() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in before:
+                run.note("run", "ended", f"told to by {signal.Signals(number[0]).name}", 0)
+                run.stop()  # the main thread waits for no step any more
 
     def end(number: int, frame: object) -> NoReturn:
-        run.note("run", "ended", f"told to by {signal.Signals(number).name}", 0)
-        run.stop()  # threads that wait for a step are waited for
         raise SystemExit(128 + number)
 
+    listener = threading.Thread(target=listen)
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    woken = signal.set_wakeup_fd(writer)
+    listener.start()
     try:
         yield run
     finally:
         for number in before:
             signal.signal(number, signal.SIG_IGN)  # not while it packs
+        signal.set_wakeup_fd(woken)
+        os.close(writer)
+        listener.join()
+        os.close(reader)
         run.close()
         for number, handler in before.items():
             signal.signal(number, handler)

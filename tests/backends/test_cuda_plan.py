@@ -122,6 +122,8 @@ def test_what_a_device_refuses() -> None:
     nothing = none_of()
     assert nothing.family == "stepwise"
     assert nothing.reason == "no room for it"
+    if hasattr(_C, "cuda_probe"):  # a build that can ask
+        return
     with pytest.raises(RuntimeError, match="here: there is no device to ask, since this build"):
         cuda_plan._ops.cuda_plan(
             cell="lstm", backward=False, precision="bfloat16", projected=False, norm=False,

@@ -6,10 +6,10 @@ import fcntl
 from pathlib import Path
 from typing import Any
 
-import conftest
 import pytest
 
 import building
+import collection
 
 
 def test_one_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -53,9 +53,6 @@ class Item:
     def get_closest_marker(self, name: str) -> str | None:
         return name if name in self.marks else None
 
-    def add_marker(self, mark: Any) -> None:
-        pass
-
 
 class Config:
     def __init__(self, **options: Any) -> None:
@@ -73,7 +70,7 @@ def chosen(**options: Any) -> tuple[str, str]:
     items: list[Any] = [Item("a"), Item("b", "full"), Item("c", "slow"), Item("d")]
     items += [Item("e", "slow", "full"), *map(Item, "fghij")]
     config: Any = Config(**options)
-    conftest.pytest_collection_modifyitems(config, items)
+    collection.choose(config, items)
     return "".join(item.name for item in items), "".join(config.left_out)
 
 

@@ -220,6 +220,23 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) k.large_clusters = value;
   return cudaSuccess;
 }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  PLANTED(cudaFuncGetAttributes);
+  const auto found = state().kernels.find(kernel);
+  if (found == state().kernels.end()) return left(cudaErrorInvalidDeviceFunction);
+  *attributes = {};
+  attributes->numRegs = found->second.registers;
+  attributes->sharedSizeBytes = size_t(found->second.fixed);
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int threads,
                                                           size_t dynamic) {
   PLANTED(cudaOccupancyMaxActiveBlocksPerMultiprocessor);
