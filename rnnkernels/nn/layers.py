@@ -137,8 +137,9 @@ class RNNBase(nn.RNNBase):
         """Runs the layers; see :class:`LSTM` for arguments, shapes and errors."""
         windows = self.truncate if truncate is ... else truncate
         clip = self.grad_clip if grad_clip is ... else grad_clip
-        plain = lengths is None and reset is None and not return_all_states
-        if plain and windows is None and clip is None and self._undisturbed():
+        drops = self.training and self.dropout > 0 and self.num_layers > 1
+        plain = lengths is None and reset is None and not (return_all_states or drops)
+        if plain and windows is None and clip is None and _backends.undisturbed(self.backend):
             flat: Any = self._flat_weights
             if not _ops.same_weights(
                 self._parameters, self._flat_weights_names, flat, self._flat_weight_refs
@@ -199,11 +200,6 @@ class RNNBase(nn.RNNBase):
             reset=reset,
             return_all_states=return_all_states,
         )
-
-    def _undisturbed(self) -> bool:
-        """Whether kernels may run the layers with nothing in between."""
-        drops = self.training and self.dropout > 0 and self.num_layers > 1
-        return not drops and _backends.undisturbed(self.backend)
 
     @property
     def _kind(self) -> str:
