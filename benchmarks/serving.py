@@ -8,13 +8,15 @@ torch tensor and give torch tensors; onnxruntime and OpenVINO share memory with 
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import contest, providers
+from benchmarks import contest, device, providers, timing
 from benchmarks.cases import LAYERS, Case, shapes
 from benchmarks.contest import Contest, Setup
 from benchmarks.problem import STEP, Runner, ready
@@ -38,6 +40,9 @@ CASES = tuple(
     for shape in listed
     for threads in THREADS
 )
+
+#: Seconds before each sample: threads of others that wait for work by spinning go to sleep.
+REST = 0.05
 
 #: torch.nn's gates in ONNX's order: i o f c, and z r h.
 GATES = {"RNN": [0], "LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
@@ -158,4 +163,19 @@ def compete(case: Case, mode: str, setup: Setup) -> Contest:
         except ImportError as error:
             refused[name] = f"not installed ({error})"
     runners = {name: Runner(call, ()) for name, call in calls.items()}
-    return contest.of_runners(problem, mode, runners, refused)
+    found = contest.of_runners(problem, mode, runners, refused)
+    ways = {name: replace(way, sampler=rested(way.run)) for name, way in found.ways.items()}
+    return replace(found, ways=ways)
+
+
+def rested(run: Callable[[], object]) -> timing.Sampler:
+    """The usual sampler after a rest; made at the first sample, in whose modes it is to run."""
+    made: list[timing.Sampler] = []
+
+    def sample() -> float:
+        time.sleep(REST)
+        if not made:
+            made.append(timing.sampler(run, device.get("cpu")))
+        return made[0]()
+
+    return sample
