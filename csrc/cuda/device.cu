@@ -31,7 +31,6 @@ const char* text(cudaError_t error) {
   return cudaGetErrorString(error);
 }
 
-constexpr int kMostDevices = 64;
 std::array<std::atomic<uint64_t*>, kMostDevices> records;  // on the host
 std::mutex records_mutex;
 
@@ -74,7 +73,7 @@ const char* query(Device& device) {
 const char* fault_record(FaultRecord& record) {
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess && device >= kMostDevices) return "more than 64 devices";
+  if (error == cudaSuccess && device >= kMostDevices) return "a device of a number above 63";
   if (error == cudaSuccess && !records[size_t(device)]) error = make_record(device);
   if (error != cudaSuccess) return text(error);
   record.on_host = records[size_t(device)];

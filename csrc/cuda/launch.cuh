@@ -35,8 +35,9 @@ const void* kernel_of() {
 template <class Pass, class Block>
 cudaError_t prepare(int device) {
   static std::atomic<uint64_t> prepared{0};  // devices
-  const uint64_t bit = uint64_t(1) << (device % 64);
-  if (device < 64 && prepared & bit) return cudaSuccess;
+  static_assert(kMostDevices <= 64);
+  const uint64_t bit = device < kMostDevices ? uint64_t(1) << device : 0;
+  if (prepared & bit) return cudaSuccess;
   int shared = 0;
   cudaError_t error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;

@@ -99,6 +99,8 @@ const char* refusal(Precision precision, bool projected, bool norm);
 Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool norm);
 constexpr int kBatches[] = {1, 2};  // of which exact products take the first
 
+constexpr int kMostDevices = 64;  // of a machine: what is known of devices has so many places
+
 // What may be found wrong on a device, and then is left out of its plans: a family of kernels, alone or as a wavefront.
 enum class Kernels : int { kStepwise, kGrid, kCluster, kGridWavefront, kClusterWavefront };
 inline constexpr std::array kKernelsNames{"stepwise", "grid", "cluster", "grid wavefront", "cluster wavefront"};

@@ -13,8 +13,6 @@ namespace rnn::cuda {
 // A family in one precision, on one device; both are bits of words.
 class Vetted {
  public:
-  static constexpr int kDevices = 64;  // more than a machine has; kernels of further devices are not vetted
-
   // Runs small cases of kernels and calls settle() with what it finds; false where that cannot be done now.
   using Inspector = std::function<bool(int device, Kernels kernels, Precision precision)>;
 
@@ -49,11 +47,12 @@ class Vetted {
   void set_inspector(Inspector inspector) { inspector_ = std::move(inspector); }
 
  private:
-  static bool has(int device) { return device >= 0 && device < kDevices; }
+  // Kernels of further devices are not vetted.
+  static bool has(int device) { return device >= 0 && device < kMostDevices; }
   static unsigned bit(Kernels kernels) { return 1u << int(kernels); }
   static unsigned bit(Kernels kernels, Precision precision) { return 1u << (int(kernels) * 5 + int(precision)); }
 
-  std::array<std::atomic<unsigned>, kDevices> settled_{}, refused_{};
+  std::array<std::atomic<unsigned>, kMostDevices> settled_{}, refused_{};
   Inspector inspector_;
 };
 

@@ -11,6 +11,7 @@
 #include <array>
 #include <atomic>
 
+#include "cuda/plan.h"
 #include "ops/check.h"
 
 namespace rnn {
@@ -26,7 +27,7 @@ PyTypeObject* default_device() {
   return type;
 }
 
-std::array<std::atomic<bool>, 64> open_devices{};  // others stay closed
+std::array<std::atomic<bool>, cuda::kMostDevices> open_devices{};  // others stay closed
 
 bool unseen_by_dispatch() {
   const c10::DispatchKeySet included = c10::impl::tls_local_dispatch_key_set().included_;

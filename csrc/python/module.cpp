@@ -177,7 +177,7 @@ PYBIND11_MODULE(_C, module) {
       "forget_cuda_kernels",
       [] {
         rnn::cuda::vetted.forget();
-        for (int device = 0; device < rnn::cuda::Vetted::kDevices; ++device) rnn::open_short_ways(device, false);
+        for (int device = 0; device < rnn::cuda::kMostDevices; ++device) rnn::open_short_ways(device, false);
       },
       "What was found of all kernels; the short ways are closed.");
   module.def(
