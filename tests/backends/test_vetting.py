@@ -283,8 +283,12 @@ def test_build_follows_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(store, "PACKAGE", tmp_path)
     (tmp_path / "_backends/triton").mkdir(parents=True)
     kernel, compiled = tmp_path / "_backends/triton/a.py", tmp_path / "_C.so"
+    below = tmp_path / "librnnkernels_kernels.so"
     found = [store.build()]
-    for path, text in ((kernel, "1"), (kernel, "2"), (compiled, "1"), (compiled, "12")):
+    for path, text in (
+        (kernel, "1"), (kernel, "2"), (compiled, "1"), (compiled, "12"), (below, "1"),
+        (below, "12"),
+    ):  # fmt: skip
         path.write_text(text)
         found.append(store.build())
-    assert len(set(found)) == 5
+    assert len(set(found)) == 7

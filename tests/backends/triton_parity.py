@@ -245,10 +245,27 @@ def test_check_on_first_use(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_check_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that do not wait for each other read what is not there yet."""
     monkeypatch.setattr(launch, "device_of", lambda like: ("cuda", 16))
-    monkeypatch.setattr(sequence, "_wait", lambda count, steps: None)
+    monkeypatch.setattr(sequence, "_wait", lambda count, steps, fault, word, patience: patience)
     with triton_programs.at_once():
         found = vetting.check("triton", "grid", "float32", torch.device("cpu"))
     assert "lstm [T=5, B=18, D=1, H=72, L=1] lengths reset in float32, forward: " in found.reason
+    assert "Error" not in found.reason  # but a wrong result
+
+
+def test_check_takes_the_fault_that_it_provokes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that gave up refuses the family; no later call hears of it."""
+
+    def gives_up(count: Any, steps: Any, fault: Any, word: Any, patience: Any) -> Any:
+        sequence.tl.store(fault, word)
+        return patience
+
+    monkeypatch.setattr(launch, "device_of", lambda like: ("cuda", 16))
+    monkeypatch.setattr(sequence, "_wait", gives_up)
+    device = torch.device("cpu")
+    with triton_programs.at_once():
+        found = vetting.check("triton", "grid", "float32", device)
+    assert "rnnkernels_triton::sequence_forward" in found.reason and "gave up" in found.reason
+    assert launch.take_fault(device) == ""
 
 
 def test_refused_kinds_make_room_for_others(

@@ -172,21 +172,28 @@ def _fault(layout: Layout, like: Tensor) -> Tensor | None:
     return _faults[like.device]
 
 
-def raise_fault(device: torch.device) -> None:
-    """Raises RuntimeError where a launch on this device has given up since the last time."""
+def take_fault(device: torch.device) -> str:
+    """What a launch on this device has told since the last time, having given up; ``''`` where none
+    has. It does not wait for the device."""
     found = _faults.get(device)
     word = int(found.item()) if found is not None else 0
     if found is None or not word:
-        return
+        return ""
     found.zero_()
     name = "sequence_backward" if word & 1 else "sequence_forward"
-    raise RuntimeError(
+    return (
         f"rnnkernels_triton::{name}: an earlier call on {device} gave up: at round {word // 2 - 1} "
         f"a program had waited for seconds in vain for the others of its rows. The results of "
         "that call are wrong, and all that followed from them. This is a fault of the kernel or of "
         "the device, not of the call: choose another backend (backend='torch'), and please report "
         "it"
     )
+
+
+def _raise_fault(device: torch.device) -> None:
+    fault = take_fault(device)
+    if fault:
+        raise RuntimeError(fault)
 
 
 def _carry(layout: Layout, S: int, rows: int, w_hh: Tensor) -> Tensor | None:
@@ -204,7 +211,7 @@ def forward(
     T: int,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_forward``. Raises RuntimeError where an earlier call gave up."""
-    raise_fault(y.device)
+    _raise_fault(y.device)
     B = h0.size(1)
     layout = layout_of(w_hh, B, False)
     carry = _carry(layout, CELLS[cell].S, B, w_hh)
@@ -227,7 +234,7 @@ def backward(
 ) -> None:  # fmt: skip
     """The loop of ``sequence_backward``, over `rows` windows of `steps` steps. Raises RuntimeError
     where an earlier call gave up."""
-    raise_fault(y.device)
+    _raise_fault(y.device)
     if saved is not None and saved.data_ptr() == dgates.data_ptr() and torch.version.hip:
         saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
     (D, B, _), width = h0.shape, dgates.size(-1)

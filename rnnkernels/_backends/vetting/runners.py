@@ -148,7 +148,6 @@ class Triton:
     numbers = ("float32", "tf32", "tf32x3", "bfloat16", "float16")
 
     def cases(self, family: str, numbers: str, device: torch.device) -> list[Case]:
-
         H = 16 if family == "resident" else 72  # of one program, of several
         return [Case("lstm", H, lengths=True, reset=True)]
 
@@ -169,7 +168,9 @@ class Triton:
         return out, backward
 
     def fault(self, device: torch.device) -> str:
-        return ""
+        from rnnkernels._backends.triton import launch
+
+        return launch.take_fault(device)
 
 
 class Cpu:

@@ -31,11 +31,11 @@ def folder() -> Path:
 def build() -> str:
     """Of this package: what its compiled part and its Triton kernels are."""
     parts = []
-    for path in sorted([*PACKAGE.glob("_C.*"), *PACKAGE.glob("_backends/triton/*.py")]):
-        if path.suffix == ".py":
-            parts.append(f"{path.name} {crc32(path.read_bytes()):08x}")
-        elif path.suffix != ".pyi":  # tens of megabytes, which is long to read
-            parts.append(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}")
+    for path in sorted(PACKAGE.glob("_backends/triton/*.py")):
+        parts.append(f"{path.name} {crc32(path.read_bytes()):08x}")
+    for path in sorted(path for path in PACKAGE.iterdir() if path.suffix in (".so", ".pyd")):
+        # Tens of megabytes, which is long to read.
+        parts.append(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}")
     return "; ".join(parts)
 
 
