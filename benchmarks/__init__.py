@@ -4,5 +4,6 @@
 results; ``providers`` run it; ``correctness`` judges; ``contest`` compares, with ``timing`` and
 ``memory`` on a ``device``. ``sequences``, ``ragged``, ``concurrent``, ``breakdown``, ``truncated``
 and ``flow`` are suites with ways of their own. From a ``record``, ``report`` makes tables,
-``plots`` pictures, and ``readme`` puts the tables into documents.
+``plots`` pictures, and ``readme`` puts the tables into documents; ``compare`` tells what changed
+between two.
 """

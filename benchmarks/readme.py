@@ -32,12 +32,11 @@ def block(name: str, found: Record, path: Path, document: Path) -> str | None:
     text = report.view(name, found)
     if text is None:
         return None
-    version = found["commit"] or found["rnnkernels"]
     where = path.resolve()
     link = f"`{path.name}`"
     if where.is_relative_to(ROOT):
         link = f"[{path.name}]({os.path.relpath(where, document.resolve().parent)})"
-    source = f"Measured on {record.described(found)}; rnnkernels {version}; record {link}."
+    source = f"Measured on {record.source(found)}; record {link}."
     return f"{text}\n\n{textwrap.fill(source, 120, break_on_hyphens=False)}"
 
 

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ Record = dict[str, Any]
 
 #: Of the files: what it means to read one written by another version.
 FORMAT = 2
+
+#: What every reader counts on: of a record, and of each of its rows.
+_HEAD = ("commit", "device", "processor", "threads", "torch", "rnnkernels")
+_ROW = ("suite", "cell", "shape", "dtype", "mode", "results", "refused", "wrong")
 
 
 def environment(device: str, found: Device, threads: int) -> Record:
@@ -65,11 +70,15 @@ def read(path: Path) -> Record:
     """
     try:
         record = json.loads(path.read_text())
-        found = record["format"], record["rows"]
+        found, rows = record["format"], record["rows"]
+        if found == FORMAT:  # what the rest is called in another, only that one knows
+            itemgetter(*_HEAD)(record)
+            for row in rows:
+                itemgetter(*_ROW)(row)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a record that --out wrote: {error!r}") from error
-    if found[0] != FORMAT:
-        raise ValueError(f"{path}: expected a record of format {FORMAT}, got {found[0]!r}")
+    if found != FORMAT:
+        raise ValueError(f"{path}: expected a record of format {FORMAT}, got {found!r}")
     result: Record = record
     return result
 
@@ -83,3 +92,8 @@ def described(record: Record) -> str:
     dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in record["rows"]))
     threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
     return f"{where}, {threads}, torch {record['torch']}, {dtypes}"
+
+
+def source(record: Record) -> str:
+    """The same, with the version that was measured."""
+    return f"{described(record)}; rnnkernels {record['commit'] or record['rnnkernels']}"

@@ -359,7 +359,7 @@ def remarks(rows: Rows) -> list[str]:
 
 def markdown(found: Record, only: Sequence[str] = ()) -> str:
     """All tables that a record has rows for, and the remarks on its rows."""
-    parts = [f"{record.described(found)}; rnnkernels {found['commit'] or found['rnnkernels']}"]
+    parts = [record.source(found)]
     for name in only or VIEWS:
         text = view(name, found)
         if text is not None:

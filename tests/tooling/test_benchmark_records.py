@@ -4,50 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("tqdm")
 
 from benchmarks import readme, record, report
+from small_records import a_record, row
 
 ROOT = Path(__file__).parents[2]
-
-
-def row(cell: str, mode: str, torch_ms: float | None, ours_ms: float | None, **more: Any) -> Any:
-    figures = {"torch.nn": torch_ms, "rnnkernels": ours_ms}
-    return {
-        "suite": "suite",
-        "cell": cell,
-        "shape": "5,2,3,4",
-        "dtype": "float32",
-        "mode": mode,
-        "gflop": 0.5,
-        "results": {
-            name: {"ms": ms, "spread": 0.1, "samples_ms": [0.9 * ms, ms, 1.1 * ms]}
-            for name, ms in figures.items()
-            if ms is not None
-        },
-        "refused": {},
-        "wrong": {},
-        **more,
-    }
-
-
-def a_record(*rows: Any) -> Any:
-    return {
-        "format": record.FORMAT,
-        "command": "python -m benchmarks.run",
-        "commit": "abc1234",
-        "device": "cpu",
-        "processor": "A Processor",
-        "threads": 2,
-        "torch": "9.9",
-        "rnnkernels": "0.0",
-        "build": {"cpu_capability": "avx9"},
-        "rows": list(rows),
-    }
 
 
 SMALL = a_record(
@@ -78,6 +43,9 @@ def test_a_record_is_read_as_it_was_written(path: Path) -> None:
         ("[]", "expected a record that --out wrote"),
         ("{", "expected a record that --out wrote"),
         ('{"rows": []}', "expected a record that --out wrote"),
+        ('{"rows": [], "format": 2}', "expected a record that --out wrote: KeyError('commit')"),
+        (json.dumps(a_record({})), "expected a record that --out wrote: KeyError('suite')"),
+        (json.dumps(a_record(1)), "expected a record that --out wrote: TypeError("),
         ('{"rows": [], "format": 1}', "expected a record of format 2, got 1"),
     ],
 )
