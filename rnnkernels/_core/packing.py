@@ -36,6 +36,25 @@ class Packed(NamedTuple):
         return whole
 
 
+class Places(NamedTuple):
+    """What stands where in packed data, by the lengths of its rows."""
+
+    sizes: Tensor  # [T] rows that reach each step
+    starts: Tensor  # [T + 1]
+    t: Tensor  # [N] the step at each place
+    b: Tensor  # [N] the row at each place
+
+    @classmethod
+    def of_lengths(cls, lengths: Tensor) -> Places:
+        """Of lengths [B] on the CPU, descending and above zero."""
+        B = lengths.size(0)
+        steps = torch.arange(int(lengths[0]))
+        sizes = B - torch.searchsorted(lengths.flip(0), steps, right=True)
+        starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+        t = steps.repeat_interleave(sizes)
+        return cls(sizes, starts, t, torch.arange(len(t)) - starts[:-1].repeat_interleave(sizes))
+
+
 class Rows:
     """Rows of padded data [T, B] of unequal lengths: the way to packed data and back.
 
@@ -48,11 +67,8 @@ class Rows:
         ordered, order = lengths.sort(descending=True, stable=True)
         some = int((lengths > 0).sum())
         ordered, order = ordered[:some], order[:some]
-        steps = torch.arange(int(ordered[0]))
-        sizes = some - torch.searchsorted(ordered.flip(0), steps, right=True)  # of the batch
-        starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-        t = steps.repeat_interleave(sizes)
-        b = order[torch.arange(len(t)) - starts[:-1].repeat_interleave(sizes)]
+        _, starts, t, row = Places.of_lengths(ordered)
+        b = order[row]
         self.T, self.B = T, B
         self.packed = Packed(ordered.to(device), starts.to(device))
         self._order = order.to(device)

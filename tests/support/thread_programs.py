@@ -20,6 +20,7 @@ import rnnkernels
 from cases import make_call, random_like
 from op_calls import backward_arguments, forward
 from rnnkernels import _C
+from rnnkernels.streaming import StreamRunner
 
 backward_op = torch.ops.rnnkernels.sequence_backward
 
@@ -264,12 +265,16 @@ def the_interpreter_is_free_meanwhile() -> None:
     x = torch.randn(T, 1, 16, requires_grad=True)
     y = module(x)[0]
     dy = torch.ones_like(y)
+    streams = StreamRunner(rnnkernels.LSTM(16, 64).eval())
+    chunk = x[:, 0].detach()
     runs: dict[str, Callable[[], object]] = {
         "forward op": partial(forward, call),
         "backward op": lambda: backward_op(*arguments),
         "module without gradient": lambda: infer(module, x),
         "module": lambda: module(x),
         "autograd": lambda: torch.autograd.grad(y, [x], dy, retain_graph=True),
+        "stream": lambda: streams("a", chunk),
+        "streams": lambda: streams.batch({"a": chunk, "b": chunk[1:]}),  # packed
     }
     for name, run in runs.items():
         # Each takes as long as 100 000 ticks or more. Where the interpreter changes hands, some

@@ -59,7 +59,7 @@ def test_every_room_is_known() -> None:
 def test_public_names_are_exported_and_documented() -> None:
     for module in (
         rnnkernels, rnnkernels.functional, rnnkernels.nn, rnnkernels.diagnostics,
-        rnnkernels.interop, rnnkernels.torch_types, rnnkernels.cells,
+        rnnkernels.interop, rnnkernels.torch_types, rnnkernels.streaming, rnnkernels.cells,
     ):  # fmt: skip
         assert module.__doc__
         for name in module.__all__:

@@ -1,18 +1,4 @@
-"""Long sequences in pieces, for training loops that step their optimiser after every chunk.
-
-A language model that reads eight streams of one text side by side::
-
-    tokens = streaming.batchify(text, 8)  # [T + 1, 8]
-    inputs, targets = tokens[:-1], tokens[1:]
-    resets = streaming.starts(inputs, end=end_of_document)
-    hx = None
-    for x, y, reset in streaming.chunks((inputs, targets, resets), 32):
-        output, hx = lstm(embedding(x), hx, reset=reset)
-        cross_entropy(head(output).flatten(0, 1), y.flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        hx = streaming.detach(hx)
-"""
+"""Long sequences cut into chunks and laid out as parallel streams, for training."""
 
 from __future__ import annotations
 
