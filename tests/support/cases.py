@@ -34,7 +34,9 @@ def make_call(
     reset: bool | Tensor = False,
     all_states: bool = False,
     grad: bool = True,
+    gain: float = 1.0,
     dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
     seed: int = 0,
 ) -> Layer:
     """One layer's call; every number is one of the dtype, so that a wider dtype sees the same.
@@ -44,6 +46,7 @@ def make_call(
         lengths: the lengths, or whether to draw some from 0 to T.
         reset: the mask, or whether to draw one.
         grad: whether every floating tensor asks for a gradient.
+        gain: a factor of all weights; less than 1 keeps long sums of 16-bit numbers small.
     """
     gen = torch.Generator().manual_seed(seed)
     contract, R = CELLS[cell], proj or H
@@ -51,13 +54,17 @@ def make_call(
 
     def tensor(*shape: int, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=gen, dtype=torch.float64) * scale
-        return values.to(dtype).requires_grad_(grad)
+        return values.to(device, dtype).requires_grad_(grad)
 
     def each(yes: bool, *shape: int, scale: float) -> list[Tensor]:
-        return [tensor(*shape, scale=scale) for _ in range(D * yes)]
+        return [tensor(*shape, scale=scale * gain) for _ in range(D * yes)]
 
     drawn = torch.randint(0, T + 1, (B,), generator=gen)
     mask = torch.rand(T, B, generator=gen) < 0.3
+    if isinstance(lengths, (list, tuple)):
+        drawn = torch.tensor(lengths, dtype=torch.int64)
+    if isinstance(reset, Tensor):
+        mask = reset
     return Layer(
         cell,
         tensor(T, B, inputs),
@@ -68,10 +75,8 @@ def make_call(
         w_hr=each(proj > 0, R, H, scale=H**-0.5),
         h0=tensor(D, B, R),
         c0=tensor(D, B, H) if contract.S > 1 else None,
-        lengths=torch.tensor(lengths)
-        if isinstance(lengths, (list, tuple))
-        else (drawn if lengths else None),
-        reset=reset if isinstance(reset, Tensor) else (mask if reset else None),
+        lengths=drawn.to(device) if lengths is not False else None,
+        reset=mask.to(device) if reset is not False else None,
         all_states=all_states,
     )
 

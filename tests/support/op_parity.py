@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import op_calls
+from cases import make_call
 from rnnkernels._core import reference
 from rnnkernels._core.call import Clip, Layer
 from rnnkernels.cells import CELLS
@@ -78,39 +79,33 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Layer:
 
     Packed rows get shorter one by one, and the last has a single step.
     """
-    gen = torch.Generator().manual_seed(1)
-    cell, R = CELLS[case.cell], case.R or case.H
-
-    def values(*shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=gen, dtype=torch.float64) * scale).to(device, dtype)
-
-    def each(*shape: int, yes: bool = True) -> list[Tensor]:
-        return [values(*shape, scale=0.5 * shape[-1] ** -0.5) for _ in range(case.D if yes else 0)]
-
-    rows = cell.G * case.H
     lengths = (torch.arange(case.B) * 2) % (case.T + 1)
     lengths[case.B // 2 :][:1] = case.T
     if case.packed:
         lengths = (case.T - torch.arange(case.B)).clamp(min=1)
+    gen = torch.Generator().manual_seed(1)
     reset = torch.rand(case.T, case.B, generator=gen) < 0.4
     reset[-1:, case.B // 2 :][:, :1] = True  # in the last step of a whole row
-    call = Layer(
+    call = make_call(
         case.cell,
-        values(case.T, case.B, case.I),
-        each(rows, case.I),
-        each(rows, R),
-        each(rows, yes=case.bias),
-        each(rows, yes=case.bias),
-        each(case.R, case.H, yes=case.R > 0),
-        values(case.D, case.B, R),
-        values(case.D, case.B, case.H) if cell.S > 1 else None,
-        lengths.to(device) if case.lengths or case.packed else None,
-        reset.to(device) if case.reset else None,
-        all_states=cell.S > 1,
-        window=case.window,
-        clip=case.clip,
-        flow=torch.zeros(case.T, case.B, case.D, dtype=torch.float64) if case.flow else None,
+        case.T,
+        case.B,
+        case.I,
+        case.H,
+        case.D,
+        proj=case.R,
+        bias="double" if case.bias else "none",
+        lengths=lengths.tolist() if case.lengths or case.packed else False,
+        reset=reset if case.reset else False,
+        all_states=CELLS[case.cell].S > 1,
+        grad=False,
+        gain=0.5,
+        dtype=dtype,
+        device=device,
+        seed=1,
     )
+    flow = torch.zeros(case.T, case.B, case.D, dtype=torch.float64) if case.flow else None
+    call = call._replace(window=case.window, clip=case.clip, flow=flow)
     return packed(call) if case.packed else call
 
 
