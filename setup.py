@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +107,24 @@ def choice() -> Choice:
     return choose(CUDA, find_nvcc(), not CUDA and finds_gpu())
 
 
+def run_ninja(folder: Path, command: list[str], made: Iterable[tuple[str, str]]) -> None:
+    """Runs `command` for each pair (object, source) that is out of date."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = shlex.join(command).replace("$", "$$")
+    lines = [
+        f"builddir = {folder}",
+        "rule compile",
+        f"  command = {line} -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        *(f"build {out}: compile {source}" for out, source in made),
+    ]
+    plan = folder / "build.ninja"
+    plan.write_text("\n".join(lines) + "\n")
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    subprocess.run(["ninja", "-v", *jobs, "-f", str(plan)], check=True)
+
+
 class CudaToolkit:
     """nvcc with the headers and the static runtime that belong to it."""
 
@@ -156,21 +175,9 @@ class CudaToolkit:
 
     def compile(self, sources: list[str], folder: Path) -> list[str]:
         """Compiles the sources that are out of date; returns the object files of all."""
-        folder.mkdir(parents=True, exist_ok=True)
         objects = [str(folder / f"{Path(source).stem}.cu.o") for source in sources]
-        command = shlex.join([self.nvcc, *self.flags()]).replace("$", "$$")
-        lines = [
-            f"builddir = {folder}",
-            "rule nvcc",
-            f"  command = {command} -MD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            *(f"build {out}: nvcc {source}" for out, source in zip(objects, sources, strict=True)),
-        ]
-        plan = folder / "build.ninja"
-        plan.write_text("\n".join(lines) + "\n")
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        subprocess.run(["ninja", "-v", *jobs, "-f", str(plan)], check=True)
+        command = [self.nvcc, *self.flags()]
+        run_ninja(folder, command, zip(objects, sources, strict=True))
         return objects
 
 
@@ -210,18 +217,56 @@ class BuildExt(BuildExtension):
         if name == KERNELS and (toolkit := cuda_toolkit()):
             objects = toolkit.compile(sources("cuda/*.cu"), build_folder() / "cuda")
             ext.extra_objects = [*objects, str(toolkit.cudart)]
+        if name != KERNELS:
+            self.precompile(ext)
         below = {KERNELS: [], OPS: [KERNELS], MODULE: [OPS, KERNELS]}[name]
         ext.extra_objects += [self.get_ext_fullpath(f"rnnkernels.{library}") for library in below]
         super().build_extension(ext)
+
+    def precompile(self, ext: Extension) -> None:
+        """Has the files of `ext` begin with torch's headers, which g++ then parses but once."""
+        cxx = shlex.split(os.environ.get("CXX") or "c++")
+        predefined = subprocess.run(
+            [*cxx, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True
+        )
+        if sys.platform != "linux" or "__clang__" in predefined.stdout:
+            return
+        # Torch's name for a module would differ from library to library, and nothing here uses it.
+        args = [a for a in ext.extra_compile_args if not a.startswith("-DTORCH_EXTENSION_NAME=")]
+        header = Path("csrc/ops/torch_headers.h")
+        copy = (build_folder() / "headers" / header.name).absolute()
+        includes = [f"-I{folder}" for folder in ext.include_dirs]
+        defines = [
+            f"-D{name}" if value is None else f"-D{name}={value}"
+            for name, value in ext.define_macros
+        ]
+        run_ninja(
+            copy.parent,
+            [*cxx, *self.compiler.compiler_so[1:], *defines, *includes, *args, "-x", "c++-header"],
+            [(f"{copy}.gch", str(header))],
+        )
+        copy.write_text(f'#include "ops/{header.name}"\n')
+        ext.extra_compile_args = [*args, "-include", str(copy), "-Winvalid-pch"]
 
 
 def sources(pattern: str) -> list[str]:
     return sorted(str(path) for path in Path("csrc").glob(pattern))
 
 
-def has_avx512() -> bool:
-    flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
-    return {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags)
+#: The kernels of each instruction set, and what a processor must have to run them.
+LEVELS = {
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "avx2": {"avx2", "fma"},
+}
+
+
+def only_level() -> str | None:
+    """The one instruction set to build under sanitizers: only what this machine runs can be found
+    at fault, and the others take minutes. None: all of them."""
+    if not SANITIZE or sys.platform != "linux":
+        return None
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    return next((level for level, needed in LEVELS.items() if needed <= flags), None)
 
 
 def common_options() -> dict[str, Any]:
@@ -229,6 +274,8 @@ def common_options() -> dict[str, Any]:
     compile_args = ["-std=c++20", "-O3", "-fopenmp", "-ffp-contract=fast", "-Wall"]
     # Vectors pass between inlined functions only: their calling convention concerns nobody.
     compile_args.append("-Wno-psabi")
+    # Torch's headers turn this one off where they need to, which a precompiled header forgets.
+    compile_args.append("-Wno-sign-compare")
     # The libraries lie in one folder, wherever that is.
     link_args = ["-fopenmp", "-Wl,-rpath,$ORIGIN"]
     macros: list[tuple[str, str | None]] = []
@@ -238,8 +285,8 @@ def common_options() -> dict[str, Any]:
         # Python's own flags say -fwrapv, with which an overflow of signed integers is no finding.
         compile_args += [*instrument, "-O1", "-fno-wrapv"]
         link_args += instrument
-        if has_avx512():
-            macros.append(("RNNKERNELS_ONLY_AVX512", None))
+        if level := only_level():
+            macros.append((f"RNNKERNELS_ONLY_{level.upper()}", None))
     else:
         # Python's own flags may ask for -g: most of it would describe torch's headers.
         compile_args.append("-g0")
@@ -263,10 +310,10 @@ def kernels() -> Extension:
     options["extra_link_args"].append(f"-Wl,-soname,{KERNELS}.so")
     files = [path for path in sources("cpu/*.cpp") if Path(path).name not in KNOW_TORCH]
     files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
-    if SANITIZE and has_avx512():
-        # Only what this machine runs can be found at fault, and the rest takes minutes.
-        unused = {"csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_default.cpp"}
-        files = [path for path in files if path not in unused]
+    if level := only_level():
+        amx = {"csrc/cpu/kernels_amx.cpp"} if level != "avx512" else set[str]()  # it needs AVX-512
+        others = {f"csrc/cpu/kernels_{name}.cpp" for name in ("default", *LEVELS) if name != level}
+        files = [path for path in files if path not in others | amx]
     if cuda_toolkit():
         # A CUDA build of torch loads its own libcudart for the whole process; were ours visible
         # too, its functions would be bound to torch's, which may be of another version.
@@ -276,7 +323,7 @@ def kernels() -> Extension:
 
 
 #: What registers the kernels of a backend, beside them.
-KNOW_TORCH = ("register.cpp", "single.cpp")
+KNOW_TORCH = ("products.cpp", "register.cpp", "single.cpp")
 
 
 def ops() -> CppExtension:
