@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "ops/layers.h"
+#include "ops/products.h"
 
 namespace rnn {
 namespace {
@@ -54,7 +55,7 @@ class Products {
       return wanted[i] ? &grads[i] : nullptr;
     };
     const Tensor dgx = columns(d, {0, 0, rows_});
-    if (Tensor* dw_ih = want(kWIh)) *dw_ih = at::mm(dgx.t(), layer_.x.reshape_symint({N_, layer_.x.sym_size(-1)}));
+    if (Tensor* dw_ih = want(kWIh)) product(dgx, layer_.x.reshape_symint({N_, layer_.x.sym_size(-1)}), *dw_ih);
     if (Tensor* dw_hh = want(kWHh)) {
       // Memory of our own holds the values of plain tensors alone: whoever looks on is shown parts that are put
       // together.
@@ -71,7 +72,7 @@ class Products {
     if (Tensor* db_hh = want(kBHh)) *db_hh = bias(d, hidden_);
     if (Tensor* dw_hr = want(kWHr)) {
       const auto flat = [&](const Tensor& t) { return t.select(-2, d).reshape_symint({N_, t.sym_size(-1)}); };
-      *dw_hr = at::mm(flat(layer_.dproj).t(), flat(layer_.h_raw));
+      product(flat(layer_.dproj), flat(layer_.h_raw), *dw_hr);
     }
     // Last: what the others need for a while is gone before its memory is taken.
     if (!layer_.wants_dx) return;
@@ -88,6 +89,20 @@ class Products {
   }
 
  private:
+  // out [M, N] = a^T b of a [K, M] and b [K, N], or out += where it adds. An undefined out is allocated.
+  void product(const Tensor& a, const Tensor& b, Tensor& out, bool adds = false) const {
+    if (plain_ && has_products(a)) {
+      if (!out.defined()) out = at::empty({a.size(1), b.size(1)}, a.options());
+      outer_products(out, a, b, adds);
+    } else if (adds) {
+      out.addmm_(a.t(), b);
+    } else if (out.defined()) {
+      at::mm_out(out, a.t(), b);
+    } else {
+      out = at::mm(a.t(), b);
+    }
+  }
+
   // Columns of direction d [N, width].
   Tensor columns(int64_t d, const Part& part) const {
     const bool all = D_ == 1 && !split_;
@@ -108,8 +123,7 @@ class Products {
   // undefined out is allocated.
   void hidden_product(int64_t d, const Tensor& dgh, Tensor& out) {
     if (steps_.starts) {
-      const Tensor h = entering(d);
-      out.defined() ? at::mm_out(out, dgh.t(), h) : out = at::mm(dgh.t(), h);
+      product(dgh, entering(d), out);
     } else {
       shifted_product(d, dgh, out);
     }
@@ -133,22 +147,18 @@ class Products {
       first = dgh.view_symint({T_, B_, width}).gather(0, last.expand_symint({1, B_, width})).squeeze(0);
     }
     if (lengths) h0 = h0.masked_fill((*lengths == 0).unsqueeze(1), 0);
-    if (out.defined()) {
-      at::mm_out(out, first.t(), h0);
-    } else {
-      out = at::mm(first.t(), h0);
-    }
+    product(first, h0, out);
     if (known == 1) return;
 
     Tensor h = some(states(d), d == 0 ? SymInt(0) : B_, later);
-    const Tensor dgh_later = some(dgh, d == 0 ? B_ : SymInt(0), later).t();
+    const Tensor dgh_later = some(dgh, d == 0 ? B_ : SymInt(0), later);
     // What a row leaves behind at a cut or at its end may be NaN or infinite: the zero gradient of the next step times
     // that would not be zero. Ends are rarely so, which shows in the sums and can be seen where the host need not wait.
     if (d == 0 && lengths && !reset && plain_ && out.is_cpu()) {
-      out.addmm_(dgh_later, h);
+      product(dgh_later, h, out, true);
       const at::ScalarType wide = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
       if (std::isfinite(out.sum(wide).item<double>())) return;
-      at::mm_out(out, first.t(), h0);
+      product(first, h0, out);
     }
     OptionalTensor left = reset ? OptionalTensor(some(*reset, 1, T_ - 1)) : std::nullopt;
     if (d == 0 && lengths) {
@@ -156,7 +166,7 @@ class Products {
       left = left ? left->logical_or(past) : past;
     }
     if (left) h = h.masked_fill(left->reshape_symint({later, 1}), 0);
-    out.addmm_(dgh_later, h);
+    product(dgh_later, h, out, true);
   }
 
   // h of each step of direction d [N, R].
@@ -229,6 +239,8 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
   const Merge mode = find_merge(settings.merge_mode);
   const bool merges = settings.directions > 1 && mode != Merge::kConcat;
   const int64_t D = settings.directions, L = settings.layers;
+  // Each row of dx by itself: so that it does not depend on its batch, or since it is faster.
+  const bool by_rows = how.invariant || (how.plain && has_products(found.dgates));
   // That of an only layer keeps its dimension of size 1: whoever takes it looks at its last ones.
   const auto part = [](const Tensor& t, int64_t layers, int64_t l) {
     return layers > 1 && t.defined() && t.dim() > 1 ? t.select(0, l) : t;
@@ -250,13 +262,13 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
                       part(kept.h_raw, L, l),
                       part(found.dgates, L - first, l - first),
                       part(found.dproj, L - first, l - first),
-                      l == 0 && wanted[kX] && !how.invariant};
+                      l == 0 && wanted[kX] && !by_rows};
     Products sums(cell, weights, kept.steps, layer, D, how.plain);
     for (int64_t d = 0; d < D; ++d) sums.add(d, wanted, grads);
   }
   Tensor& dx = grads[kX];
   if (dx.defined()) dx = dx.view_symint(kept.inputs[kX].sym_sizes());
-  if (how.invariant && wanted[kX]) {
+  if (by_rows && wanted[kX]) {
     std::vector<Tensor> w_ih;
     for (int64_t d = 0; d < D; ++d) w_ih.push_back(weights.get(kWIh, 0, d));
     dx = input_gradient_op().call(found.dgates.select(0, 0), w_ih);

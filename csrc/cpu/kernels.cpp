@@ -4,8 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -26,27 +28,41 @@ namespace amx {
 extern const Entry<BFloat16> kBFloat16;
 }
 
+// The registers of leaf 7 of cpuid; zeros where there is none.
+struct Leaf7 {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  explicit Leaf7(int subleaf) {
+    if (!__get_cpuid_count(7, subleaf, &a, &b, &c, &d)) a = b = c = d = 0;
+  }
+};
+
 // Has this processor AMX-BF16 and AVX512-BF16, and does the system grant this process the memory of the tiles, which it
 // does not save for whoever has not asked?
-static bool has_tiles() {
+[[maybe_unused]] static bool has_tiles() {
 #if defined(__linux__)
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;              // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  constexpr unsigned kAmx = 1u << 22 | 1u << 24, kConversions = 1u << 5;  // AMX-BF16, AMX-TILE; AVX512-BF16
-  unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kAmx) != kAmx) return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kConversions)) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  constexpr unsigned kAmx = 1u << 22 | 1u << 24;              // AMX-BF16, AMX-TILE
+  if ((Leaf7(0).d & kAmx) != kAmx || !multiplies_bfloat16()) return false;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;  // fails, too, where the system knows no tiles
 #else
   return false;
 #endif
 }
+
+bool multiplies_bfloat16() { return Leaf7(1).a >> 5 & 1; }  // AVX512-BF16
+bool multiplies_float16() { return Leaf7(0).d >> 23 & 1; }  // AVX512-FP16
+#else
+bool multiplies_bfloat16() { return true; }  // not known
+bool multiplies_float16() { return true; }
 #endif
 
+// A build under sanitizers has the kernels of one instruction set alone: RNNKERNELS_ONLY_...
 static const Kernels* choose() {
   const char* wanted = std::getenv("RNNKERNELS_CPU_CAPABILITY");
   const auto allowed = [&](const Kernels& k) { return !wanted || std::strcmp(wanted, k.name) == 0; };
 #if defined(__x86_64__)
   const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if !defined(RNNKERNELS_ONLY_AVX2)
   const bool wide = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   static const Kernels tiles{"amx", avx512::kTable.float32, avx512::kTable.float64, amx::kBFloat16,
@@ -54,12 +70,13 @@ static const Kernels* choose() {
   if (wide && allowed(tiles) && has_tiles()) return &tiles;
   if (wide && allowed(avx512::kTable)) return &avx512::kTable;
 #endif
-#if defined(RNNKERNELS_ONLY_AVX512)
-  return nullptr;
-#else
-#if defined(__x86_64__)
+#if !defined(RNNKERNELS_ONLY_AVX512)
   if (fma && allowed(avx2::kTable)) return &avx2::kTable;
 #endif
+#endif
+#if defined(RNNKERNELS_ONLY_AVX512) || defined(RNNKERNELS_ONLY_AVX2)
+  return nullptr;
+#else
   return allowed(baseline::kTable) ? &baseline::kTable : nullptr;
 #endif
 }

@@ -28,11 +28,25 @@ struct Rows {
   bool adds;  // to what stands in out
 };
 
+// out [M, N] = a^T b of a [K, M] and b [K, N], or out +=.
+template <class IO>
+struct OuterProducts {
+  int64_t K, M, N;
+  const IO* a;
+  int64_t a_stride;
+  const IO* b;
+  int64_t b_stride;
+  IO* out;
+  int64_t out_stride;
+  bool adds;  // to what stands in out
+};
+
 template <class IO>
 struct Entry {
   void (*forward)(const Launch&, const Forward<IO>&);
   void (*backward)(const Launch&, const Backward<IO>&);
   void (*rows)(const Launch&, const Rows<IO>&);
+  void (*outer)(const Launch&, const OuterProducts<IO>&);  // of 16 bits alone: for others, torch's are as fast
   // A single step of one direction, T == 1, without lengths, resets, projection and bounds; units first to last. Given
   // gh [B, G*H], W_hh h, it takes W_ih x from gx; else it computes both products, row by row.
   void (*forward_step)(int cell, const Forward<IO>&, const IO* gh, int64_t first, int64_t last);
@@ -56,5 +70,9 @@ struct Kernels {
 // The best that this processor runs, or the one that the environment variable RNNKERNELS_CPU_CAPABILITY names
 // (default, avx2, avx512, amx). Null where that name is unknown or not supported by this processor.
 const Kernels* kernels();
+
+// Has this processor instructions that multiply numbers of this type? Other libraries use them.
+bool multiplies_bfloat16();
+bool multiplies_float16();
 
 }  // namespace rnn::cpu

@@ -1,47 +1,10 @@
 // The sequence ops on the CPU.
-#include <ATen/Parallel.h>
-
-#include "cpu/kernels.h"
+#include "cpu/launch.h"
 #include "cpu/single.h"
 #include "ops/pointers.h"
 
 namespace rnn::cpu {
 namespace {
-
-struct Workspace {
-  at::Tensor memory;
-  static void* allocate(int64_t bytes, void* context) {
-    auto* self = static_cast<Workspace*>(context);
-    self->memory = at::empty({bytes}, at::kByte);
-    return self->memory.mutable_data_ptr();
-  }
-};
-
-const Kernels& available() {
-  const Kernels* k = kernels();
-  TORCH_CHECK(k,
-              "RNNKERNELS_CPU_CAPABILITY: expected default, avx2, avx512 or amx as far as this processor has it, got '",
-              std::getenv("RNNKERNELS_CPU_CAPABILITY"), "'");
-  return *k;
-}
-
-// Calls f(entry) with the kernels of this storage type.
-template <class F>
-void dispatch_dtype(at::ScalarType type, F&& f) {
-  const Kernels& k = available();
-  switch (type) {
-    case at::kFloat:
-      return f(k.float32);
-    case at::kDouble:
-      return f(k.float64);
-    case at::kBFloat16:
-      return f(k.bfloat16);
-    case at::kHalf:
-      return f(k.float16);
-    default:
-      TORCH_INTERNAL_ASSERT(false, "checked before");
-  }
-}
 
 // What only a look into the tensors can tell; a compiled graph reaches no check but this one.
 void check_values(const Steps& steps, const Sizes& n) {
@@ -67,13 +30,6 @@ void check_values(const Steps& steps, const Sizes& n) {
                       "lengths: expected the longest row first where steps are packed, "
                       "got ",
                       lengths[b], " behind ", lengths[b - 1]);
-}
-
-template <class Run>
-void with_launch(int cell, Run&& run) {
-  Workspace workspace;
-  ThreadBudget threads(at::in_parallel_region() ? 1 : at::get_num_threads());
-  run(Launch{cell, threads, Workspace::allocate, &workspace});
 }
 
 template <class IO>
@@ -104,30 +60,9 @@ void backward(BackwardRun& all) {
   all.each([](BackwardLayer& layer) { run_layer(layer, layer.y); });
 }
 
-Tensor input_gradient(const Tensor& dgates, TensorList w_ih) {
-  check_input_gradient(dgates, w_ih);
-  const int64_t D = dgates.size(-2), G_H = w_ih[0].size(0), I = w_ih[0].size(1);
-  at::DimVector shape(dgates.sizes().slice(0, dgates.dim() - 2));
-  const int64_t rows = c10::multiply_integers(shape);
-  shape.push_back(I);
-  const Tensor a = dgates.contiguous(), dx = fresh(shape, dgates.options());
-  if (dx.numel() == 0) return dx;
-  for (int64_t d = 0; d < D; ++d) {
-    const Tensor columns = a.select(-2, d), w = w_ih[d].contiguous();
-    with_launch(0, [&](const Launch& launch) {
-      dispatch_dtype(a.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
-        entry.rows(launch,
-                   {rows, G_H, I, pointer<IO>(columns), a.stride(-2) * D, pointer<IO>(w), pointer<IO>(dx), d > 0});
-      });
-    });
-  }
-  return dx;
-}
-
 }  // namespace
 }  // namespace rnn::cpu
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, library) {
   rnn::register_sequence_ops<rnn::cpu::forward, rnn::cpu::backward>(library);
-  library.impl("input_gradient", rnn::cpu::input_gradient);
 }

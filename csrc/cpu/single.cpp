@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include "ops/pointers.h"
+#include "ops/products.h"
 
 namespace rnn::cpu {
 namespace {
@@ -81,8 +82,9 @@ void run_single(const BackwardLayer& a, const Entry<IO>& entry) {
       entry.add_product(pointer<const T>(dgh), p.w_hh[0], gates, n.H, first, last, p.dh0);
     });
   } else {
-    // Of 16 bits torch takes rounded factors, as for the gradients of the weights.
-    a.dh0.view({n.B, n.H}).addmm_(dgh.to(a.y.scalar_type()), a.w.w_hh[0]);
+    // Of 16 bits it takes rounded factors, as for the gradients of the weights.
+    const Tensor rounded = dgh.to(a.y.scalar_type()), dh0 = a.dh0.view({n.B, n.H});
+    has_products(rounded) ? row_products(dh0, rounded, a.w.w_hh[0], true) : void(dh0.addmm_(rounded, a.w.w_hh[0]));
   }
 }
 

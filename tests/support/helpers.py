@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -99,6 +100,17 @@ def has_amx() -> bool:
     """Whether processor and system let this process use tiles of bfloat16."""
     flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
     return {"amx_bf16", "avx512_bf16"} <= set(flags) and bool(torch.cpu._init_amx())
+
+
+def multiplies_itself(dtype: torch.dtype) -> bool:
+    """Whether the kernels of the CPU take the products behind their loops themselves: of 16 bits,
+    where the processor has no instructions for such, by the names that Linux gives them."""
+    needed = {torch.bfloat16: "avx512_bf16", torch.float16: "avx512_fp16"}.get(dtype)
+    if needed is None or platform.machine() != "x86_64":
+        return False
+    if sys.platform != "linux":
+        pytest.skip("which instructions this processor has is not known here")
+    return needed not in Path("/proc/cpuinfo").read_text().split()
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

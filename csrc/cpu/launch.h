@@ -1,0 +1,53 @@
+// From an op to the kernels of its storage type.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include "cpu/kernels.h"
+#include "ops/fields.h"
+
+namespace rnn::cpu {
+
+struct Workspace {
+  at::Tensor memory;
+  static void* allocate(int64_t bytes, void* context) {
+    auto* self = static_cast<Workspace*>(context);
+    self->memory = at::empty({bytes}, at::kByte);
+    return self->memory.mutable_data_ptr();
+  }
+};
+
+inline const Kernels& available() {
+  const Kernels* k = kernels();
+  TORCH_CHECK(k,
+              "RNNKERNELS_CPU_CAPABILITY: expected default, avx2, avx512 or amx as far as this processor has it, got '",
+              std::getenv("RNNKERNELS_CPU_CAPABILITY"), "'");
+  return *k;
+}
+
+// Calls f(entry) with the kernels of this storage type.
+template <class F>
+void dispatch_dtype(at::ScalarType type, F&& f) {
+  const Kernels& k = available();
+  switch (type) {
+    case at::kFloat:
+      return f(k.float32);
+    case at::kDouble:
+      return f(k.float64);
+    case at::kBFloat16:
+      return f(k.bfloat16);
+    case at::kHalf:
+      return f(k.float16);
+    default:
+      TORCH_INTERNAL_ASSERT(false, "checked before");
+  }
+}
+
+template <class Run>
+void with_launch(int cell, Run&& run) {
+  Workspace workspace;
+  ThreadBudget threads(at::in_parallel_region() ? 1 : at::get_num_threads());
+  run(Launch{cell, threads, Workspace::allocate, &workspace});
+}
+
+}  // namespace rnn::cpu

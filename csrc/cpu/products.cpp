@@ -1,0 +1,67 @@
+#include "ops/products.h"
+
+#include "cpu/launch.h"
+#include "ops/check.h"
+#include "ops/layers.h"
+#include "ops/pointers.h"
+
+namespace rnn {
+namespace {
+
+Tensor with_whole_rows(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous(); }
+
+}  // namespace
+
+// In float32 and float64 torch's are as fast. For 16 bits it has fast ones where the processor has instructions for
+// them; where it has none, torch takes ten times as long as the products here, which add up in float32.
+bool has_products(const Tensor& t) {
+  static const bool bfloat16 = !cpu::multiplies_bfloat16(), float16 = !cpu::multiplies_float16();
+  if (!t.is_cpu()) return false;
+  return t.scalar_type() == at::kBFloat16 ? bfloat16 : t.scalar_type() == at::kHalf && float16;
+}
+
+void outer_products(const Tensor& out, const Tensor& a, const Tensor& b, bool adds) {
+  TORCH_INTERNAL_ASSERT(a.size(0) == b.size(0) && out.size(0) == a.size(1) && out.size(1) == b.size(1));
+  if (out.numel() == 0) return;
+  const Tensor left = with_whole_rows(a), right = with_whole_rows(b);
+  cpu::with_launch(0, [&](const cpu::Launch& launch) {
+    cpu::dispatch_dtype(out.scalar_type(), [&]<class IO>(const cpu::Entry<IO>& entry) {
+      TORCH_INTERNAL_ASSERT(entry.outer);
+      entry.outer(launch, {left.size(0), left.size(1), right.size(1), pointer<const IO>(left), left.stride(0),
+                           pointer<const IO>(right), right.stride(0), pointer<IO>(out), out.stride(0), adds});
+    });
+  });
+}
+
+void row_products(const Tensor& out, const Tensor& a, const Tensor& w, bool adds) {
+  TORCH_INTERNAL_ASSERT(a.size(1) == w.size(0) && out.size(0) == a.size(0) && out.size(1) == w.size(1) &&
+                        out.is_contiguous());
+  if (out.numel() == 0) return;
+  const Tensor left = with_whole_rows(a), right = w.contiguous();
+  cpu::with_launch(0, [&](const cpu::Launch& launch) {
+    cpu::dispatch_dtype(out.scalar_type(), [&]<class IO>(const cpu::Entry<IO>& entry) {
+      entry.rows(launch, {left.size(0), left.size(1), right.size(1), pointer<const IO>(left), left.stride(0),
+                          pointer<const IO>(right), pointer<IO>(out), adds});
+    });
+  });
+}
+
+namespace cpu {
+namespace {
+
+Tensor input_gradient(const Tensor& dgates, TensorList w_ih) {
+  check_input_gradient(dgates, w_ih);
+  const int64_t D = dgates.size(-2), G_H = w_ih[0].size(0), I = w_ih[0].size(1);
+  at::DimVector shape(dgates.sizes().slice(0, dgates.dim() - 2));
+  const int64_t rows = c10::multiply_integers(shape);
+  const Tensor steps = dgates.contiguous().view({rows, D, dgates.size(-1)}), dx = fresh({rows, I}, dgates.options());
+  for (int64_t d = 0; d < D; ++d) row_products(dx, steps.select(1, d).narrow(1, 0, G_H), w_ih[d], d > 0);
+  shape.push_back(I);
+  return dx.view(shape);
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace rnn
+
+TORCH_LIBRARY_IMPL(rnnkernels, CPU, library) { library.impl("input_gradient", rnn::cpu::input_gradient); }
