@@ -323,6 +323,7 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "ragged-memory": ("ragged", ("memory",), by_variant(memory)),
     "serving": ("serving", ("inference",), serving),
     "concurrent": ("concurrent", ("inference",), concurrent),
+    "bfloat16": ("bfloat16", ("inference", "forward", "training"), ratios),
     "peak": ("peak", ("inference", "forward", "training"), peak),
     "scaling": ("scaling", ("inference", "forward", "training"), times),
     "breakdown": ("breakdown", ("inference", "training"), breakdown),

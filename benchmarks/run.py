@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--layers", type=at_least(1), metavar="N", help="of every case; default: the suite's")
     add("--directions", type=int, choices=[1, 2], help="of every case; default: the suite's")
     add("--window", type=at_least(1), metavar="K", help="steps per window of suite truncated")
-    add("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    add("--dtype", choices=DTYPES, help="of every case; default: the suite's, mostly float32")
     add(
         "--tf32",
         choices=["on", "off"],
@@ -159,7 +159,7 @@ def selected(suite: Suite, args: argparse.Namespace) -> list[Case]:
             continue
         case = replace(
             case,
-            dtype=args.dtype,
+            dtype=args.dtype or case.dtype,
             device=args.device,
             window=args.window or case.window,
             layers=args.layers or case.layers,

@@ -148,6 +148,13 @@ def _peak() -> tuple[Case, ...]:
     return _layers(shapes("128,32,256,256", "64,32,512,512", "64,128,512,512", "32,64,1024,1024"))
 
 
+def _half_precision() -> tuple[Case, ...]:
+    listed = shapes("64,1,128,128", "64,8,64,64", "35,16,128,128", "50,32,64,200")
+    return tuple(
+        replace(case, dtype=dtype) for dtype in ("bfloat16", "float16") for case in _layers(listed)
+    )
+
+
 def _gpu() -> tuple[Case, ...]:
     listed = shapes("512,1,256,256", "512,16,256,256", "512,64,512,512", "512,64,1024,1024")
     listed += shapes("512,128,1024,1024")
@@ -234,6 +241,13 @@ SUITES: dict[str, Suite] = {
             ("inference",),
             concurrent.compete,
             devices=("cpu",),  # a clock of the host
+        ),
+        Suite(
+            "bfloat16",
+            "layers of bfloat16 and float16",
+            _half_precision,
+            ("inference", "training"),
+            stacks=True,
         ),
         Suite(
             "peak",
