@@ -207,6 +207,11 @@ def by_variant(make: Callable[[Rows], str]) -> Callable[[Rows], str]:
     return lambda rows: make([{**row, "cell": f"{row['variant']}: {row['cell']}"} for row in rows])
 
 
+def by_dtype(make: Callable[[Rows], str]) -> Callable[[Rows], str]:
+    """The same table with the dtype of each case in front of its shape."""
+    return lambda rows: make([{**row, "shape": f"{row['dtype']} {row['shape']}"} for row in rows])
+
+
 def serving(rows: Rows) -> str:
     """How many times as long each of the others takes; and ours in microseconds."""
     others = [name for name in ways(rows) if not name.startswith(providers.OURS)]
@@ -323,7 +328,7 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "ragged-memory": ("ragged", ("memory",), by_variant(memory)),
     "serving": ("serving", ("inference",), serving),
     "concurrent": ("concurrent", ("inference",), concurrent),
-    "bfloat16": ("bfloat16", ("inference", "forward", "training"), ratios),
+    "bfloat16": ("bfloat16", ("inference", "forward", "training"), by_dtype(ratios)),
     "peak": ("peak", ("inference", "forward", "training"), peak),
     "scaling": ("scaling", ("inference", "forward", "training"), times),
     "breakdown": ("breakdown", ("inference", "training"), breakdown),
