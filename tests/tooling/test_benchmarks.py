@@ -82,6 +82,7 @@ def test_run_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture
         ("ragged", "9,3,3,4", "ragged"),
         ("serving", "1,2,3,4", "serving"),
         ("concurrent", "5,2,3,4", "concurrent"),
+        ("bfloat16", "5,2,3,4", "bfloat16"),
         ("peak", "5,2,3,4", "peak"),
         ("scaling", "5,2,3,4", "scaling"),
         ("breakdown", "5,2,3,4", "breakdown"),
