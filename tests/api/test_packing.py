@@ -18,6 +18,7 @@ from cases import NAMES, make_call
 from op_calls import run
 from op_parity import CASES, Case
 from rnnkernels._core.packing import Packed, Rows
+from rnnkernels.functional import _stack
 
 kernels = torch.ops.rnnkernels
 PACKED = [case for case in CASES if case.packed]
@@ -223,12 +224,23 @@ def test_nothing_is_kept_for_padding(kind: str) -> None:
     assert sum(kept.values()) - weights < 20 * sum(lengths) * size * 4 + 4 * T * B
 
 
-def test_a_batch_without_padding_is_not_packed() -> None:
+def test_a_batch_without_padding_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = rk.GRU(3, 4), torch.randn(5, 4, 3)
     whole = layer(x)[0]
+    given: list[Any] = []
+
+    def look(spec: Any, x: Tensor, hx: Any, steps: Any, *others: Any) -> Any:
+        given.append(steps)
+        return run_steps(spec, x, hx, steps, *others)
+
+    run_steps = _stack._run
+    monkeypatch.setattr(_stack, "_run", look)
     assert torch.equal(layer(x, lengths=[5] * 4)[0], whole)
     packed = layer(pack_padded_sequence(x, [5] * 4))[0]
     assert torch.equal(packed.data.view(5, 4, 4), whole)
+    assert all(steps is _stack.NO_STEPS for steps in given) and len(given) == 2
+    layer(x, lengths=[5, 5, 5, 4])
+    assert given[-1] is not _stack.NO_STEPS
 
 
 @pytest.mark.parametrize("name", NAMES)
