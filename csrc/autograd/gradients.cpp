@@ -25,10 +25,10 @@ struct Layer {
 };
 
 // The products and sums of one layer over the gradients of its gates.
-class Products {
+class GradientSums {
  public:
-  Products(const CellInfo& cell, const Weights& weights, const Steps& steps, const Layer& layer, int64_t directions,
-           bool plain)
+  GradientSums(const CellInfo& cell, const Weights& weights, const Steps& steps, const Layer& layer, int64_t directions,
+               bool plain)
       : weights_(weights),
         steps_(steps),
         layer_(layer),
@@ -91,9 +91,9 @@ class Products {
  private:
   // out [M, N] = a^T b of a [K, M] and b [K, N], or out += where it adds. An undefined out is allocated.
   void product(const Tensor& a, const Tensor& b, Tensor& out, bool adds = false) const {
-    if (plain_ && has_products(a)) {
+    if (const Products* own = plain_ ? products_for(a) : nullptr) {
       if (!out.defined()) out = at::empty({a.size(1), b.size(1)}, a.options());
-      outer_products(out, a, b, adds);
+      own->outer(out, a, b, adds);
     } else if (adds) {
       out.addmm_(a.t(), b);
     } else if (out.defined()) {
@@ -240,7 +240,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
   const bool merges = settings.directions > 1 && mode != Merge::kConcat;
   const int64_t D = settings.directions, L = settings.layers;
   // Each row of dx by itself: so that it does not depend on its batch, or since it is faster.
-  const bool by_rows = how.invariant || (how.plain && has_products(found.dgates));
+  const bool by_rows = how.invariant || (how.plain && products_for(found.dgates));
   // That of an only layer keeps its dimension of size 1: whoever takes it looks at its last ones.
   const auto part = [](const Tensor& t, int64_t layers, int64_t l) {
     return layers > 1 && t.defined() && t.dim() > 1 ? t.select(0, l) : t;
@@ -263,7 +263,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
                       part(found.dgates, L - first, l - first),
                       part(found.dproj, L - first, l - first),
                       l == 0 && wanted[kX] && !by_rows};
-    Products sums(cell, weights, kept.steps, layer, D, how.plain);
+    GradientSums sums(cell, weights, kept.steps, layer, D, how.plain);
     for (int64_t d = 0; d < D; ++d) sums.add(d, wanted, grads);
   }
   Tensor& dx = grads[kX];

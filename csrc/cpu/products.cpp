@@ -5,27 +5,24 @@
 #include "ops/layers.h"
 #include "ops/pointers.h"
 
-namespace rnn {
+namespace rnn::cpu {
 namespace {
 
 Tensor with_whole_rows(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous(); }
 
-}  // namespace
-
 // In float32 and float64 torch's are as fast. For 16 bits it has fast ones where the processor has instructions for
 // them; where it has none, torch takes ten times as long as the products here, which add up in float32.
-bool has_products(const Tensor& t) {
-  static const bool bfloat16 = !cpu::multiplies_bfloat16(), float16 = !cpu::multiplies_float16();
-  if (!t.is_cpu()) return false;
-  return t.scalar_type() == at::kBFloat16 ? bfloat16 : t.scalar_type() == at::kHalf && float16;
+bool take(at::ScalarType type) {
+  static const bool bfloat16 = !multiplies_bfloat16(), float16 = !multiplies_float16();
+  return type == at::kBFloat16 ? bfloat16 : type == at::kHalf && float16;
 }
 
 void outer_products(const Tensor& out, const Tensor& a, const Tensor& b, bool adds) {
   TORCH_INTERNAL_ASSERT(a.size(0) == b.size(0) && out.size(0) == a.size(1) && out.size(1) == b.size(1));
   if (out.numel() == 0) return;
   const Tensor left = with_whole_rows(a), right = with_whole_rows(b);
-  cpu::with_launch(0, [&](const cpu::Launch& launch) {
-    cpu::dispatch_dtype(out.scalar_type(), [&]<class IO>(const cpu::Entry<IO>& entry) {
+  with_launch(0, [&](const Launch& launch) {
+    dispatch_dtype(out.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
       TORCH_INTERNAL_ASSERT(entry.outer);
       entry.outer(launch, {left.size(0), left.size(1), right.size(1), pointer<const IO>(left), left.stride(0),
                            pointer<const IO>(right), right.stride(0), pointer<IO>(out), out.stride(0), adds});
@@ -38,16 +35,13 @@ void row_products(const Tensor& out, const Tensor& a, const Tensor& w, bool adds
                         out.is_contiguous());
   if (out.numel() == 0) return;
   const Tensor left = with_whole_rows(a), right = w.contiguous();
-  cpu::with_launch(0, [&](const cpu::Launch& launch) {
-    cpu::dispatch_dtype(out.scalar_type(), [&]<class IO>(const cpu::Entry<IO>& entry) {
+  with_launch(0, [&](const Launch& launch) {
+    dispatch_dtype(out.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
       entry.rows(launch, {left.size(0), left.size(1), right.size(1), pointer<const IO>(left), left.stride(0),
                           pointer<const IO>(right), pointer<IO>(out), adds});
     });
   });
 }
-
-namespace cpu {
-namespace {
 
 Tensor input_gradient(const Tensor& dgates, TensorList w_ih) {
   check_input_gradient(dgates, w_ih);
@@ -60,8 +54,10 @@ Tensor input_gradient(const Tensor& dgates, TensorList w_ih) {
   return dx.view(shape);
 }
 
+constexpr Products kProducts{take, outer_products, row_products};
+[[maybe_unused]] const bool registered = (register_cpu_products(kProducts), true);
+
 }  // namespace
-}  // namespace cpu
-}  // namespace rnn
+}  // namespace rnn::cpu
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, library) { library.impl("input_gradient", rnn::cpu::input_gradient); }

@@ -84,7 +84,11 @@ void run_single(const BackwardLayer& a, const Entry<IO>& entry) {
   } else {
     // Of 16 bits it takes rounded factors, as for the gradients of the weights.
     const Tensor rounded = dgh.to(a.y.scalar_type()), dh0 = a.dh0.view({n.B, n.H});
-    has_products(rounded) ? row_products(dh0, rounded, a.w.w_hh[0], true) : void(dh0.addmm_(rounded, a.w.w_hh[0]));
+    if (const Products* own = products_for(rounded)) {
+      own->rows(dh0, rounded, a.w.w_hh[0], true);
+    } else {
+      dh0.addmm_(rounded, a.w.w_hh[0]);
+    }
   }
 }
 

@@ -204,7 +204,7 @@ OptionalTensor BackwardRun::from_outside(int64_t l) const {
 OptionalTensor BackwardRun::whole(int64_t l, const Tensor& dgates_above) const {
   const int64_t rows = cell_.G * n_.H;
   Tensor dx;
-  if (call_.invariant || has_products(dgates_above)) {
+  if (call_.invariant || products_for(dgates_above)) {
     std::vector<Tensor> w_ih;
     for (int64_t d = 0; d < n_.D; ++d) w_ih.push_back(weights_.get(kWIh, l + 1, d));
     dx = input_gradient_op().call(dgates_above, w_ih);

@@ -17,7 +17,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
 #: What every library of ops rests on.
-OPS = tuple(f"csrc/ops/{name}.cpp" for name in ("check", "layers", "tables"))
+OPS = tuple(f"csrc/ops/{name}.cpp" for name in ("check", "layers", "products", "tables"))
 
 
 def digest(*parts: str) -> str:
