@@ -115,7 +115,10 @@ def test_every_suite_runs(
         (["--suite=flow", "--mode=inference"], "suite flow takes training, got inference"),
         (["--suite=cells", "--cell=GRU"], "argument --cell: suite cells has RNNCell"),
         (["--suite=cells", "--shape=2,1,3,4"], "a cell takes one step, T=1, got 2,1,3,4"),
-        (["--suite=flow", "--layers=2"], "for suites suite, off-suite, bfloat16, peak, gpu, gpu-stacks, got"),
+        (
+            ["--suite=flow", "--layers=2"],
+            "for suites suite, off-suite, bfloat16, peak, gpu, gpu-stacks, got",
+        ),
         (["--suite=flow", "--compare=haste"], "suite flow compares its own ways"),
         (["--suite=flow", "--backend=cpu", "--backend=reference"], "compares its own ways"),
         (["--suite=gpu"], "argument --device: suite gpu runs on cuda alone"),
