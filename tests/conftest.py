@@ -68,6 +68,13 @@ def _reproducible() -> Iterator[None]:
     assert all(left.values()), f"left switched off: {[n for n, on in left.items() if not on]}"
 
 
+@pytest.fixture
+def one_thread() -> None:
+    """For thousands of tiny calls, in which threads would only wait for each other; the number of
+    threads comes back after every test."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(params=["reference", "cpu"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test on each backend that has a CPU."""

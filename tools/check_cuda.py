@@ -67,13 +67,14 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc", path=os.pathsep.join(places))
 
 
-def find_nvdisasm(nvcc: str) -> str | None:
+def find_tool(name: str, nvcc: str) -> str | None:
+    """A program of the toolkit: beside nvcc, in PATH, or in a Python package that brings it."""
     places = [str(Path(nvcc).resolve().parent), os.environ.get("PATH", "")]
     for package, below in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
         spec = importlib.util.find_spec(package)  # does not import it
         for folder in (spec and spec.submodule_search_locations) or ():
             places += map(str, sorted(Path(folder).glob(below)))
-    return shutil.which("nvdisasm", path=os.pathsep.join(places))
+    return shutil.which(name, path=os.pathsep.join(places))
 
 
 @dataclass
@@ -257,7 +258,7 @@ def main() -> int:
             print(fault, file=sys.stderr)
         print("nvcc not found (CUDA_HOME/bin, PATH, /usr/local/cuda/bin)", file=sys.stderr)
         return 1 if faults else 2
-    nvdisasm = find_nvdisasm(nvcc)
+    nvdisasm = find_tool("nvdisasm", nvcc)
     if nvdisasm is None:
         print("nvdisasm not found (see --help): instructions are not checked", file=sys.stderr)
         if args.instructions or args.markdown:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from check_cuda import CSRC, find_nvcc, find_nvdisasm
+from check_cuda import CSRC, find_nvcc, find_tool
 from cubin import Persistent, Step, read_steps
 
 WAITS = ("SYNCS.PHASECHK", "LDG.E.STRONG.GPU")
@@ -174,7 +174,7 @@ def path_of(steps: list[Step]) -> Counts:
 
 def disassemble(source: Path, arch: str) -> str:
     nvcc = find_nvcc()
-    if nvcc is None or (nvdisasm := find_nvdisasm(nvcc)) is None:
+    if nvcc is None or (nvdisasm := find_tool("nvdisasm", nvcc)) is None:
         sys.exit("nvcc or nvdisasm not found: see tools/check_cuda.py --help")
     with tempfile.TemporaryDirectory() as folder:
         cubin = source

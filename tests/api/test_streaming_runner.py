@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
@@ -17,13 +17,7 @@ from rnnkernels.streaming import StreamLimitError, StreamRunner
 from rnnkernels.testing import assert_close
 from stream_cases import F64, GOOD, LAYERS, LENGTHS, H, I, L, make, streams, whole
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Numbers

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,17 +55,7 @@ def objects() -> list[Path]:
 def resources(made: list[Path]) -> Iterator[str]:
     """Symbol, registers and static shared memory of every kernel, out of the cubins."""
     nvcc = check_cuda.find_nvcc()
-    disassembler = nvcc and check_cuda.find_nvdisasm(nvcc)
-    places = [os.environ.get("PATH", "")]
-    if disassembler:
-        places.append(str(Path(disassembler).parent))
-    try:
-        from triton.backends import nvidia
-
-        places += [str(Path(folder, "bin")) for folder in nvidia.__path__]
-    except ImportError:
-        pass
-    cuobjdump = shutil.which("cuobjdump", path=os.pathsep.join(places))
+    cuobjdump = nvcc and check_cuda.find_tool("cuobjdump", nvcc)
     if cuobjdump is None:
         pytest.skip("needs cuobjdump")
     for path in made:

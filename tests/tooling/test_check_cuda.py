@@ -223,7 +223,7 @@ def test_disassembler_is_asked_for(
     """Where there is none: a line, and a failure if it was asked for."""
     monkeypatch.setattr(check_cuda, "CSRC", tmp_path)  # nothing to compile
     monkeypatch.setattr(check_cuda, "find_nvcc", lambda: "nvcc")
-    monkeypatch.setattr(check_cuda, "find_nvdisasm", lambda nvcc: None)
+    monkeypatch.setattr(check_cuda, "find_tool", lambda name, nvcc: None)
     monkeypatch.setattr("sys.argv", ["check_cuda.py", "--instructions"])
     assert check_cuda.main() == 1
     asked = capsys.readouterr().err
@@ -241,7 +241,7 @@ def test_finds_a_disassembler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr("importlib.util.find_spec", packages.get)
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     nvcc = str(tmp_path / "beside/nvcc")
-    assert check_cuda.find_nvdisasm(nvcc) is None
+    assert check_cuda.find_tool("nvdisasm", nvcc) is None
     for name in ("triton", "nvidia"):
         packages[name] = SimpleNamespace(submodule_search_locations=[str(tmp_path / name)])
     for folder in folders:  # each goes before those that are there
@@ -249,7 +249,7 @@ def test_finds_a_disassembler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         program.parent.mkdir(parents=True)
         program.write_text("#!/bin/sh\n")
         program.chmod(0o755)
-        assert check_cuda.find_nvdisasm(nvcc) == str(program)
+        assert check_cuda.find_tool("nvdisasm", nvcc) == str(program)
 
 
 def test_tables() -> None:

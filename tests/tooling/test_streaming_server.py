@@ -26,30 +26,6 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     torch.set_num_threads(before)
 
 
-def test_help(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        example.main(["--help"])
-    assert exit.value.code == 0
-    assert "--batch" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["--streams", "0"], ["--streams", "at least 1", "'0'"]),
-        (["--cell", "tree"], ["--cell", "'tree'"]),
-        (["--colour"], ["--colour", "--help"]),
-    ],
-)
-def test_wrong_arguments(
-    example: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]
-) -> None:
-    assert example.main(arguments) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("streaming_server.py: error: ")
-    assert all(part in message for part in parts)
-
-
 @pytest.mark.parametrize("arguments", [[], ["--batch"], ["--threads=9", "--cell=gru"]])
 def test_figures(example: Any, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert example.main([*SMALL, *arguments]) == 0

@@ -29,31 +29,6 @@ def plain(example: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return example
 
 
-def test_help(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        example.main(["--help"])
-    assert exit.value.code == 0
-    assert "--truncate" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["--steps", "1"], ["--steps", "at least 2", "'1'"]),
-        (["--gain", "nan"], ["--gain", "'nan'"]),
-        (["--truncate", "0"], ["--truncate", "at least 1"]),
-        (["--colour"], ["--colour", "--help"]),
-    ],
-)
-def test_wrong_arguments(
-    example: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]
-) -> None:
-    assert example.main(arguments) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("vanishing_gradients.py: error: ")
-    assert all(part in message for part in parts)
-
-
 def test_picture_and_table(plain: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "flow.png"
     assert plain.main([*SMALL, f"--out={path}"]) == 0
