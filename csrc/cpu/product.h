@@ -5,9 +5,10 @@
 
 namespace rnn::cpu::RNN_ISA {
 
-// out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues. One accumulator per output and one
-// order of additions, whatever M and however K is split: a row's result does not depend on its batch.
-template <class T, int M, int N>
+// out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues; a transposed one is [K, M]. One
+// accumulator per output and one order of additions, whatever M and however K is split: a row's result does not depend
+// on its batch.
+template <class T, int M, int N, bool kTransposed = false>
 void product(const T* a, int64_t row_stride, const T* panel, int64_t K, bool continues, T* out, const T* ahead) {
   using V = Vec<T>;
   constexpr int kLanes = V::kLanes;
@@ -23,7 +24,7 @@ void product(const T* a, int64_t row_stride, const T* panel, int64_t K, bool con
     __builtin_prefetch(ahead + k * kLanes, 0, 2);
 #pragma GCC unroll 32
     for (int m = 0; m < M; ++m) {
-      const V x(a[m * row_stride + k]);
+      const V x(kTransposed ? a[k * row_stride + m] : a[m * row_stride + k]);
 #pragma GCC unroll 32
       for (int n = 0; n < N; ++n) sum[m][n] += x * w[n];
     }
