@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -131,6 +132,54 @@ def test_modes(context: Callable[[], Any], short: bool, taken: list[bool]) -> No
     assert taken == [True, short]
 
 
+@pytest.mark.parametrize("hx", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_the_long_way_under_autocast(
+    name: str, hx: bool, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = build(name, torch.float32)
+    args = arguments(module)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        short = run(module, args, hx)
+        assert taken == [True]
+        assert all(t.dtype == torch.bfloat16 for t in tensors(module(*args)))
+        monkeypatch.setattr(_backends, "undisturbed", lambda name: False)
+        assert same_bits(short, run(module, args, hx))
+    assert len(taken) == 2
+
+
+#: Types that autocast casts to one, by a layer of float32 or float64; and such as stay apart.
+MIXED: dict[str, tuple[torch.dtype, Callable[[Tensor, Any], tuple[Any, Any]], bool]] = {
+    "input of float16": (torch.float32, lambda x, s: (x.half(), s), True),
+    "state of float16": (torch.float32, lambda x, s: (x, (s[0].half(), s[1])), True),
+    "float64": (torch.float32, lambda x, s: (x.double(), s), False),
+    "state of float64": (torch.float32, lambda x, s: (x, (s[0].double(), s[1])), False),
+    "c of float64": (torch.float32, lambda x, s: (x, (s[0], s[1].double())), False),
+    "int": (torch.float32, lambda x, s: (x.int(), s), False),
+    "state of int": (torch.float32, lambda x, s: (x, (s[0].int(), s[1])), False),
+    "weights of float64": (torch.float64, lambda x, s: (x.float(), s), False),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_types_under_autocast(
+    name: str, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtype, change, fits = MIXED[name]
+    module = build("LSTM", dtype)
+    x, state = change(*arguments(module))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if not fits:
+            with pytest.raises((RuntimeError, ValueError, TypeError), match=r"dtype|float32"):
+                module(x, state)
+            assert taken == [False]
+            return
+        short = tensors(module(x, state))
+        assert taken == [True]
+        monkeypatch.setattr(_backends, "undisturbed", lambda name: False)
+        assert same_bits(short, tensors(module(x, state)))
+
+
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dropout": ({"num_layers": 2, "dropout": 0.5}, {}),
     "windows": ({"truncate": 2}, {}),
@@ -198,10 +247,17 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor, Any], tuple[Any, Any]], Any]] = {
     "dtype": (lambda x, s: (x.float(), s), ValueError),
     "dtype of the state": (lambda x, s: (x, (s[0].float(), s[1])), ValueError),
     "meta": (lambda x, s: (x.to("meta"), s), RuntimeError),
+    "meta as a state": (lambda x, s: (x, (s[0].to("meta"), s[1])), RuntimeError),
+    "meta as c": (lambda x, s: (x, (s[0], s[1].to("meta"))), RuntimeError),
+    "nested": (
+        lambda x, s: (torch.nested.nested_tensor(list(x.detach())), s),
+        (RuntimeError, NotImplementedError),
+    ),
     "sparse": (lambda x, s: (x.detach().to_sparse(), s), (RuntimeError, NotImplementedError)),
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_what_is_unusual_goes_the_long_way(name: str, taken: list[bool]) -> None:
     """Which has its own checks and errors."""
@@ -210,6 +266,13 @@ def test_what_is_unusual_goes_the_long_way(name: str, taken: list[bool]) -> None
     with pytest.raises(error) if error else nullcontext():
         module(*change(*arguments(module)))
     assert taken == [False]
+
+
+def test_where_there_are_no_kernels(taken: list[bool]) -> None:
+    module = build("GRU").to("meta")
+    y, h_n = module(*(t.to("meta") for t in arguments(module)))
+    assert taken == [False]
+    assert y.device.type == h_n.device.type == "meta"
 
 
 def test_replaced_weights(taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,11 +328,20 @@ def test_wrong_calls_of_the_entry_itself() -> None:
             _ops.layers_call(*args)
     with pytest.raises(ValueError, match="cell: expected one of"):
         _ops.layers_call("elman", weights, *sizes, x, h)
-    for given in ([], weights[:1], [*weights, *weights], weights + weights[:1], [None] * 4):
+    beside = [*weights[:2], 3, weights[3]]
+    strange = [*weights[:2], weights[2].detach().as_subclass(Subclass), weights[3]]
+    others = [weights[:1], [*weights, *weights], weights + weights[:1], beside, strange]
+    for given in ([], *others, [None] * 4, [None, *weights[1:]]):
         assert _ops.layers_call("gru", given, *sizes, x, h) is None
+    rest = [*weights, *weights, weights[0]]
+    assert _ops.layers_call("gru", rest, I, H, 0, 2, 1, "concat", False, x, None) is None
     assert _ops.layers_call("gru", weights, I, H, 0, 0, 1, "concat", False, x, h) is None
     with pytest.raises(ValueError, match="merge_mode: expected one of"):
         _ops.layers_call("gru", weights, I, H, 0, 1, 1, "max", False, x, h)
+
+
+def swapped(items: list[Any], i: int, item: Any) -> list[Any]:
+    return [*items[:i], item, *items[i + 1 :]]
 
 
 def test_same_weights_of_the_entry_itself() -> None:
@@ -279,6 +351,7 @@ def test_same_weights_of_the_entry_itself() -> None:
     assert _ops.same_weights(own, names, flat, refs) is True
     assert _ops.same_weights({}, [], [], []) is True
     other = [nn.Parameter(w.detach().clone()) for w in flat]
+    dead = [weakref.ref(w.detach()) for w in flat]
     for given in (
         ({}, names, flat, refs),
         (None, names, flat, refs),
@@ -292,6 +365,16 @@ def test_same_weights_of_the_entry_itself() -> None:
         (dict.fromkeys(names), names, [None] * 4, refs),
         (own, names, flat, refs[:1]),
         (own, names[:1], flat, refs),
+        (own, names, flat, [*refs, refs[0]]),
+        (own, [*names, "weight_hr_l0"], flat, refs),
+        (own, (), [], []),
+        (own, [], (), []),
+        (own, [], [], ()),
+        (own, names, flat, dead),
+        (dict.fromkeys(names), names, [None] * 4, dead),
+        *((own, names, swapped(flat, i, other[i]), refs) for i in range(4)),
+        *((own, names, flat, swapped(refs, i, refs[i - 1])) for i in range(4)),
+        *((own | {names[i]: other[i]}, names, flat, refs) for i in range(4)),
     ):
         assert _ops.same_weights(*given) is False
     with pytest.raises(TypeError, match="unhashable"):
