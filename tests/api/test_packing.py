@@ -15,8 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import op_parity
 import rnnkernels as rk
 from benchmarks.device import Cpu
-from cases import NAMES, make_call
-from helpers import draw
+from cases import NAMES, make_call, present, random_like
 from op_calls import run
 from op_parity import CASES, Case
 from rnnkernels._core.packing import Packed, Rows
@@ -353,15 +352,15 @@ def test_higher_derivatives(name: str) -> None:
     call = op_parity.packed(make_call(name, T=4, B=3, inputs=2, H=2, D=2, reset=True)._replace(
         lengths=torch.tensor([4, 2, 1])))  # fmt: skip
     assert call.reset is not None and call.reset.any()
-    y = run(call).y
-    dy = draw(*y.shape, seed=1, dtype=y.dtype)
-    plain = torch.autograd.grad(y, call.tensors, dy, retain_graph=True)
-    differentiable = torch.autograd.grad(y, call.tensors, dy, create_graph=True)
+    outs = present(run(call))
+    douts = random_like(outs)
+    plain = torch.autograd.grad(outs, call.tensors, douts, retain_graph=True)
+    differentiable = torch.autograd.grad(outs, call.tensors, douts, create_graph=True)
     for got, want in zip(differentiable, plain, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
-    def output(x: Tensor, h0: Tensor, w_hh: Tensor) -> Tensor:
-        return run(call._replace(x=x, h0=h0, w_hh=[w_hh, *call.w_hh[1:]])).y
+    def output(x: Tensor, h0: Tensor, w_hh: Tensor) -> list[Tensor]:
+        return present(run(call._replace(x=x, h0=h0, w_hh=[w_hh, *call.w_hh[1:]])))[:2]
 
     inputs = [t.detach().requires_grad_() for t in (call.x, call.h0, call.w_hh[0])]
     assert torch.autograd.gradgradcheck(output, inputs)

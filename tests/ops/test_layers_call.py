@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -113,15 +113,32 @@ def test_without_gradients(
     assert taken == [True, True]
 
 
+@contextmanager
+def nested(*contexts: Any) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
 @pytest.mark.parametrize(
     ("context", "short"),
     [
         (Functions, False),
         (Dispatch, False),
         (lambda: torch.device("meta"), True),
+        (lambda: nested(torch.device("meta"), Functions()), False),
+        (lambda: nested(Functions(), torch.device("meta")), False),
         (lambda: torch.autocast("cpu", dtype=torch.bfloat16), True),
     ],
-    ids=["function mode", "dispatch mode", "default device", "autocast"],
+    ids=[
+        "function mode",
+        "dispatch mode",
+        "default device",
+        "function mode in a default device",
+        "default device in a function mode",
+        "autocast",
+    ],
 )
 def test_modes(context: Callable[[], Any], short: bool, taken: list[bool]) -> None:
     module = build()
@@ -158,6 +175,8 @@ MIXED: dict[str, tuple[torch.dtype, Callable[[Tensor, Any], tuple[Any, Any]], bo
     "int": (torch.float32, lambda x, s: (x.int(), s), False),
     "state of int": (torch.float32, lambda x, s: (x, (s[0].int(), s[1])), False),
     "weights of float64": (torch.float64, lambda x, s: (x.float(), s), False),
+    "float64 alone": (torch.float32, lambda x, s: (x.double(), None), False),
+    "weights of float64 alone": (torch.float64, lambda x, s: (x.float(), None), False),
 }
 
 
@@ -247,8 +266,6 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor, Any], tuple[Any, Any]], Any]] = {
     "dtype": (lambda x, s: (x.float(), s), ValueError),
     "dtype of the state": (lambda x, s: (x, (s[0].float(), s[1])), ValueError),
     "meta": (lambda x, s: (x.to("meta"), s), RuntimeError),
-    "meta as a state": (lambda x, s: (x, (s[0].to("meta"), s[1])), RuntimeError),
-    "meta as c": (lambda x, s: (x, (s[0], s[1].to("meta"))), RuntimeError),
     "nested": (
         lambda x, s: (torch.nested.nested_tensor(list(x.detach())), s),
         (RuntimeError, NotImplementedError),
@@ -266,13 +283,6 @@ def test_what_is_unusual_goes_the_long_way(name: str, taken: list[bool]) -> None
     with pytest.raises(error) if error else nullcontext():
         module(*change(*arguments(module)))
     assert taken == [False]
-
-
-def test_where_there_are_no_kernels(taken: list[bool]) -> None:
-    module = build("GRU").to("meta")
-    y, h_n = module(*(t.to("meta") for t in arguments(module)))
-    assert taken == [False]
-    assert y.device.type == h_n.device.type == "meta"
 
 
 def test_replaced_weights(taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +311,23 @@ def test_transforms_and_compilers_see_the_op(taken: list[bool]) -> None:
     assert taken == [False]
     assert same_bits(tensors(got), tensors(module(x, h)))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "functionalize"])
+def test_transforms_see_what_they_do_not_transform(transform: str, taken: list[bool]) -> None:
+    module = build("GRU")
+    x, h = (t.detach() for t in arguments(module))
+    want = module(x, h)[0]
+    got: list[Tensor] = []
+
+    def call(factor: Tensor) -> Tensor:
+        got.append(module(x, h)[0])
+        return got[0].sum() * factor
+
+    given = torch.ones(2 if transform == "vmap" else (), dtype=torch.float64)
+    getattr(torch.func, transform)(call)(given)
+    assert taken == [True, False] and len(got) == 1
+    assert torch.equal(want.sum(), call(torch.ones((), dtype=torch.float64)))
 
 
 def test_batch_invariance_holds_on_the_short_way(taken: list[bool]) -> None:
