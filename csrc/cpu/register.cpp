@@ -20,9 +20,8 @@ void check_values(const Steps& steps, const Sizes& n) {
                     ", the packed steps of the input, got ", starts[0], " and ", starts[n.T]);
   for (int64_t t = 0, rows = n.B; t < n.T; ++t) {
     while (rows > 0 && lengths[rows - 1] <= t) --rows;
-    TORCH_CHECK_VALUE((t > 0 || rows == n.B) && starts[t + 1] - starts[t] == rows && (rows == 0 || lengths[0] > t),
-                      "starts: expected ", rows, " places at step ", t,
-                      ", as many as rows that reach it, with lengths above 0 that descend, got ",
+    TORCH_CHECK_VALUE((t > 0 || rows == n.B) && starts[t + 1] - starts[t] == rows, "starts: expected ", rows,
+                      " places at step ", t, ", as many as rows that reach it, with lengths above 0 that descend, got ",
                       starts[t + 1] - starts[t]);
   }
   for (int64_t b = 1; b < n.B; ++b)

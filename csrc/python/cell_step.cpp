@@ -55,8 +55,8 @@ PyObject* py_cell_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   c10::SmallVector<Tensor, 4> weights;
   if (!given_x || !read_parameters(args[1], weights) || !undisturbed()) Py_RETURN_NONE;
   const Autocast autocast(given_x->device());
-  if (given_x->dim() != 2 || given_x->size(1) != I || !autocast.accepts(*given_x, weights[0].scalar_type()) ||
-      given_x->device() != weights[0].device() || !has_kernels(*given_x))
+  if (given_x->dim() != 2 || given_x->size(1) != I || given_x->device() != weights[0].device() ||
+      !has_kernels(*given_x))
     Py_RETURN_NONE;
   const Tensor x = autocast(*given_x);
   for (Tensor& t : weights) t = autocast(t);
@@ -69,8 +69,7 @@ PyObject* py_cell_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
       return zeros;
     }
     const Tensor* const t = exact_tensor(object);
-    const bool fits = t && t->sizes() == at::IntArrayRef({x.size(0), H}) &&
-                      autocast.accepts(*t, given_x->scalar_type()) && t->device() == x.device();
+    const bool fits = t && t->sizes() == at::IntArrayRef({x.size(0), H}) && t->device() == x.device();
     Tensor found = fits ? autocast(*t) : Tensor();
     return fits && found.scalar_type() == x.scalar_type() ? found : Tensor();
   };

@@ -27,11 +27,6 @@ class Autocast {
  public:
   explicit Autocast(c10::Device device);
 
-  // Whether a tensor may stand beside others of this type.
-  bool accepts(const Tensor& t, at::ScalarType type) const {
-    return t.scalar_type() == type || (dtype_ && t.is_floating_point());
-  }
-
   Tensor operator()(const Tensor& t) const;
 
  private:

@@ -42,10 +42,9 @@ std::optional<std::vector<Tensor>> read(PyObject* list, const Autocast& autocast
 }
 
 // Undefined where an object is no state of this shape.
-Tensor read_state(PyObject* object, at::IntArrayRef shape, const Tensor& given_x, const Tensor& x,
-                  const Autocast& autocast) {
+Tensor read_state(PyObject* object, at::IntArrayRef shape, const Tensor& x, const Autocast& autocast) {
   const Tensor* const t = exact_tensor(object);
-  if (!t || t->sizes() != shape || !autocast.accepts(*t, given_x.scalar_type()) || t->device() != x.device()) return {};
+  if (!t || t->sizes() != shape || t->device() != x.device()) return {};
   Tensor found = autocast(*t);
   return found.scalar_type() == x.scalar_type() ? found : Tensor();
 }
@@ -92,8 +91,7 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Py_RETURN_NONE;
   const Autocast autocast(given_x->device());
   const Tensor* const first = PyList_GET_SIZE(args[1]) ? exact_tensor(PyList_GET_ITEM(args[1], 0)) : nullptr;
-  if (!first || !autocast.accepts(*given_x, first->scalar_type()) || given_x->device() != first->device())
-    Py_RETURN_NONE;
+  if (!first || given_x->device() != first->device()) Py_RETURN_NONE;
   const auto weights = read(args[1], autocast);
   if (!weights) Py_RETURN_NONE;
   const Tensor x = autocast(*given_x);
@@ -108,10 +106,10 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     initial.h = at::zeros(h_shape, x.options());
     if (has_c) initial.c = P ? at::zeros(c_shape, x.options()) : initial.h;
   } else if (!has_c) {
-    initial.h = read_state(hx, h_shape, *given_x, x, autocast);
+    initial.h = read_state(hx, h_shape, x, autocast);
   } else if (PyTuple_CheckExact(hx) && PyTuple_GET_SIZE(hx) == 2) {
-    initial.h = read_state(PyTuple_GET_ITEM(hx, 0), h_shape, *given_x, x, autocast);
-    initial.c = read_state(PyTuple_GET_ITEM(hx, 1), c_shape, *given_x, x, autocast);
+    initial.h = read_state(PyTuple_GET_ITEM(hx, 0), h_shape, x, autocast);
+    initial.c = read_state(PyTuple_GET_ITEM(hx, 1), c_shape, x, autocast);
   }
   if (!initial.h.defined() || initial.c.defined() != has_c) Py_RETURN_NONE;
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import op_parity
 import rnnkernels as rk
 from benchmarks.device import Cpu
-from cases import NAMES, make_call
+from cases import NAMES, make_call, present, random_like
 from op_calls import run
 from op_parity import CASES, Case
 from rnnkernels._core.packing import Packed, Rows
@@ -78,27 +79,129 @@ def test_matches_reference(case: Case) -> None:
     assert op_parity.backward_error(call, out, back, grads) < 1e-12
 
 
-WRONG: dict[str, tuple[Any, str]] = {
-    "first": (lambda s: s + 1, "starts: expected the first place to be 0"),
-    "end": (lambda s: torch.cat([s[:-1], s[-1:] + 1]), "starts: expected the first place"),
-    "between": (
-        lambda s: torch.cat([s[:2], s[2:3] + 1, s[3:]]),
-        "starts: expected 4 places at step 1",
+Change = Callable[[Tensor], Tensor | None]
+
+
+def one_more(t: Tensor) -> Tensor:
+    return torch.cat([t, t[-1:]])
+
+
+#: What is done to a good call of lengths 5, 4, 3, 2, whose steps begin at 0, 4, 8, 11, 13 and end
+#: at 14, and the error; a change of x is one of all that has a value for every step.
+WRONG: dict[str, tuple[dict[str, Change], type[Exception], str]] = {
+    "first": (
+        {"starts": lambda s: s + 1, "x": one_more},
+        ValueError,
+        "starts: expected the first place to be 0 and the end 15, .* got 1 and 15",
     ),
-    "shape": (lambda s: s[None], "starts: expected shape"),
-    "dtype": (lambda s: s.int(), "starts: expected dtype int64"),
+    "fewer steps": ({"x": lambda t: t[:-1]}, ValueError, "starts: .* the end 13, .* got 0 and 14"),
+    "more steps": ({"x": one_more}, ValueError, "starts: .* the end 15, .* got 0 and 14"),
+    "last": (
+        {"starts": lambda s: torch.cat([s[:-1], s[-1:] + 1]), "x": one_more},
+        ValueError,
+        "starts: expected 1 places at step 4, .* got 2",
+    ),
+    "between": (
+        {"starts": lambda s: torch.cat([s[:2], s[2:3] + 1, s[3:]])},
+        ValueError,
+        "starts: expected 4 places at step 1, .* got 5",
+    ),
+    "descending": (
+        {"starts": lambda s: torch.cat([s[:1], -s[1:-1], s[-1:]])},
+        ValueError,
+        "starts: expected 4 places at step 0, .* got -4",
+    ),
+    "shape": ({"starts": lambda s: s[None]}, ValueError, "starts: expected shape"),
+    "dtype": ({"starts": Tensor.int}, TypeError, "starts: expected dtype int64"),
+    "device": ({"starts": lambda s: s.to("meta")}, RuntimeError, "starts: expected device cpu"),
+    "no step": ({"starts": lambda s: s[:1]}, ValueError, r"starts: expected .*1 step.*\[1\]"),
+    "nothing": ({"starts": lambda s: s[:0]}, ValueError, r"starts: expected .*1 step.*\[0\]"),
+    "no lengths": ({"lengths": lambda n: None}, ValueError, "starts: packed sequences need length"),
+    "lengths on another device": (
+        {"lengths": lambda n: n.to("meta")},
+        RuntimeError,
+        "lengths: expected device cpu",
+    ),
+    "longer rows": ({"lengths": lambda n: n + 1}, ValueError, "lengths: .* from 0 to 5, .* got 6"),
+    "shorter rows": (
+        {"lengths": lambda n: n - 1},
+        ValueError,
+        "starts: expected 3 places at step 1, .* got 4",
+    ),
+    "shortest first": ({"lengths": lambda n: n.flip(0)}, ValueError, "starts: .* that descend"),
+    "another order": (
+        {
+            "lengths": lambda n: n[[0, 2, 1, 3]],
+            "starts": lambda s: torch.tensor([0, 4, 8, 11, 14, 15]),
+            "x": one_more,
+        },
+        ValueError,
+        "lengths: expected the longest row first .* got 4 behind 3",
+    ),
+    "a row of no steps": (
+        {
+            "lengths": lambda n: torch.cat([n[:3], n[3:] * 0]),
+            "starts": lambda s: torch.tensor([0, 3, 6, 9, 11, 12]),
+            "x": lambda t: t[:12],
+        },
+        ValueError,
+        "starts: expected 3 places at step 0, .* lengths above 0",
+    ),
+    "resets of padded steps": (
+        {"reset": lambda r: torch.zeros(5, 4, dtype=torch.bool)},
+        ValueError,
+        r"reset: expected shape \[14\] \(packed steps\), got \[5, 4\]",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_places_that_do_not_fit_are_refused(name: str) -> None:
-    change, message = WRONG[name]
-    call = op_parity.make(Case("gru", packed=True), torch.float32)
-    assert call.starts is not None and call.lengths is not None
-    with pytest.raises((ValueError, TypeError), match=message):
-        op_parity.forward(kernels, call._replace(starts=change(call.starts)))
-    with pytest.raises(ValueError, match=r"lengths|starts"):
-        op_parity.forward(kernels, call._replace(lengths=call.lengths.flip(0)))
+    """By both ops, before anything is read or written there."""
+    change, error, message = WRONG[name]
+    good = op_parity.make(Case("lstm", reset=True, packed=True), torch.float32)
+    of_steps = change.get("x", lambda t: t)
+    fields = {"reset": of_steps, **change}
+    call = good._replace(**{field: f(getattr(good, field)) for field, f in fields.items()})
+    with pytest.raises(error, match=message):
+        op_parity.forward(kernels, call)
+    out = op_parity.forward(kernels, good)
+    grads = op_parity.random_gradients(good, out)
+    N = good.x.size(0)
+    out, grads = ([t if t is None or t.size(0) != N else of_steps(t) for t in ts]
+                  for ts in (out, grads))  # fmt: skip
+    with pytest.raises(error, match=message):
+        op_parity.backward(kernels, call, out, grads)
+
+
+def test_padded_values_do_not_stand_for_packed_ones() -> None:
+    good = op_parity.make(Case("lstm", packed=True), torch.float32)
+    out = op_parity.forward(kernels, good)
+    grads = op_parity.random_gradients(good, out)
+    with pytest.raises(RuntimeError, match=r"input: expected 2 dimensions .* \[5, 4, 3\]"):
+        op_parity.forward(kernels, good._replace(x=op_parity.padded(good, good.x)))
+    for place, message in ((0, r"^y: .*2 dim"), (3, r"^c: .*shape"), (5, r"^saved: .*shape")):
+        wrong = [op_parity.padded(good, t) if i == place else t for i, t in enumerate(out)]
+        with pytest.raises(RuntimeError, match=message):
+            op_parity.backward(kernels, good, wrong, grads)
+    for place, message in ((0, r"^dy: .*shape"), (3, r"^dc: .*shape")):
+        wrong = [op_parity.padded(good, t) if i == place else t for i, t in enumerate(grads)]
+        with pytest.raises(RuntimeError, match=message):
+            op_parity.backward(kernels, good, out, wrong)
+
+
+def test_numbers_of_steps_may_lie_apart_in_memory() -> None:
+    good = op_parity.make(Case("gru", D=2, reset=True, packed=True), torch.float64)
+    steps = {"lengths": good.lengths, "starts": good.starts, "reset": good.reset}
+    apart = good._replace(**{
+        name: torch.stack([t, t.roll(1)], 1)[:, 0] for name, t in steps.items() if t is not None
+    })  # fmt: skip
+    found = []
+    for call in (good, apart):
+        out = op_parity.forward(kernels, call)
+        grads = op_parity.random_gradients(call, out)
+        found.append([*out, *op_parity.backward(kernels, call, out, grads)])
+    assert all(map(torch.equal, *found))
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(0, 4), st.booleans())
@@ -245,13 +348,21 @@ def test_a_batch_without_padding_is_not_packed(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_higher_derivatives(name: str) -> None:
-    call = op_parity.packed(make_call(name, T=4, B=3, D=2, grad=False)._replace(
+    """The gradient that can be differentiated is the other one; and so are its own gradients."""
+    call = op_parity.packed(make_call(name, T=4, B=3, inputs=2, H=2, D=2, reset=True)._replace(
         lengths=torch.tensor([4, 2, 1])))  # fmt: skip
+    assert call.reset is not None and call.reset.any()
+    outs = present(run(call))
+    douts = random_like(outs)
+    plain = torch.autograd.grad(outs, call.tensors, douts, retain_graph=True)
+    differentiable = torch.autograd.grad(outs, call.tensors, douts, create_graph=True)
+    for got, want in zip(differentiable, plain, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
-    def output(x: Tensor, h0: Tensor) -> Tensor:
-        return run(call._replace(x=x, h0=h0)).y
+    def output(x: Tensor, h0: Tensor, w_hh: Tensor) -> list[Tensor]:
+        return present(run(call._replace(x=x, h0=h0, w_hh=[w_hh, *call.w_hh[1:]])))[:2]
 
-    inputs = [t.detach().double().requires_grad_() for t in (call.x, call.h0)]
+    inputs = [t.detach().requires_grad_() for t in (call.x, call.h0, call.w_hh[0])]
     assert torch.autograd.gradgradcheck(output, inputs)
 
 

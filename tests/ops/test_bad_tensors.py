@@ -216,8 +216,8 @@ BACKWARD: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("cell", lambda _: "", ValueError, "cell: expected one of"),
     *((n, smaller, RuntimeError, f"{n}: .*shape") for n in ("dy", "dh_n", "dc_n", "dc")),
     # The first three give the sizes, so that another tensor may be the one that does not fit.
-    *((n, smaller, RuntimeError, "(h0|c0|y|weight_hh_l0): .*shape") for n in ("h0", "c0", "y")),
-    *((n, bigger, RuntimeError, "(h0|c0|y|weight_hh_l0): .*shape") for n in ("h0", "c0", "y")),
+    *((n, smaller, RuntimeError, "^(h0|c0|y|weight_hh_l0): .*shape") for n in ("h0", "c0", "y")),
+    *((n, bigger, RuntimeError, "^(h0|c0|y|weight_hh_l0): .*shape") for n in ("h0", "c0", "y")),
     *((n, smaller, RuntimeError, f"{n}: .*shape") for n in ("c", "saved")),
     *((n, lambda t: t[0], RuntimeError, n) for n in ("dy", "dc", "h0", "c0", "y", "c", "saved")),
     *((n, lambda t: t[:0], RuntimeError, n) for n in ("c", "saved")),

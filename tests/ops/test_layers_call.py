@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -112,15 +113,32 @@ def test_without_gradients(
     assert taken == [True, True]
 
 
+@contextmanager
+def nested(*contexts: Any) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
 @pytest.mark.parametrize(
     ("context", "short"),
     [
         (Functions, False),
         (Dispatch, False),
         (lambda: torch.device("meta"), True),
+        (lambda: nested(torch.device("meta"), Functions()), False),
+        (lambda: nested(Functions(), torch.device("meta")), False),
         (lambda: torch.autocast("cpu", dtype=torch.bfloat16), True),
     ],
-    ids=["function mode", "dispatch mode", "default device", "autocast"],
+    ids=[
+        "function mode",
+        "dispatch mode",
+        "default device",
+        "function mode in a default device",
+        "default device in a function mode",
+        "autocast",
+    ],
 )
 def test_modes(context: Callable[[], Any], short: bool, taken: list[bool]) -> None:
     module = build()
@@ -129,6 +147,56 @@ def test_modes(context: Callable[[], Any], short: bool, taken: list[bool]) -> No
     with context():
         assert same_bits(tensors(module(*args)), want)
     assert taken == [True, short]
+
+
+@pytest.mark.parametrize("hx", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_the_long_way_under_autocast(
+    name: str, hx: bool, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = build(name, torch.float32)
+    args = arguments(module)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        short = run(module, args, hx)
+        assert taken == [True]
+        assert all(t.dtype == torch.bfloat16 for t in tensors(module(*args)))
+        monkeypatch.setattr(_backends, "undisturbed", lambda name: False)
+        assert same_bits(short, run(module, args, hx))
+    assert len(taken) == 2
+
+
+#: Types that autocast casts to one, by a layer of float32 or float64; and such as stay apart.
+MIXED: dict[str, tuple[torch.dtype, Callable[[Tensor, Any], tuple[Any, Any]], bool]] = {
+    "input of float16": (torch.float32, lambda x, s: (x.half(), s), True),
+    "state of float16": (torch.float32, lambda x, s: (x, (s[0].half(), s[1])), True),
+    "float64": (torch.float32, lambda x, s: (x.double(), s), False),
+    "state of float64": (torch.float32, lambda x, s: (x, (s[0].double(), s[1])), False),
+    "c of float64": (torch.float32, lambda x, s: (x, (s[0], s[1].double())), False),
+    "int": (torch.float32, lambda x, s: (x.int(), s), False),
+    "state of int": (torch.float32, lambda x, s: (x, (s[0].int(), s[1])), False),
+    "weights of float64": (torch.float64, lambda x, s: (x.float(), s), False),
+    "float64 alone": (torch.float32, lambda x, s: (x.double(), None), False),
+    "weights of float64 alone": (torch.float64, lambda x, s: (x.float(), None), False),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_types_under_autocast(
+    name: str, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtype, change, fits = MIXED[name]
+    module = build("LSTM", dtype)
+    x, state = change(*arguments(module))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if not fits:
+            with pytest.raises((RuntimeError, ValueError, TypeError), match=r"dtype|float32"):
+                module(x, state)
+            assert taken == [False]
+            return
+        short = tensors(module(x, state))
+        assert taken == [True]
+        monkeypatch.setattr(_backends, "undisturbed", lambda name: False)
+        assert same_bits(short, tensors(module(x, state)))
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -198,10 +266,15 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor, Any], tuple[Any, Any]], Any]] = {
     "dtype": (lambda x, s: (x.float(), s), ValueError),
     "dtype of the state": (lambda x, s: (x, (s[0].float(), s[1])), ValueError),
     "meta": (lambda x, s: (x.to("meta"), s), RuntimeError),
+    "nested": (
+        lambda x, s: (torch.nested.nested_tensor(list(x.detach())), s),
+        (RuntimeError, NotImplementedError),
+    ),
     "sparse": (lambda x, s: (x.detach().to_sparse(), s), (RuntimeError, NotImplementedError)),
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_what_is_unusual_goes_the_long_way(name: str, taken: list[bool]) -> None:
     """Which has its own checks and errors."""
@@ -240,6 +313,23 @@ def test_transforms_and_compilers_see_the_op(taken: list[bool]) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("transform", ["grad", "vmap", "functionalize"])
+def test_transforms_see_what_they_do_not_transform(transform: str, taken: list[bool]) -> None:
+    module = build("GRU")
+    x, h = (t.detach() for t in arguments(module))
+    want = module(x, h)[0]
+    got: list[Tensor] = []
+
+    def call(factor: Tensor) -> Tensor:
+        got.append(module(x, h)[0])
+        return got[0].sum() * factor
+
+    given = torch.ones(2 if transform == "vmap" else (), dtype=torch.float64)
+    getattr(torch.func, transform)(call)(given)
+    assert taken == [True, False] and len(got) == 1
+    assert torch.equal(want.sum(), call(torch.ones((), dtype=torch.float64)))
+
+
 def test_batch_invariance_holds_on_the_short_way(taken: list[bool]) -> None:
     module = build("GRU", torch.float32)
     x, h = arguments(module, rows=37)
@@ -265,11 +355,20 @@ def test_wrong_calls_of_the_entry_itself() -> None:
             _ops.layers_call(*args)
     with pytest.raises(ValueError, match="cell: expected one of"):
         _ops.layers_call("elman", weights, *sizes, x, h)
-    for given in ([], weights[:1], [*weights, *weights], weights + weights[:1], [None] * 4):
+    beside = [*weights[:2], 3, weights[3]]
+    strange = [*weights[:2], weights[2].detach().as_subclass(Subclass), weights[3]]
+    others = [weights[:1], [*weights, *weights], weights + weights[:1], beside, strange]
+    for given in ([], *others, [None] * 4, [None, *weights[1:]]):
         assert _ops.layers_call("gru", given, *sizes, x, h) is None
+    rest = [*weights, *weights, weights[0]]
+    assert _ops.layers_call("gru", rest, I, H, 0, 2, 1, "concat", False, x, None) is None
     assert _ops.layers_call("gru", weights, I, H, 0, 0, 1, "concat", False, x, h) is None
     with pytest.raises(ValueError, match="merge_mode: expected one of"):
         _ops.layers_call("gru", weights, I, H, 0, 1, 1, "max", False, x, h)
+
+
+def swapped(items: list[Any], i: int, item: Any) -> list[Any]:
+    return [*items[:i], item, *items[i + 1 :]]
 
 
 def test_same_weights_of_the_entry_itself() -> None:
@@ -279,6 +378,7 @@ def test_same_weights_of_the_entry_itself() -> None:
     assert _ops.same_weights(own, names, flat, refs) is True
     assert _ops.same_weights({}, [], [], []) is True
     other = [nn.Parameter(w.detach().clone()) for w in flat]
+    dead = [weakref.ref(w.detach()) for w in flat]
     for given in (
         ({}, names, flat, refs),
         (None, names, flat, refs),
@@ -292,6 +392,16 @@ def test_same_weights_of_the_entry_itself() -> None:
         (dict.fromkeys(names), names, [None] * 4, refs),
         (own, names, flat, refs[:1]),
         (own, names[:1], flat, refs),
+        (own, names, flat, [*refs, refs[0]]),
+        (own, [*names, "weight_hr_l0"], flat, refs),
+        (own, (), [], []),
+        (own, [], (), []),
+        (own, [], [], ()),
+        (own, names, flat, dead),
+        (dict.fromkeys(names), names, [None] * 4, dead),
+        *((own, names, swapped(flat, i, other[i]), refs) for i in range(4)),
+        *((own, names, flat, swapped(refs, i, refs[i - 1])) for i in range(4)),
+        *((own | {names[i]: other[i]}, names, flat, refs) for i in range(4)),
     ):
         assert _ops.same_weights(*given) is False
     with pytest.raises(TypeError, match="unhashable"):
