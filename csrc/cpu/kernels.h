@@ -46,7 +46,7 @@ struct Entry {
   void (*forward)(const Launch&, const Forward<IO>&);
   void (*backward)(const Launch&, const Backward<IO>&);
   void (*rows)(const Launch&, const Rows<IO>&);
-  void (*outer)(const Launch&, const OuterProducts<IO>&);  // null where torch's are as fast
+  void (*outer)(const Launch&, const OuterProducts<IO>&);  // null where torch's are faster
   // A single step of one direction, T == 1, without lengths, resets, projection and bounds; units first to last. Given
   // gh [B, G*H], W_hh h, it takes W_ih x from gx; else it computes both products, row by row.
   void (*forward_step)(int cell, const Forward<IO>&, const IO* gh, int64_t first, int64_t last);

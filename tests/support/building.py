@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
+import rnnkernels
+
 ROOT = Path(__file__).parents[2]
-#: What every library of ops rests on.
-OPS = tuple(f"csrc/ops/{name}.cpp" for name in ("check", "layers", "products", "tables"))
+#: Where the libraries lie that every library of ops rests on.
+PACKAGE = Path(rnnkernels.__file__).parent
 
 
 def digest(*parts: str) -> str:
@@ -45,24 +47,27 @@ def load_ops(
     instrument: list[str],
     objects: Sequence[str] = (),
 ) -> Path:
-    """Compiles what is out of date of these sources and those of the ops, by ninja, through ccache
-    where there is one, and loads it. Returns the folder of what it was made of.
+    """Compiles what is out of date of these sources, by ninja, through ccache where there is one,
+    and loads it beside the package's libraries: what is there is not compiled again. Returns the
+    folder of what it was made of.
 
     `instrument` is for the compiler and for the linker, which is given `objects` too.
     """
     pytest.importorskip("ninja")
+    link = [f"-L{PACKAGE}", f"-Wl,-rpath,{PACKAGE}", "-l:librnnkernels.so"]
+    link.append("-l:librnnkernels_kernels.so")
     with (
-        folder(name, *sources, *OPS, *flags, *instrument, *objects) as path,
+        folder(name, *sources, *flags, *instrument, *objects, *link) as path,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.delenv("LD_PRELOAD", raising=False)  # of the sanitizers: not for the compiler
         (path / "lock").unlink(missing_ok=True)  # torch's, which a process that died leaves behind
         cpp_extension.load(
             name,
-            [str(ROOT / source) for source in (*sources, *OPS)],
+            [str(ROOT / source) for source in sources],
             extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests/emulator")],
             extra_cflags=[*flags, *instrument],
-            extra_ldflags=[*instrument, *objects],
+            extra_ldflags=[*instrument, *objects, *link],
             build_directory=str(path),
             is_python_module=False,
         )

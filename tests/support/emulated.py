@@ -87,7 +87,6 @@ def build(watched: bool = False) -> Path:
     storage = STORAGE[:2] if watched else STORAGE
     sources = [*(f"tests/emulator/simt/kernels/{kernels}" for kernels in (*storage, "ops"))]
     sources += [*(f"tests/emulator/simt/{part}" for part in EMULATOR)]
-    sources += ["csrc/cuda/plan"]
     flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
     flags.append(f"-DRNN_SIMT_OPS={name}")
     instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"] if SANITIZE else []

@@ -103,11 +103,14 @@ def has_amx() -> bool:
 
 
 def multiplies_itself(dtype: torch.dtype) -> bool:
-    """Whether the kernels of the CPU take the products behind their loops themselves: of 16 bits,
-    where the processor has no instructions for such, by the names that Linux gives them."""
-    needed = {torch.bfloat16: "avx512_bf16", torch.float16: "avx512_fp16"}.get(dtype)
-    if needed is None or platform.machine() != "x86_64":
+    """Whether the kernels of the CPU take the products behind their loops themselves: those for
+    AVX2 and AVX-512 do, but of 16 bits only where the processor has no instructions for such, by
+    the names that Linux gives them."""
+    if platform.machine() != "x86_64" or rnnkernels.build_info()["cpu_capability"] == "default":
         return False
+    needed = {torch.bfloat16: "avx512_bf16", torch.float16: "avx512_fp16"}.get(dtype)
+    if needed is None:
+        return True
     if sys.platform != "linux":
         pytest.skip("which instructions this processor has is not known here")
     return needed not in Path("/proc/cpuinfo").read_text().split()
