@@ -24,6 +24,9 @@ extern const Kernels kTable;
 namespace avx512 {
 extern const Kernels kTable;
 }
+namespace avx512_bf16 {
+extern const Entry<BFloat16> kBFloat16;
+}
 namespace amx {
 extern const Entry<BFloat16> kBFloat16;
 }
@@ -67,7 +70,10 @@ static const Kernels* choose() {
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   static const Kernels tiles{"amx", avx512::kTable.float32, avx512::kTable.float64, amx::kBFloat16,
                              avx512::kTable.float16};
+  static const Kernels pairs{"avx512_bf16", avx512::kTable.float32, avx512::kTable.float64, avx512_bf16::kBFloat16,
+                             avx512::kTable.float16};
   if (wide && allowed(tiles) && has_tiles()) return &tiles;
+  if (wide && allowed(pairs) && multiplies_bfloat16()) return &pairs;
   if (wide && allowed(avx512::kTable)) return &avx512::kTable;
 #endif
 #if !defined(RNNKERNELS_ONLY_AVX512)

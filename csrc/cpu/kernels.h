@@ -68,7 +68,7 @@ struct Kernels {
 };
 
 // The best that this processor runs, or the one that the environment variable RNNKERNELS_CPU_CAPABILITY names
-// (default, avx2, avx512, amx). Null where that name is unknown or not supported by this processor.
+// (default, avx2, avx512, avx512_bf16, amx). Null where that name is unknown or not supported by this processor.
 const Kernels* kernels();
 
 // Has this processor instructions that multiply numbers of this type? Other libraries use them.

@@ -18,6 +18,7 @@
 #endif
 
 #define RNN_ISA amx
+#define RNN_BFLOAT16
 #define RNN_AMX
 #define RNN_VECTOR_BYTES 64
 #include "cpu/kernels.inc"

@@ -7,8 +7,9 @@
 
 namespace rnn::cpu::RNN_ISA {
 
-// What products take their factors in; they add up in the arithmetic type.
-#if defined(RNN_AMX)
+// What products take their factors in; they add up in the arithmetic type. A file that has instructions for bfloat16
+// has kernels for nothing else.
+#if defined(RNN_BFLOAT16)
 template <class IO>
 using Factor = IO;
 #else
@@ -24,7 +25,11 @@ struct Panels {
   using V = Vec<Arithmetic<T>>;
   static constexpr int kLanes = V::kLanes;
   static constexpr int kGroup = int(sizeof(Arithmetic<T>) / sizeof(T));  // values of K in a lane
-  static constexpr int64_t kStep = kGroup > 1 ? kLanes * kGroup : 1;     // values of K that a product takes at once
+#if defined(RNN_AMX)
+  static constexpr int64_t kStep = kLanes * kGroup;  // values of K that a product takes at once
+#else
+  static constexpr int64_t kStep = kGroup;
+#endif
   T* data = nullptr;
   int64_t K = 0, units = 0;
   int gates = 1, vectors = 1;
@@ -49,7 +54,8 @@ struct Panels {
         V block[kLanes];
         for (int i = 0; i < kLanes; ++i) block[i] = unit + i < units ? lanes(rows + i * K, n) : V(0);
         transpose(block);
-        for (int k = 0; k < (kGroup > 1 ? kLanes : n); ++k) put(out + (k * width() + column) * kGroup, block[k]);
+        const int steps = int((n + kStep - 1) / kStep * kStep / kGroup);
+        for (int k = 0; k < steps; ++k) put(out + (k * width() + column) * kGroup, block[k]);
       }
     }
   }

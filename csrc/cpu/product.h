@@ -5,28 +5,58 @@
 
 namespace rnn::cpu::RNN_ISA {
 
+// What one instruction takes of a factor: a value, or as many neighbours along K as stand beside each other in a panel.
+template <class T>
+struct Term {
+  using V = Vec<T>;
+  V v;
+  RNN_HD static Term columns(const T* panel) { return {load(panel)}; }
+  RNN_HD static Term everywhere(const T* a) { return {V(*a)}; }
+  friend RNN_HD void add(V& sum, Term a, Term b) { sum += a.v * b.v; }
+};
+#if defined(RNN_BFLOAT16) && !defined(RNN_AMX)
+template <>
+struct Term<BFloat16> {
+  __m512bh v;
+  RNN_HD static Term columns(const BFloat16* panel) {
+    Term all;
+    std::memcpy(&all.v, panel, sizeof all.v);
+    return all;
+  }
+  RNN_HD static Term everywhere(const BFloat16* a) {
+    int pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return {reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair))};
+  }
+  friend RNN_HD void add(Vec<float>& sum, Term a, Term b) {
+    sum.v = reinterpret_cast<Vec<float>::Data>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum.v), a.v, b.v));
+  }
+};
+#endif
+
 // out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues; a transposed one is [K, M]. One
 // accumulator per output and one order of additions, whatever M and however K is split: a row's result does not depend
 // on its batch.
 template <class T, int M, int N, bool kTransposed = false>
-void product(const T* a, int64_t row_stride, const T* panel, int64_t K, bool continues, T* out, const T* ahead) {
-  using V = Vec<T>;
-  constexpr int kLanes = V::kLanes;
+void product(const T* a, int64_t row_stride, const T* panel, int64_t K, bool continues, Arithmetic<T>* out,
+             const T* ahead) {
+  using V = Vec<Arithmetic<T>>;
+  constexpr int kLanes = V::kLanes, kGroup = Panels<T>::kGroup;
   V sum[M][N];
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 32
-    for (int n = 0; n < N; ++n) sum[m][n] = continues ? load(out + (m * N + n) * kLanes) : V(T(0));
-  for (int64_t k = 0; k < K; ++k) {
-    V w[N];
+    for (int n = 0; n < N; ++n) sum[m][n] = continues ? load(out + (m * N + n) * kLanes) : V(0);
+  for (int64_t k = 0; k < K; k += kGroup) {
+    Term<T> w[N];
 #pragma GCC unroll 32
-    for (int n = 0; n < N; ++n) w[n] = load(panel + (k * N + n) * kLanes);
+    for (int n = 0; n < N; ++n) w[n] = Term<T>::columns(panel + (k * N + n * kGroup) * kLanes);
     __builtin_prefetch(ahead + k * kLanes, 0, 2);
 #pragma GCC unroll 32
     for (int m = 0; m < M; ++m) {
-      const V x(kTransposed ? a[k * row_stride + m] : a[m * row_stride + k]);
+      const Term<T> x = Term<T>::everywhere(kTransposed ? a + k * row_stride + m : a + m * row_stride + k);
 #pragma GCC unroll 32
-      for (int n = 0; n < N; ++n) sum[m][n] += x * w[n];
+      for (int n = 0; n < N; ++n) add(sum[m][n], x, w[n]);
     }
   }
 #pragma GCC unroll 32

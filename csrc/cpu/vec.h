@@ -112,7 +112,7 @@ RNN_HD Vec<float> widen(Half16 h, BFloat16) {
   return Vec<float>::from_bits(__builtin_convertvector(h, Bits) << 16);
 }
 RNN_HD Half16 narrow(Vec<float> x, BFloat16) {
-#if defined(RNN_AMX)
+#if defined(RNN_BFLOAT16)
   return reinterpret_cast<Half16>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x.v)));
 #else
   using Bits = Vec<float>::Bits;

@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnkernels
 from helpers import (
     Results,
+    bfloat16_instructions,
     compare,
     draw,
-    has_amx,
     outputs_and_gradients,
     require_backend,
     run_python,
@@ -283,7 +283,7 @@ def supported_capabilities() -> list[str]:
     """The instruction sets that our kernels know and this processor has."""
     wider = {"AVX2": ["avx2"], "AVX512": ["avx2", "avx512"]}
     found = wider.get(torch.backends.cpu.get_cpu_capability(), [])
-    return ["default", *found, *["amx"] * has_amx()]
+    return ["default", *found, *bfloat16_instructions()]
 
 
 def test_capability_is_the_one_asked_for() -> None:
@@ -303,7 +303,7 @@ MORE = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_every_instruction_set(capability: str) -> None:
     """Some of the cases above once more in a process held to one instruction set."""
     require_backend("cpu")

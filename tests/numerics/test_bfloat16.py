@@ -1,4 +1,5 @@
-"""Layers of bfloat16 on the CPU: their products on its matrix unit (AMX) and without one."""
+"""Layers of bfloat16 on the CPU: their products by instructions for bfloat16, of tiles (AMX) or of
+pairs (AVX512-BF16), and without such."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import rnnkernels
-from helpers import has_amx, require_backend, run_python
+from helpers import bfloat16_instructions, require_backend, run_python
 from op_parity import (
     CLIPS,
     Case,
@@ -51,8 +52,10 @@ def results(case: Case) -> list[Tensor]:
 @pytest.mark.skipif(
     "RNNKERNELS_CPU_CAPABILITY" in os.environ, reason="an instruction set is asked for"
 )
-def test_the_matrix_unit_is_used_where_there_is_one() -> None:
-    assert (rnnkernels.build_info()["cpu_capability"] == "amx") == has_amx()
+def test_the_best_instructions_are_used() -> None:
+    known = bfloat16_instructions()
+    used = rnnkernels.build_info()["cpu_capability"]
+    assert used == known[-1] if known else used not in ("avx512_bf16", "amx")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -69,10 +72,10 @@ def test_against_float64(case: Case) -> None:
 PLACES = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 
 
-def test_without_the_matrix_unit(tmp_path: Path) -> None:
+def test_without_such_instructions(tmp_path: Path) -> None:
     """Another instruction set gives the same numbers but for roundings, and not the same bits."""
-    if rnnkernels.build_info()["cpu_capability"] != "amx":
-        pytest.skip("this process uses no matrix unit")
+    if rnnkernels.build_info()["cpu_capability"] not in bfloat16_instructions():
+        pytest.skip("this process uses no instructions for bfloat16")
     cases = [case for case in CASES if case.cell != "rnn_relu"]
     code = (
         f"import sys; sys.path[:0] = {PLACES}\n"

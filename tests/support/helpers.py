@@ -96,10 +96,14 @@ def require_backend(name: str) -> None:
         pytest.skip(f"this build has no kernels for {name} tensors")
 
 
-def has_amx() -> bool:
-    """Whether processor and system let this process use tiles of bfloat16."""
+def bfloat16_instructions() -> list[str]:
+    """The instruction sets with products of bfloat16 that this process can use, the best last:
+    of pairs (AVX512-BF16), and of tiles, which the system has to grant (AMX)."""
     flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
-    return {"amx_bf16", "avx512_bf16"} <= set(flags) and bool(torch.cpu._init_amx())
+    if "avx512_bf16" not in flags:
+        return []
+    tiles = "amx_bf16" in flags and bool(torch.cpu._init_amx())
+    return ["avx512_bf16", *["amx"] * tiles]
 
 
 def multiplies_itself(dtype: torch.dtype) -> bool:

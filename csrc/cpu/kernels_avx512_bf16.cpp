@@ -1,0 +1,27 @@
+// Kernels for bfloat16 on x86-64 processors with AVX512-BF16 and AVX-512 (F, BW, VL, DQ), without AMX.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <omp.h>
+#include <sched.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
+#endif
+
+#define RNN_ISA avx512_bf16
+#define RNN_BFLOAT16
+#define RNN_VECTOR_BYTES 64
+#include "cpu/kernels.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
