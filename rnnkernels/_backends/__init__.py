@@ -262,6 +262,11 @@ def run(call: Call, name: str | None = None) -> Result:
 
 def _run(call: Call, name: str | None) -> Result:
     backend = select(call, name)
-    if call.recompute and needs_gradient(call.tensors):
+    if call.recompute and needs_gradient(call.tensors) and not _transformed():
         return recompute.run(call, backend.name)
     return backend.run(call)
+
+
+def _transformed() -> bool:
+    """Whether functions of torch.func look on, which keep all that leads to a gradient."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

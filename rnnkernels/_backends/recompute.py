@@ -9,8 +9,9 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,6 @@ from torch import Tensor
 from rnnkernels import _backends, _ops
 from rnnkernels._core.call import ARGUMENTS, Call, Layer, LayerResult, Result, in_turn, norms_dtype
 from rnnkernels._core.windows import Direction, how_many, windows
-
-_FIRST_WEIGHT = 3  # behind x, h0 and c0
 
 
 def run(call: Call, backend: str) -> Result:
@@ -43,14 +42,14 @@ def run(call: Call, backend: str) -> Result:
     return in_turn(call, run_layer)
 
 
-def _forward_op(call: Call, backend: str) -> Sequence[Tensor]:
-    outputs: Sequence[Tensor] = torch.ops.rnnkernels.recomputed_forward(
+def _forward_op(call: Call, backend: str) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = torch.ops.rnnkernels.recomputed_forward(
         backend, call.recompute, _backends.is_batch_invariant(), *call[:ARGUMENTS]
     )
     return outputs
 
 
-def _forward(backend: str, every: int, invariant: bool, *values: Any) -> Sequence[Tensor]:
+def _forward(backend: str, every: int, invariant: bool, *values: Any) -> tuple[Tensor, ...]:
     """The outputs of ``sequence_forward`` but for the last two, in whose place stand the h and c
     [L*D, rows, R] that enter all windows, side by side."""
     call = Call(*values)
@@ -70,8 +69,9 @@ def _forward(backend: str, every: int, invariant: bool, *values: Any) -> Sequenc
                 part.mine(all_kept, 0)[:, w.states] = s
             found = _run(backend, part.part(w, part.take(call.x, w), weights, entering))
             part.put(part.mine(y, -1), w, found.y)
-            for s, final in zip(states, (found.h_n, found.c_n), strict=False):
-                s[:, : w.rows] = final
+            for s, last in zip(states, (found.h_n, found.c_n), strict=False):
+                if last is not None:
+                    s[:, : w.rows] = last
             if call.all_states:
                 for every_h, h in zip(ys, found.h or (), strict=False):  # that of the last is y
                     part.put(every_h, w, h.flatten(-2))
@@ -80,7 +80,7 @@ def _forward(backend: str, every: int, invariant: bool, *values: Any) -> Sequenc
     return outputs
 
 
-def _empty_outputs(call: Call, rows: int | torch.SymInt) -> Sequence[Tensor]:
+def _empty_outputs(call: Call, rows: int | torch.SymInt) -> tuple[Tensor, ...]:
     """Memory for what forward returns, with so many rows of states that enter windows."""
     steps, D, L, H = call.x.shape[:-1], call.directions, call.layers, call.H
     R, has_c = call.h0.size(2), call.c0 is not None
@@ -100,38 +100,11 @@ def _empty_outputs(call: Call, rows: int | torch.SymInt) -> Sequence[Tensor]:
     )
 
 
-def _fake_forward(backend: str, every: int, invariant: bool, *values: Any) -> Sequence[Tensor]:
+def _fake_forward(backend: str, every: int, invariant: bool, *values: Any) -> tuple[Tensor, ...]:
     call = Call(*values)
     if call.starts is not None:  # its values tell how many rows reach each window
         return _empty_outputs(call, torch.library.get_ctx().new_dynamic_size())
     return _empty_outputs(call, how_many(call.T, every, call.window) * call.B)
-
-
-class _OfOutputs(NamedTuple):
-    """The gradients of the outputs, or of a window's; missing where nothing depends on one."""
-
-    y: Tensor | None
-    h_n: Tensor | None
-    c_n: Tensor | None
-    h: Sequence[Tensor]  # of each layer, none where nothing depends on them
-    c: Sequence[Tensor]
-
-    def pull(self, result: Result, inputs: list[Tensor], create_graph: bool) -> Sequence[Tensor]:
-        """The gradients of ``inputs``, from whom ``result`` has come."""
-        outputs = [result.y, result.h_n, result.c_n]
-        outputs += [*(result.h or ())[: len(self.h)], *(result.c or ())[: len(self.c)]]
-        pairs = [
-            (t, g)
-            for t, g in zip(outputs, (*self[:3], *self.h, *self.c), strict=True)
-            if t is not None and g is not None
-        ]
-        return torch.autograd.grad(
-            [t for t, _ in pairs],
-            inputs,
-            [g.view(t.shape) for t, g in pairs],
-            create_graph=create_graph,
-            materialize_grads=True,
-        )
 
 
 def _backward(
@@ -151,58 +124,65 @@ def _backward(
     """The gradients at the positions ``wanted`` among x, h0, c0 and the weights, and the norms of
     those of all h [L, T, B, D] if ``flow`` is there."""
     call = Call(*values)
-    x, flow = call.x, call.x.new_empty(0) if call.flow is None else torch.empty_like(call.flow)
-    dx = torch.empty_like(x) if 0 in wanted else None
+    spans = windows(call, every)
     kept = [h_kept] if call.c0 is None else [h_kept, c_kept]
+    dx = torch.empty_like(call.x) if 0 in wanted else None
     dstates = [
         torch.zeros_like(initial) if given is None else given.clone()
         for initial, given in zip(_initial(call), (dh_n, dc_n), strict=False)
     ]
-    # Those of 16 bits add up in float32.
-    dweights = {
-        i: torch.zeros_like(w, dtype=norms_dtype(w.dtype))
-        for i, w in enumerate(call.weights, _FIRST_WEIGHT)
+    dweights = {  # those of 16 bits add up in float32
+        i: torch.zeros_like(weight, dtype=norms_dtype(weight.dtype))
+        for i, weight in enumerate(call.weights, _WEIGHTS)
         if i in wanted
     }
+    flow = call.x.new_empty(0) if call.flow is None else torch.empty_like(call.flow)
     for d in range(call.directions):
         part = Direction(call, d)
-        own = range(_FIRST_WEIGHT, _FIRST_WEIGHT + len(call.weights))[part.weights]
-        weights = [
-            w.detach().requires_grad_(i in dweights)
-            for i, w in zip(own, call.weights[part.weights], strict=True)
-        ]
+        weights = {
+            i: weight.detach().requires_grad_(i in dweights)
+            for i, weight in list(enumerate(call.weights, _WEIGHTS))[part.weights]
+        }
         carried = [part.mine(s, 0) for s in dstates]
-        for w in reversed(part.in_turn(windows(call, every))):
-            of_x = part.take(x, w).detach().requires_grad_(dx is not None)
+        for w in reversed(part.in_turn(spans)):
             entering = [part.mine(s, 0)[:, w.states].contiguous().requires_grad_() for s in kept]
-            again = part.part(w, of_x, weights, entering)._replace(
-                all_states=dys is not None or dc is not None,
-                flow=None if call.flow is None else flow.new_zeros(call.layers, *of_x.shape[:-1], 1),
-            )
-            of_outputs = _OfOutputs(
-                None if dy is None else part.take(part.mine(dy, -1), w),
-                *[s[:, : w.rows] for s in carried],
-                *[None] * (2 - len(carried)),
-                () if dys is None else [part.take(t, w) for t in dys],
-                () if dc is None else [part.take(part.mine(t, -2), w) for t in dc],
-            )
-            with torch.enable_grad():
+            x = part.take(call.x, w).detach().requires_grad_(dx is not None)
+            again = part.part(w, x, list(weights.values()), entering)
+            again = again._replace(all_states=dys is not None or dc is not None)
+            if call.flow is not None:
+                again = again._replace(flow=flow.new_zeros(call.layers, *x.shape[:-1], 1))
+            with _as_forward_ran(call, invariant), torch.enable_grad():
                 found = _run(backend, again)
-            asked = [t for t in (*entering, of_x, *weights) if t.requires_grad]
-            gradients = iter(of_outputs.pull(found, asked, create_graph=False))
+            gradients = _pulled(
+                found,
+                [t for t in (*entering, x, *weights.values()) if t.requires_grad],
+                [
+                    None if dy is None else part.take(part.mine(dy, -1), w),
+                    *(s[:, : w.rows] for s in carried),
+                ],
+                [] if dys is None else [part.take(t, w) for t in dys],
+                [] if dc is None else [part.take(part.mine(t, -2), w) for t in dc],
+            )
             for s in carried:
                 s[:, : w.rows] = next(gradients)
             part.cut(w, carried)
             if dx is not None:
                 part.put(dx, w, next(gradients), add=d > 0)
-            for i in own:
+            for i in weights:
                 if i in dweights:
                     dweights[i].add_(next(gradients))
             if again.flow is not None:
                 for whole, norms in zip(flow, again.flow, strict=True):
                     part.put(part.mine(whole, -1), w, norms)
     everything = {0: dx, **dict(enumerate(dstates, 1)), **dweights}
-    return [everything[i].to(x.dtype) for i in wanted], flow
+    return [g.to(call.x.dtype) for g in map(everything.get, wanted) if g is not None], flow
+
+
+def _fake_backward(*values: Any) -> tuple[list[Tensor], Tensor]:
+    wanted, call = values[_SETTINGS], Call(*values[_BACKWARD:])
+    inputs = [call.x, call.h0, call.c0, *call.weights]
+    flow = call.x.new_empty(0) if call.flow is None else torch.empty_like(call.flow)
+    return [torch.empty_like(inputs[i]) for i in wanted], flow
 
 
 def _run(backend: str, call: Call) -> Result:
@@ -213,87 +193,117 @@ def _initial(call: Call) -> list[Tensor]:
     return [call.h0] if call.c0 is None else [call.h0, call.c0]
 
 
-def _fake_backward(*values: Any) -> tuple[list[Tensor], Tensor]:
-    wanted, call = values[3], Call(*values[_BACKWARD:])
-    inputs = [call.x, call.h0, call.c0, *call.weights]
-    flow = call.x.new_empty(0) if call.flow is None else torch.empty_like(call.flow)
-    return [torch.empty_like(inputs[i]) for i in wanted], flow
+@contextmanager
+def _as_forward_ran(call: Call, invariant: bool) -> Iterator[None]:
+    """Forward has cast what autocast casts; and whether rows depend on their batch is settled."""
+    off = torch.autocast(call.x.device.type, enabled=False)
+    with off, _backends.batch_invariant(invariant):
+        yield
+
+
+def _pulled(
+    result: Result,
+    inputs: list[Tensor],
+    of_outputs: Sequence[Tensor | None],
+    of_h: Sequence[Tensor],
+    of_c: Sequence[Tensor],
+    create_graph: bool = False,
+) -> Iterator[Tensor]:
+    """The gradients of ``inputs``, from those of y, h_n and c_n, and of the h and c of layers."""
+    pairs = [*zip((result.y, result.h_n, result.c_n), of_outputs, strict=False)]
+    pairs += [*zip(result.h or (), of_h, strict=False), *zip(result.c or (), of_c, strict=False)]
+    pairs = [(t, g) for t, g in pairs if t is not None and g is not None]
+    return iter(
+        torch.autograd.grad(
+            [t for t, _ in pairs if t is not None],
+            inputs,
+            [g.view(t.shape) for t, g in pairs if t is not None and g is not None],
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
-    """What autograd has to know between forward and backward."""
+    """What backward has to know of a call of ``recomputed_forward``."""
     call = Call(*inputs[_SETTINGS:])
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[5:])
-    ctx.settings = inputs[:_SETTINGS]
-    ctx.flow = call.flow
-    ctx.call = call._replace(flow=None, **dict.fromkeys(_TENSORS), weights=(), masks=None)
-    ctx.masks = len(call.masks or ())
-    tensors = [getattr(call, name) for name in _TENSORS]
-    ctx.save_for_backward(*tensors, *output[5:], *(call.masks or ()), *call.weights)
+    ctx.mark_non_differentiable(*output[-2:])
+    ctx.settings, ctx.flow, ctx.masks = inputs[:_SETTINGS], call.flow, len(call.masks or ())
+    tensors = {name: getattr(call, name) for name in _TENSORS}
+    ctx.save_for_backward(*tensors.values(), *output[-2:], *(call.masks or ()), *call.weights)
+    empty: dict[str, Any] = dict.fromkeys((*_TENSORS, "weights", "masks", "flow"))
+    ctx.call = call._replace(**empty)
 
 
 def _formula(ctx: Any, *of_outputs: Tensor | None) -> tuple[Any, ...]:
-    """The gradients of what the op has taken."""
-    saved = ctx.saved_tensors
-    *tensors, h_kept, c_kept = saved[: len(_TENSORS) + 2]
-    rest = saved[len(_TENSORS) + 2 :]
+    """The gradients of all that ``recomputed_forward`` takes."""
+    kept, lists = ctx.saved_tensors[: len(_TENSORS) + 2], ctx.saved_tensors[len(_TENSORS) + 2 :]
     call = ctx.call._replace(
-        **dict(zip(_TENSORS, tensors, strict=True)),
-        masks=list(rest[: ctx.masks]) or None,
-        weights=list(rest[ctx.masks :]),
+        **dict(zip(_TENSORS, kept[:-2], strict=True)),
+        masks=list(lists[: ctx.masks]) or None,
+        weights=list(lists[ctx.masks :]),
         flow=ctx.flow,
     )
-    place = {name: _SETTINGS + i for i, name in enumerate(Call._fields[:ARGUMENTS])}
-    needs = ctx.needs_input_grad
-    asked = [*(needs[place[name]] for name in ("x", "h0", "c0")), *needs[place["weights"]]]
-    wanted = [i for i, yes in enumerate(asked) if yes]
-    if torch.is_grad_enabled() or any(map(_is_batched, of_outputs)):
-        found, norms = _differentiable(ctx.settings, wanted, of_outputs[:5], call)
+    # Under names of the call: what asks for a gradient, and then those.
+    of: dict[str, Any] = dict(zip(Call._fields, ctx.needs_input_grad[_SETTINGS:], strict=False))
+    needed = [of["x"], of["h0"], of["c0"], *of["weights"]]
+    wanted = [i for i, needs in enumerate(needed) if needs]
+    douts = of_outputs[:-2]
+    if torch.is_grad_enabled() or any(map(_is_batched, douts)):
+        found, norms = _differentiable(call, ctx.settings, wanted, douts)
     else:
         found, norms = torch.ops.rnnkernels.recomputed_backward(
-            *ctx.settings, wanted, *of_outputs[:5], h_kept, c_kept, *call[:ARGUMENTS]
+            *ctx.settings, wanted, *douts, *kept[-2:], *call[:ARGUMENTS]
         )
     if ctx.flow is not None:
-        ctx.flow.copy_(norms)
-    gradients = dict(zip(wanted, found, strict=True))
-    result: list[Any] = [None] * len(needs)
-    for i, name in enumerate(("x", "h0", "c0")):
-        result[place[name]] = gradients.get(i)
-    result[place["weights"]] = [gradients.get(i) for i in range(3, len(asked))]
-    if call.masks is not None:
-        result[place["masks"]] = [None] * len(call.masks)
-    return tuple(result)
+        with torch.no_grad():
+            ctx.flow.copy_(norms)
+    gradients: list[Tensor | None] = [None] * len(needed)
+    for i, gradient in zip(wanted, found, strict=True):
+        gradients[i] = gradient
+    of = dict.fromkeys(of)
+    of["x"], of["h0"], of["c0"], *of["weights"] = gradients
+    of["masks"] = [None] * ctx.masks or None
+    return (*[None] * _SETTINGS, *of.values())
 
 
 def _differentiable(
-    settings: tuple[Any, ...], wanted: Sequence[int], of_outputs: Sequence[Any], call: Call
-) -> tuple[Sequence[Tensor], Tensor | None]:
-    """The gradients as functions of all inputs: those of the call without windows."""
+    call: Call, settings: Any, wanted: Sequence[int], of_outputs: Sequence[Any]
+) -> tuple[Iterable[Tensor], Tensor | None]:
+    """The gradients as functions of all inputs, and the norms: those of the call in one piece."""
     backend, _, invariant = settings
-    with torch.enable_grad():  # nodes of their own: no path from one input to another counts
-        x, h0, *rest = [
-            None if t is None else t.view_as(t) for t in (call.x, call.h0, call.c0, *call.weights)
-        ]
-    dy, dh_n, dc_n, dys, dc = of_outputs
-    whole = call._replace(
-        x=x, h0=h0, c0=rest[0], weights=rest[1:], all_states=dys is not None or dc is not None
-    )
+    create_graph = torch.is_grad_enabled()
     norms = None if call.flow is None else torch.zeros_like(call.flow)
-    with torch.enable_grad(), _backends.batch_invariant(invariant):
-        found = _run(backend, whole._replace(flow=norms))
-    inputs = [x, h0, *rest]
-    of = _OfOutputs(dy, dh_n, dc_n, () if dys is None else dys, () if dc is None else dc)
-    gradients = of.pull(found, [inputs[i] for i in wanted], create_graph=torch.is_grad_enabled())
-    return gradients, None if norms is None else norms.clone()
+    with torch.enable_grad():
+        inputs: list[Any] = [
+            # Nodes of their own: no path from one input to another counts.
+            None if t is None else t.view_as(t)
+            for t in (call.x, call.h0, call.c0, *call.weights)
+        ]
+        x, h0, c0, *weights = inputs
+        whole = call._replace(x=x, h0=h0, c0=c0, weights=weights, flow=norms, all_states=True)
+        with _as_forward_ran(call, invariant):
+            result = _run(backend, whole)
+    dy, dh_n, dc_n, dys, dc = of_outputs
+    asked = [inputs[i] for i in wanted]
+    dys, dc = [] if dys is None else dys, [] if dc is None else dc
+    # A backward through this graph fills the norms once more, with what is none of dL/dh_t.
+    found = list(_pulled(result, asked, (dy, dh_n, dc_n), dys, dc, create_graph))
+    return found, None if norms is None else norms.clone()
 
 
 def _is_batched(t: Tensor | None) -> bool:
-    return t is not None and torch._C._functorch.is_batchedtensor(t)
+    """Whether it stands for many tensors (is_grads_batched, vmap), which kernels do not take."""
+    keys = torch._C.DispatchKey.FuncTorchBatched, torch._C.DispatchKey.Batched
+    return t is not None and any(map(torch._C._dispatch_keys(t).has, keys))
 
 
 _TENSORS = ("x", "h0", "c0", "lengths", "starts", "reset")
-
+#: Where the weights begin among what has gradients.
+_WEIGHTS = 3
+#: How many arguments stand before those of the call, in forward and in backward.
+_SETTINGS, _BACKWARD = 3, 11
 #: The arguments of ``sequence_forward``.
 _CALL = (
     "str cell, int layers, int directions, bool projected, str merge_mode, int window, str clip, "
@@ -301,25 +311,22 @@ _CALL = (
     "Tensor? lengths, Tensor? starts, Tensor? reset, Tensor? flow, bool save, bool all_states, "
     "bool step"
 )
-_SETTINGS = 3
-_BACKWARD = 11
 
-_library = torch.library.Library("rnnkernels", "FRAGMENT")
-_library.define(
-    f"recomputed_forward(str backend, int every, bool invariant, {_CALL}) -> "
-    "(Tensor y, Tensor h_n, Tensor c_n, Tensor ys, Tensor c, Tensor h_kept, Tensor c_kept)"
+torch.library.define(
+    "rnnkernels::recomputed_forward",
+    f"(str backend, int every, bool invariant, {_CALL}) -> "
+    "(Tensor y, Tensor h_n, Tensor c_n, Tensor ys, Tensor c, Tensor h_kept, Tensor c_kept)",
 )
-_library.define(
-    "recomputed_backward(str backend, int every, bool invariant, int[] wanted, Tensor? dy, "
-    "Tensor? dh_n, Tensor? dc_n, Tensor? dys, Tensor? dc, Tensor h_kept, Tensor c_kept, "
-    f"{_CALL}) -> (Tensor[] gradients, Tensor flow)"
+torch.library.define(
+    "rnnkernels::recomputed_backward",
+    "(str backend, int every, bool invariant, int[] wanted, Tensor? dy, Tensor? dh_n, "
+    "Tensor? dc_n, Tensor? dys, Tensor? dc, Tensor h_kept, Tensor c_kept, "
+    f"{_CALL}) -> (Tensor[] gradients, Tensor flow)",
 )
 for _name, _body, _fake in (
-    ("recomputed_forward", _forward, _fake_forward),
-    ("recomputed_backward", _backward, _fake_backward),
+    ("rnnkernels::recomputed_forward", _forward, _fake_forward),
+    ("rnnkernels::recomputed_backward", _backward, _fake_backward),
 ):
-    _library.impl(_name, _body, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rnnkernels::{_name}", _fake, lib=_library)
-torch.library.register_autograd(
-    "rnnkernels::recomputed_forward", _formula, setup_context=_keep, lib=_library
-)
+    torch.library.impl(_name, "CompositeExplicitAutograd")(_body)
+    torch.library.register_fake(_name, _fake)
+torch.library.register_autograd("rnnkernels::recomputed_forward", _formula, setup_context=_keep)
