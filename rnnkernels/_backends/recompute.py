@@ -9,7 +9,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -238,7 +238,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
 
 def _formula(ctx: Any, *of_outputs: Tensor | None) -> tuple[Any, ...]:
     """The gradients of all that ``recomputed_forward`` takes."""
-    kept, lists = ctx.saved_tensors[: len(_TENSORS) + 2], ctx.saved_tensors[len(_TENSORS) + 2 :]
+    saved = ctx.saved_tensors  # once: torch.utils.checkpoint hands them out once
+    kept, lists = saved[: len(_TENSORS) + 2], saved[len(_TENSORS) + 2 :]
     call = ctx.call._replace(
         **dict(zip(_TENSORS, kept[:-2], strict=True)),
         masks=list(lists[: ctx.masks]) or None,
@@ -249,13 +250,10 @@ def _formula(ctx: Any, *of_outputs: Tensor | None) -> tuple[Any, ...]:
     of: dict[str, Any] = dict(zip(Call._fields, ctx.needs_input_grad[_SETTINGS:], strict=False))
     needed = [of["x"], of["h0"], of["c0"], *of["weights"]]
     wanted = [i for i, needs in enumerate(needed) if needs]
-    douts = of_outputs[:-2]
-    if torch.is_grad_enabled() or any(map(_is_batched, douts)):
-        found, norms = _differentiable(call, ctx.settings, wanted, douts)
-    else:
-        found, norms = torch.ops.rnnkernels.recomputed_backward(
-            *ctx.settings, wanted, *douts, *kept[-2:], *call[:ARGUMENTS]
-        )
+    backward = (
+        _in_one_piece if torch.is_grad_enabled() else torch.ops.rnnkernels.recomputed_backward
+    )
+    found, norms = backward(*ctx.settings, wanted, *of_outputs[:-2], *kept[-2:], *call[:ARGUMENTS])
     if ctx.flow is not None:
         with torch.no_grad():
             ctx.flow.copy_(norms)
@@ -268,35 +266,31 @@ def _formula(ctx: Any, *of_outputs: Tensor | None) -> tuple[Any, ...]:
     return (*[None] * _SETTINGS, *of.values())
 
 
-def _differentiable(
-    call: Call, settings: Any, wanted: Sequence[int], of_outputs: Sequence[Any]
-) -> tuple[Iterable[Tensor], Tensor | None]:
-    """The gradients as functions of all inputs, and the norms: those of the call in one piece."""
-    backend, _, invariant = settings
-    create_graph = torch.is_grad_enabled()
+def _in_one_piece(*values: Any) -> tuple[list[Tensor], Tensor]:
+    """What ``recomputed_backward`` gives, as functions of all inputs where gradients are enabled:
+    through the call without windows, and the history that its backend gives it."""
+    backend, _, invariant, wanted, dy, dh_n, dc_n, dys, dc = values[: _BACKWARD - 2]
+    call, create_graph = Call(*values[_BACKWARD:]), torch.is_grad_enabled()
     norms = None if call.flow is None else torch.zeros_like(call.flow)
+    inputs: list[Any] = [call.x, call.h0, call.c0, *call.weights]
     with torch.enable_grad():
-        inputs: list[Any] = [
-            # Nodes of their own: no path from one input to another counts.
-            None if t is None else t.view_as(t)
-            for t in (call.x, call.h0, call.c0, *call.weights)
-        ]
+        for i, t in enumerate(inputs):
+            if t is not None:  # a node of its own: no path from one input to another counts
+                inputs[i] = t.view_as(t) if t.requires_grad else t.detach()
         x, h0, c0, *weights = inputs
         whole = call._replace(x=x, h0=h0, c0=c0, weights=weights, flow=norms, all_states=True)
         with _as_forward_ran(call, invariant):
             result = _run(backend, whole)
-    dy, dh_n, dc_n, dys, dc = of_outputs
-    asked = [inputs[i] for i in wanted]
-    dys, dc = [] if dys is None else dys, [] if dc is None else dc
+    found = _pulled(
+        result,
+        [inputs[i] for i in wanted],
+        (dy, dh_n, dc_n),
+        () if dys is None else dys,
+        () if dc is None else dc,
+        create_graph,
+    )
     # A backward through this graph fills the norms once more, with what is none of dL/dh_t.
-    found = list(_pulled(result, asked, (dy, dh_n, dc_n), dys, dc, create_graph))
-    return found, None if norms is None else norms.clone()
-
-
-def _is_batched(t: Tensor | None) -> bool:
-    """Whether it stands for many tensors (is_grads_batched, vmap), which kernels do not take."""
-    keys = torch._C.DispatchKey.FuncTorchBatched, torch._C.DispatchKey.Batched
-    return t is not None and any(map(torch._C._dispatch_keys(t).has, keys))
+    return list(found), call.x.new_empty(0) if norms is None else norms.clone()
 
 
 _TENSORS = ("x", "h0", "c0", "lengths", "starts", "reset")
@@ -329,4 +323,6 @@ for _name, _body, _fake in (
 ):
     torch.library.impl(_name, "CompositeExplicitAutograd")(_body)
     torch.library.register_fake(_name, _fake)
+for _key in ("Batched", "FuncTorchBatched"):  # gradients of many at once: kernels take none
+    torch.library.impl("rnnkernels::recomputed_backward", _key)(_in_one_piece)
 torch.library.register_autograd("rnnkernels::recomputed_forward", _formula, setup_context=_keep)
