@@ -9,8 +9,9 @@ again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -137,43 +138,45 @@ def _backward(
         if i in wanted
     }
     flow = call.x.new_empty(0) if call.flow is None else torch.empty_like(call.flow)
-    for d in range(call.directions):
-        part = Direction(call, d)
-        weights = {
-            i: weight.detach().requires_grad_(i in dweights)
-            for i, weight in list(enumerate(call.weights, _WEIGHTS))[part.weights]
-        }
-        carried = [part.mine(s, 0) for s in dstates]
-        for w in reversed(part.in_turn(spans)):
-            entering = [part.mine(s, 0)[:, w.states].contiguous().requires_grad_() for s in kept]
-            x = part.take(call.x, w).detach().requires_grad_(dx is not None)
-            again = part.part(w, x, list(weights.values()), entering)
-            again = again._replace(all_states=dys is not None or dc is not None)
-            if call.flow is not None:
-                again = again._replace(flow=flow.new_zeros(call.layers, *x.shape[:-1], 1))
-            with _as_forward_ran(call, invariant), torch.enable_grad():
-                found = _run(backend, again)
-            gradients = _pulled(
-                found,
-                [t for t in (*entering, x, *weights.values()) if t.requires_grad],
-                [
-                    None if dy is None else part.take(part.mine(dy, -1), w),
-                    *(s[:, : w.rows] for s in carried),
-                ],
-                [] if dys is None else [part.take(t, w) for t in dys],
-                [] if dc is None else [part.take(part.mine(t, -2), w) for t in dc],
-            )
-            for s in carried:
-                s[:, : w.rows] = next(gradients)
-            part.cut(w, carried)
-            if dx is not None:
-                part.put(dx, w, next(gradients), add=d > 0)
-            for i in weights:
-                if i in dweights:
-                    dweights[i].add_(next(gradients))
-            if again.flow is not None:
-                for whole, norms in zip(flow, again.flow, strict=True):
-                    part.put(part.mine(whole, -1), w, norms)
+    with _as_forward_ran(call, invariant):
+        for d in range(call.directions):
+            part = Direction(call, d)
+            weights = {
+                i: weight.detach().requires_grad_(i in dweights)
+                for i, weight in list(enumerate(call.weights, _WEIGHTS))[part.weights]
+            }
+            carried = [part.mine(s, 0) for s in dstates]
+            for w in reversed(part.in_turn(spans)):
+                x = part.take(call.x, w).detach().requires_grad_(dx is not None)
+                entering = [part.mine(s, 0)[:, w.states].contiguous() for s in kept]
+                states = [s.detach().requires_grad_() for s in entering]
+                again = part.part(w, x, list(weights.values()), states)
+                again = again._replace(all_states=dys is not None or dc is not None)
+                if call.flow is not None:
+                    again = again._replace(flow=flow.new_zeros(call.layers, *x.shape[:-1], 1))
+                with torch.enable_grad():
+                    found = _run(backend, again)
+                gradients = _pulled(
+                    found,
+                    [t for t in (*states, x, *weights.values()) if t.requires_grad],
+                    [
+                        None if dy is None else part.take(part.mine(dy, -1), w),
+                        *(s[:, : w.rows] for s in carried),
+                    ],
+                    [] if dys is None else [part.take(t, w) for t in dys],
+                    [] if dc is None else [part.take(part.mine(t, -2), w) for t in dc],
+                )
+                for s in carried:
+                    s[:, : w.rows] = next(gradients)
+                part.cut(w, carried)
+                if dx is not None:
+                    part.put(dx, w, next(gradients), add=d > 0)
+                for i in weights:
+                    if i in dweights:
+                        dweights[i].add_(next(gradients))
+                if again.flow is not None:
+                    for whole, norms in zip(flow, again.flow, strict=True):
+                        part.put(part.mine(whole, -1), w, norms)
     everything = {0: dx, **dict(enumerate(dstates, 1)), **dweights}
     return [g.to(call.x.dtype) for g in map(everything.get, wanted) if g is not None], flow
 
@@ -195,9 +198,18 @@ def _initial(call: Call) -> list[Tensor]:
 
 @contextmanager
 def _as_forward_ran(call: Call, invariant: bool) -> Iterator[None]:
-    """Forward has cast what autocast casts; and whether rows depend on their batch is settled."""
-    off = torch.autocast(call.x.device.type, enabled=False)
-    with off, _backends.batch_invariant(invariant):
+    """As it was for forward, whatever surrounds backward: what autocast casts has been cast. And
+    with autograd for what runs again, though backward may be below it (within a dispatch mode),
+    and though somebody may compile all backwards."""
+    keys, shown = torch._C.DispatchKey, torch._C._SetExcludeDispatchKeyGuard
+    compiler = sys.modules.get("torch._dynamo.compiled_autograd")
+    with (
+        shown(keys.AutogradFunctionality, False),
+        shown(keys.ADInplaceOrView, False),
+        torch.autocast(call.x.device.type, enabled=False),
+        _backends.batch_invariant(invariant),
+        nullcontext() if compiler is None else compiler._disable(),
+    ):
         yield
 
 
