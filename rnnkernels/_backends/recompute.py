@@ -9,6 +9,7 @@ again.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -60,16 +61,28 @@ def _forward(backend: str, every: int, invariant: bool, *values: Any) -> tuple[T
     finals = [h_n] if call.c0 is None else [h_n, c_n]
     for final, initial in zip(finals, _initial(call), strict=True):
         final.copy_(initial)
+    # Several windows to a call, which packs the weights once; all of their states live meanwhile.
+    several = 1 + math.isqrt(len(spans))
+    if _backends.BACKENDS[backend].refuses(call._replace(all_states=True)) is not None:
+        several = 1
     for d in range(call.directions):
         part = Direction(call, d)
         weights = call.weights[part.weights]
         states = [part.mine(final, 0) for final in finals]
-        for w in part.in_turn(spans):
+        order = part.in_turn(spans)
+        for some in (order[i : i + several] for i in range(0, len(order), several)):
+            w = part.together(some)
             entering = [s[:, : w.rows].contiguous() for s in states]
-            for all_kept, s in zip(kept, entering, strict=False):
-                part.mine(all_kept, 0)[:, w.states] = s
-            found = _run(backend, part.part(w, part.take(call.x, w), weights, entering))
+            run = part.part(w, part.take(call.x, w), weights, entering)
+            found = _run(backend, run._replace(all_states=call.all_states or len(some) > 1))
             part.put(part.mine(y, -1), w, found.y)
+            for all_kept, s, layers in zip(kept, entering, (found.h, found.c), strict=False):
+                mine = part.mine(all_kept, 0)
+                mine[:, some[0].states] = s[:, : some[0].rows]
+                for i, every_one in enumerate(layers or ()):
+                    all_steps = part.in_place(every_one, w).flatten(-2)
+                    for inner in some[1:]:
+                        mine[i, inner.states] = part.entering(inner, w, all_steps, s[i])
             for s, last in zip(states, (found.h_n, found.c_n), strict=False):
                 if last is not None:
                     s[:, : w.rows] = last

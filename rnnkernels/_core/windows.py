@@ -23,6 +23,7 @@ class Window(NamedTuple):
     first: int
     last: int
     places: slice  # along the first dimension of padded or packed data
+    before: int  # the place of the step before
     rows: int
     states: slice  # of its rows among those that enter all windows, side by side
 
@@ -44,7 +45,8 @@ def windows(call: Call, every: int) -> list[Window]:
     for first, last in pairwise(borders):
         n = call.B if call.starts is None else places[first + 1] - places[first]
         span = slice(places[first], places[last])
-        found.append(Window(first, last, span, n, slice(rows, rows + n)))
+        before = places[max(first - 1, 0)]
+        found.append(Window(first, last, span, before, n, slice(rows, rows + n)))
         rows += n
     return found
 
@@ -80,11 +82,53 @@ class Direction:
 
     def take(self, t: Tensor, w: Window) -> Tensor:
         """The steps of a window."""
-        return self._in_order(t[w.places], w)
+        return self.in_place(t[w.places], w)
+
+    def together(self, some: Sequence[Window]) -> Window:
+        """Neighbours, in the order in which they run, as one window."""
+        first, last = (some[-1], some[0]) if self.d else (some[0], some[-1])
+        places = slice(first.places.start, last.places.stop)
+        return first._replace(last=last.last, places=places)
+
+    def entering(self, w: Window, around: Window, every: Tensor, initial: Tensor) -> Tensor:
+        """The states that enter a window [rows, R], of which those of rows without steps in it
+        mean nothing; from all states of a window around it, in their places, and what rows
+        begin with there [B, R]."""
+        packed, lengths = self.whole.starts is not None, self.whole.lengths
+        place = (w.places.stop if self.d else w.before) - around.places.start
+        if self.d == 0:
+            return every[place : place + w.rows] if packed else every[place]
+        if lengths is None:
+            return every[place]
+        begun = lengths[: w.rows] > w.last
+        if not packed:
+            return torch.where(begun[:, None], every[place], initial)
+        places = place + torch.arange(w.rows, device=every.device)
+        there = every[torch.where(begun, places, 0)]
+        return torch.where(begun[:, None], there, initial[: w.rows])
+
+    def in_place(self, t: Tensor, w: Window) -> Tensor:
+        """Steps of a window in the order in which they run, or from that back to their places."""
+        if self.d == 0:
+            return t
+        lengths, starts = self._lengths(w), self._starts(w)
+        if lengths is None:
+            return t.flip(0)
+        if self._turned is None or self._turned[0] is not w:
+            steps = torch.arange(w.last - w.first, device=t.device)
+            if starts is None:
+                s, b = steps[:, None], torch.arange(w.rows, device=t.device)
+                places = torch.where(s < lengths, lengths - 1 - s, s) * w.rows + b
+            else:
+                s, b = _steps_and_rows(starts)
+                places = starts[lengths[b] - 1 - s] + b
+            self._turned = w, places.flatten()
+        rows = t if starts is not None else t.flatten(0, 1)
+        return rows.index_select(0, self._turned[1]).view(t.shape)
 
     def put(self, t: Tensor, w: Window, values: Tensor, add: bool = False) -> None:
         """The other way round; what is there already stays and is added to, if asked for."""
-        place, values = t[w.places], self._in_order(values, w)
+        place, values = t[w.places], self.in_place(values, w)
         place.add_(values) if add else place.copy_(values)
 
     def part(self, w: Window, x: Tensor, weights: Sequence[Tensor], states: list[Tensor]) -> Call:
@@ -124,25 +168,6 @@ class Direction:
     def _starts(self, w: Window) -> Tensor | None:
         starts = self.whole.starts
         return None if starts is None else starts[w.first : w.last + 1] - starts[w.first]
-
-    def _in_order(self, t: Tensor, w: Window) -> Tensor:
-        """Steps of a window in the order in which they run, or from that back to their places."""
-        if self.d == 0:
-            return t
-        lengths, starts = self._lengths(w), self._starts(w)
-        if lengths is None:
-            return t.flip(0)
-        if self._turned is None or self._turned[0] is not w:
-            steps = torch.arange(w.last - w.first, device=t.device)
-            if starts is None:
-                s, b = steps[:, None], torch.arange(w.rows, device=t.device)
-                places = torch.where(s < lengths, lengths - 1 - s, s) * w.rows + b
-            else:
-                s, b = _steps_and_rows(starts)
-                places = starts[lengths[b] - 1 - s] + b
-            self._turned = w, places.flatten()
-        rows = t if starts is not None else t.flatten(0, 1)
-        return rows.index_select(0, self._turned[1]).view(t.shape)
 
 
 def _steps_and_rows(starts: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,11 @@ def test_opcheck() -> None:
     call = ("lstm", 2, 1, False, "concat", 2, "none", 1.0, x, list(module.parameters()), states,
             states.detach(), None, lengths, None, None, None, False, True, False)  # fmt: skip
     op = torch.ops.rnnkernels.recomputed_forward.default
-    torch.library.opcheck(op, ("cpu", 3, False, *call))
+    torch.library.opcheck(
+        op,
+        ("cpu", 3, False, *call),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
     kept = op("cpu", 3, False, *call)[-2:]
     wanted = [0, 1, 3]
     torch.library.opcheck(
@@ -264,6 +268,7 @@ def test_functional() -> None:
         y = function(x, None, plain.all_weights, recompute=2)[0]
         inputs = [x, *plain.parameters()]
         assert_close(grads_of(y, inputs), grads_of(plain(x)[0], inputs), rtol=RTOL)
+        assert "recomputed_forward" in y.grad_fn.name()
 
 
 @pytest.mark.parametrize(
