@@ -340,10 +340,14 @@ class LSTM(RNNBase):
             backward (Graves 2013, section 2.1): ``b`` or ``('value', b)`` for
             ``max(-b, min(b, g))``, ``('norm', b)`` for ``g * min(1, b / |g|)`` over all gates of a
             row, ``('tanh', b)`` for ``b * tanh(g / b)``. None for no bound.
+        recompute: less memory for backward. With ``k``, only the states of every k-th step are
+            kept, and backward computes the rest again, a window of k steps at a time
+            (checkpointing, Chen et al. 2016): docs/recompute.md. Gradients are the same but for
+            the order of sums. None to keep everything.
 
     Call:
         ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,
-        truncate=..., grad_clip=...)``
+        truncate=..., grad_clip=..., recompute=...)``
 
         * ``input``: ``[T, B, I]``, ``[B, T, I]`` with batch_first, ``[T, I]``, or a
           PackedSequence. T and B may be 0.
@@ -357,7 +361,7 @@ class LSTM(RNNBase):
           consumed, and no gradient passes there. In the reverse direction the cut falls on the
           same boundary.
         * ``return_all_states``: whether to return :class:`rnnkernels.AllStates` third.
-        * ``truncate``, ``grad_clip``: for this call, in place of the constructor's.
+        * ``truncate``, ``grad_clip``, ``recompute``: for this call, in place of the constructor's.
 
     Returns:
         ``(output, (h_n, c_n))``: output ``[T, B, D*R]`` (``[T, B, R]`` if merged, in the form of
