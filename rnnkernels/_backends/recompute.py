@@ -214,13 +214,14 @@ def _as_forward_ran(call: Call, invariant: bool) -> Iterator[None]:
     """As it was for forward, whatever surrounds backward: what autocast casts has been cast. And
     with autograd for what runs again, though backward may be below it (within a dispatch mode),
     and though somebody may compile all backwards."""
+    same = invariant == _backends.is_batch_invariant()  # a switch of the whole process
     keys, shown = torch._C.DispatchKey, torch._C._SetExcludeDispatchKeyGuard
     compiler = sys.modules.get("torch._dynamo.compiled_autograd")
     with (
         shown(keys.AutogradFunctionality, False),
         shown(keys.ADInplaceOrView, False),
         torch.autocast(call.x.device.type, enabled=False),
-        _backends.batch_invariant(invariant),
+        nullcontext() if same else _backends.batch_invariant(invariant),
         nullcontext() if compiler is None else compiler._disable(),
     ):
         yield
