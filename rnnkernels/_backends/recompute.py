@@ -10,7 +10,6 @@ again.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -190,6 +189,7 @@ def _backward(
                 if again.flow is not None:
                     for whole, norms in zip(flow, again.flow, strict=True):
                         part.put(part.mine(whole, -1), w, norms)
+                del found, gradients  # before the next window takes as much
     everything = {0: dx, **dict(enumerate(dstates, 1)), **dweights}
     return [g.to(call.x.dtype) for g in map(everything.get, wanted) if g is not None], flow
 
@@ -212,17 +212,14 @@ def _initial(call: Call) -> list[Tensor]:
 @contextmanager
 def _as_forward_ran(call: Call, invariant: bool) -> Iterator[None]:
     """As it was for forward, whatever surrounds backward: what autocast casts has been cast. And
-    with autograd for what runs again, though backward may be below it (within a dispatch mode),
-    and though somebody may compile all backwards."""
+    with autograd for what runs again, though backward may be below it, as in a dispatch mode."""
     same = invariant == _backends.is_batch_invariant()  # a switch of the whole process
     keys, shown = torch._C.DispatchKey, torch._C._SetExcludeDispatchKeyGuard
-    compiler = sys.modules.get("torch._dynamo.compiled_autograd")
     with (
         shown(keys.AutogradFunctionality, False),
         shown(keys.ADInplaceOrView, False),
         torch.autocast(call.x.device.type, enabled=False),
         nullcontext() if same else _backends.batch_invariant(invariant),
-        nullcontext() if compiler is None else compiler._disable(),
     ):
         yield
 

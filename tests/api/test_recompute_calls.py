@@ -68,7 +68,7 @@ def test_one_graph_for_every_size(options: Any, extra: tuple[str, ...], ops: int
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by the compiler
 def test_compiled_autograd() -> None:
-    """Which compiles the backward of the call, and leaves those inside of it alone."""
+    """Which compiles the backward of the call, and not those inside of it."""
     module, x = layer(), sequence()
     want = [p.detach() for p in grads_of(module(x)[0], list(module.parameters()))]
     with torch._dynamo.compiled_autograd._enable(
