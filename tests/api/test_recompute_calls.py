@@ -68,12 +68,11 @@ def test_one_graph_for_every_size(options: Any, extra: tuple[str, ...], ops: int
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by the compiler
 def test_compiled_autograd() -> None:
-    """Which compiles the backward of the call, and not those inside of it."""
+    """The backward of a call inside another's, below whose autograd it may run."""
     module, x = layer(), sequence()
     want = [p.detach() for p in grads_of(module(x)[0], list(module.parameters()))]
-    with torch._dynamo.compiled_autograd._enable(
-        torch.compile(backend="aot_eager", fullgraph=True)
-    ):
+    compiler = torch.compile(backend="aot_eager", fullgraph=True)
+    with torch._dynamo.compiled_autograd._enable(compiler):
         module(x, recompute=3)[0].sin().sum().backward()
     assert_close([p.grad for p in module.parameters()], want, rtol=RTOL)
 
@@ -132,10 +131,9 @@ def test_second_derivatives() -> None:
 
     def penalty(every: int | None) -> tuple[Tensor, ...]:
         x = sequence() @ module.weight_ih_l0[:I, :I]
-        (dx,) = torch.autograd.grad(
-            module(x, recompute=every)[0].sin().sum(), [x], create_graph=True
-        )
-        return torch.autograd.grad(dx.square().sum(), list(module.parameters()))
+        y = module(x, recompute=every)[0]
+        dx, dw = grads_of(y, [x, module.weight_ih_l0], create_graph=True)
+        return torch.autograd.grad(dx.square().sum() + dw.sin().sum(), list(module.parameters()))
 
     assert_close(penalty(3), penalty(None), rtol=1e-11)
 
