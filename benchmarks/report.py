@@ -298,6 +298,27 @@ def flow(rows: Rows) -> str:
     return table(["case", "plain ms", "recorded ms", "cost"], lines)
 
 
+def recomputed(rows: Rows) -> str:
+    """Time and peak memory of both ways, and the second's as a share of the first's."""
+    names = ways(rows)
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(label(row), {})[row["mode"]] = row
+    lines = []
+    for case, modes in found.items():
+        line = [case]
+        for mode, measure in (("training", "ms"), ("memory", "peak_mib")):
+            results = modes[mode]["results"] if mode in modes else {}
+            values = [results.get(name, {}).get(measure) for name in names]
+            line += [number(value, 0 if mode == "training" else 1) for value in values]
+            line.append(number(values[1] / values[0] if all(values) else None))
+        lines.append(line)
+    head = ["case"]
+    for unit, share_of in (("ms", "time"), ("MiB", "memory")):
+        head += [*(f"{name} {unit}" for name in names), share_of]
+    return table(head, lines)
+
+
 def breakdown(rows: Rows) -> str:
     lines = []
     for row in rows:
@@ -334,6 +355,7 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "breakdown": ("breakdown", ("inference", "training"), breakdown),
     "truncated": ("truncated", ("training",), truncated),
     "truncated-memory": ("truncated", ("memory",), memory),
+    "recompute": ("recompute", ("training", "memory"), recomputed),
     "flow": ("flow", ("training",), flow),
 }
 

@@ -51,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--layers", type=at_least(1), metavar="N", help="of every case; default: the suite's")
     add("--directions", type=int, choices=[1, 2], help="of every case; default: the suite's")
-    add("--window", type=at_least(1), metavar="K", help="steps per window of suite truncated")
+    add(
+        "--window",
+        type=at_least(1),
+        metavar="K",
+        help="steps per window of suites truncated and recompute",
+    )
     add("--dtype", choices=DTYPES, help="of every case; default: the suite's, mostly float32")
     add(
         "--tf32",
@@ -124,7 +129,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         if args.device not in suite.devices:
             made.error(f"argument --device: suite {name} runs on {suite.devices[0]} alone")
         if args.window and not suite.window:
-            made.error(f"argument --window: only for suite truncated, got suite {name}")
+            able = ", ".join(s.name for s in SUITES.values() if s.window)
+            made.error(f"argument --window: only for suites {able}, got suite {name}")
         try:
             if not selected(suite, args):
                 cells = ", ".join(dict.fromkeys(case.cell for case in suite.cases()))

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from rnnkernels import _ops
-from rnnkernels._backends import gpu, triton, vetting
+from rnnkernels._backends import gpu, recompute, triton, vetting
 from rnnkernels._backends import torch_nn as torch_backend
 from rnnkernels._core import checks, reference
-from rnnkernels._core.call import Call, Result
+from rnnkernels._core.call import Call, Result, needs_gradient
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -261,4 +261,12 @@ def run(call: Call, name: str | None = None) -> Result:
 
 
 def _run(call: Call, name: str | None) -> Result:
-    return select(call, name).run(call)
+    backend = select(call, name)
+    if call.recompute and needs_gradient(call.tensors) and not _transformed():
+        return recompute.run(call, backend.name)
+    return backend.run(call)
+
+
+def _transformed() -> bool:
+    """Whether functions of torch.func look on, which keep all that leads to a gradient."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -97,6 +97,9 @@ class Call(NamedTuple):
     step: bool = False  # of a cell: parameters have its names in errors
     #: Packed steps [N, ...] as [T, B, ...], with zeros for padding: for who looks on.
     padded: Callable[[Tensor], Tensor] | None = None
+    #: For backward, keep the states every so many steps only and compute the rest again; 0: keep
+    #: everything.
+    recompute: int = 0
 
     @property
     def cell(self) -> Cell:

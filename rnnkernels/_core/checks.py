@@ -111,6 +111,11 @@ def truncate(value: Any, bidirectional: bool) -> Truncate:
     return k1, k2
 
 
+def recompute(value: Any) -> int:
+    """After how many steps states are kept for backward; 0 where None keeps everything."""
+    return 0 if value is None else _steps("recompute", value)
+
+
 def _steps(name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name}: expected a number of steps, got {type(value).__name__}")

@@ -101,15 +101,16 @@ kernel_devices: frozenset[str] = frozenset(
 
 def run(call: Call) -> Result:
     """Runs a call through the compiled op for the device of its input."""
-    return _result(call, torch.ops.rnnkernels.sequence_forward(*call[:ARGUMENTS]))
+    return result(call, torch.ops.rnnkernels.sequence_forward(*call[:ARGUMENTS]))
 
 
 def run_triton(call: Call) -> Result:
     """Runs a call through the op whose kernels are Triton's."""
-    return _result(call, torch.ops.rnnkernels_triton.sequence_forward(*call[:ARGUMENTS]))
+    return result(call, torch.ops.rnnkernels_triton.sequence_forward(*call[:ARGUMENTS]))
 
 
-def _result(call: Call, outputs: tuple[Tensor, ...]) -> Result:
+def result(call: Call, outputs: tuple[Tensor, ...]) -> Result:
+    """What a call returns, from the outputs of ``sequence_forward``."""
     y, h_n, c_n, ys, c, _, _ = outputs
     has_c = call.c0 is not None
     if not call.all_states:

@@ -137,6 +137,7 @@ def _describe(call: Call, index: int) -> str:
         sizes += f", R={call.h0.size(2)}"
     options = [name for name in ("lengths", "reset") if getattr(call, name) is not None]
     options += [f"truncate={call.window}"] * (call.window > 0)
+    options += [f"recompute={call.recompute}"] * (call.recompute > 0)
     options += [f"grad_clip=('{call.clip}', {call.bound:g})"] * (call.clip != "none")
     with_options = f" with {' and '.join(options)}" if options else ""
     dtype = str(call.x.dtype).removeprefix("torch.")

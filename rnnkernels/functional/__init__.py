@@ -65,8 +65,8 @@ def lstm(
         hx: ``(h_0 [L*D, B, R], c_0 [L*D, B, H])``, or None for zeros.
         weights: see the top of this module. Sizes are read from them.
         options: ``bidirectional``, ``batch_first``, ``dropout``, ``training``, ``merge_mode``,
-            ``backend``, ``lengths``, ``reset``, ``return_all_states``, ``truncate`` and
-            ``grad_clip``, as in :class:`rnnkernels.LSTM`.
+            ``backend``, ``lengths``, ``reset``, ``return_all_states``, ``truncate``,
+            ``grad_clip`` and ``recompute``, as in :class:`rnnkernels.LSTM`.
 
     Returns:
         ``(output, (h_n, c_n))``, and :class:`rnnkernels.AllStates` third if asked for.
@@ -101,6 +101,7 @@ def _layers(
     return_all_states: bool = False,
     truncate: Truncate = None,
     grad_clip: GradClip = None,
+    recompute: int | None = None,
 ) -> Any:
     D = 2 if checks.flag("bidirectional", bidirectional) else 1
     if not weights or len(weights) % D:
@@ -134,6 +135,7 @@ def _layers(
         backend=backend,
         truncate=checks.truncate(truncate, bidirectional),
         grad_clip=checks.grad_clip(grad_clip),
+        recompute=checks.recompute(recompute),
     )
     return forward(
         spec,

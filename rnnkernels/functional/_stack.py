@@ -55,6 +55,7 @@ class Spec:
     backend: str | None = None
     truncate: Truncate = None
     grad_clip: Clip = NO_CLIP
+    recompute: int = 0
 
     @property
     def D(self) -> int:
@@ -334,6 +335,7 @@ def _run(
             reset=reset,
             all_states=return_all_states,
             padded=steps.padded,
+            recompute=spec.recompute,
         )
         result = _backends.run(call, spec.backend)
         finals = [result.h_n] if result.c_n is None else [result.h_n, result.c_n]

@@ -153,7 +153,8 @@ def _refuse(model: nn.Module, table: Table, argument: str) -> None:
 def _refuse_options(module: nn.Module, where: str) -> None:
     for name, plain in (*ADDED.items(), ("nonlinearity", None)):
         value = getattr(module, name, plain)
-        if name == "backend" or value == plain or value in ("tanh", "relu"):
+        same_numbers = value == plain or name in ("backend", "recompute")
+        if same_numbers or value in ("tanh", "relu"):
             continue
         raise ValueError(f"{where}: torch.nn has no {name}={value!r}; it cannot be converted")
 

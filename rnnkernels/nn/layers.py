@@ -24,6 +24,7 @@ ADDED = {
     "backend": None,
     "truncate": None,
     "grad_clip": None,
+    "recompute": None,
 }
 
 
@@ -39,6 +40,7 @@ class RNNBase(nn.RNNBase):
     backend: str | None
     truncate: Truncate = None
     grad_clip: GradClip = None
+    recompute: int | None = None
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class RNNBase(nn.RNNBase):
         backend: str | None = None,
         truncate: Truncate = None,
         grad_clip: GradClip = None,
+        recompute: int | None = None,
     ) -> None:
         nn.Module.__init__(self)
         checks.parameter_dtype(dtype)
@@ -78,6 +81,8 @@ class RNNBase(nn.RNNBase):
         self.truncate = checks.truncate(truncate, bidirectional)
         checks.grad_clip(grad_clip)
         self.grad_clip = grad_clip
+        checks.recompute(recompute)
+        self.recompute = recompute
 
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
@@ -133,13 +138,16 @@ class RNNBase(nn.RNNBase):
         return_all_states: bool = False,
         truncate: Truncate | EllipsisType = ...,
         grad_clip: GradClip | EllipsisType = ...,
+        recompute: int | EllipsisType | None = ...,
     ) -> Any:
         """Runs the layers; see :class:`LSTM` for arguments, shapes and errors."""
         windows = self.truncate if truncate is ... else truncate
         clip = self.grad_clip if grad_clip is ... else grad_clip
+        every = self.recompute if recompute is ... else recompute
         drops = self.training and self.dropout > 0 and self.num_layers > 1
         plain = lengths is None and reset is None and not (return_all_states or drops)
-        if plain and windows is None and clip is None and _backends.undisturbed(self.backend):
+        plain = plain and windows is None and clip is None and every is None
+        if plain and _backends.undisturbed(self.backend):
             flat: Any = self._flat_weights
             if not _ops.same_weights(
                 self._parameters, self._flat_weights_names, flat, self._flat_weight_refs
@@ -173,6 +181,7 @@ class RNNBase(nn.RNNBase):
                     return_all_states=return_all_states,
                     truncate=truncate,
                     grad_clip=grad_clip,
+                    recompute=recompute,
                 )
         tracing.refuse_onnx(self.backend)
         spec = Spec(
@@ -190,6 +199,7 @@ class RNNBase(nn.RNNBase):
             self.backend,
             checks.truncate(windows, self.bidirectional),
             checks.grad_clip(clip),
+            checks.recompute(every),
         )
         return forward(
             spec,
@@ -330,10 +340,14 @@ class LSTM(RNNBase):
             backward (Graves 2013, section 2.1): ``b`` or ``('value', b)`` for
             ``max(-b, min(b, g))``, ``('norm', b)`` for ``g * min(1, b / |g|)`` over all gates of a
             row, ``('tanh', b)`` for ``b * tanh(g / b)``. None for no bound.
+        recompute: less memory for backward. With ``k``, only the states of every k-th step are
+            kept, and backward computes the rest again, a window of k steps at a time
+            (checkpointing, Chen et al. 2016): docs/recompute.md. Gradients are the same but for
+            the order of sums. None to keep everything.
 
     Call:
         ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,
-        truncate=..., grad_clip=...)``
+        truncate=..., grad_clip=..., recompute=...)``
 
         * ``input``: ``[T, B, I]``, ``[B, T, I]`` with batch_first, ``[T, I]``, or a
           PackedSequence. T and B may be 0.
@@ -347,7 +361,7 @@ class LSTM(RNNBase):
           consumed, and no gradient passes there. In the reverse direction the cut falls on the
           same boundary.
         * ``return_all_states``: whether to return :class:`rnnkernels.AllStates` third.
-        * ``truncate``, ``grad_clip``: for this call, in place of the constructor's.
+        * ``truncate``, ``grad_clip``, ``recompute``: for this call, in place of the constructor's.
 
     Returns:
         ``(output, (h_n, c_n))``: output ``[T, B, D*R]`` (``[T, B, R]`` if merged, in the form of

@@ -40,9 +40,10 @@ class ChunkedLayer:
         self.has_c = layer.mode == "LSTM"
         self._R = layer.proj_size or layer.hidden_size
         self._batch_dim = 0 if layer.batch_first else 1
-        # What bounds gradients alone would take a longer way through the layer.
+        # What gradients alone ask for would take a longer way through the layer.
         ours = isinstance(layer, RNNBase)
-        self._options: dict[str, Any] = {"truncate": None, "grad_clip": None} if ours else {}
+        longer = ("truncate", "grad_clip", "recompute")
+        self._options: dict[str, Any] = dict.fromkeys(longer) if ours else {}
 
     def run(
         self, chunks: Sequence[Tensor], states: Sequence[Kept | None]

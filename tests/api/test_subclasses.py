@@ -30,6 +30,7 @@ MODULES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "GRU merged": ("GRU", {"bidirectional": True, "merge_mode": "mul"}, {}),
     "GRU windows": ("GRU", {"truncate": 2}, {}),
     "GRU overlapping windows": ("GRU", {"truncate": (1, 2)}, {}),
+    "GRU recomputed": ("GRU", {"recompute": 3}, {}),
     "GRU clipped": ("GRU", {"grad_clip": ("norm", 0.1)}, {}),
     "GRU lengths": ("GRU", {"bidirectional": True}, {"lengths": [4, 0, 2]}),
     "GRU resets": ("GRU", {}, {"reset": torch.arange(T * B).view(T, B) % 5 == 0}),

@@ -205,6 +205,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "windows of a call": ({}, {"truncate": 2}),
     "clipped": ({"grad_clip": 1.0}, {}),
     "clipped for a call": ({}, {"grad_clip": 1.0}),
+    "recomputed": ({"recompute": 2}, {}),
+    "recomputed for a call": ({}, {"recompute": 2}),
     "lengths": ({}, {"lengths": [T] * B}),
     "resets": ({}, {"reset": torch.zeros(T, B, dtype=torch.bool)}),
     "all states": ({}, {"return_all_states": True}),

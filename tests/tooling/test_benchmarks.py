@@ -87,6 +87,7 @@ def test_run_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture
         ("scaling", "5,2,3,4", "scaling"),
         ("breakdown", "5,2,3,4", "breakdown"),
         ("truncated", "70,2,3,4", "truncated"),
+        ("recompute", "20,2,3,4", "recompute"),
         ("flow", "5,2,3,4", "flow"),
     ],
 )
@@ -117,12 +118,15 @@ def test_every_suite_runs(
         (["--suite=cells", "--shape=2,1,3,4"], "a cell takes one step, T=1, got 2,1,3,4"),
         (
             ["--suite=flow", "--layers=2"],
-            "for suites suite, off-suite, bfloat16, peak, gpu, gpu-stacks, got",
+            "for suites suite, off-suite, bfloat16, peak, gpu, gpu-stacks, recompute, got",
         ),
         (["--suite=flow", "--compare=haste"], "suite flow compares its own ways"),
         (["--suite=flow", "--backend=cpu", "--backend=reference"], "compares its own ways"),
         (["--suite=gpu"], "argument --device: suite gpu runs on cuda alone"),
-        (["--window=4"], "argument --window: only for suite truncated, got suite suite"),
+        (
+            ["--window=4"],
+            "argument --window: only for suites truncated, recompute, got suite suite",
+        ),
         (["--suite=truncated", "--shape=8,1,2,3", "--window=9"], "expected at most T=8 of 8,1,2,3"),
     ],
 )
