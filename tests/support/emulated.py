@@ -84,7 +84,7 @@ def _name(watched: bool) -> str:
 def build(watched: bool = False) -> Path:
     """Compiles and loads the ops on emulated kernels; returns the folder of their objects. Watched,
     every access is compared with others for races: kernels take several times as long, and
-    `Layout.races` says when."""
+    `Layout.races` says when; and they run step by step too."""
     name = _name(watched)
     sources = [*(f"tests/emulator/simt/kernels/{kernels}" for kernels in (*STORAGE, "ops"))]
     sources += [*(f"tests/emulator/simt/{part}" for part in EMULATOR)]
