@@ -7,7 +7,8 @@ that the plan gives away. No source may include torch's CUDA headers: the extens
 beside a torch without CUDA.
 
 Instructions are read by nvdisasm, looked for beside nvcc, in PATH, and in the Python packages
-nvidia-cuda-nvdisasm and triton.
+nvidia-cuda-nvdisasm and triton. Code that setup.py has built (--built) is taken out of its objects
+by cuobjdump, looked for in the same places.
 
 Exit status: 0 all good, 1 something found or not compiled, 2 no nvcc on this machine.
 """
@@ -28,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cubin import Function, read_assembly, read_report, short_names
+from cubin import Function, read_assembly, read_report, read_usage, short_names
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -112,11 +113,65 @@ def compile_one(nvcc: str, nvdisasm: str | None, source: Path, arch: str) -> Com
         if process.returncode != 0:
             compiled.failure = "nvcc"
         elif nvdisasm is not None:
-            done = subprocess.run([nvdisasm, cubin], capture_output=True, text=True)
-            if done.returncode != 0:
-                compiled.failure, compiled.report = "nvdisasm", done.stdout + done.stderr
-            read_assembly(done.stdout, functions)
+            disassemble(nvdisasm, cubin, functions, compiled)
     return compiled
+
+
+def disassemble(
+    nvdisasm: str, cubin: str, functions: dict[str, Function], compiled: Compiled
+) -> None:
+    done = subprocess.run([nvdisasm, cubin], capture_output=True, text=True)
+    if done.returncode != 0:
+        compiled.failure, compiled.report = "nvdisasm", done.stdout + done.stderr
+    read_assembly(done.stdout, functions)
+
+
+def take_out(cuobjdump: str, nvdisasm: str, built: Path, source: Path) -> dict[str, Compiled]:
+    """What is in an object, by architecture."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [cuobjdump, "-xelf", "all", str(built.resolve())]
+        subprocess.run(command, cwd=folder, capture_output=True, check=True)
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            arch = cubin.name.split(".")[-2].removeprefix("sm_")
+            usage = subprocess.run(
+                [cuobjdump, "-res-usage", str(cubin)], capture_output=True, text=True, check=True
+            )
+            functions = read_usage(usage.stdout, arch)
+            where = f"{source.relative_to(ROOT)} for sm_{arch}, as built"
+            found[arch] = Compiled(where, list(functions.values()), 0.0, "")
+            disassemble(nvdisasm, str(cubin), functions, found[arch])
+    return found
+
+
+def built_objects() -> dict[Path, Path]:
+    """By source, what setup.py has made for this Python and torch; empty where any of it is out of
+    date."""
+    sys.path.append(str(ROOT))
+    folder = importlib.import_module("setup").build_folder() / "cuda"
+    command = [sys.executable, "-m", "ninja", "-n", "-f", str(folder / "build.ninja")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if "no work to do" not in done.stdout:
+        return {}
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    return {source: ROOT / folder / f"{source.stem}.cu.o" for source in sources}
+
+
+def as_built(nvcc: str, nvdisasm: str | None) -> dict[tuple[Path, str], Compiled]:
+    """What need not be compiled again, by source and architecture; says why where that is
+    nothing."""
+    cuobjdump = find_tool("cuobjdump", nvcc)
+    if nvdisasm is None or cuobjdump is None:
+        print("without cuobjdump and nvdisasm all is compiled again", file=sys.stderr)
+        return {}
+    objects = built_objects()
+    if not objects:
+        print("build/ext has no objects that are up to date: all is compiled again")
+    return {
+        (source, arch): compiled
+        for source, built in objects.items()
+        for arch, compiled in take_out(cuobjdump, nvdisasm, built, source).items()
+    }
 
 
 def wrong_instructions(f: Function, tf32: Function | None) -> Iterator[str]:
@@ -228,6 +283,12 @@ def arguments() -> argparse.Namespace:
         help="fail where there is no nvdisasm (default: say so, and check without)",
     )
     parser.add_argument(
+        "--built",
+        action="store_true",
+        help="look into the objects in build/ext in place of compiling again, where setup.py has "
+        "built for one of the architectures, and they are up to date",
+    )
+    parser.add_argument(
         "--limit",
         type=float,
         default=LIMIT,
@@ -269,8 +330,11 @@ def main() -> int:
         for path in sorted((CSRC / "cuda").glob("*.cu"))
         for arch in (*archs, *(args.brief if path.stem == BRIEF else ()))
     ]
+    known = as_built(nvcc, nvdisasm) if args.built else {}
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda job: compile_one(nvcc, nvdisasm, *job), jobs))
+        results = list(
+            pool.map(lambda job: known.get(job) or compile_one(nvcc, nvdisasm, *job), jobs)
+        )
     for result in results:
         if result.failure:
             print(result.report, file=sys.stderr)

@@ -1,4 +1,5 @@
-"""What the compiler made of a kernel: the report of ptxas and the disassembly by nvdisasm."""
+"""What the compiler made of a kernel: the report of ptxas, or what cuobjdump has of the same in an
+object; and the disassembly by nvdisasm."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ PROPERTIES = re.compile(r"Function properties for (\S+)")
 MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
+USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 SECTION = re.compile(r"\s*\.section\s+(?:\.(?:text|nv\.info)\.(\S+?),)?")
 ATTRIBUTE = re.compile(r"\s*//-+ nvinfo : EIATTR_(\w+)")
@@ -96,6 +98,14 @@ def read_report(report: str, arch: str) -> dict[str, Function]:
             if match := SHARED.search(line):
                 entry.shared = int(match[1])
     return functions
+
+
+def read_usage(usage: str, arch: str) -> dict[str, Function]:
+    """The same from what `cuobjdump -res-usage` says of an object: spills are part of its stack."""
+    return {
+        symbol: Function(symbol, arch, int(stack) + int(local), 0, 0, int(registers), int(shared))
+        for symbol, registers, stack, shared, local in USAGE.findall(usage)
+    }
 
 
 def read_assembly(text: str, functions: dict[str, Function]) -> None:

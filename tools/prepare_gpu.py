@@ -1,6 +1,6 @@
 """Builds what validation on a GPU needs (tools/validate_gpu.py), on a machine that has none.
 
-    make validate-gpu-prepare PYTHON=python3.12 TORCH=torch==2.11.0
+    make validate-gpu-prepare PYTHON=python3.12 GPU_TORCH=torch==2.11.0
 
 For a Python and a torch like those beside the GPU, and its architecture: the extension, the probe
 (tools/probe) and the microbenchmarks. They lie in build/gpu and, the extension, in rnnkernels/; the

@@ -1,38 +1,28 @@
-// One kernel for all steps: a warp takes 32 units of a row, a block a few rows.
+// One kernel for all steps.
 #include <cuda_runtime.h>
 
-#include <algorithm>
-
+#include "cuda/pointwise.cuh"
 #include "cuda/pointwise.h"
 #include "cuda/storage.cuh"
 
 namespace rnn::cuda {
 namespace {
 
-constexpr int kUnits = 32, kRows = 4;  // of a block
-constexpr int kMinBlocks = 8;          // of a multiprocessor; without this bound ptxas spills to hold more of them
-constexpr int64_t kMaxGridY = 65535;   // along x, CUDA takes more blocks than memory has units for
+constexpr int kMinBlocks = 8;  // of a multiprocessor; without this bound ptxas spills to hold more of them
 
-// The stride covers the rows that a grid of the largest size leaves over.
 template <class Cell, class Step>
-__global__ __launch_bounds__(kUnits* kRows, kMinBlocks) void for_each_unit(const __grid_constant__ Step step) {
-  const Sequence& q = step.sequence();
-  const int64_t i = int64_t(blockIdx.x) * kUnits + threadIdx.x, stride = int64_t(gridDim.y) * kRows;
-  if (i >= step.width()) return;
-  for (int64_t n = int64_t(blockIdx.y) * kRows + threadIdx.y; n < q.D * q.rows(); n += stride)
-    step.template unit<Cell>(Slot(q, n), i);
+__global__ __launch_bounds__(PointwiseGrid::kUnits* PointwiseGrid::kRows,
+                             kMinBlocks) void for_each_unit(const __grid_constant__ Step step) {
+  run_units<Cell>(step, {gridDim.x, gridDim.y}, blockIdx.x, blockIdx.y, int(threadIdx.x), int(threadIdx.y));
 }
-
-int64_t blocks(int64_t n, int64_t per_block) { return (n + per_block - 1) / per_block; }
 
 }  // namespace
 
 template <class Step>
 const char* launch(int cell, const Step& step, Stream stream) {
-  const int64_t rows = step.sequence().D * step.sequence().rows();
-  if (rows * step.width() == 0) return nullptr;  // CUDA knows no empty grid
-  const dim3 block(kUnits, kRows);
-  const dim3 grid(blocks(step.width(), kUnits), std::min(blocks(rows, kRows), kMaxGridY));
+  const auto [x, y] = PointwiseGrid::of(step);
+  if (x == 0) return nullptr;  // CUDA knows no empty grid
+  const dim3 grid(x, y), block(PointwiseGrid::kUnits, PointwiseGrid::kRows);
   cudaError_t error = cudaErrorInvalidValue;  // stays where there is no such cell
   dispatch_step<Step>(cell, [&](auto of) {
     void* arguments[] = {const_cast<Step*>(&step)};

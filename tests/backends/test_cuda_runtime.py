@@ -20,6 +20,7 @@ import check_cuda
 import op_parity
 import prepare_gpu
 import probing
+from cubin import read_usage
 from probing import Program
 
 ROOT = Path(__file__).parents[2]
@@ -36,20 +37,11 @@ DEVICES = {
 
 
 def objects() -> list[Path]:
-    """Of the kernels, as the extension was built with them last."""
-    found = sorted(
-        (ROOT / "build/ext").glob("*/cuda/persistent_float.cu.o"), key=lambda p: p.stat().st_mtime
-    )
-    if not found:
-        pytest.skip("needs objects of the CUDA kernels, which RNNKERNELS_CUDA=1 builds")
-    import ninja
-
-    plan = found[-1].parent / "build.ninja"
-    command = [str(Path(ninja.BIN_DIR, "ninja")), "-n", "-f", str(plan)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    if "no work to do" not in done.stdout:
-        pytest.skip("the objects of the CUDA kernels are older than their sources")
-    return sorted(found[-1].parent.glob("*.cu.o"))
+    """Of the kernels, as the extension was built with them."""
+    made = check_cuda.built_objects()
+    if not made:
+        pytest.skip("needs objects of the CUDA kernels of these sources: RNNKERNELS_CUDA=1 builds")
+    return list(made.values())
 
 
 def resources(made: list[Path]) -> Iterator[str]:
@@ -62,8 +54,8 @@ def resources(made: list[Path]) -> Iterator[str]:
         done = subprocess.run(
             [cuobjdump, "-res-usage", str(path)], capture_output=True, text=True, check=True
         )
-        pattern = r"Function (\S+):\s+REG:(\d+) STACK:\d+ SHARED:(\d+)"
-        yield from (" ".join(found) for found in re.findall(pattern, done.stdout))
+        for function in read_usage(done.stdout, "").values():
+            yield f"{function.symbol} {function.registers} {function.shared}"
 
 
 @dataclass(frozen=True)

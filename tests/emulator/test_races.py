@@ -12,6 +12,7 @@ from dataclasses import astuple, replace
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from torch import Tensor
 
 import emulated
@@ -68,12 +69,14 @@ CHOSEN = [
         Case("gru", T=4, B=9, H=16, clip=CLIPS[2], window=2), Layout(batch=2, stages=2), "bfloat16"
     ),
     Run(Case("rnn_relu", T=2, B=3, H=72), Layout(units=64)),  # weights in shared memory
+    Run(Case("lstm", T=4, B=9, H=12, lengths=True), Layout(tiles=2, stages=2), "float16"),
 ]
 #: Everything that the emulator's other tests hold against the reference.
 ALL_RUNS = [
     Run(case, Layout(batch=batch, tiles=2, stages=stages), precision)
-    for case in filter(emulated.runs, CASES)
-    for precision in ("float32", "tf32", "bfloat16")
+    for precision in PRECISIONS
+    for case in CASES
+    if emulated.runs(case, precision)
     for batch in ((1,) if precision == "float32" else (1, 2))
     for stages in ((1, 2) if case.D == 1 and not case.flow else (1,))
 ]
@@ -105,6 +108,60 @@ def test_gradients_over_saved_values(ops: Any) -> None:
         op_parity.backward_over_saved(ops, call, out, op_parity.random_gradients(call, out))
         assert ops.watched() > 1000 * run.case.T
 
+
+# --- Step by step: no thread waits for another -------------------------------------------------
+
+#: Fewer blocks of rows than rows need: a thread takes several.
+STEPWISE = Layout(stepwise=2, races=True, mode="forward")
+#: Every option, with what persistent kernels do not take.
+CHOSEN_STEPS = [
+    (Case("lstm", 2, R=9, B=5, H=33, lengths=True, reset=True, clip=NORM), torch.float64),
+    (Case("lstm", 2, R=3, B=6, window=2, reset=True, flow=True, packed=True), torch.float16),
+    (Case("gru", 2, B=9, H=40, window=3, flow=True, clip=NORM), torch.float16),
+    (Case("gru", 2, B=6, reset=True, packed=True, clip=CLIPS[0]), torch.bfloat16),
+    (Case("rnn_tanh", B=9, lengths=True, reset=True, window=1), torch.float32),
+]
+DTYPES = (torch.float64, *{dtype for dtype, _, _ in PRECISIONS.values()})
+ALL_STEPS = [(case, dtype) for case in CASES if case.T * case.B for dtype in DTYPES]
+
+
+def step_by_step(ops: Any, case: Case, dtype: torch.dtype, twice: str = "") -> set[str]:
+    """Which kinds of steps were launched, such as ForwardCell<float>."""
+    ops.configure(*astuple(replace(STEPWISE, twice=twice)))
+    call = op_parity.make(case, dtype)
+    out = op_parity.forward(ops, call)
+    grads = op_parity.random_gradients(call, out)
+    results = [*out, *op_parity.backward(ops, call, out, grads)]
+    if case.cell in OVER_SAVED:
+        results += op_parity.backward_over_saved(ops, call, out, grads)
+    assert all(t.isfinite().all() for t in results)  # as is no memory that nobody has written
+    assert ops.watched() > 1000
+    return {kind for kind, what in map(str.split, ops.sites()) if what == "launch"}
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        *(pytest.param(*each, id="-".join(map(str, each))) for each in CHOSEN_STEPS),
+        *(pytest.param(*each, marks=pytest.mark.full) for each in ALL_STEPS),
+    ],
+)
+def test_steps_have_no_races(ops: Any, case: Case, dtype: torch.dtype) -> None:
+    step_by_step(ops, case, dtype)
+
+
+def test_a_race_shows_in_every_step(ops: Any) -> None:
+    """Two threads that take the same unit."""
+    chosen = CHOSEN_STEPS[0]
+    names = ["ForwardCell", "ForwardProject", "BackwardBegin", "BackwardProject", "BackwardCell"]
+    names += ["BackwardBound", "BackwardFinish"]
+    assert step_by_step(ops, *chosen) == {f"{name}<double>" for name in names}
+    for name in names:
+        with pytest.raises(RuntimeError, match=f"race in {name}<double>\n.* in no order"):
+            step_by_step(ops, *chosen, twice=f"{name}<double>")
+
+
+# --- What orders them ---------------------------------------------------------------------------
 
 #: Which wait until others have done something; left out, threads run on.
 WAITS = ("sync_block", "sync_cluster", "await", "copies_arrive")

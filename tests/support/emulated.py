@@ -51,6 +51,8 @@ class Layout:
     device: int = 90  # its compute capability
     resident: int = 0  # clusters, or blocks of a grid, that it holds at once; 0: all
     shuffled: bool = False  # in which these begin: in the order of their numbers, or in any
+    stepwise: int = 0  # the most blocks of rows of a launch, step by step; 0: persistent kernels
+    twice: str = ""  # the kind of step of which two threads take each unit
 
     def __str__(self) -> str:
         exchange = "cluster" if self.cluster else "grid"
@@ -82,10 +84,9 @@ def _name(watched: bool) -> str:
 def build(watched: bool = False) -> Path:
     """Compiles and loads the ops on emulated kernels; returns the folder of their objects. Watched,
     every access is compared with others for races: kernels take several times as long, and
-    `Layout.races` says when."""
+    `Layout.races` says when; and they run step by step too."""
     name = _name(watched)
-    storage = STORAGE[:2] if watched else STORAGE
-    sources = [*(f"tests/emulator/simt/kernels/{kernels}" for kernels in (*storage, "ops"))]
+    sources = [*(f"tests/emulator/simt/kernels/{kernels}" for kernels in (*STORAGE, "ops"))]
     sources += [*(f"tests/emulator/simt/{part}" for part in EMULATOR)]
     flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
     flags.append(f"-DRNN_SIMT_OPS={name}")

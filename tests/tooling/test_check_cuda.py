@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 
 import check_cuda
 from check_cuda import TENSOR_CORE, Compiled, faults_of
-from cubin import Function, Persistent, read_assembly, read_report
+from cubin import Function, Persistent, read_assembly, read_report, read_usage
 
 MANGLED = {
     "rnn": "5OneOfINS_7RNNTanhEJNS_7RNNReluENS_10RNNSigmoidEEE",
@@ -76,6 +78,25 @@ def test_report() -> None:
         "first": Function("first", "80", registers=216, shared=48),
         "second": Function("second", "80", registers=40),
         "helper": Function("helper", "80", stack=24, spill_stores=16, spill_loads=20),
+    }
+
+
+USAGE = """\
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function first:
+  REG:216 STACK:0 SHARED:48 LOCAL:0 CONSTANT[0]:720 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function second:
+  REG:40 STACK:24 SHARED:0 LOCAL:8 CONSTANT[0]:400 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+
+
+def test_usage() -> None:
+    assert read_usage(USAGE, "80") == {
+        "first": Function("first", "80", registers=216, shared=48),
+        "second": Function("second", "80", registers=40, stack=32),
     }
 
 
@@ -300,3 +321,83 @@ def test_brief_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr("sys.argv", ["check_cuda", "--arch=all"])
     check_cuda.main()
     assert {arch for _, arch in asked} == {"80", "90a", "100f", "120f"}
+
+
+# --- What setup.py has built --------------------------------------------------------------------
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_code_is_taken_out_of_an_object(tmp_path: Path) -> None:
+    """Of each architecture that is in it, with usage and instructions; a failure is one."""
+    (tmp_path / "usage").write_text(USAGE)
+    (tmp_path / "assembly").write_text(ASSEMBLY)
+    extract = "-xelf) touch x.1.sm_80.cubin x.2.sm_90a.cubin ;;"
+    text = f'case $1 in\n{extract}\n*) cat "{tmp_path}/usage" ;;\nesac\n'
+    cuobjdump = script(tmp_path / "cuobjdump", text)
+    nvdisasm = script(tmp_path / "nvdisasm", f'cat "{tmp_path}/assembly"\n')
+    source = check_cuda.CSRC / "cuda/x.cu"
+    found = check_cuda.take_out(cuobjdump, nvdisasm, tmp_path / "x.cu.o", source)
+    assert set(found) == {"80", "90a"}
+    for arch, compiled in found.items():
+        assert compiled.where == f"csrc/cuda/x.cu for sm_{arch}, as built"
+        assert not compiled.failure
+        first, second = compiled.functions
+        assert (first.arch, first.registers, first.threads) == (arch, 216, 512)
+        assert first.count("HMMA") == 2
+        assert not second.in_registers
+    nvdisasm = script(tmp_path / "nvdisasm", "echo no; exit 3\n")
+    found = check_cuda.take_out(cuobjdump, nvdisasm, tmp_path / "x.cu.o", source)
+    assert (found["80"].failure, found["80"].report) == ("nvdisasm", "no\n")
+
+
+def test_objects_of_other_sources_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("ninja")
+    setup = importlib.import_module("setup")
+    monkeypatch.setattr(setup, "build_folder", lambda: tmp_path)
+    monkeypatch.setattr(check_cuda, "CSRC", tmp_path)
+    assert check_cuda.built_objects() == {}  # nothing was built
+    compiler = script(tmp_path / "nvcc", 'echo "$7: $5" >"$3"; cp "$5" "$7"\n')
+    source, built = tmp_path / "cuda/x.cu", tmp_path / "cuda/x.cu.o"
+    source.parent.mkdir()
+    source.write_text("first")
+    setup.run_ninja(tmp_path / "cuda", [compiler], [(str(built), str(source))])
+    assert check_cuda.built_objects() == {source: built}
+    os.utime(source, (2e9, 2e9))
+    assert check_cuda.built_objects() == {}
+
+
+def test_what_was_built_is_not_compiled_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also what was built wrong is found; and without the tools for it, all is compiled."""
+    asked: list[str] = []
+
+    def compile_one(nvcc: str, nvdisasm: str | None, source: Path, arch: str) -> Compiled:
+        asked.append(arch)
+        return Compiled(f"{source.stem} for {arch}", [], 0.0, "")
+
+    def take_out(cuobjdump: str, nvdisasm: str, built: Path, source: Path) -> dict[str, Compiled]:
+        return {"80": Compiled(f"{source.stem}, as built", [replace(GOOD, stack=8)], 0.0, "")}
+
+    monkeypatch.setattr(check_cuda, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(check_cuda, "find_tool", lambda name, nvcc: name)
+    monkeypatch.setattr(check_cuda, "compile_one", compile_one)
+    monkeypatch.setattr(check_cuda, "take_out", take_out)
+    sources = sorted((check_cuda.CSRC / "cuda").glob("*.cu"))
+    monkeypatch.setattr(check_cuda, "built_objects", lambda: {source: source for source in sources})
+    monkeypatch.setattr("sys.argv", ["check_cuda", "--built", "--arch=80", "--arch=90a"])
+    assert check_cuda.main() == 1
+    assert asked == ["90a"] * len(sources)
+    assert "uses the stack or spills" in capsys.readouterr().err
+    monkeypatch.setattr(check_cuda, "find_tool", lambda name, nvcc: None)
+    asked.clear()
+    check_cuda.main()
+    assert sorted(asked) == ["80"] * len(sources) + ["90a"] * len(sources)
+    assert "all is compiled again" in capsys.readouterr().err

@@ -1,8 +1,12 @@
-"""Links of the documents that lead into the repository: the file is there, and the heading."""
+"""Links of the documents that lead into the repository: the file is there, and the heading. And the
+variables that they give to make."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -57,3 +61,25 @@ def test_broken_links(tmp_path: Path) -> None:
         "[1](no.md) [2](other.md#twice-2) [3](#there)\n[4]: gone.png\n"
     )
     assert broken(tmp_path / "it.md") == ["no.md", "other.md#twice-2", "#there", "gone.png"]
+
+
+MAKE = re.compile(r"\bmake ([a-z][a-z-]*)((?: +[A-Z_]+=(?:\"[^\"]*\"|[^\s`\"]+))+)")
+
+
+def test_variables_of_make() -> None:
+    """Each is one that its target uses."""
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    texts = [path.read_text("utf-8") for path in (*DOCUMENTS, *sorted(ROOT.glob("tools/*.py")))]
+    commands = {found for text in texts for found in MAKE.findall(text)}
+    used = {
+        (target, name) for target, given in commands for name in re.findall(r" ([A-Z_]+)=", given)
+    }
+    assert ("validate-gpu-prepare", "GPU_TORCH") in used
+    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    for target, name in used:
+        done = subprocess.run(
+            ["make", "--dry-run", "--always-make", target, f"{name}=so-it-is-said"],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "so-it-is-said" in done.stdout, f"make {target} has no use for {name}"

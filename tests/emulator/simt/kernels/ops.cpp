@@ -1,11 +1,15 @@
-// The sequence ops on persistent kernels, run by the emulator. They are registered for CPU tensors in a library of
-// their own, with an op that says how the next calls are laid out and scheduled, and two that tell where they have
-// been and how often.
+// The sequence ops on persistent kernels, run by the emulator; step by step, too, where accesses are watched. They are
+// registered for CPU tensors in a library of their own, with an op that says how the next calls are laid out and
+// scheduled, and two that tell where they have been and how often.
 #include <map>
 
 #include "cuda/answers.h"
 #include "cuda/persistent.h"
 #include "simt/kernels/launch.h"
+#include "simt/races.h"
+#if defined(RNN_SIMT_WATCHES)
+#include "simt/kernels/stepwise.h"
+#endif
 
 namespace rnn::cuda {
 namespace {
@@ -15,12 +19,20 @@ struct Settings {
   int64_t batch = 1, units = 8, tiles = 1, launches = 1, stages = 1, rows = 0;
   bool tf32 = false;
   int device = 90;
+  int64_t stepwise = 0;  // the most blocks of rows of a launch; 0: persistent kernels
+  std::string twice;
   simt::Schedule schedule;
 };
 Settings settings;
 int64_t conflicts = 0;                                            // of banks
 std::map<std::pair<std::string, std::string>, uint64_t> visited;  // place and primitive: how often
 int64_t accesses = 0;                                             // watched
+
+void note(const simt::Report& report) {
+  for (const simt::VisitedSite& site : report.sites) visited[{site.place, site.primitive}] += site.visits;
+  accesses += int64_t(report.accesses);
+  conflicts += int64_t(report.bank_conflicts);
+}
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -55,16 +67,26 @@ struct Runner {
     TORCH_CHECK(simt::Kernels<IO>::compiled, "this library was compiled without kernels of the dtype");
     return *simt::Kernels<IO>::compiled;
   }
-  static void note(const simt::Report& report) {
-    for (const simt::VisitedSite& site : report.sites) visited[{site.place, site.primitive}] += site.visits;
-    accesses += int64_t(report.accesses);
-    conflicts += int64_t(report.bank_conflicts);
-  }
 };
+
+template <class Run>
+void run_stepwise_layers(Run& all) {
+#if defined(RNN_SIMT_WATCHES)
+  const auto count = [](const std::string& kind, const simt::Report& report) {
+    ++visited[{kind, "launch"}];
+    note(report);
+  };
+  const simt::StepLauncher launcher{all.cell().number, settings.stepwise, settings.twice, settings.schedule, count};
+  all.each([&](auto& layer) { run_stepwise(layer, launcher); });
+#else
+  TORCH_CHECK(false, "this library was compiled without the stepwise loops");
+#endif
+}
 
 // As many layers at a time as the settings have stages.
 template <class Run>
 void run(Run& all) {
+  if (settings.stepwise) return run_stepwise_layers(all);
   const Request a = request_of(all, settings.tf32);
   const char* reason = refusal(a.precision, a.projected, a.norm);
   TORCH_CHECK(!reason, reason);
@@ -81,8 +103,10 @@ void backward(BackwardRun& all) { run(all); }
 
 void configure(bool cluster, int64_t batch, int64_t units, int64_t tiles, int64_t launches, int64_t stages,
                int64_t rows, bool tf32, c10::string_view mode, int64_t seed, c10::string_view skip, bool races,
-               c10::string_view weak, int64_t device, int64_t resident, bool shuffled) {
-  settings = {cluster, batch, units, tiles, launches, stages, rows, tf32, int(device), {}};
+               c10::string_view weak, int64_t device, int64_t resident, bool shuffled, int64_t stepwise,
+               c10::string_view twice) {
+  settings = {cluster, batch, units,       tiles,    launches,           stages,
+              rows,    tf32,  int(device), stepwise, std::string(twice), {}};
   settings.schedule.mode = mode == "forward"   ? simt::Mode::forward
                            : mode == "reverse" ? simt::Mode::reverse
                                                : simt::Mode::random;
