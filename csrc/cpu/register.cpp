@@ -1,5 +1,6 @@
 // The sequence ops on the CPU.
 #include "cpu/launch.h"
+#include "cpu/packs.h"
 #include "cpu/single.h"
 #include "ops/pointers.h"
 
@@ -32,9 +33,29 @@ void check_values(const Steps& steps, const Sizes& n) {
                       lengths[b], " behind ", lengths[b - 1]);
 }
 
+// A call that saves for backward is followed by a change of the weights. Of others the second one with the same weights
+// keeps its packs for the calls to come: many weights are seen but once, such as those that autocast has made.
 template <class IO>
 void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& a) {
-  entry.forward(launch, parameters<IO>(a));
+  const Forward<IO> p = parameters<IO>(a);
+  PackTable& table = pack_table();
+  const auto key = a.call.save ? std::nullopt : PackTable::key(a);
+  const int64_t bytes = key ? entry.packed_bytes(launch.cell, p) : 0;
+  if (!key || bytes > table.limit()) {
+    entry.forward(launch, p, {});
+    return;
+  }
+  const auto found = table.find(*key);
+  const bool packed = found && found->defined();
+  if (packed && entry.forward(launch, p, {true, found->data_ptr(), true})) return;
+  if (found && !packed) {
+    const Tensor pack = fresh({bytes}, at::kByte);
+    entry.forward(launch, p, {true, pack.data_ptr(), false});
+    table.put(*key, a, pack);
+  } else {
+    entry.forward(launch, p, {});
+    table.put(*key, a, {});
+  }
 }
 template <class IO>
 void run_loop(const Entry<IO>& entry, const Launch& launch, const BackwardLayer& a) {
