@@ -34,12 +34,16 @@ std::optional<Tensor> PackTable::find(const PackKey& key) {
   return found->second.pack;
 }
 
-void PackTable::put(const PackKey& key, const ForwardLayer& layer, const Tensor& pack) {
+void PackTable::put(const PackKey& key, const ForwardLayer& layer, const Tensor& pack,
+                    const std::optional<Tensor>& found) {
   Entry entry{pack, {}, 0};
   each_weight(layer, [&](const Tensor& w) { entry.storages.push_back(w.storage().getWeakStorageImpl()); });
   const std::lock_guard lock(mutex_);
   bury();
-  if (const auto before = entries_.find(key); before != entries_.end()) erase(before);
+  if (const auto now = entries_.find(key); now != entries_.end()) {
+    if (!found || !now->second.pack.is_same(*found)) return;
+    erase(now);
+  }
   const int64_t bytes = entry.bytes();
   if (bytes > limit_) return;
   shrink(limit_ - bytes);

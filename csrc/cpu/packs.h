@@ -26,9 +26,10 @@ class PackTable {
 
   // What was put under this key, if anything was.
   std::optional<Tensor> find(const PackKey& key);
-  // In place of what was put there before: the packs, or an undefined tensor, which says that the weights have been
-  // seen. What does not fit into the limit is not kept; what was used the longest time ago makes room.
-  void put(const PackKey& key, const ForwardLayer& layer, const Tensor& pack);
+  // In place of what find() gave: the packs, or an undefined tensor, which says that the weights have been seen. Where
+  // another thread was faster, its own stay. What does not fit into the limit is not kept; what was used the longest
+  // time ago makes room.
+  void put(const PackKey& key, const ForwardLayer& layer, const Tensor& pack, const std::optional<Tensor>& found);
 
   int64_t bytes();
   std::vector<int64_t> bytes_of(TensorList weights);  // of each layer whose packed weights are all among these

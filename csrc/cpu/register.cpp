@@ -51,10 +51,10 @@ void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& 
   if (found && !packed) {
     const Tensor pack = fresh({bytes}, at::kByte);
     entry.forward(launch, p, {true, pack.data_ptr(), false});
-    table.put(*key, a, pack);
+    table.put(*key, a, pack, found);
   } else {
     entry.forward(launch, p, {});
-    table.put(*key, a, {});
+    table.put(*key, a, {}, found);
   }
 }
 template <class IO>
