@@ -187,6 +187,27 @@ def test_every_value_counts(name: str) -> None:
             flat[i] -= 1
 
 
+def test_a_change_shows_to_whichever_thread_has_the_tile() -> None:
+    layer, x = rk.GRU(I, 96).eval(), torch.randn(40, 1, I)  # enough work for two
+    for row in range(0, 3 * 96, 16):
+        before = used(layer, x)
+        layer.weight_hh_l0.data[row, 1] += 1
+        now = call(layer, x)
+        assert same_bits(now, unseen(layer, x)) and not same_bits(now, before), row
+
+
+def test_weights_that_share_a_storage_have_packs_of_their_own() -> None:
+    layers, x = [rk.RNN(I, H, bias=False).eval() for _ in range(2)], torch.randn(T, B, I)
+    flat = torch.cat([w.detach().view(-1) for layer in layers for w in weights(layer)])
+    for layer, part in zip(layers, flat.chunk(2), strict=True):
+        layer.weight_ih_l0 = nn.Parameter(part[: H * I].view(H, I))
+        layer.weight_hh_l0 = nn.Parameter(part[H * I :].view(H, H))
+    wanted = [unseen(layer, x) for layer in layers]
+    for _ in range(3):
+        assert [same_bits(call(m, x), w) for m, w in zip(layers, wanted, strict=True)] == [True] * 2
+    assert kept(layers[0]) and kept(layers[1])
+
+
 def test_a_change_of_an_upper_layer_shows() -> None:
     layer, x = rk.GRU(I, H, num_layers=2).eval(), torch.randn(T, B, I)
     before = used(layer, x)
