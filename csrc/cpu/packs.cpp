@@ -13,16 +13,11 @@ void each_weight(const ForwardLayer& layer, F&& f) {
 
 }  // namespace
 
-std::optional<PackKey> PackTable::key(const ForwardLayer& layer) {
+PackKey PackTable::key(const ForwardLayer& layer) {
   const Sizes& n = layer.n;
   PackKey key{layer.cell.number, layer.x.scalar_type(), {n.I, n.H, n.R, n.D}, {}};
-  const TensorList given = layer.call.weights;
-  bool in_place = true;
-  each_weight(layer, [&](const Tensor& w) {
-    in_place &= std::any_of(given.begin(), given.end(), [&](const Tensor& t) { return t.is_same(w); });
-    key.places.emplace_back(w.storage().unsafeGetStorageImpl(), w.storage_offset());
-  });
-  if (!in_place) return std::nullopt;
+  each_weight(
+      layer, [&](const Tensor& w) { key.places.emplace_back(w.storage().unsafeGetStorageImpl(), w.storage_offset()); });
   return key;
 }
 

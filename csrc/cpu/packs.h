@@ -20,9 +20,9 @@ struct PackKey {
 // as it likes, also when it has been dropped meanwhile.
 class PackTable {
  public:
-  // The key of a layer, if its packs may be kept: one whose weights lie in memory of their own, not in a copy that this
-  // call has made.
-  static std::optional<PackKey> key(const ForwardLayer& layer);
+  // Of weights that are copies for one call, because they were not contiguous or are cast, nobody asks again: an entry
+  // holds on to the addresses of storages, if not to their memory.
+  static PackKey key(const ForwardLayer& layer);
 
   // What was put under this key, if anything was.
   std::optional<Tensor> find(const PackKey& key);

@@ -39,22 +39,22 @@ template <class IO>
 void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& a) {
   const Forward<IO> p = parameters<IO>(a);
   PackTable& table = pack_table();
-  const auto key = a.call.save ? std::nullopt : PackTable::key(a);
-  const int64_t bytes = key ? entry.packed_bytes(launch.cell, p) : 0;
-  if (!key || bytes > table.limit()) {
+  const int64_t bytes = a.call.save ? 0 : entry.packed_bytes(launch.cell, p);
+  if (a.call.save || bytes > table.limit()) {
     entry.forward(launch, p, {});
     return;
   }
-  const auto found = table.find(*key);
+  const PackKey key = PackTable::key(a);
+  const auto found = table.find(key);
   const bool packed = found && found->defined();
   if (packed && entry.forward(launch, p, {true, found->data_ptr(), true})) return;
   if (found && !packed) {
     const Tensor pack = fresh({bytes}, at::kByte);
     entry.forward(launch, p, {true, pack.data_ptr(), false});
-    table.put(*key, a, pack, found);
+    table.put(key, a, pack, found);
   } else {
     entry.forward(launch, p, {});
-    table.put(*key, a, {}, found);
+    table.put(key, a, {}, found);
   }
 }
 template <class IO>

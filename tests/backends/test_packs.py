@@ -82,7 +82,12 @@ def negated(layer: rk.LSTM) -> None:
 
 @torch.no_grad()
 def two_signs(layer: rk.LSTM) -> None:
-    layer.weight_ih_l0[4:6, 3].neg_()
+    layer.weight_hh_l0[0, 3::16].neg_()  # of two values that digests add up in the same place
+
+
+@torch.no_grad()
+def values_swapped(layer: rk.LSTM) -> None:
+    layer.weight_hh_l0[0, 3::16] = layer.weight_hh_l0[0, 3::16].flip(0)
 
 
 @torch.no_grad()
@@ -154,7 +159,7 @@ def storage_freed_and_taken_again(layer: rk.LSTM) -> None:
 
 
 CHANGES = [
-    in_place, copied_into, negated, two_signs, rows_swapped, by_a_view, by_data,
+    in_place, copied_into, negated, two_signs, values_swapped, rows_swapped, by_a_view, by_data,
     by_data_copied_into, by_other_data, by_set, by_numpy, by_load_state_dict,
     by_load_state_dict_assign, by_an_optimizer, replaced, swapped, to_another_dtype_and_back,
     storage_freed_and_taken_again,
@@ -188,10 +193,10 @@ def test_every_value_counts(name: str) -> None:
 
 
 def test_a_change_shows_to_whichever_thread_has_the_tile() -> None:
-    layer, x = rk.GRU(I, 96).eval(), torch.randn(40, 1, I)  # enough work for two
-    for row in range(0, 3 * 96, 16):
+    layer, x = rk.GRU(I, 128).eval(), torch.randn(40, 1, I)  # enough work for two
+    for row in range(0, 3 * 128, 8):  # the first rows of tiles, and rows far behind them
         before = used(layer, x)
-        layer.weight_hh_l0.data[row, 1] += 1
+        layer.weight_hh_l0.data[row, row % 16 + 100] += 1
         now = call(layer, x)
         assert same_bits(now, unseen(layer, x)) and not same_bits(now, before), row
 
