@@ -323,7 +323,7 @@ def kernels() -> Extension:
 
 
 #: What registers the kernels of a backend, beside them.
-KNOW_TORCH = ("products.cpp", "register.cpp", "single.cpp")
+KNOW_TORCH = ("packs.cpp", "products.cpp", "register.cpp", "single.cpp")
 
 
 def ops() -> CppExtension:

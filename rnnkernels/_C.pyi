@@ -90,6 +90,21 @@ def cuda_probe() -> str:
 def cuda_device() -> tuple[int, int, int, int]:
     """The limits of the current CUDA device that a plan depends on."""
 
+def packed_bytes() -> int:
+    """Memory of the packed weights that the CPU kernels keep."""
+
+def packed_bytes_of(weights: list[Tensor]) -> list[int]:
+    """The same of each layer all of whose packed weights are among these."""
+
+def packed_limit() -> int:
+    """How much memory packed weights may take."""
+
+def set_packed_limit(bytes: int) -> None:
+    """Sets how much memory packed weights may take."""
+
+def drop_packed() -> None:
+    """Frees the packed weights that are kept."""
+
 def threads_at_work() -> int:
     """Threads that calls of the CPU kernels in this process hold now."""
 

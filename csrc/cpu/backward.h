@@ -22,6 +22,7 @@ class BackwardLoop : LoopBase<IO> {
   static constexpr int64_t kMostRows = 96;   // of a block, whatever the number of threads
 
  public:
+  using Base::stale;
   BackwardLoop(const Backward<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
     const Sequence& q = p.seq;
     const bool norm = p.clip.kind == Clip::kNorm;

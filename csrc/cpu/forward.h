@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/kept.h"
 #include "cpu/loop.h"
 
 namespace rnn::cpu::RNN_ISA {
@@ -24,15 +25,16 @@ class ForwardLoop : LoopBase<IO> {
   static constexpr int64_t kChunkBytes = 384 << 10;  // of projected input, and of input, that a thread keeps
 
  public:
-  ForwardLoop(const Forward<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
+  ForwardLoop(const Forward<IO>& p, void* workspace, int threads, const Packs& packs)
+      : p_(p), packs_(packs), arena_(workspace) {
     const Sequence& q = p.seq;
+    Arena kept(packs.memory);
+    Arena& weights = packs.keep ? kept : arena_;
     rows_ = arena_.take<Row>(q.B);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
-      dir.input = {nullptr, p.I, q.H, Cell::G, kWidth};
-      dir.input.data = arena_.take<F>(dir.input.size());
-      dir.hidden = {nullptr, q.R, q.H, Cell::G, kWidth};
-      dir.hidden.data = arena_.take<F>(dir.hidden.size());
+      dir.input = {{nullptr, p.I, q.H, Cell::G, kWidth}, p.w_ih[d], packs.keep, weights};
+      dir.hidden = {{nullptr, q.R, q.H, Cell::G, kWidth}, p.w_hh[d], packs.keep, weights};
       for (T*& bias : dir.bias) bias = arena_.take<T>(Cell::G * padded(q.H));
       for (F*& h : dir.h) h = arena_.take<F>(q.B * padded_factors(q.R));
       if constexpr (Base::kRounds) {
@@ -42,10 +44,15 @@ class ForwardLoop : LoopBase<IO> {
       }
       if (Cell::S > 1) dir.c = arena_.take<T>(q.B * padded(q.H));
       if (p.w_hr[d]) {
-        dir.projection = {nullptr, q.H, q.R, 1, kMaxVectors};
-        dir.projection.data = arena_.take<F>(dir.projection.size());
+        dir.projection = {{nullptr, q.H, q.R, 1, kMaxVectors}, p.w_hr[d], packs.keep, weights};
         dir.raw = arena_.take<F>(q.B * padded_factors(q.H));
       }
+    }
+    packed_bytes_ = kept.used();
+    if (packs.keep && !packs.filled) {
+      for (const Matrix* w : {&directions_[0].input, &directions_[0].hidden, &directions_[0].projection})
+        copy_size_ = most(copy_size_, w->copy_size());
+      copies_ = arena_.take<IO>(threads * copy_size_);
     }
     int64_t bytes = 0;  // of however many threads there will be
     for (int n = 1; n <= threads; ++n)
@@ -54,6 +61,8 @@ class ForwardLoop : LoopBase<IO> {
   }
 
   int64_t workspace_bytes() const { return arena_.used(); }
+  int64_t packed_bytes() const { return packed_bytes_; }
+  bool stale() const { return __atomic_load_n(&stale_, __ATOMIC_RELAXED); }
 
   Partition partition(int threads) const { return Base::partition(p_.seq, directions_[0].hidden, Cell::G, threads); }
 
@@ -63,12 +72,11 @@ class ForwardLoop : LoopBase<IO> {
     for (int64_t b = thread; b < q.B; b += threads) rows_[b] = q.row(b);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
-      for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) {
-        dir.input.pack_transposed(p_.w_ih[d], j);
-        dir.hidden.pack_transposed(p_.w_hh[d], j);
+      for (const Matrix* w : {&dir.input, &dir.hidden, &dir.projection}) {
+        for (int64_t j = thread; j < w->tiles(); j += threads) {
+          if (!w->prepare(j, packs_, copies_ + thread * copy_size_)) __atomic_store_n(&stale_, true, __ATOMIC_RELAXED);
+        }
       }
-      for (int64_t j = thread; dir.raw && j < dir.projection.tiles(); j += threads)
-        dir.projection.pack_transposed(p_.w_hr[d], j);
       if (thread == 0) prepare_bias(d);
       for (int64_t b = thread; b < q.B; b += threads) {
         const bool zero = rows_[b].length > 0 && q.cut_before(d, rows_[b], 0);
@@ -97,15 +105,16 @@ class ForwardLoop : LoopBase<IO> {
   }
 
  private:
+  using Matrix = KeptPanels<F, IO>;
   struct Direction {
-    Panels<F> input;       // W_ih
-    Panels<F> hidden;      // W_hh
-    Panels<F> projection;  // W_hr
-    T* bias[2] = {};       // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
-    F* h[2] = {};          // [B, R] each: state entering even and odd steps
-    T* exact_h[2] = {};    // the same before it was rounded to what products take
-    T* c = nullptr;        // [B, H]
-    F* raw = nullptr;      // [B, H]: h before the projection
+    Matrix input;        // W_ih
+    Matrix hidden;       // W_hh
+    Matrix projection;   // W_hr
+    T* bias[2] = {};     // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
+    F* h[2] = {};        // [B, R] each: state entering even and odd steps
+    T* exact_h[2] = {};  // the same before it was rounded to what products take
+    T* c = nullptr;      // [B, H]
+    F* raw = nullptr;    // [B, H]: h before the projection
   };
 
   // What one thread keeps for itself.
@@ -289,6 +298,10 @@ class ForwardLoop : LoopBase<IO> {
   }
 
   const Forward<IO>& p_;
+  const Packs packs_;
+  bool stale_ = false;  // the packs hold other values than the weights do
+  int64_t packed_bytes_, copy_size_ = 0;
+  IO* copies_ = nullptr;  // [threads, copy_size_]: a tile of weights that is being packed and digested
   Arena arena_;
   Row* rows_;
   Direction directions_[kMaxDirections];

@@ -17,6 +17,14 @@ struct Launch {
   void* context;
 };
 
+// Where forward packs its weights: in the workspace of the call, or in memory that outlives it. A digest tells whether
+// weights are still those that this memory was filled from, whichever way they were written to: digest.h.
+struct Packs {
+  bool keep = false;
+  void* memory = nullptr;  // packed_bytes() bytes, aligned to 64
+  bool filled = false;     // by an earlier call of the same sizes
+};
+
 // out [rows, units] = a [rows, K] * w [K, units], each row by itself.
 template <class IO>
 struct Rows {
@@ -43,7 +51,9 @@ struct OuterProducts {
 
 template <class IO>
 struct Entry {
-  void (*forward)(const Launch&, const Forward<IO>&);
+  // False: the packs are of other values than the weights have now, and no output was written.
+  bool (*forward)(const Launch&, const Forward<IO>&, const Packs&);
+  int64_t (*packed_bytes)(int cell, const Forward<IO>&);
   void (*backward)(const Launch&, const Backward<IO>&);
   void (*rows)(const Launch&, const Rows<IO>&);
   void (*outer)(const Launch&, const OuterProducts<IO>&);  // null where torch's are faster

@@ -20,7 +20,8 @@ struct Workspace {
 inline const Kernels& available() {
   const Kernels* k = kernels();
   TORCH_CHECK(k,
-              "RNNKERNELS_CPU_CAPABILITY: expected default, avx2, avx512, avx512_bf16 or amx as far as this processor has it, got '",
+              "RNNKERNELS_CPU_CAPABILITY: expected default, avx2, avx512, avx512_bf16 or amx as far as this processor "
+              "has it, got '",
               std::getenv("RNNKERNELS_CPU_CAPABILITY"), "'");
   return *k;
 }

@@ -37,6 +37,9 @@ struct LoopBase : Lanes<IO> {
     clear_padding(to, n);
   }
 
+  // Whether what an earlier call has left behind is of no use any more; known to all once prepare() is done.
+  bool stale() const { return false; }
+
   // Multiplies n rows that lie at a by this share's tiles of w and hands each row of each product to
   // then(row, tile, product). Where no row of a register tile is active(row), there is no product, and zeros are handed
   // on.

@@ -28,6 +28,7 @@ class OuterLoop : LoopBase<IO> {
   static_assert(std::size(kProducts) == kMaxVectors);
 
  public:
+  using Base::stale;
   OuterLoop(const OuterProducts<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
     Arena each(nullptr);
     scratch(each);

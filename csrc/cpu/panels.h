@@ -41,21 +41,37 @@ struct Panels {
   int64_t size() const { return tiles() * depth() * width(); }
   T* panel(int64_t tile) const { return data + tile * depth() * width(); }
 
+  // The rows of w [gates*units, K] that make column `column` of a tile, a vector wide: neighbours, `count` of them.
+  struct Rows {
+    int64_t first;
+    int count;
+  };
+  int columns() const { return gates * vectors; }
+  Rows rows_of(int64_t tile, int column) const {
+    const int64_t unit = tile * tile_units() + column % vectors * kLanes, left = units - unit;
+    return {column / vectors * units + unit, left <= 0 ? 0 : left < kLanes ? int(left) : kLanes};
+  }
+
   // Packs one tile of w [gates*units, K]: the product is row * w^T.
   template <class IO>
   void pack_transposed(const IO* w, int64_t tile) const {
+    pack_columns<IO>(tile, [&](int column) { return w + rows_of(tile, column).first * K; });
+  }
+  // The same of w whose rows of a column lie at rows(column) [count, K].
+  template <class IO, class At>
+  void pack_columns(int64_t tile, At&& rows) const {
     constexpr int64_t each = kLanes * kGroup;
     for (int64_t k0 = 0; k0 < K; k0 += each) {
       const int n = int(K - k0 < each ? K - k0 : each);
       T* out = panel(tile) + k0 * width();
-      for (int column = 0; column < width(); column += kLanes) {
-        const int64_t unit = tile * tile_units() + column % (vectors * kLanes);
-        const IO* rows = w + (column / kLanes / vectors * units + unit) * K + k0;
+      for (int column = 0; column < columns(); ++column, out += kLanes * kGroup) {
+        const IO* from = rows(column) + k0;
+        const int count = rows_of(tile, column).count;
         V block[kLanes];
-        for (int i = 0; i < kLanes; ++i) block[i] = unit + i < units ? lanes(rows + i * K, n) : V(0);
+        for (int i = 0; i < kLanes; ++i) block[i] = i < count ? lanes(from + i * K, n) : V(0);
         transpose(block);
         const int steps = int((n + kStep - 1) / kStep * kStep / kGroup);
-        for (int k = 0; k < steps; ++k) put(out + (k * width() + column) * kGroup, block[k]);
+        for (int k = 0; k < steps; ++k) put(out + k * width() * kGroup, block[k]);
       }
     }
   }

@@ -1,5 +1,6 @@
 // The sequence ops on the CPU.
 #include "cpu/launch.h"
+#include "cpu/packs.h"
 #include "cpu/single.h"
 #include "ops/pointers.h"
 
@@ -31,9 +32,29 @@ void check_values(const Steps& steps, const Sizes& n) {
                       lengths[b], " behind ", lengths[b - 1]);
 }
 
+// A call that saves for backward is followed by a change of the weights. Of others the second one with the same weights
+// keeps its packs for the calls to come: many weights are seen but once, such as those that autocast has made.
 template <class IO>
 void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& a) {
-  entry.forward(launch, parameters<IO>(a));
+  const Forward<IO> p = parameters<IO>(a);
+  PackTable& table = pack_table();
+  const int64_t bytes = a.call.save ? 0 : entry.packed_bytes(launch.cell, p);
+  if (a.call.save || bytes > table.limit()) {
+    entry.forward(launch, p, {});
+    return;
+  }
+  const PackKey key = PackTable::key(a);
+  const auto found = table.find(key);
+  const bool packed = found && found->defined();
+  if (packed && entry.forward(launch, p, {true, found->data_ptr(), true})) return;
+  if (found && !packed) {
+    const Tensor pack = fresh({bytes}, at::kByte);
+    entry.forward(launch, p, {true, pack.data_ptr(), false});
+    table.put(key, a, pack, found);
+  } else {
+    entry.forward(launch, p, {});
+    table.put(key, a, {}, found);
+  }
 }
 template <class IO>
 void run_loop(const Entry<IO>& entry, const Launch& launch, const BackwardLayer& a) {

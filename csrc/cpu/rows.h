@@ -17,6 +17,7 @@ class RowsLoop : LoopBase<IO> {
   static constexpr int64_t kBlockRows = 128;  // stay in L2 while all weights pass by
 
  public:
+  using Base::stale;
   RowsLoop(const Rows<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
     weights_ = {nullptr, p.K, p.units, 1, kMaxVectors};
     weights_.data = arena_.template take<F>(weights_.size());

@@ -9,6 +9,7 @@
 
 #include "common/cell_list.h"
 #include "cpu/kernels.h"
+#include "cpu/packs.h"
 #include "cuda/forced.h"
 #include "cuda/here.h"
 #include "cuda/probe.h"
@@ -238,6 +239,17 @@ PYBIND11_MODULE(_C, module) {
       },
       "The limits of the current CUDA device that a plan depends on.");
 #endif
+
+  using rnn::cpu::pack_table;
+  module.def("packed_bytes", [] { return pack_table().bytes(); }, "Memory of the packed weights that are kept.");
+  module.def(
+      "packed_bytes_of", [](const std::vector<at::Tensor>& weights) { return pack_table().bytes_of(weights); },
+      py::arg("weights"), "The same of each layer all of whose packed weights are among these.");
+  module.def("packed_limit", [] { return pack_table().limit(); }, "How much memory packed weights may take.");
+  module.def(
+      "set_packed_limit", [](int64_t bytes) { pack_table().set_limit(bytes); }, py::arg("bytes"),
+      "Sets how much memory packed weights may take.");
+  module.def("drop_packed", [] { pack_table().drop(); }, "Frees the packed weights that are kept.");
 
   module.def(
       "threads_at_work", [] { return rnn::cpu::process.working(); },

@@ -74,11 +74,22 @@ def _checked(run: Callable[[Call], Result]) -> Callable[[Call], Result]:
     return checked
 
 
+def _packed(call: Call) -> str:
+    """What is kept of the packed weights of a call."""
+    kept = _ops.packed_bytes_of(call.weights)
+    if not kept:
+        return ""
+    return (
+        f"packed weights kept for calls without gradients: {sum(kept):,} bytes of this call, "
+        f"{_ops.packed_bytes():,} of all, at most {_ops.packed_limit():,}"
+    )
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("reference", lambda call: None, _checked(reference.run)),
-        Backend("cpu", _kernels("cpu"), _ops.run, invariant=True),
+        Backend("cpu", _kernels("cpu"), _ops.run, invariant=True, detail=_packed),
         Backend(
             "cuda",
             _kernels("cuda", gpu.cuda_refusal),

@@ -77,6 +77,33 @@ def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(dtype)
 
 
+def packed_bytes() -> int:
+    """Memory of the packed weights that the CPU kernels keep."""
+    return 0 if _C is None else _C.packed_bytes()
+
+
+def packed_bytes_of(weights: Sequence[Tensor]) -> list[int]:
+    """The same of each layer all of whose packed weights are among these."""
+    return [] if _C is None else _C.packed_bytes_of(list(weights))
+
+
+def packed_limit() -> int:
+    """How much memory packed weights may take."""
+    return 0 if _C is None else _C.packed_limit()
+
+
+def set_packed_limit(limit: int) -> None:
+    """Sets how much memory packed weights may take."""
+    if _C is not None:
+        _C.set_packed_limit(limit)
+
+
+def drop_packed() -> None:
+    """Frees the packed weights that are kept."""
+    if _C is not None:
+        _C.drop_packed()
+
+
 def take_cuda_fault(index: int) -> str:
     """A fault that a kernel has recorded on the GPU of this number, or an empty text; it is
     forgotten then. Only in builds with kernels for GPUs."""

@@ -25,7 +25,8 @@ class Choice:
         asked_for: the backend asked for, or ``'auto'``.
         backend: the backend that runs it; None where the one asked for refuses.
         refusals: the reason of every backend that cannot run it.
-        detail: how the backend lays it out, where there are several ways.
+        detail: how the backend lays it out, where there are several ways; on a CPU, the memory of
+            the packed weights that :mod:`rnnkernels.serving` tells about, if any are kept.
         checked: on a GPU, what is known of each family of the backend's kernels there: not yet
             checked, passed, or refused and why.
     """
@@ -108,6 +109,7 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
                 break
         reasons = {n: final[n] if n in final else b.refusal(call) for n, b in backends.items()}
         refusals = {name: reason for name, reason in reasons.items() if reason is not None}
+        result = backends[chosen or "reference"].run(call)
         detail = backends[chosen].detail(call) if chosen else ""
         checked = backends[chosen].checked(call) if chosen else ""
         module = running[-1] if running else ""
@@ -117,7 +119,7 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
             found.choices.append(
                 Choice(module, layer, text, asked_for, chosen, refusals, detail, checked)
             )
-        return backends[chosen or "reference"].run(call)
+        return result
 
     with (
         torch.no_grad(),

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers import require_backend
+from rnnkernels import serving
+
 
 @pytest.fixture
 def kernels(tmp_path: Path) -> Iterator[object]:
@@ -15,3 +18,14 @@ def kernels(tmp_path: Path) -> Iterator[object]:
 
     with on_gpu(tmp_path) as runner:
         yield runner
+
+
+@pytest.fixture
+def nothing_packed() -> Iterator[None]:
+    """No packed weights are kept when a test begins, and the limit is as before when it ends."""
+    require_backend("cpu")
+    limit = serving.packed_limit()
+    serving.drop()
+    yield
+    serving.set_packed_limit(limit)
+    serving.drop()

@@ -12,7 +12,7 @@ PACKAGE = Path(rnnkernels.__file__).parent
 #: From the ground up; a room knows those before it and no other.
 ROOMS = (
     "_C", "cells", "_core", "_ops", "_backends", "functional", "nn", "torch_types", "streaming",
-    "interop", "diagnostics", "testing", "rnnkernels",
+    "serving", "interop", "diagnostics", "testing", "rnnkernels",
 )  # fmt: skip
 
 
@@ -59,7 +59,8 @@ def test_every_room_is_known() -> None:
 def test_public_names_are_exported_and_documented() -> None:
     for module in (
         rnnkernels, rnnkernels.functional, rnnkernels.nn, rnnkernels.diagnostics,
-        rnnkernels.interop, rnnkernels.torch_types, rnnkernels.streaming, rnnkernels.cells,
+        rnnkernels.interop, rnnkernels.torch_types, rnnkernels.streaming, rnnkernels.serving,
+        rnnkernels.cells,
     ):  # fmt: skip
         assert module.__doc__
         for name in module.__all__:
