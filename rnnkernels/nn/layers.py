@@ -174,7 +174,6 @@ class RNNBase(nn.RNNBase):
                     truncate=truncate,
                     grad_clip=grad_clip,
                 )
-        tracing.refuse_onnx(self.backend)
         spec = Spec(
             self._kind,
             self.cell,

@@ -1,4 +1,5 @@
-"""The ways out of Python that torch has, as docs/leaving_and_coming_back.md describes them."""
+"""The ways out of Python that torch has, as docs/leaving_and_coming_back.md describes them, but for
+ONNX."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch.onnx._internal.exporter import _flags
 
 import rnnkernels
 from helpers import counted
@@ -170,43 +170,6 @@ class Special(rnnkernels.GRU):
 def test_script_refuses_what_torch_has_not(layer: Any, error: Any, named: str) -> None:
     with pytest.raises(error, match=rf"torch\.jit\.script .*rnnkernels\.revert\(model\).*{named}"):
         torch.jit.script(nn.Sequential(layer))
-
-
-ONNX = r"ONNX has no operators .*rnnkernels\.revert\(model\)"
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of that exporter
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
-def test_onnx_says_the_way_out(name: str) -> None:
-    model = nn.Sequential(getattr(rnnkernels, name)(I, H))
-    args = (STEP if "Cell" in name else X,)
-    with pytest.raises(RuntimeError, match=ONNX):
-        torch.onnx.export(model, args, io.BytesIO(), dynamo=False)
-    torch.set_autocast_cache_enabled(True)  # which the exporter leaves off where it fails
-
-
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
-def test_onnx_says_it_to_torch_export_as_well(
-    name: str, strict: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What torch.onnx.export(dynamo=True) runs first, and shows the error of."""
-    part = getattr(rnnkernels, name)(I, H)
-    args = (STEP if "Cell" in name else X,)
-    monkeypatch.setattr(_flags, "_is_onnx_exporting", True)  # as torch.onnx.export does
-    with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported), match=ONNX):
-        torch.export.export(part, args, strict=strict)
-    with rnnkernels.use_backend("torch"):
-        torch.export.export(part, args, strict=False)
-
-
-@pytest.mark.filterwarnings("ignore")  # of that exporter, about torch.nn's layers
-def test_onnx_of_a_reverted_model() -> None:
-    onnx = pytest.importorskip("onnx")
-    file = io.BytesIO()
-    torch.onnx.export(revert(nn.Sequential(rnnkernels.LSTM(I, H))), (X,), file, dynamo=False)
-    graph = onnx.load_from_string(file.getvalue()).graph
-    assert "LSTM" in {node.op_type for node in graph.node}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
