@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rnnkernels._core import checks, reference
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype
+from rnnkernels._ops import flops
 from rnnkernels.cells import CELLS
 
 try:
@@ -274,3 +275,4 @@ if _C is not None:
     torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
     for key in ("CompositeImplicitAutograd", "Batched"):  # the latter: is_grads_batched
         torch.library.impl("rnnkernels::sequence_gradients", key)(_differentiable_gradients)
+    flops.register()
