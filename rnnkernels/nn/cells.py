@@ -21,6 +21,7 @@ class RNNCellBase(nn.RNNCellBase):
 
     bias_mode: str
     backend: str | None
+    qconfig = tracing.QConfig()
 
     def __init__(
         self,

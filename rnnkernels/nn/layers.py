@@ -39,6 +39,7 @@ class RNNBase(nn.RNNBase):
     backend: str | None
     truncate: Truncate = None
     grad_clip: GradClip = None
+    qconfig = tracing.QConfig()
 
     def __init__(
         self,

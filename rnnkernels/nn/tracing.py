@@ -1,4 +1,4 @@
-"""What layers answer to torch's own ways out of Python that take modules: FX and TorchScript."""
+"""What layers answer to those who take modules over: FX, TorchScript, torch.ao.quantization."""
 
 from __future__ import annotations
 
@@ -62,3 +62,35 @@ def scriptable(module: nn.Module) -> nn.Module:
         stacklevel=1,  # one place for all layers: Python's filters then show it once
     )
     return theirs
+
+
+class QConfig:
+    """The attribute ``qconfig``, by which torch.ao.quantization chooses modules to quantise.
+
+    It goes on to replace torch.nn's classes and leaves others as they are, in silence. So a layer
+    that is given one warns. A layer that was not chosen is given None, and knows nothing: not
+    whether torch.nn's class of the same name was.
+    """
+
+    def __get__(self, module: nn.Module | None, owner: type) -> Any:
+        if module is None:
+            return self
+        try:
+            return module.__dict__["qconfig"]
+        except KeyError:
+            raise AttributeError(f"{owner.__name__!r} object has no attribute 'qconfig'") from None
+
+    def __set__(self, module: nn.Module, value: Any) -> None:
+        module.__dict__["qconfig"] = value
+        if value is not None:
+            warnings.warn(
+                "torch.ao.quantization: layers of rnnkernels were chosen, and have no quantised "
+                "kernels: they stay as they are. rnnkernels.revert(model) puts torch.nn's layers "
+                "in their place, with the same parameters, which can be quantised; choose "
+                "torch.nn.LSTM, torch.nn.GRU or their cells then",
+                stacklevel=1,  # one place for all layers, as above
+            )
+
+    def __delete__(self, module: nn.Module) -> None:
+        if module.__dict__.pop("qconfig", self) is self:
+            raise AttributeError("qconfig")

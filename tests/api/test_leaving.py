@@ -191,3 +191,46 @@ def test_quantize_dynamic_takes_reverted_layers_alone(name: str) -> None:
     torch.testing.assert_close(done(X)[0], want, rtol=0, atol=0.05)
     with pytest.warns(UserWarning, match="quantised weights"):
         convert(done)
+
+
+STAYS = r"were chosen, and have no quantised kernels.*rnnkernels\.revert\(model\)"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+def test_quantisation_of_ours_warns(name: str) -> None:
+    """Where layers are chosen by our class; the others are quantised, and ours run as before."""
+    if torch.backends.quantized.engine == "none":
+        pytest.skip("this torch has no quantised kernels")
+    kind = getattr(rnnkernels, name)
+    ours, args = nn.Sequential(kind(I, H)), STEP if "Cell" in name else X
+    want = ours(args)
+    with pytest.warns(UserWarning, match=STAYS) as caught:
+        done = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(*ours, nn.Linear(H, H)), {kind, nn.Linear}, dtype=torch.qint8
+        )
+    assert len([w for w in caught if "rnnkernels" in str(w.message)]) == 1
+    assert type(done[0]) is kind and type(done[1]) is not nn.Linear
+    torch.testing.assert_close(done[0](args), want, rtol=0, atol=0)
+    assert "qconfig" not in vars(done[0]) and not hasattr(done[0], "qconfig")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantisation_of_others_says_nothing() -> None:
+    """Ours are given None then, also where torch.nn's class was chosen: as documented."""
+    if torch.backends.quantized.engine == "none":
+        pytest.skip("this torch has no quantised kernels")
+    model = nn.Sequential(rnnkernels.LSTM(I, H))
+    done = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.Linear}, dtype=torch.qint8)
+    assert type(done[0]) is rnnkernels.LSTM
+
+
+def test_qconfig_is_an_ordinary_attribute() -> None:
+    layer = rnnkernels.GRU(I, H)
+    layer.qconfig = None
+    assert copy.deepcopy(layer).qconfig is None
+    del layer.qconfig
+    with pytest.raises(AttributeError, match="qconfig"):
+        layer.qconfig  # noqa: B018
+    with pytest.raises(AttributeError, match="qconfig"):
+        del layer.qconfig
