@@ -197,6 +197,7 @@ STAYS = r"were chosen, and have no quantised kernels.*rnnkernels\.revert\(model\
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
 def test_quantisation_of_ours_warns(name: str) -> None:
     """Where layers are chosen by our class; the others are quantised, and ours run as before."""
@@ -216,6 +217,7 @@ def test_quantisation_of_ours_warns(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_quantisation_of_others_says_nothing() -> None:
     """Ours are given None then, also where torch.nn's class was chosen: as documented."""
     if torch.backends.quantized.engine == "none":
