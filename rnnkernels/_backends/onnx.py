@@ -41,6 +41,8 @@ _OPERATORS = {
 
 def refusal(call: Call) -> str | None:
     """None where ONNX can say what the call does, else what it cannot."""
+    if call.cell_name not in _OPERATORS:
+        return f"none of them is the cell {call.cell_name}"
     if call.reset is not None:
         return "reset: none of them sets the state back inside a sequence"
     if call.projected:

@@ -16,6 +16,7 @@ from torch.onnx._internal.exporter import _flags
 
 import rnnkernels
 from helpers import tensors
+from rnnkernels._backends import onnx
 
 I, H = 3, 4
 X = torch.randn(5, 2, I, generator=torch.Generator().manual_seed(3))
@@ -194,6 +195,12 @@ def test_names_what_onnx_has_not(named: str, exporting: None) -> None:
     says = rf"torch\.onnx\.export: .* in ONNX's operators: {named}"
     with pytest.raises(RuntimeError, match=says):
         torch.export.export(REFUSED[named], (X,), strict=False)
+
+
+def test_names_a_cell_that_onnx_has_not(exporting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(onnx._OPERATORS, "gru")
+    with pytest.raises(RuntimeError, match="ONNX's operators: none of them is the cell gru"):
+        torch.export.export(rnnkernels.GRU(I, H), (X,), strict=False)
 
 
 def older(model: nn.Module, *args: Tensor) -> bytes:
