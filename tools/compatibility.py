@@ -23,10 +23,20 @@ from compat.export import export
 from compat.hooks import hooks
 from compat.parameters import parameters
 from compat.registry import FAILS, LIBRARIES, PASSES, Outcome, Row, Section
+from compat.surroundings import surroundings
 from compat.transforms import autograd, func
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/compatibility.md"
-SECTIONS: tuple[Section, ...] = (export, dtypes, hooks, parameters, autograd, func, compiling)
+SECTIONS: tuple[Section, ...] = (
+    export,
+    dtypes,
+    hooks,
+    parameters,
+    autograd,
+    func,
+    compiling,
+    surroundings,
+)
 
 #: What each library gave, in the order of LIBRARIES.
 Results = dict[Row, tuple[Outcome, ...]]
