@@ -311,7 +311,9 @@ def kernels() -> Extension:
     files = [path for path in sources("cpu/*.cpp") if Path(path).name not in KNOW_TORCH]
     files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
     if level := only_level():
-        more = {f"csrc/cpu/kernels_{name}.cpp" for name in ("amx", "avx512_bf16") if level != "avx512"}
+        more = {
+            f"csrc/cpu/kernels_{name}.cpp" for name in ("amx", "avx512_bf16") if level != "avx512"
+        }
         others = {f"csrc/cpu/kernels_{name}.cpp" for name in ("default", *LEVELS) if name != level}
         files = [path for path in files if path not in others | more]
     if cuda_toolkit():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from rnnkernels import _ops
-from rnnkernels._backends import gpu, recompute, triton, vetting
+from rnnkernels._backends import gpu, onnx, recompute, triton, vetting
 from rnnkernels._backends import torch_nn as torch_backend
 from rnnkernels._core import checks, reference
 from rnnkernels._core.call import Call, Result, needs_gradient
@@ -228,6 +228,8 @@ def select(call: Call, name: str | None = None) -> Backend:
     """
     name = asked_for(name)
     check_name(name)
+    if name not in ("torch", "reference") and _leaves_for_onnx():
+        return _for_onnx(call)
     if name == "auto":
         reasons = {}
         for candidate in AUTOMATIC:
@@ -242,6 +244,38 @@ def select(call: Call, name: str | None = None) -> Backend:
         raise RuntimeError(
             f"backend: {name!r} was asked for and cannot run this layer: {reason}. "
             "Ask for 'auto' or another backend; rnnkernels.explain(module, input) shows which."
+        )
+    return backend
+
+
+def _leaves_for_onnx() -> bool:
+    """Whether torch.onnx.export runs the model."""
+    traced = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
+    return traced and _exports_onnx()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # else it compiles False
+def _exports_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+def _for_onnx(call: Call) -> Backend:
+    """The backend whose functions torch.onnx.export has operators for.
+
+    Raises:
+        RuntimeError: it cannot run the call.
+    """
+    if torch._C._get_tracing_state() is None:
+        backend, terms, more = Backend("onnx", onnx.refusal, onnx.run), "ONNX's operators", ""
+        reason = backend.refusal(call)
+    else:
+        backend, terms = BACKENDS["torch"], "torch.nn's functions, since dynamo=False"
+        packed = call.starts is not None
+        reason = "a PackedSequence; pass lengths" if packed else backend.refusal(call)
+        more = "" if onnx.refusal(call) else ". With dynamo=True it can"
+    if reason is not None:
+        raise RuntimeError(
+            f"torch.onnx.export: this layer cannot be written in {terms}: {reason}{more}"
         )
     return backend
 
@@ -273,7 +307,10 @@ def run(call: Call, name: str | None = None) -> Result:
 
 def _run(call: Call, name: str | None) -> Result:
     backend = select(call, name)
-    if call.recompute and needs_gradient(call.tensors) and not _transformed():
+    recomputes = call.recompute and needs_gradient(call.tensors)
+    if recomputes and not (
+        _transformed() or _leaves_for_onnx()
+    ):  # an exported model has no backward
         return recompute.run(call, backend.name)
     return backend.run(call)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rnnkernels._core import checks, reference
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype
+from rnnkernels._ops import flops
 from rnnkernels.cells import CELLS
 
 try:
@@ -64,6 +65,21 @@ if _C is not None:
         cuda_device = _C.cuda_device
         #: Why kernels cannot run on the current GPU, or an empty text.
         cuda_probe = _C.cuda_probe
+
+
+def autocast_dtype(cell: str, step: bool, state: Tensor) -> torch.dtype:
+    """What autocast casts a layer or, with ``step``, a cell to. ``state`` is its c where it has
+    one, else its h; the input where none was given.
+
+    On a CPU torch.nn's GRU, GRUCell and LSTMCell keep the type of their state: torch's list of what
+    autocast casts there leaves them out. On GPUs, and for its other classes, they do not. As in C++
+    (``csrc/python/direct.h``).
+    """
+    dtype = torch.get_autocast_dtype(state.device.type)
+    keeps = cell == "gru" or (cell == "lstm" and step)
+    if not keeps or state.device.type != "cpu" or state.dtype == torch.float64:
+        return dtype
+    return torch.promote_types(dtype, state.dtype)
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -302,3 +318,4 @@ if _C is not None:
     torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
     for key in ("CompositeImplicitAutograd", "Batched"):  # the latter: is_grads_batched
         torch.library.impl("rnnkernels::sequence_gradients", key)(_differentiable_gradients)
+    flops.register()

@@ -21,6 +21,7 @@ class RNNCellBase(nn.RNNCellBase):
 
     bias_mode: str
     backend: str | None
+    qconfig = tracing.QConfig()
 
     def __init__(
         self,
@@ -61,7 +62,6 @@ class RNNCellBase(nn.RNNCellBase):
         proxy = tracing.fx_proxy(input, hx)
         if proxy is not None:
             return tracing.fx_leaf(self, proxy, input, hx=hx)  # type: ignore[return-value]
-        tracing.refuse_onnx(self.backend)
         weights = LayerWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         kind, sizes = type(self).__name__, (self.input_size, self.hidden_size)
         if functional.is_overridden():

@@ -41,6 +41,7 @@ class RNNBase(nn.RNNBase):
     truncate: Truncate = None
     grad_clip: GradClip = None
     recompute: int | None = None
+    qconfig = tracing.QConfig()
 
     def __init__(
         self,
@@ -183,7 +184,6 @@ class RNNBase(nn.RNNBase):
                     grad_clip=grad_clip,
                     recompute=recompute,
                 )
-        tracing.refuse_onnx(self.backend)
         spec = Spec(
             self._kind,
             self.cell,

@@ -1,4 +1,4 @@
-"""What layers answer to torch's own ways out of Python: FX, TorchScript and ONNX."""
+"""What layers answer to those who take modules over: FX, TorchScript, torch.ao.quantization."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import Proxy
-
-from rnnkernels import _backends
 
 
 def fx_proxy(*values: Any) -> Proxy | None:
@@ -36,29 +33,6 @@ def fx_leaf(module: nn.Module, proxy: Proxy, *args: Any, **kwargs: Any) -> Proxy
     given = {name: value for name, value in kwargs.items() if value is not takes[name].default}
     node: Proxy = tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)
     return node
-
-
-def refuse_onnx(backend: str | None) -> None:
-    """ONNX has no operator for our kernels.
-
-    Raises:
-        RuntimeError: torch.onnx.export runs the layer, and no backend that it can read is asked
-            for.
-    """
-    traced = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
-    if not traced or not _exports_onnx():
-        return
-    if _backends.asked_for(backend) not in ("torch", "reference"):
-        raise RuntimeError(
-            "torch.onnx.export: ONNX has no operators for the kernels of rnnkernels. Export "
-            "rnnkernels.revert(model), whose layers are torch.nn's with the same parameters; "
-            "rnnkernels.convert(model) takes it back"
-        )
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # else it compiles False
-def _exports_onnx() -> bool:
-    return torch.onnx.is_in_onnx_export()
 
 
 #: Makes a torch.nn module of one of ours. rnnkernels.interop, which stands above the layers, brings
@@ -88,3 +62,35 @@ def scriptable(module: nn.Module) -> nn.Module:
         stacklevel=1,  # one place for all layers: Python's filters then show it once
     )
     return theirs
+
+
+class QConfig:
+    """The attribute ``qconfig``, by which torch.ao.quantization chooses modules to quantise.
+
+    It goes on to replace torch.nn's classes and leaves others as they are, in silence. So a layer
+    that is given one warns. A layer that was not chosen is given None, and knows nothing: not
+    whether torch.nn's class of the same name was.
+    """
+
+    def __get__(self, module: nn.Module | None, owner: type) -> Any:
+        if module is None:
+            return self
+        try:
+            return module.__dict__["qconfig"]
+        except KeyError:
+            raise AttributeError(f"{owner.__name__!r} object has no attribute 'qconfig'") from None
+
+    def __set__(self, module: nn.Module, value: Any) -> None:
+        module.__dict__["qconfig"] = value
+        if value is not None:
+            warnings.warn(
+                "torch.ao.quantization: layers of rnnkernels were chosen, and have no quantised "
+                "kernels: they stay as they are. rnnkernels.revert(model) puts torch.nn's layers "
+                "in their place, with the same parameters, which can be quantised; choose "
+                "torch.nn.LSTM, torch.nn.GRU or their cells then",
+                stacklevel=1,  # one place for all layers, as above
+            )
+
+    def __delete__(self, module: nn.Module) -> None:
+        if module.__dict__.pop("qconfig", self) is self:
+            raise AttributeError("qconfig")

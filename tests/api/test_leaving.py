@@ -1,4 +1,5 @@
-"""The ways out of Python that torch has, as docs/leaving_and_coming_back.md describes them."""
+"""The ways out of Python that torch has, as docs/leaving_and_coming_back.md describes them, but for
+ONNX."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch.onnx._internal.exporter import _flags
 
 import rnnkernels
 from helpers import counted
@@ -172,43 +172,6 @@ def test_script_refuses_what_torch_has_not(layer: Any, error: Any, named: str) -
         torch.jit.script(nn.Sequential(layer))
 
 
-ONNX = r"ONNX has no operators .*rnnkernels\.revert\(model\)"
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of that exporter
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
-def test_onnx_says_the_way_out(name: str) -> None:
-    model = nn.Sequential(getattr(rnnkernels, name)(I, H))
-    args = (STEP if "Cell" in name else X,)
-    with pytest.raises(RuntimeError, match=ONNX):
-        torch.onnx.export(model, args, io.BytesIO(), dynamo=False)
-    torch.set_autocast_cache_enabled(True)  # which the exporter leaves off where it fails
-
-
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
-def test_onnx_says_it_to_torch_export_as_well(
-    name: str, strict: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What torch.onnx.export(dynamo=True) runs first, and shows the error of."""
-    part = getattr(rnnkernels, name)(I, H)
-    args = (STEP if "Cell" in name else X,)
-    monkeypatch.setattr(_flags, "_is_onnx_exporting", True)  # as torch.onnx.export does
-    with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported), match=ONNX):
-        torch.export.export(part, args, strict=strict)
-    with rnnkernels.use_backend("torch"):
-        torch.export.export(part, args, strict=False)
-
-
-@pytest.mark.filterwarnings("ignore")  # of that exporter, about torch.nn's layers
-def test_onnx_of_a_reverted_model() -> None:
-    onnx = pytest.importorskip("onnx")
-    file = io.BytesIO()
-    torch.onnx.export(revert(nn.Sequential(rnnkernels.LSTM(I, H))), (X,), file, dynamo=False)
-    graph = onnx.load_from_string(file.getvalue()).graph
-    assert "LSTM" in {node.op_type for node in graph.node}
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
@@ -228,3 +191,48 @@ def test_quantize_dynamic_takes_reverted_layers_alone(name: str) -> None:
     torch.testing.assert_close(done(X)[0], want, rtol=0, atol=0.05)
     with pytest.warns(UserWarning, match="quantised weights"):
         convert(done)
+
+
+STAYS = r"were chosen, and have no quantised kernels.*rnnkernels\.revert\(model\)"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+def test_quantisation_of_ours_warns(name: str) -> None:
+    """Where layers are chosen by our class; the others are quantised, and ours run as before."""
+    if torch.backends.quantized.engine == "none":
+        pytest.skip("this torch has no quantised kernels")
+    kind = getattr(rnnkernels, name)
+    ours, args = nn.Sequential(kind(I, H)), STEP if "Cell" in name else X
+    want = ours(args)
+    with pytest.warns(UserWarning, match=STAYS) as caught:
+        done = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(*ours, nn.Linear(H, H)), {kind, nn.Linear}, dtype=torch.qint8
+        )
+    assert len([w for w in caught if "rnnkernels" in str(w.message)]) == 1
+    assert type(done[0]) is kind and type(done[1]) is not nn.Linear
+    torch.testing.assert_close(done[0](args), want, rtol=0, atol=0)
+    assert "qconfig" not in vars(done[0]) and not hasattr(done[0], "qconfig")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_quantisation_of_others_says_nothing() -> None:
+    """Ours are given None then, also where torch.nn's class was chosen: as documented."""
+    if torch.backends.quantized.engine == "none":
+        pytest.skip("this torch has no quantised kernels")
+    model = nn.Sequential(rnnkernels.LSTM(I, H))
+    done = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.Linear}, dtype=torch.qint8)
+    assert type(done[0]) is rnnkernels.LSTM
+
+
+def test_qconfig_is_an_ordinary_attribute() -> None:
+    layer = rnnkernels.GRU(I, H)
+    layer.qconfig = None
+    assert copy.deepcopy(layer).qconfig is None
+    del layer.qconfig
+    with pytest.raises(AttributeError, match="qconfig"):
+        layer.qconfig  # noqa: B018
+    with pytest.raises(AttributeError, match="qconfig"):
+        del layer.qconfig

@@ -1,0 +1,64 @@
+"""What ``torch.utils.flop_counter.FlopCounterMode`` counts for the ops.
+
+As for torch's own operators: two operations for each multiplication of a matrix product, none for
+the gates, and padding counts, since formulas see shapes alone. A forward multiplies every weight
+matrix of the module once at each of its N = T*B steps (N are the packed steps where there is no
+padding)::
+
+    2*N*(G*H*I + G*H*R)            for each layer and direction, and 2*N*R*H more with a projection
+
+The loops of a backward multiply the same matrices, transposed, but for the first layer's W_ih. The
+gradients of the weights and of the input, which follow, are torch's products or ``input_gradient``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+Shape = Sequence[int]
+
+
+def register() -> None:
+    """Makes the formulas known to torch, which counts nothing of an op without one."""
+    for library in (torch.ops.rnnkernels, torch.ops.rnnkernels_triton):
+        register_flop_formula(library.sequence_forward)(_forward)
+        register_flop_formula([library.sequence_backward, library.sequence_backward_])(_backward)
+    register_flop_formula(torch.ops.rnnkernels.input_gradient)(_input_gradient)
+    if torch.ops.aten.addmm_ not in flop_registry:  # in which gradients of weights add up
+        register_flop_formula(torch.ops.aten.addmm_)(_addmm_)
+
+
+def _named(op: Any, values: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip((a.name for a in op.default._schema.arguments), values, strict=False))
+
+
+def _multiplied(weights: Sequence[Shape]) -> int:
+    """How often a step multiplies: biases take no part."""
+    return sum(prod(shape) for shape in weights if len(shape) == 2)
+
+
+def _forward(*shapes: Any, out_shape: Any = None) -> int:
+    a = _named(torch.ops.rnnkernels.sequence_forward, shapes)
+    steps: int = prod(a["x"][:-1])
+    return 2 * steps * _multiplied(a["weights"])
+
+
+def _backward(*shapes: Any, out_shape: Any = None) -> int:
+    a = _named(torch.ops.rnnkernels.sequence_backward, shapes)
+    each = len(a["weights"]) // (a["layers"] * a["directions"])
+    of_input = a["weights"][: each * a["directions"] : each]
+    steps: int = prod(a["y"][:-1])
+    return 2 * steps * (_multiplied(a["weights"]) - _multiplied(of_input))
+
+
+def _input_gradient(dgates: Shape, w_ih: Sequence[Shape], out_shape: Any = None) -> int:
+    return 2 * prod(dgates[:-2]) * _multiplied(w_ih)
+
+
+def _addmm_(total: Shape, a: Shape, b: Shape, out_shape: Any = None, **factors: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]

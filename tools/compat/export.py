@@ -1,0 +1,175 @@
+"""Ways out of Python."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+
+import rnnkernels
+from compat.registry import LAYERS, B, I, Library, Section, T, gradients, same, tensors
+
+export = Section("Export")
+row = export.row
+X = torch.randn(T, B, I)
+LONGER = torch.randn(T + 4, B + 2, I)
+
+
+def program(model: nn.Module, dynamic: bool = True, strict: bool = False) -> Any:
+    shapes = {"x": {0: Dim("T"), 1: Dim("B")}} if dynamic else None
+    return torch.export.export(model, (X,), dynamic_shapes=shapes, strict=strict)
+
+
+def each(library: Library, check: Callable[[nn.Module], None], **options: Any) -> None:
+    for kind in LAYERS:
+        check(library.model(kind, **options).eval())
+
+
+@row("torch.export, T and B dynamic")
+def _(library: Library) -> None:
+    each(library, lambda m: same(program(m).module()(LONGER), m(LONGER)))
+
+
+@row("torch.export, strict, static sizes")
+def _(library: Library) -> None:
+    each(library, lambda m: same(program(m, dynamic=False, strict=True).module()(X), m(X)))
+
+
+@row("torch.export, then run_decompositions")
+def _(library: Library) -> None:
+    each(library, lambda m: same(program(m, False).run_decompositions().module()(X), m(X)))
+
+
+@row("an exported program trains")
+def _(library: Library) -> None:
+    model = library.model()
+    same(gradients(program(model, dynamic=False).module(), X), gradients(model, X))
+
+
+def loads(library: Library, imports: str) -> None:
+    """A saved program in a process of its own."""
+    model = library.model().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path, data = Path(folder, "program.pt2"), Path(folder, "data.pt")
+        torch.export.save(program(model, dynamic=False), path)
+        torch.save([X, model(X)], data)
+        code = (
+            f"import torch{imports}; x, y = torch.load({str(data)!r});"
+            f"torch.testing.assert_close(torch.export.load({str(path)!r}).module()(x), y)"
+        )
+        where = str(Path(rnnkernels.__file__).parents[1])
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=where)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+
+
+@row("export.save, load in a new process that imports the library")
+def _(library: Library) -> None:
+    loads(library, ", rnnkernels")
+
+
+@row("export.save, load in a process that imports torch alone")
+def _(library: Library) -> None:
+    loads(library, "")
+
+
+@row("jit.script of a model that holds a layer")
+def _(library: Library) -> None:
+    def check(model: nn.Module) -> None:
+        want = model(X)
+        same(torch.jit.script(model)(X), want)
+
+    each(library, check)
+
+
+@row("jit.trace, saved, loaded, frozen, run at other sizes")
+def _(library: Library) -> None:
+    def check(model: nn.Module) -> None:
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.trace(model, (X,), check_trace=False), file)
+        file.seek(0)
+        same(torch.jit.freeze(torch.jit.load(file))(LONGER), model(LONGER))
+
+    each(library, check)
+
+
+@row("fx.symbolic_trace of a model that holds a layer")
+def _(library: Library) -> None:
+    each(library, lambda m: same(fx.symbolic_trace(m)(LONGER), m(LONGER)))
+
+
+@row("make_fx, symbolic sizes")
+def _(library: Library) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def traced(model: nn.Module) -> Any:
+        return make_fx(model, tracing_mode="symbolic", _allow_non_fake_inputs=True)(X)
+
+    each(library, lambda m: same(traced(m)(X), m(X)))
+
+
+def onnx(model: nn.Module, args: Sequence[Tensor], sizes: Any = None, **options: Any) -> Any:
+    """A session of onnxruntime with the model."""
+    runtime = importlib.import_module("onnxruntime")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    file: Any = io.BytesIO()
+    names = [f"in{i}" for i in range(len(args))]
+    torch.onnx.export(model, tuple(args), file, input_names=names, verbose=False, **options)
+    session = runtime.InferenceSession(file.getvalue())
+    return lambda *given: [
+        torch.from_numpy(t)
+        for t in session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})
+    ]
+
+
+RUNTIME = ("onnx", "onnxscript", "onnxruntime")
+DYNAMIC = {"dynamo": True, "dynamic_shapes": {"x": {0: Dim("T"), 1: Dim("B")}}}
+STACK = {"num_layers": 2, "bidirectional": True}
+
+
+@row("onnx.export dynamo=True, static sizes, in onnxruntime", needs=RUNTIME)
+def _(library: Library) -> None:
+    each(library, lambda m: same(onnx(m, [X], dynamo=True)(X), [m(X)]))
+
+
+@row("onnx.export dynamo=True, T and B dynamic", needs=RUNTIME)
+def _(library: Library) -> None:
+    each(library, lambda m: same(onnx(m, [X], **DYNAMIC)(LONGER), [m(LONGER)]))
+
+
+@row("onnx.export dynamo=True, 2 layers, both directions", needs=RUNTIME)
+def _(library: Library) -> None:
+    each(library, lambda m: same(onnx(m, [X], **DYNAMIC)(LONGER), [m(LONGER)]), **STACK)
+
+
+@row("onnx.export dynamo=True, lengths as an input", ours_only=True, needs=RUNTIME)
+def _(library: Library) -> None:
+    class Padded(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Any:
+            return self.layer(x, lengths=lengths)
+
+    lengths = torch.tensor([T, 0, 2])
+    for kind in LAYERS:
+        model = Padded(library.make(kind)).eval()
+        same(onnx(model, [X, lengths], dynamo=True)(X, lengths), tensors(model(X, lengths)))
+
+
+@row("onnx.export dynamo=False, T and B dynamic", needs=RUNTIME)
+def _(library: Library) -> None:
+    axes = {"dynamo": False, "dynamic_axes": {"in0": {0: "T", 1: "B"}}}
+    each(library, lambda m: same(onnx(m, [X], **axes)(LONGER), [m(LONGER)]), **STACK)
