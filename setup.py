@@ -311,11 +311,9 @@ def kernels() -> Extension:
     files = [path for path in sources("cpu/*.cpp") if Path(path).name not in KNOW_TORCH]
     files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
     if level := only_level():
-        more = {
-            f"csrc/cpu/kernels_{name}.cpp" for name in ("amx", "avx512_bf16") if level != "avx512"
-        }
-        others = {f"csrc/cpu/kernels_{name}.cpp" for name in ("default", *LEVELS) if name != level}
-        files = [path for path in files if path not in others | more]
+        for_bfloat16 = () if level == "avx512" else ("amx", "avx512_bf16")
+        others = {name for name in ("default", *LEVELS) if name != level} | {*for_bfloat16}
+        files = [path for path in files if Path(path).stem.removeprefix("kernels_") not in others]
     if cuda_toolkit():
         # A CUDA build of torch loads its own libcudart for the whole process; were ours visible
         # too, its functions would be bound to torch's, which may be of another version.

@@ -308,9 +308,7 @@ def run(call: Call, name: str | None = None) -> Result:
 def _run(call: Call, name: str | None) -> Result:
     backend = select(call, name)
     recomputes = call.recompute and needs_gradient(call.tensors)
-    if recomputes and not (
-        _transformed() or _leaves_for_onnx()
-    ):  # an exported model has no backward
+    if recomputes and not (_transformed() or _leaves_for_onnx()):  # whose model has no backward
         return recompute.run(call, backend.name)
     return backend.run(call)
 

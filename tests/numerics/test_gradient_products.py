@@ -80,8 +80,8 @@ def test_sums_are_exact_but_for_the_result(case: Case, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
 @pytest.mark.parametrize("layers", [1, 2])
 def test_whose_products_are_used(layers: int, dtype: torch.dtype) -> None:
-    """Of many steps, of every weight and of the input; and of one, whose state's gradient is torch's
-    product in float32 and float64."""
+    """Of many steps, of every weight and of the input; and of one, whose gradient of the state is
+    torch's product in float32 and float64."""
     for steps in (1, 5) if dtype.itemsize == 2 else (5,):
         module = rnnkernels.LSTM(3, 4, layers, proj_size=2, dtype=dtype)
         x = torch.randn(steps, 3, 3, dtype=dtype, requires_grad=True)
