@@ -66,14 +66,10 @@ def _folded(a: SimpleNamespace, dims: SimpleNamespace, n: int) -> Iterator[Any]:
 
 def _one_by_one(op: Any, n: int, dims: Dims, values: Sequence[Any]) -> list[Any]:
     """The results of each lane."""
-
-    def of_lane(i: int) -> list[Any]:
-        def select(t: Tensor, dim: int | None) -> Tensor:
-            return t if dim is None else t.select(dim, i)
-
-        return [_mapped(select, value, dim) for value, dim in zip(values, dims, strict=True)]
-
-    return [op(*of_lane(i)) for i in range(n)]
+    flat, spec = tree_flatten(list(values))
+    pairs = zip(flat, tree_flatten(list(dims))[0], strict=True)
+    each = [(t,) * n if dim is None else t.unbind(dim) for t, dim in pairs]
+    return [op(*tree_unflatten(lane, spec)) for lane in zip(*each, strict=True)]
 
 
 def _shared(a: SimpleNamespace, dims: SimpleNamespace) -> bool:
