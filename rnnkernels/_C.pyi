@@ -5,6 +5,13 @@ from typing import Any
 
 from torch import Tensor, dtype
 
+def bring_reference(
+    forward_tangents: Callable[..., list[Tensor | None]],
+    gradient_tangents: Callable[..., list[Tensor | None]],
+    second_order: Callable[..., list[Tensor]],
+) -> None:
+    """What the autograd formula asks the reference for; see :mod:`rnnkernels._ops.by_reference`."""
+
 def build_info() -> dict[str, Any]:
     """How this module was built, and the instruction set that its CPU kernels use here."""
 

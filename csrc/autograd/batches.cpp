@@ -1,5 +1,5 @@
-// The ops under torch.vmap, which they have no rule for. (Batches of gradients that torch.autograd makes have another
-// key, for which sequence_gradients in Python is its own rule.)
+// The ops that torch.vmap never meets: gradients of batches go by sequence_gradients, whose rule, and that of
+// sequence_forward, is in Python (rnnkernels/_ops/lanes.py).
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
@@ -7,8 +7,8 @@ namespace {
 
 void refuse(const c10::OperatorHandle& op, torch::jit::Stack*) {
   TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
-                              ": torch.vmap is not implemented by the kernels. Call the layer in a loop, or on one "
-                              "batch of all, or inside rnnkernels.use_backend('reference').");
+                              ": torch.vmap has no rule for this op. Call the layer, or sequence_gradients, which have "
+                              "one.");
 }
 
 void refuse_all(torch::Library& library, std::initializer_list<const char*> ops) {
@@ -18,9 +18,8 @@ void refuse_all(torch::Library& library, std::initializer_list<const char*> ops)
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnkernels, FuncTorchBatched, library) {
-  refuse_all(library,
-             {"sequence_forward", "sequence_backward", "sequence_backward_", "input_gradient", "sequence_gradients"});
+  refuse_all(library, {"sequence_backward", "sequence_backward_", "input_gradient"});
 }
 TORCH_LIBRARY_IMPL(rnnkernels_triton, FuncTorchBatched, library) {
-  refuse_all(library, {"sequence_forward", "sequence_backward", "sequence_backward_"});
+  refuse_all(library, {"sequence_backward", "sequence_backward_"});
 }

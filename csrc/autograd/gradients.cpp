@@ -28,11 +28,12 @@ struct Layer {
 class GradientSums {
  public:
   GradientSums(const CellInfo& cell, const Weights& weights, const Steps& steps, const Layer& layer, int64_t directions,
-               bool plain)
+               const How& how)
       : weights_(weights),
         steps_(steps),
         layer_(layer),
-        plain_(plain),
+        plain_(how.plain),
+        lanes_(how.lanes),
         D_(directions),
         split_(cell.A > 0),
         T_(steps.starts ? steps.starts->sym_size(0) - 1 : layer.x.sym_size(0)),
@@ -60,13 +61,13 @@ class GradientSums {
       // Memory of our own holds the values of plain tensors alone: whoever looks on is shown parts that are put
       // together.
       const bool in_place = split_ && plain_;
-      if (in_place) *dw_hh = at::empty_symint({rows_, R_}, dgates_.options());
+      if (in_place) *dw_hh = at::empty_symint(of_each({rows_, R_}), dgates_.options());
       std::vector<Tensor> parts;
       for (const Part& part : hidden_) {
-        parts.push_back(in_place ? dw_hh->narrow_symint(0, part.row, part.width) : Tensor());
+        parts.push_back(in_place ? dw_hh->narrow_symint(-2, part.row, part.width) : Tensor());
         hidden_product(d, columns(d, part), parts.back());
       }
-      if (!in_place) *dw_hh = parts.size() == 1 ? parts[0] : at::cat(parts);
+      if (!in_place) *dw_hh = parts.size() == 1 ? parts[0] : at::cat(parts, -2);
     }
     if (Tensor* db_ih = want(kBIh)) *db_ih = bias(d, {{0, 0, rows_}});
     if (Tensor* db_hh = want(kBHh)) *db_hh = bias(d, hidden_);
@@ -91,7 +92,9 @@ class GradientSums {
  private:
   // out [M, N] = a^T b of a [K, M] and b [K, N], or out += where it adds. An undefined out is allocated.
   void product(const Tensor& a, const Tensor& b, Tensor& out, bool adds = false) const {
-    if (const Products* own = plain_ ? products_for(a) : nullptr) {
+    if (lanes_) {
+      product_of_each(apart(a), apart(b), out, adds);
+    } else if (const Products* own = plain_ ? products_for(a) : nullptr) {
       if (!out.defined()) out = at::empty({a.size(1), b.size(1)}, a.options());
       own->outer(out, a, b, adds);
     } else if (adds) {
@@ -101,6 +104,30 @@ class GradientSums {
     } else {
       out = at::mm(a.t(), b);
     }
+  }
+
+  // The same for each lane: out [lanes, M, N] of a [lanes, K, M] and b [lanes, K, N].
+  void product_of_each(const Tensor& a, const Tensor& b, Tensor& out, bool adds) const {
+    if (const Products* own = plain_ ? products_for(a) : nullptr) {
+      if (!out.defined()) out = at::empty({a.size(0), a.size(2), b.size(2)}, a.options());
+      for (int64_t i = 0; i < a.size(0); ++i) own->outer(out[i], a[i], b[i], adds);
+    } else if (adds) {
+      out.baddbmm_(a.transpose(1, 2), b);
+    } else if (out.defined()) {
+      at::bmm_out(out, a.transpose(1, 2), b);
+    } else {
+      out = at::bmm(a.transpose(1, 2), b);
+    }
+  }
+
+  // Rows [K*lanes, width] as [lanes, K, width].
+  Tensor apart(const Tensor& rows) const {
+    return rows.unflatten_symint(0, {rows.sym_size(0) / lanes_, lanes_}).transpose(0, 1);
+  }
+  // The shape of something that every lane has.
+  std::vector<SymInt> of_each(std::vector<SymInt> shape) const {
+    if (lanes_) shape.insert(shape.begin(), lanes_);
+    return shape;
   }
 
   // Columns of direction d [N, width].
@@ -113,10 +140,10 @@ class GradientSums {
   // change.
   Tensor bias(int64_t d, const std::vector<Part>& parts) {
     const bool one_row = N_.maybe_as_int() == 1;
-    if (!sums_.defined()) sums_ = one_row ? dgates_.select(0, 0) : dgates_.sum(0);
+    if (!sums_.defined()) sums_ = lanes_ ? apart(dgates_).sum(1) : one_row ? dgates_.select(0, 0) : dgates_.sum(0);
     std::vector<Tensor> of;
-    for (const Part& part : parts) of.push_back(sums_.narrow_symint(0, d * columns_ + part.column, part.width));
-    return of.size() == 1 ? of[0].clone() : at::cat(of);
+    for (const Part& part : parts) of.push_back(sums_.narrow_symint(-1, d * columns_ + part.column, part.width));
+    return of.size() == 1 ? of[0].clone() : at::cat(of, -1);
   }
 
   // out [width, R] = the sum over steps and rows of dgh^T h, with the h that entered each step; dgh [N, width]. An
@@ -137,7 +164,7 @@ class GradientSums {
     const auto some = [](const Tensor& t, const SymInt& from, const SymInt& n) { return t.narrow_symint(0, from, n); };
     const std::optional<int64_t> known = T_.maybe_as_int();
     if (known == 0) {
-      out = out.defined() ? out.zero_() : dgh.new_zeros_symint({width, R_});
+      out = out.defined() ? out.zero_() : dgh.new_zeros_symint(of_each({width, R_}));
       return;
     }
     Tensor first = known == 1 ? dgh : some(dgh, d == 0 ? 0 : later, B_), h0 = layer_.h0.select(0, d);
@@ -202,14 +229,14 @@ class GradientSums {
   const Steps& steps_;
   const Layer& layer_;
   const bool plain_;
-  const int64_t D_;
+  const int64_t lanes_, D_;
   const bool split_;  // some gates of the cell are split: gx and gh have gradients of their own
   const SymInt T_, B_, N_, R_;
   const SymInt rows_;         // of the weights: G*H
   SymInt columns_;            // of one direction: (G+A)*H
   std::vector<Part> hidden_;  // the gradient of gh
   Tensor dgates_;             // [N, D*(G+A)*H]
-  Tensor sums_;               // [D*(G+A)*H] once a bias has asked for them
+  Tensor sums_;               // [D*(G+A)*H], of each lane, once a bias has asked for them
   Tensor before_;             // [N - B]: the place of the step before, of all packed steps but the rows' first
 };
 
@@ -263,7 +290,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
                       part(found.dgates, L - first, l - first),
                       part(found.dproj, L - first, l - first),
                       l == 0 && wanted[kX] && !by_rows};
-    GradientSums sums(cell, weights, kept.steps, layer, D, how.plain);
+    GradientSums sums(cell, weights, kept.steps, layer, D, how);
     for (int64_t d = 0; d < D; ++d) sums.add(d, wanted, grads);
   }
   Tensor& dx = grads[kX];
@@ -342,28 +369,6 @@ Gradients gradients(const Settings& settings, const Kept& kept, const OutputGrad
   result.inputs = products(settings, kept, found, first, wanted, how);
   if (wanted[kH0]) result.inputs[kH0] = found.dh0;
   if (wanted[kC0]) result.inputs[kC0] = found.dc0;
-  return result;
-}
-
-Gradients differentiable_gradients(const Settings& settings, const Kept& kept, const OutputGradients& out,
-                                   const std::vector<bool>& wanted, bool record) {
-  std::vector<int64_t> positions;
-  for (size_t i = 0; i < wanted.size(); ++i)
-    if (wanted[i]) positions.push_back(int64_t(i));
-  GradientsCall call;
-  static_cast<Settings&>(call) = settings;
-  static_cast<OutputGradients&>(call) = out;
-  call.x = kept.inputs[kX];
-  call.weights = kept.weights();
-  call.h0 = kept.inputs[kH0];
-  call.c0 = kept.c0();
-  call.masks = given(kept.masks);
-  static_cast<Steps&>(call) = kept.steps;
-  call.wanted = positions;
-  call.record = record;
-  auto [found, norms] = GradientsOp::call(gradients_op(), call);
-  Gradients result{std::vector<Tensor>(kept.inputs.size()), norms};
-  for (size_t i = 0; i < positions.size(); ++i) result.inputs[positions[i]] = found[i];
   return result;
 }
 

@@ -28,17 +28,19 @@ struct Gradients {
 };
 
 // How a backward is done: `plain`: no subclass of a tensor takes part, and nothing traces; `overwrite`: the gradients
-// of the gates may take the memory of kept.saved, whose values are lost.
+// of the gates may take the memory of kept.saved, whose values are lost; `lanes`: as in GradientsCall.
 struct How {
   Library library;
   bool invariant, record, plain, overwrite;
+  int64_t lanes = 0;
 };
 
 Gradients gradients(const Settings& settings, const Kept& kept, const OutputGradients& out,
                     const std::vector<bool>& wanted, const How& how);
 
-// The same, as differentiable functions of all inputs and of `out`, from the reference in Python.
-Gradients differentiable_gradients(const Settings& settings, const Kept& kept, const OutputGradients& out,
-                                   const std::vector<bool>& wanted, bool record);
+// The same as one op, which transforms have a rule for, and which is a differentiable function of all inputs and of
+// `out`.
+Gradients gradients_as_op(const Settings& settings, const Kept& kept, const OutputGradients& out,
+                          const std::vector<bool>& wanted, Library library, bool invariant, bool record);
 
 }  // namespace rnn

@@ -1,10 +1,11 @@
 #include "autograd/node.h"
 
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/dynamo/compiled_autograd.h>
 
+#include "autograd/by_reference.h"
+#include "autograd/make_node.h"
 #include "autograd/saving.h"
-#include "ops/check.h"
+#include "autograd/tangents.h"
 
 namespace rnn {
 namespace {
@@ -19,14 +20,11 @@ class SequenceBackward final : public torch::autograd::Node {
   SequenceBackward(Form form, Library library, const Settings& settings, const OptionalTensor& flow, const Kept& kept)
       : form_(form),
         library_(library),
-        settings_(settings),
+        settings_(lasting(settings)),
         invariant_(batch_invariant()),
         flow_(flow.value_or(Tensor())) {
-    for (const Tensor& t : kept.inputs) add_edge(t);
-    for (const Tensor& t : kept.masks) add_edge(t);
-    settings_.cell = find_cell(settings.cell).name;  // the caller's text may not outlive the call
-    settings_.merge_mode = merge_name(find_merge(settings.merge_mode));
-    settings_.clip = clip_name(find_clip(settings.clip, settings.bound).kind);
+    for (const Tensor& t : kept.inputs) add_next_edge(edge_to(t));
+    for (const Tensor& t : kept.masks) add_next_edge(edge_to(t));
   }
 
   std::string name() const override { return "SequenceBackward"; }
@@ -49,7 +47,7 @@ class SequenceBackward final : public torch::autograd::Node {
     args.collect(form_ == Form::kStep);
     args.collect(library_ == Library::kTriton);
     args.collect(invariant_);
-    std::apply([&](const auto&... field) { (collect(args, settings_.*field.member), ...); }, Settings::fields());
+    collect_fields(args, settings_);
     saved_.for_all([&](const auto& t, bool output) { args.collect(t, output); });
   }
 
@@ -69,9 +67,9 @@ class SequenceBackward final : public torch::autograd::Node {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     Kept kept = saved_.unpacked(getptr());
 
-    // Kernels take no batches of gradients (is_grads_batched, vmap); torch's operators do.
-    const bool differentiable = c10::GradMode::is_enabled() || std::ranges::any_of(grads, is_batched);
-    const bool plain = !differentiable && !subclasses(kept.inputs) && !subclasses(kept.masks) && !subclasses(grads) &&
+    // One op where a further derivative, or a transform, is to see what happens.
+    const bool as_op = c10::GradMode::is_enabled() || transformed(grads) || transformed(kept.inputs);
+    const bool plain = !as_op && !subclasses(kept.inputs) && !subclasses(kept.masks) && !subclasses(grads) &&
                        !at::isTensorSubclassLike(kept.y.defined() ? kept.y : kept.inputs[kH0]);
     // Nothing below asks for a history or tracks views, so that half of the dispatcher's work can be left out.
     std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
@@ -80,15 +78,11 @@ class SequenceBackward final : public torch::autograd::Node {
     std::vector<bool> wanted(kept.inputs.size());
     for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
     const size_t edges = kept.inputs.size() + kept.masks.size();
-    const bool overwrite =
-        !differentiable && last && plain && find_cell(settings_.cell).fits_over_saved() && saved_.take(kept.saved);
+    const bool overwrite = last && plain && find_cell(settings_.cell).fits_over_saved() && saved_.take(kept.saved);
     const OutputGradients out = expand(grads, kept);
     Gradients found;
-    if (differentiable) {
-      TORCH_CHECK(!invariant_,
-                  "batch_invariant: a gradient that is to be differentiated again (create_graph=True) comes from the "
-                  "reference, whose products depend on the batch. Run forward without batch_invariant.");
-      found = differentiable_gradients(settings_, kept, out, wanted, flow_.defined());
+    if (as_op) {
+      found = gradients_as_op(settings_, kept, out, wanted, library_, invariant_, flow_.defined());
     } else {
       found = gradients(settings_, kept, out, wanted, {library_, invariant_, flow_.defined(), plain, overwrite});
     }
@@ -105,22 +99,12 @@ class SequenceBackward final : public torch::autograd::Node {
   }
 
  private:
-  void add_edge(const Tensor& t) {
-    add_next_edge(t.defined() ? torch::autograd::impl::gradient_edge(t) : torch::autograd::Edge());
-  }
-
-  template <class T>
-  static void collect(torch::dynamo::autograd::CompiledNodeArgs& args, const T& value) {
-    if constexpr (std::is_same_v<T, c10::string_view>) {
-      args.collect(std::string(value));
-    } else {
-      args.collect(value);
-    }
-  }
-
-  static bool is_batched(const Tensor& t) {
-    return t.defined() &&
-           t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched}));
+  // Whether torch.func, a batch of gradients (is_grads_batched) or forward mode takes part.
+  static bool transformed(TensorList tensors) {
+    using Key = c10::DispatchKey;
+    constexpr c10::DispatchKeySet keys({Key::FuncTorchBatched, Key::FuncTorchGradWrapper, Key::Batched});
+    return has_tangents(tensors) ||
+           std::ranges::any_of(tensors, [&](const Tensor& t) { return t.defined() && t.key_set().has_any(keys); });
   }
   static bool subclasses(TensorList tensors) {
     return std::ranges::any_of(tensors, [](const Tensor& t) { return t.defined() && at::isTensorSubclassLike(t); });
@@ -156,32 +140,21 @@ class SequenceBackward final : public torch::autograd::Node {
 
   const Form form_;
   const Library library_;
-  Settings settings_;
+  const Settings settings_;
   const bool invariant_;
   const Tensor flow_;  // to be filled
   bool last_ = false;  // the next apply is the last one
   Saved saved_;
 };
 
-// torch counts references to its nodes itself from 2.12 on, and left it to std::shared_ptr before.
-template <class... Args>
-auto make_node(Args&&... args) {
-  using Node = SequenceBackward;
-  if constexpr (std::is_same_v<decltype(std::declval<Node&>().getptr()), std::shared_ptr<torch::autograd::Node>>) {
-    return std::shared_ptr<Node>(new Node(std::forward<Args>(args)...), [](auto* node) { deleteNode(node); });
-  } else {
-    return c10::make_intrusive<Node>(std::forward<Args>(args)...);
-  }
+using torch::autograd::isFwGradDefined;
+
+bool takes_tangents(const ForwardCall& call) {
+  return isFwGradDefined(call.x) || has_tangents(call.weights) || isFwGradDefined(call.h0) || isFwGradDefined(call.c0);
 }
 
 // Whether a gradient may be asked for in any of what a call takes.
 bool needs_history(const ForwardCall& call) {
-  using torch::autograd::isFwGradDefined;
-  using torch::autograd::isFwGradDefinedTensorList;
-  TORCH_CHECK_NOT_IMPLEMENTED(!isFwGradDefined(call.x) && !isFwGradDefinedTensorList(call.weights) &&
-                                  !isFwGradDefined(call.h0) && !isFwGradDefined(call.c0),
-                              "rnnkernels: forward-mode AD is not implemented by the kernels. Use reverse mode, or "
-                              "rnnkernels.use_backend('reference').");
   TORCH_CHECK(!call.masks || !torch::autograd::compute_requires_grad(*call.masks),
               "masks: expected tensors that require no gradient, which none is computed for, got one that does. Pass "
               "its detach().");
@@ -204,11 +177,22 @@ ForwardOp::Results forward(c10::DispatchKeySet keys, ForwardCall& call) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return ForwardOp::redispatch(SequenceOps<library>::forward(), keys & c10::after_autograd_keyset, call);
   };
-  if (!needs_history(call)) return run();
+  const bool tangents = takes_tangents(call);
+  const auto add_tangents = [&](const ForwardOp::Results& results) {
+    const auto& [y, h_n, c_n, ys, c, h_raw, saved] = results;
+    if (!tangents) return;
+    refuse_invariant(batch_invariant(), "a tangent (forward mode)");
+    set_tangents({y, h_n, c_n, ys, c}, by_reference().forward_tangents(call));
+  };
+  if (!needs_history(call)) {
+    ForwardOp::Results results = run();
+    add_tangents(results);
+    return results;
+  }
   // Decided here, so that callers, and graphs of their calls, are the same with gradients and without.
   call.save = true;
   Kept kept = kept_inputs(call);
-  const auto node = make_node(Form::kSequence, library, call, call.flow, kept);
+  const auto node = make_node<SequenceBackward>(Form::kSequence, library, call, call.flow, kept);
   ForwardOp::Results results = run();
   const auto& [y, h_n, c_n, ys, c, h_raw, saved] = results;
   const auto history = [&](const Tensor& t, bool yes) { torch::autograd::set_history(yes ? t : Tensor(), node); };
@@ -217,6 +201,7 @@ ForwardOp::Results forward(c10::DispatchKeySet keys, ForwardCall& call) {
   history(c_n, call.c0.has_value());
   history(ys, ys.dim() > 1);
   history(c, call.c0.has_value());
+  add_tangents(results);
   std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved) = std::tie(y, ys, c, h_raw, saved);
   node->save(kept, call.all_states);
   return results;
@@ -233,16 +218,9 @@ State cell_step(c10::string_view cell, const Tensor& x, TensorList weights, cons
   call.h0 = h0;
   call.c0 = c0;
   call.step = true;
-  call.save = needs_history(call);
   Kept kept;
-  decltype(make_node(Form::kStep, Library::kCompiled, call, call.flow, kept)) node;
-  if (call.save) {
-    kept = kept_inputs(call);
-    node = make_node(Form::kStep, Library::kCompiled, call, call.flow, kept);
-  }
   State next;
-  {
-    const at::AutoDispatchBelowADInplaceOrView guard;
+  const auto run = [&] {
     call.x = x.unsqueeze(0);
     call.h0 = h0.unsqueeze(0);
     if (c0) call.c0 = c0->unsqueeze(0);
@@ -251,6 +229,20 @@ State cell_step(c10::string_view cell, const Tensor& x, TensorList weights, cons
     if (c0) next.c = c_n.squeeze(0);
     kept.h_raw = h_raw;
     kept.saved = saved;
+  };
+  if (takes_tangents(call)) {  // through the node of a sequence, which knows of them
+    run();
+    return next;
+  }
+  call.save = needs_history(call);
+  decltype(make_node<SequenceBackward>(Form::kStep, Library::kCompiled, call, call.flow, kept)) node;
+  if (call.save) {
+    kept = kept_inputs(call);
+    node = make_node<SequenceBackward>(Form::kStep, Library::kCompiled, call, call.flow, kept);
+  }
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    run();
   }
   if (call.save) {
     torch::autograd::set_history(next.h, node);

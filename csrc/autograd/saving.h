@@ -32,7 +32,8 @@ class Saved {
     outputs_[kC] = use.all_states ? shared(kept.c) : SavedVariable(kept.c, true);
     outputs_[kHRaw] = SavedVariable(kept.h_raw, true);
     // An alias: an object that Python once had of the tensor itself would live, and count as an owner, as long as it.
-    outputs_[kSaved] = SavedVariable(kept.saved.tensor_data(), true);
+    outputs_[kSaved] =
+        SavedVariable(at::isTensorSubclassLike(kept.saved) ? kept.saved : kept.saved.tensor_data(), true);
   }
 
   template <class NodePointer>

@@ -4,7 +4,7 @@
 //   rnnkernels::sequence_forward     all layers and directions of a module over a sequence; projects the input itself
 //   rnnkernels::sequence_backward    the loops over time backwards: the gradients of the gates' pre-activations
 //   rnnkernels::sequence_backward_   the same, which writes them over what forward saved
-//   rnnkernels::sequence_gradients   all gradients as differentiable functions, by the reference in Python
+//   rnnkernels::sequence_gradients   all gradients of a call: sequence_backward and the products behind it
 //   rnnkernels::input_gradient       dx from the gradients of the gates, each row by itself
 //
 // Shapes: common/layout.h, with the layers in front:
@@ -127,16 +127,26 @@ struct BackwardOutputs {
   }
 };
 
-// The gradients at the positions `wanted` among x, h0, c0 and the weights.
+// The gradients at the positions `wanted` among x, h0, c0 and the weights. It takes the place of sequence_backward
+// where transforms or a further derivative are to see one function.
 struct GradientsCall : Settings, OutputGradients, Model, Steps {
   Tensor x;
+  Tensor y, ys, c, h_raw, saved;  // what forward returned, or empty: constants to a further derivative
   at::IntArrayRef wanted;
   bool record = false;
+  bool invariant = false;
+  // n > 0: each row of the batch stands for n neighbours (torch.vmap), [B*n], and the gradient of a weight is one for
+  // each of them, [n, ...].
+  int64_t lanes = 0;
 
   static constexpr auto fields() {
-    return std::tuple_cat(Settings::fields(), OutputGradients::fields(), std::tuple(Field{"x", &GradientsCall::x}),
-                          Model::fields(), Steps::fields(),
-                          std::tuple(Field{"wanted", &GradientsCall::wanted}, Field{"record", &GradientsCall::record}));
+    return std::tuple_cat(
+        Settings::fields(), OutputGradients::fields(), std::tuple(Field{"x", &GradientsCall::x}), Model::fields(),
+        std::tuple(Field{"y", &GradientsCall::y}, Field{"ys", &GradientsCall::ys}, Field{"c", &GradientsCall::c},
+                   Field{"h_raw", &GradientsCall::h_raw}, Field{"saved", &GradientsCall::saved}),
+        Steps::fields(),
+        std::tuple(Field{"wanted", &GradientsCall::wanted}, Field{"record", &GradientsCall::record},
+                   Field{"invariant", &GradientsCall::invariant}, Field{"lanes", &GradientsCall::lanes}));
   }
 };
 struct GradientsOutputs {
@@ -159,6 +169,7 @@ inline void define_sequence_ops(torch::Library& library) {
   library.def(ForwardOp::schema("sequence_forward").c_str());
   library.def(BackwardOp::schema("sequence_backward").c_str());
   library.def(BackwardOverSavedOp::schema("sequence_backward_", "saved").c_str());
+  library.def(GradientsOp::schema("sequence_gradients").c_str());
 }
 
 enum class Library { kCompiled, kTriton };
@@ -179,15 +190,15 @@ struct SequenceOps {
     static const auto op = BackwardOverSavedOp::find(name("sequence_backward_"));
     return op;
   }
+  static const GradientsOp::Handle& gradients() {
+    static const auto op = GradientsOp::find(name("sequence_gradients"));
+    return op;
+  }
 };
 // f(ops) for the library that is known at run time.
 template <class F>
 auto with_ops(Library library, F&& f) {
   return library == Library::kTriton ? f(SequenceOps<Library::kTriton>()) : f(SequenceOps<Library::kCompiled>());
-}
-inline const GradientsOp::Handle& gradients_op() {
-  static const auto op = GradientsOp::find("rnnkernels::sequence_gradients");
-  return op;
 }
 
 // dx [T, B, I] of dgates [T, B, D, (G+A)*H], packed or not, and w_ih [G*H, I] of each direction.

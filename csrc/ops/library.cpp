@@ -3,7 +3,6 @@
 
 TORCH_LIBRARY(rnnkernels, library) {
   rnn::define_sequence_ops(library);
-  library.def(rnn::GradientsOp::schema("sequence_gradients").c_str());
   library.def(rnn::kInputGradientSchema);
 }
 TORCH_LIBRARY(rnnkernels_triton, library) { rnn::define_sequence_ops(library); }

@@ -16,6 +16,7 @@
 #include "cuda/vetting.h"
 #include "ops/check.h"
 #include "ops/float32.h"
+#include "python/by_reference.h"
 #include "python/cell_step.h"
 #include "python/direct.h"
 #include "python/layers_call.h"
@@ -196,6 +197,10 @@ PYBIND11_MODULE(_C, module) {
       "inspector(device, name, precision) is asked when kernels are to run that nothing is known of: it settles what "
       "it "
       "can and says whether it did.");
+  module.def("bring_reference", &rnn::bring_reference, py::arg("forward_tangents"), py::arg("gradient_tangents"),
+             py::arg("second_order"),
+             "What the autograd formula asks the reference for: tangents of what the ops return, and derivatives of "
+             "gradients. See rnnkernels/_ops/by_reference.py.");
   module.def("open_short_ways", &rnn::open_short_ways, py::arg("device"), py::arg("open"),
              "Whether layers and cells on the CUDA device of this number may go past the choice of a backend.");
   module.def("short_ways_open", &rnn::short_ways_open, py::arg("device"), "What open_short_ways has set.");

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rnnkernels.cells import CELLS, Cell
 
@@ -234,7 +235,30 @@ class Layer(NamedTuple):
 
 def needs_gradient(tensors: Iterable[Tensor]) -> bool:
     """Whether a backward through these can come."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(
+        level.requires_grad for t in tensors for level in wrapped(t)
+    )
+
+
+def differentiates(tensors: Iterable[Tensor]) -> bool:
+    """Whether a backward through these can come, or tangents may go with them."""
+    forward_mode = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    return forward_mode or needs_gradient(tensors)
+
+
+def wrapped(t: Tensor) -> Iterator[Tensor]:
+    """A tensor, and what it wraps for each transform of torch.func that it is in."""
+    yield t
+    if torch.compiler.is_compiling():  # which follows no further, and has no need to
+        return
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+        yield t
+
+
+def is_batch(t: Tensor) -> bool:
+    """Whether torch.vmap sees several tensors in one, which nobody can look at."""
+    return any(torch._C._functorch.is_batchedtensor(level) for level in wrapped(t))
 
 
 def norms_dtype(dtype: torch.dtype) -> torch.dtype:

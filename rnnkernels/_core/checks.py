@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels._core.call import NO_CLIP, Call, Clip
+from rnnkernels._core.call import NO_CLIP, Call, Clip, is_batch
 
 MERGE_MODES = ("concat", "sum", "mean", "mul")
 BIAS_MODES = ("double", "single")
@@ -313,8 +313,7 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
             f"lengths: expected shape [{B}], one length per row of the batch, "
             f"got {list(value.shape)}"
         )
-    readable = value.device.type == "cpu" and not torch._C._functorch.is_batchedtensor(value)
-    if readable and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and value.device.type == "cpu" and not is_batch(value):
         low, high = (int(v) for v in value.aminmax()) if B else (0, 0)
         if low < 0 or high > T:
             raise ValueError(

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rnnkernels._core.call import is_batch
+
 
 class Packed(NamedTuple):
     """Which steps packed data has, as the kernels take it."""
@@ -103,15 +105,13 @@ def known(lengths: Tensor) -> bool:
     return (
         type(lengths) is Tensor
         and lengths.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(lengths)
+        and not is_batch(lengths)
         and not torch._C._get_tracing_state()
     )
 
 
 class _Pick(torch.autograd.Function):
     """Rows of a tensor at places that all differ, whose gradient no two of them share."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(rows: Tensor, places: Tensor) -> Tensor:
@@ -128,13 +128,15 @@ class _Pick(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return tangent.index_select(0, ctx.places)
+        return _pick(tangent, ctx.places)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, rows: Tensor, places: Tensor) -> tuple[Tensor, int]:
+        return _pick(rows.movedim(in_dims[0], 1), places), 1
 
 
 class _Place(torch.autograd.Function):
     """The other way round: zeros but for these rows."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(values: Tensor, places: Tensor, count: int) -> Tensor:
@@ -150,7 +152,13 @@ class _Place(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _Place.forward(tangent, ctx.places, ctx.count)
+        return _place(tangent, ctx.places, ctx.count)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, values: Tensor, places: Tensor, count: int
+    ) -> tuple[Tensor, int]:
+        return _place(values.movedim(in_dims[0], 1), places, count), 1
 
 
 def _pick(rows: Tensor, places: Tensor) -> Tensor:

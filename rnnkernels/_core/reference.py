@@ -5,6 +5,7 @@ Differentiable any number of times, on any device and in any floating dtype; slo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -101,7 +102,7 @@ def run_direction(
         if active is not None:  # the zero gradient of a step that does not count meets numbers
             gx, gh = gx.masked_fill(~active, 0), gh.masked_fill(~active, 0)
         if call.clip.kind != "none":
-            gx, gh = _Bound.apply(gx, gh, call.clip)  # type: ignore[no-untyped-call]
+            gx, gh = _bounded(gx, gh, call.clip)
         values, _ = cell.forward(gx.chunk(cell.G, -1), gh.chunk(cell.G, -1), prev)
         next = list(values)
         if call.w_hr:
@@ -155,27 +156,63 @@ def starts_window(call: Layer, d: int, t: int) -> bool:
     return first % call.window == 0 and 0 < first < call.T
 
 
+def _bound(grads: Sequence[Tensor], clip: Clip) -> tuple[Tensor, Tensor]:
+    """The gradients of gx and gh within their bounds."""
+    kind, bound = clip
+    if kind == "value":
+        dgx, dgh = (g.clamp(-bound, bound) for g in grads)
+    elif kind == "tanh":
+        dgx, dgh = (bound * torch.tanh(g / bound) for g in grads)
+    else:
+        # In float64, where the squares of all that float32 holds are numbers.
+        norm = torch.linalg.vector_norm(grads[0], dim=-1, keepdim=True, dtype=torch.float64)
+        factor = (bound / norm.clamp(min=bound)).to(grads[0].dtype)
+        dgx, dgh = (g * factor for g in grads)
+    return dgx, dgh
+
+
+def _bounded(gx: Tensor, gh: Tensor, clip: Clip) -> tuple[Tensor, ...]:
+    kind = _Bound  # torch.compile takes no function that has a jvp
+    if not torch.compiler.is_compiling():
+        if _inside_of_an_op():  # where torch.func takes no function of ours
+            both = torch.stack([gx, gh])
+            both.register_hook(  # type: ignore[no-untyped-call]
+                lambda grads: torch.stack(_bound(grads.unbind(), clip))
+            )
+            return both.unbind()
+        kind = _BoundWithTangent
+    found: tuple[Tensor, Tensor] = kind.apply(gx, gh, clip)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _inside_of_an_op() -> bool:
+    """Whether torch.func is at work on an op that what runs now is a part of."""
+    front = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(front)
+
+
 class _Bound(torch.autograd.Function):
     """gx and gh as they are, with gradients bounded as :class:`rnnkernels._core.call.Clip` says."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gx: Tensor, gh: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
-        ctx.clip = clip
+    def forward(gx: Tensor, gh: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
         return gx.view_as(gx), gh.view_as(gh)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.clip = inputs[2]
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        kind, bound = ctx.clip
-        if kind == "value":
-            dgx, dgh = (g.clamp(-bound, bound) for g in grads)
-        elif kind == "tanh":
-            dgx, dgh = (bound * torch.tanh(g / bound) for g in grads)
-        else:
-            # In float64, where the squares of all that float32 holds are numbers.
-            norm = torch.linalg.vector_norm(grads[0], dim=-1, keepdim=True, dtype=torch.float64)
-            factor = (bound / norm.clamp(min=bound)).to(grads[0].dtype)
-            dgx, dgh = (g * factor for g in grads)
-        return dgx, dgh, None
+        return *_bound(grads, ctx.clip), None
+
+
+class _BoundWithTangent(_Bound):
+    @staticmethod
+    def jvp(ctx: Any, gx: Tensor, gh: Tensor, _: None) -> tuple[Tensor, Tensor]:
+        return gx.view_as(gx), gh.view_as(gh)
 
 
 def boundary(call: Layer, d: int, t: int) -> Tensor | None:

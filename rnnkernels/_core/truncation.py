@@ -150,16 +150,30 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
 
 
 class _Graft(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, values: Tensor, carrier: Tensor) -> Tensor:
+    def forward(values: Tensor, carrier: Tensor) -> Tensor:
         return values.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
 
 
+class _GraftWithTangent(_Graft):
+    @staticmethod
+    def jvp(ctx: Any, values: Tensor | None, carrier: Tensor) -> Tensor:
+        return carrier.clone()
+
+
 def _graft(values: Tensor, carrier: Tensor) -> Tensor:
-    """``values``, with the gradient of ``carrier``."""
-    result: Tensor = _Graft.apply(values, carrier)  # type: ignore[no-untyped-call]
+    """``values``, with the gradient and the tangent of ``carrier``."""
+    # torch.compile takes no function that has a jvp.
+    kind = _Graft if torch.compiler.is_compiling() else _GraftWithTangent
+    result: Tensor = kind.apply(values, carrier)  # type: ignore[no-untyped-call]
     return result

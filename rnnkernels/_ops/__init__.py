@@ -1,9 +1,12 @@
-"""The custom ops as Python sees them: how one is called, fake kernels, and double backward.
+"""The custom ops as Python sees them: how one is called, and fake kernels.
 
 ``torch.ops.rnnkernels.sequence_forward`` projects the input and runs the loops over time of all
 layers; ``sequence_backward`` runs them backwards and returns the gradients of the gates;
 ``torch.ops.rnnkernels_triton`` has the same, on Triton. The autograd formula between them is C++
 (``csrc/autograd``). Their arguments are listed once, in ``csrc/ops/calls.h``.
+
+``lanes.py`` has their rules under ``torch.vmap``; ``by_reference.py`` has what the autograd formula
+asks the reference for.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels._core import checks, reference
+from rnnkernels._core import checks
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype
-from rnnkernels._ops import flops
+from rnnkernels._ops import by_reference, flops, lanes
+from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
 from rnnkernels.cells import CELLS
 
 try:
@@ -168,12 +172,6 @@ def result(call: Call, outputs: tuple[Tensor, ...]) -> Result:
     )
 
 
-def _arguments(op: str, values: Sequence[Any]) -> Any:
-    """The arguments of an op by the names that its schema has for them."""
-    schema = getattr(torch.ops.rnnkernels, op).default._schema
-    return SimpleNamespace(**{a.name: v for a, v in zip(schema.arguments, values, strict=True)})
-
-
 def _on_one_device(like: Tensor, a: Any) -> None:
     """A meta tensor among the arguments brings a call here, whatever the device of the others."""
     for name, value in vars(a).items():
@@ -218,7 +216,7 @@ class _Sizes:
 
 
 def _fake_forward(*values: Any) -> tuple[Tensor, ...]:
-    a = _arguments("sequence_forward", values)
+    a = arguments("sequence_forward", values)
     _on_one_device(a.x, a)
     n = _Sizes(a, tuple(a.x.shape[:-1]))
     inner = n.L if n.merged else n.L - 1
@@ -240,7 +238,7 @@ def _fake_forward(*values: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
-    a = _arguments("sequence_backward", values)
+    a = arguments("sequence_backward", values)
     _on_one_device(a.y, a)
     n = _Sizes(a, tuple(a.y.shape[:-1]))
 
@@ -266,48 +264,16 @@ def _fake_input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
     return dgates.new_empty((*dgates.shape[:-2], w_ih[0].size(1)))
 
 
-def _differentiable_gradients(*values: Any) -> tuple[list[Tensor], Tensor]:
-    """The gradients of a call as functions of all inputs, through the reference; with a history
-    where gradients are enabled."""
-    a = _arguments("sequence_gradients", values)
-    create_graph = torch.is_grad_enabled()
-    inputs: list[Any] = [a.x, a.h0, a.c0, *a.weights]
-    for i, t in enumerate(inputs):
-        if i in a.wanted and not t.requires_grad:  # torch.func asks outside of its transform
-            inputs[i] = t.detach().requires_grad_()
-        elif t is not None:  # a node of its own: no path from one input to another counts
-            with torch.enable_grad():
-                inputs[i] = t.view_as(t)
-    x, h0, c0, *weights = inputs
-    shape = (a.layers, *x.shape[:-1], a.directions)
-    norms = x.new_zeros(shape, dtype=norms_dtype(x.dtype)) if a.record else x.new_zeros(0)
-    options = {name: getattr(a, name) for name in Call._fields if hasattr(a, name)}
-    changed = {"x": x, "h0": h0, "c0": c0, "weights": weights}
-    call = Call(
-        cell_name=a.cell, **options | changed, flow=norms if a.record else None, all_states=True
-    )
-    with torch.enable_grad():
-        out = reference.run(call)
-        every = out.h or []
-        inner = every if call.merged else every[:-1]  # whose last is y
-        ys = torch.stack([t.flatten(-2) for t in inner]) if inner else None
-        c = None if out.c is None else torch.stack(out.c)
-    pairs = [
-        (output, gradient)
-        for output, gradient in zip(
-            (out.y, out.h_n, out.c_n, ys, c), (a.dy, a.dh_n, a.dc_n, a.dys, a.dc), strict=True
-        )
-        if output is not None and gradient is not None and output.requires_grad
-    ]
-    found = torch.autograd.grad(
-        [output for output, _ in pairs],
-        [inputs[i] for i in a.wanted],
-        [gradient for _, gradient in pairs],
-        create_graph=create_graph,
-        materialize_grads=True,
-    )
-    # A backward through this graph fills the norms once more, with what is none of dL/dh_t.
-    return list(found), norms.clone()
+def _fake_gradients(*values: Any) -> tuple[list[Tensor], Tensor]:
+    a = arguments("sequence_gradients", values)
+    _on_one_device(a.x, a)
+    inputs = [a.x, a.h0, a.c0, *a.weights]
+    found = []
+    for i in a.wanted:
+        lanes = (a.lanes,) if a.lanes and i >= FIRST_WEIGHT else ()
+        found.append(a.x.new_empty((*lanes, *inputs[i].shape)))
+    norms = a.x.new_empty((a.layers, *a.x.shape[:-1], a.directions) if a.record else (0,))
+    return found, norms.to(norms_dtype(a.x.dtype)) if a.record else norms
 
 
 if _C is not None:
@@ -315,7 +281,10 @@ if _C is not None:
         torch.library.register_fake(f"{library}::sequence_forward", _fake_forward)
         torch.library.register_fake(f"{library}::sequence_backward", _fake_backward)
         torch.library.register_fake(f"{library}::sequence_backward_", _fake_backward_over_saved)
+        torch.library.register_fake(f"{library}::sequence_gradients", _fake_gradients)
+        lanes.register(library)
     torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
-    for key in ("CompositeImplicitAutograd", "Batched"):  # the latter: is_grads_batched
-        torch.library.impl("rnnkernels::sequence_gradients", key)(_differentiable_gradients)
+    _C.bring_reference(
+        by_reference.forward_tangents, by_reference.gradient_tangents, by_reference.second_order
+    )
     flops.register()

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from rnnkernels import _backends, _ops
 from rnnkernels._core import checks, truncation
-from rnnkernels._core.call import NO_CLIP, Call, Clip, needs_gradient
+from rnnkernels._core.call import NO_CLIP, Call, Clip, differentiates
 from rnnkernels._core.checks import Truncate
 from rnnkernels._core.packing import Packed, Rows, known
 from rnnkernels._core.truncation import Outputs
@@ -303,8 +303,8 @@ def _run(
         x, hx = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in hx]
         weights = [_ops.cast(w, dtype) for w in weights]
 
-    backward = needs_gradient((x, *hx, *weights))
-    if lengths is not None and steps.starts is None and backward:
+    differentiated = differentiates((x, *hx, *weights))
+    if lengths is not None and steps.starts is None and differentiated:
         padding = torch.arange(x.size(0), device=x.device)[:, None] >= lengths  # [T, B]
         x = x.masked_fill(padding[:, :, None], 0)  # what stands there reaches no gradient
 
@@ -342,7 +342,7 @@ def _run(
         return Outputs(result.y, finals, [result.h or [], result.c or []])
 
     masks = _masks(spec, x)
-    if isinstance(spec.truncate, tuple) and backward:
+    if isinstance(spec.truncate, tuple) and differentiated:
         return truncation.overlapping(
             layers, x, hx, lengths, reset, return_all_states, spec.truncate, masks
         )

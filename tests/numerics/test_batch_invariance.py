@@ -238,11 +238,25 @@ def test_no_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_double_backward() -> None:
-    gru, x = rnnkernels.GRU(3, 4), torch.randn(2, 1, 3, requires_grad=True)
+    """The gradient itself is that of the kernels; there is no derivative of it."""
+    gru, x = rnnkernels.GRU(3, 4), torch.randn(2, 5, 3, requires_grad=True)
     with rnnkernels.batch_invariant():
-        y = gru(x)[0]
+        y, one = gru(x)[0], gru(x[:, 1:2])[0]
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (of_one,) = torch.autograd.grad(one.sum(), x)
+    assert torch.equal(dx[:, 1], of_one[:, 1])
     with pytest.raises(RuntimeError, match=r"batch_invariant: .*create_graph"):
-        torch.autograd.grad(y.sum(), x, create_graph=True)
+        dx.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by torch.func.jvp
+def test_no_tangents() -> None:
+    gru, x = rnnkernels.GRU(3, 4), torch.randn(2, 5, 3)
+    with (
+        rnnkernels.batch_invariant(),
+        pytest.raises(RuntimeError, match=r"batch_invariant: a tangent"),
+    ):
+        torch.func.jvp(lambda x: gru(x)[0], (x,), (x,))
 
 
 class Wrapped(nn.Module):

@@ -225,18 +225,6 @@ def test_torch_func(name: str) -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by torch.func.jvp
-def test_forward_mode_is_refused() -> None:
-    """A tangent that was dropped in silence would be zero."""
-    layer, x = rnnkernels.GRU(3, 4), torch.randn(5, 2, 3)
-    run = lambda x: layer(x)[0]  # noqa: E731
-    with pytest.raises(NotImplementedError, match=r"forward-mode AD.*use_backend"):
-        torch.func.jvp(run, (x,), (x,))
-    with rnnkernels.use_backend("reference"):
-        _, tangent = torch.func.jvp(run, (x,), (x,))
-    assert tangent.abs().max() > 0.01
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by the compiler
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "GRUCell"])
 def test_compiled_autograd(name: str) -> None:

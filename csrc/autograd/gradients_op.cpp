@@ -1,0 +1,211 @@
+// sequence_gradients: by the kernels, with a node whose backward is the reference's.
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include "autograd/by_reference.h"
+#include "autograd/make_node.h"
+#include "autograd/saving.h"
+#include "autograd/tangents.h"
+
+namespace rnn {
+namespace {
+
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+GradientsCall call_of(const Settings& settings, const Kept& kept, const OutputGradients& out,
+                      at::IntArrayRef positions) {
+  GradientsCall call;
+  static_cast<Settings&>(call) = settings;
+  static_cast<OutputGradients&>(call) = out;
+  static_cast<Steps&>(call) = kept.steps;
+  call.x = kept.inputs[kX];
+  call.weights = kept.weights();
+  call.h0 = kept.inputs[kH0];
+  call.c0 = kept.c0();
+  call.masks = given(kept.masks);
+  call.wanted = positions;
+  std::tie(call.y, call.ys, call.c, call.h_raw, call.saved) = std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved);
+  return call;
+}
+
+Kept kept_of(const GradientsCall& call) {
+  Kept kept;
+  kept.inputs = {call.x, call.h0, call.c0.value_or(Tensor())};
+  kept.inputs.insert(kept.inputs.end(), call.weights.begin(), call.weights.end());
+  kept.masks = list_of(call.masks).vec();
+  kept.steps = call;
+  std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved) = std::tie(call.y, call.ys, call.c, call.h_raw, call.saved);
+  return kept;
+}
+
+template <Library library>
+GradientsOp::Results run(GradientsCall& call) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const Kept kept = kept_of(call);
+  std::vector<bool> wanted(kept.inputs.size());
+  for (const int64_t i : call.wanted) wanted.at(size_t(i)) = true;
+  const bool plain = !at::areAnyTensorSubclassLike(kept.inputs) && !at::isTensorSubclassLike(call.y);
+  Gradients found =
+      gradients(call, kept, call, wanted, {library, call.invariant, call.record, plain, false, call.lanes});
+  GradientsOp::Results results;
+  for (const int64_t i : call.wanted) std::get<0>(results).push_back(std::move(found.inputs[i]));
+  std::get<1>(results) = call.record ? found.flow : at::empty({0}, call.x.options());
+  return results;
+}
+
+// The number of gradients of outputs, which stand before the inputs of forward among what the op depends on.
+constexpr size_t kOut = 5;
+
+// What the gradients depend on: dy, dh_n, dc_n, dys, dc, x, h0, c0 and the weights; undefined where there is none.
+variable_list sources(const GradientsCall& call) {
+  variable_list all;
+  all.reserve(kOut + kFirstWeight + call.weights.size());
+  const auto add = [&](const auto&... t) { (all.push_back(t.value_or(Tensor())), ...); };
+  add(call.dy, call.dh_n, call.dc_n, call.dys, call.dc);
+  all.insert(all.end(), {call.x, call.h0, call.c0.value_or(Tensor())});
+  all.insert(all.end(), call.weights.begin(), call.weights.end());
+  return all;
+}
+
+class GradientsBackward final : public torch::autograd::Node {
+ public:
+  GradientsBackward(const GradientsCall& call, const variable_list& from)
+      : settings_(lasting(call)), wanted_(call.wanted.vec()), invariant_(call.invariant), lanes_(call.lanes) {
+    const variable_list masks = list_of(call.masks).vec();
+    masks_ = masks.size();
+    for (const variable_list& list : {from, masks})
+      for (const Tensor& t : list) {
+        add_next_edge(edge_to(t));
+        saved_.emplace_back(t, false);
+      }
+    for (const OptionalTensor& t : {call.lengths, call.starts, call.reset}) saved_.emplace_back(t, false);
+  }
+
+  std::string name() const override { return "SequenceGradientsBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable& t : saved_) t.reset_data();
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    collect_fields(args, settings_);
+    args.collect(wanted_);
+    args.collect(invariant_);
+    args.collect(lanes_);
+    for (const SavedVariable& t : saved_) args.collect(t, false);
+  }
+
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    for (SavedVariable& t : saved_) swap.before(t);
+    variable_list result = apply(variable_list(grads));
+    for (SavedVariable& t : saved_) swap.after(t);
+    return result;
+  }
+
+ protected:
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    refuse_invariant(invariant_, "the derivative of a gradient (a second backward, after create_graph=True)");
+    std::vector<int64_t> positions;
+    const size_t edges = saved_.size() - 3;
+    for (size_t i = 0; i < edges - masks_; ++i)
+      if (task_should_compute_output(i)) positions.push_back(int64_t(i));
+    variable_list all;
+    for (const SavedVariable& t : saved_) all.push_back(t.unpack());
+    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
+    Kept kept;
+    kept.inputs.assign(all.begin() + kOut, all.end() - 3 - masks_);
+    kept.masks.assign(all.end() - 3 - masks_, all.end() - 3);
+    kept.steps = {optional(all[edges]), optional(all[edges + 1]), optional(all[edges + 2])};
+    const OutputGradients out{optional(all[0]), optional(all[1]), optional(all[2]), optional(all[3]), optional(all[4])};
+    GradientsCall call = call_of(settings_, kept, out, wanted_);
+    call.lanes = lanes_;
+    std::vector<Tensor> found = by_reference().second_order(call, grads, positions);
+    variable_list result(edges);
+    for (size_t i = 0; i < positions.size(); ++i) result[positions[i]] = std::move(found[i]);
+    return result;
+  }
+
+ private:
+  const Settings settings_;
+  const std::vector<int64_t> wanted_;
+  const bool invariant_;
+  const int64_t lanes_;
+  size_t masks_;
+  std::vector<SavedVariable> saved_;  // the sources, the masks; lengths, starts and reset
+};
+
+template <Library library>
+GradientsOp::Results with_history(c10::DispatchKeySet keys, GradientsCall& call) {
+  const variable_list from = sources(call);
+  decltype(make_node<GradientsBackward>(call, from)) node;
+  if (torch::autograd::compute_requires_grad(TensorList(from))) node = make_node<GradientsBackward>(call, from);
+  GradientsOp::Results results = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return GradientsOp::redispatch(SequenceOps<library>::gradients(), keys & c10::after_autograd_keyset, call);
+  }();
+  std::vector<Tensor>& found = std::get<0>(results);
+  if (node) torch::autograd::set_history(found, node);
+  if (has_tangents(from)) {
+    refuse_invariant(call.invariant, "a tangent (forward mode)");
+    set_tangents(found, by_reference().gradient_tangents(call));
+  }
+  return results;
+}
+
+template <Library library>
+void implement(torch::Library& implementation, bool autograd) {
+  using Op = GradientsOp;
+  if (autograd) {
+    implementation.impl("sequence_gradients",
+                        TORCH_FN((Op::Dispatched::entry_with_keys<Op::Results, with_history<library>>)));
+  } else {
+    implementation.impl("sequence_gradients", TORCH_FN((Op::Dispatched::entry<Op::Results, run<library>>)));
+  }
+}
+
+ByReference functions;
+
+}  // namespace
+
+void refuse_invariant(bool invariant, const char* what) {
+  TORCH_CHECK(!invariant, "batch_invariant: ", what,
+              " comes from the reference, whose products depend on the batch. Run forward without batch_invariant.");
+}
+
+const ByReference& by_reference() {
+  TORCH_CHECK(
+      functions.second_order,
+      "rnnkernels: tangents, and derivatives of gradients, come from the reference in Python. Import rnnkernels "
+      "there.");
+  return functions;
+}
+void set_by_reference(ByReference brought) { functions = std::move(brought); }
+
+Gradients gradients_as_op(const Settings& settings, const Kept& kept, const OutputGradients& out,
+                          const std::vector<bool>& wanted, Library library, bool invariant, bool record) {
+  std::vector<int64_t> positions;
+  for (size_t i = 0; i < wanted.size(); ++i)
+    if (wanted[i]) positions.push_back(int64_t(i));
+  GradientsCall call = call_of(settings, kept, out, positions);
+  call.invariant = invariant;
+  call.record = record;
+  auto [found, norms] = with_ops(library, [&](auto ops) { return GradientsOp::call(ops.gradients(), call); });
+  Gradients result{std::vector<Tensor>(kept.inputs.size()), norms};
+  for (size_t i = 0; i < positions.size(); ++i) result.inputs[positions[i]] = found[i];
+  return result;
+}
+
+}  // namespace rnn
+
+TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, library) {
+  rnn::implement<rnn::Library::kCompiled>(library, false);
+}
+TORCH_LIBRARY_IMPL(rnnkernels_triton, CompositeExplicitAutograd, library) {
+  rnn::implement<rnn::Library::kTriton>(library, false);
+}
+TORCH_LIBRARY_IMPL(rnnkernels, Autograd, library) { rnn::implement<rnn::Library::kCompiled>(library, true); }
+TORCH_LIBRARY_IMPL(rnnkernels_triton, Autograd, library) { rnn::implement<rnn::Library::kTriton>(library, true); }

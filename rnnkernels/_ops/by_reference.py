@@ -1,0 +1,239 @@
+"""What the autograd formula asks the reference for, where no kernel computes it: tangents (forward
+mode), and derivatives of gradients.
+
+All of it is torch operations, which any further transform takes. ``csrc/autograd/by_reference.h``
+says what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.eager_transforms import enable_inplace_requires_grad
+from torch.autograd import forward_ad
+
+from rnnkernels._core import reference
+from rnnkernels._core.call import Call
+from rnnkernels._ops import lanes
+from rnnkernels._ops.schema import INPUTS, OUTPUT_GRADIENTS, arguments, rows_of, rows_of_gradient
+
+Outputs = list[Tensor | None]  # y, h_n, c_n, ys, c
+
+
+def forward_tangents(*values: Any) -> Outputs:
+    """Those of y, h_n, c_n, and, where they are kept, of ys and c."""
+    a = arguments("sequence_forward", values)
+    # Bounds of gradients leave values, and with them tangents, as they are.
+    found = _outputs(Call(*values)._replace(clip="none", flow=None))
+    if not (a.save or a.all_states):
+        found[3:] = [None, None]
+    return [None if t is None else _tangent(t) for t in found]
+
+
+def gradient_tangents(*values: Any) -> list[Tensor | None]:
+    """Those of the gradients that are wanted."""
+    a = arguments("sequence_gradients", values)
+    if not a.lanes:
+        return [_tangent(t) for t in _gradients(a)]
+    each = [_gradients(_lane(a, i)) for i in range(a.lanes)]
+    found = []
+    for position, parts in zip(a.wanted, zip(*each, strict=True), strict=True):
+        rows = rows_of_gradient(position, a.starts is not None)
+        together = torch.stack(parts, 0 if rows is None else rows + 1)
+        found.append(_tangent(together if rows is None else together.flatten(rows, rows + 1)))
+    return found
+
+
+def second_order(
+    values: Sequence[Any], of_gradients: Sequence[Tensor | None], positions: Sequence[int]
+) -> list[Tensor]:
+    """The gradients at ``positions`` among dy, dh_n, dc_n, dys, dc, x, h0, c0 and the weights, from
+    those of the gradients that the arguments ``values`` of ``sequence_gradients`` ask for."""
+    a = arguments("sequence_gradients", values)
+    sources = [getattr(a, name) for name in (*OUTPUT_GRADIENTS, *INPUTS)] + list(a.weights)
+    if a.lanes or _transformed([*sources, *of_gradients]):
+        return _second_order_by_func(a, sources, of_gradients, positions)
+    with torch.enable_grad():  # nodes of their own: no path from one source to another counts
+        sources = [None if t is None else t.view_as(t) for t in sources]
+        found = _gradients(_from_sources(a, sources))
+    pairs = zip(found, of_gradients, strict=True)
+    pulling = [(t, g) for t, g in pairs if g is not None and t.requires_grad]
+    return list(
+        torch.autograd.grad(
+            [t for t, _ in pulling],
+            [sources[p] for p in positions],
+            [g for _, g in pulling],
+            create_graph=torch.is_grad_enabled(),
+            materialize_grads=True,
+        )
+    )
+
+
+def _transformed(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether torch.func has, or had, a part in a call, or a gradient is a batch of gradients."""
+    functorch = torch._C._functorch
+    return functorch.peek_interpreter_stack() is not None or any(
+        functorch.is_functorch_wrapped_tensor(t) or functorch.is_legacy_batchedtensor(t)
+        for t in tensors
+        if t is not None
+    )
+
+
+def _from_sources(a: SimpleNamespace, sources: Sequence[Any]) -> SimpleNamespace:
+    """The same call of other gradients of outputs, inputs and weights."""
+    names = (*OUTPUT_GRADIENTS, *INPUTS)
+    changed = dict(zip(names, sources, strict=False))
+    return SimpleNamespace(**vars(a) | changed | {"weights": list(sources[len(names) :])})
+
+
+def _second_order_by_func(
+    a: SimpleNamespace,
+    sources: Sequence[Any],
+    of_gradients: Sequence[Tensor | None],
+    positions: Sequence[int],
+) -> list[Tensor]:
+    """By torch.func, which goes with its other transforms, and takes longer."""
+
+    def gradients(*chosen: Tensor) -> tuple[Tensor, ...]:
+        changed = list(sources)
+        for p, t in zip(positions, chosen, strict=True):
+            changed[p] = t
+        return _pulled(_from_sources(a, changed))
+
+    primals = [sources[p] for p in positions]
+    found, pull = torch.func.vjp(gradients, *primals)  # type: ignore[misc]  # for want of aux
+
+    def pulled(*of_gradients: Tensor | None) -> list[Tensor]:
+        given = zip(of_gradients, found, strict=True)
+        return list(pull(tuple(torch.zeros_like(t) if g is None else g for g, t in given)))
+
+    def rule(info: Any, dims: Any, *of_gradients: Tensor | None) -> tuple[list[Tensor], list[int]]:
+        return torch.vmap(pulled, in_dims=tuple(dims))(*of_gradients), [0] * len(positions)
+
+    result: list[Tensor] = lanes.of_older_vmap(rule, pulled, of_gradients)
+    return result
+
+
+def _pulled(a: SimpleNamespace) -> tuple[Tensor, ...]:
+    """The gradients that are wanted, as torch.func differentiates them."""
+    found: tuple[Tensor, ...]
+    if a.lanes:
+        changed, dims = _split(a)
+        rows = [rows_of_gradient(i, a.starts is not None) for i in a.wanted]
+
+        def of_lane(changed: dict[str, Any]) -> tuple[Tensor, ...]:
+            return _pulled(SimpleNamespace(**vars(a) | changed))
+
+        out_dims = tuple(0 if r is None else r + 1 for r in rows)
+        found = torch.vmap(of_lane, in_dims=(dims,), out_dims=out_dims)(changed)
+        pairs = zip(found, rows, strict=True)
+        return tuple(t if r is None else t.flatten(r, r + 1) for t, r in pairs)
+    inputs = [a.x, a.h0, a.c0, *a.weights]
+
+    def outputs(*wanted: Tensor) -> tuple[Tensor, ...]:
+        changed = list(inputs)
+        for i, t in zip(a.wanted, wanted, strict=True):
+            changed[i] = t
+        return tuple(_depended_on(a, changed))
+
+    primals = [inputs[i] for i in a.wanted]
+    _, pull = torch.func.vjp(outputs, *primals)  # type: ignore[misc]  # for want of aux
+    found = pull(tuple(_given(a)))
+    return found
+
+
+def _gradients(a: SimpleNamespace) -> tuple[Tensor, ...]:
+    """The same by torch.autograd, which alone can be called inside of an op: torch.func is busy."""
+    inputs = [a.x, a.h0, a.c0, *a.weights]
+    with torch.enable_grad():
+        for i, t in enumerate(inputs):
+            if i in a.wanted and not t.requires_grad:
+                inputs[i] = _leaf(t)
+            elif t is not None:  # a node of its own: no path from one input to another counts
+                inputs[i] = t.view_as(t)
+        outputs = _depended_on(a, inputs)
+    return torch.autograd.grad(
+        outputs,
+        [inputs[i] for i in a.wanted],
+        _given(a),
+        create_graph=torch.is_grad_enabled(),
+        materialize_grads=True,
+    )
+
+
+def _given(a: SimpleNamespace) -> list[Tensor]:
+    """The gradients of outputs, of those that have one."""
+    every = (getattr(a, name) for name in OUTPUT_GRADIENTS)
+    return [g for g in every if g is not None]
+
+
+def _depended_on(a: SimpleNamespace, inputs: Sequence[Any]) -> list[Tensor]:
+    """These outputs, for x, h0, c0 and the weights."""
+    x, h0, c0, *weights = inputs
+    options = {name: getattr(a, name) for name in Call._fields if hasattr(a, name)}
+    call = Call(a.cell, **options | {"x": x, "h0": h0, "c0": c0, "weights": weights})
+    pairs = zip(_outputs(call), OUTPUT_GRADIENTS, strict=True)
+    return [t for t, name in pairs if t is not None and getattr(a, name) is not None]
+
+
+def _outputs(call: Call) -> Outputs:
+    out = reference.run(call._replace(all_states=True))
+    every = out.h or []
+    inner = every if call.merged else every[:-1]  # whose last is y
+    ys = torch.stack([t.flatten(-2) for t in inner]) if inner else None
+    return [out.y, out.h_n, out.c_n, ys, None if out.c is None else torch.stack(out.c)]
+
+
+def _parts(t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A tensor without its tangent, and that."""
+    found = forward_ad.unpack_dual(t, level=0)  # type: ignore[no-untyped-call]
+    return found.primal, found.tangent
+
+
+def _tangent(t: Tensor) -> Tensor | None:
+    return _parts(t)[1]
+
+
+def _leaf(t: Tensor) -> Tensor:
+    """A tensor with the same tangent that gradients are asked for in."""
+    primal, tangent = _parts(t)
+    with enable_inplace_requires_grad(True):
+        leaf: Tensor = primal.detach().requires_grad_()
+    if tangent is not None:
+        leaf = forward_ad.make_dual(leaf, tangent, level=0)  # type: ignore[no-untyped-call]
+    return leaf
+
+
+def _split(a: SimpleNamespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments whose rows are those of lanes with a dimension of these, and which one it is."""
+    n, packed = a.lanes, a.starts is not None
+    changed: dict[str, Any] = dict.fromkeys(("y", "ys", "c", "h_raw", "saved"))
+    changed["lanes"] = 0
+    if packed:  # the same steps in every lane
+        changed |= {"starts": a.starts // n, "lengths": a.lengths[::n]}
+    dims: dict[str, Any] = dict.fromkeys(changed)
+    for name, value in vars(a).items():
+        rows = rows_of(name, packed)
+        if name in changed or value is None or rows is None:
+            continue
+        if isinstance(value, (list, tuple)):
+            changed[name] = [lanes.unfold(t, rows, n) for t in value]
+            dims[name] = [rows + 1] * len(value)
+        else:
+            changed[name], dims[name] = lanes.unfold(value, rows, n), rows + 1
+    return changed, dims
+
+
+def _lane(a: SimpleNamespace, i: int) -> SimpleNamespace:
+    """The arguments of one lane."""
+    changed, dims = _split(a)
+    for name, dim in dims.items():
+        if isinstance(dim, list):
+            changed[name] = [t.select(d, i) for t, d in zip(changed[name], dim, strict=True)]
+        elif dim is not None:
+            changed[name] = changed[name].select(dim, i)
+    return SimpleNamespace(**vars(a) | changed)

@@ -1,0 +1,176 @@
+"""The ops under ``torch.vmap``, whose lanes become rows of one batch.
+
+Where the lanes share the weights, a call of n lanes of B rows is one call of B*n rows: row b of
+lane i is row ``b * n + i``, so that packed rows still stand longest first, and what a lane has of
+all steps is a matrix with strides. Lanes with weights of their own run one after the other.
+
+``sequence_gradients`` has a rule of its own, since each lane has its own gradients of weights that
+all share: its argument ``lanes`` asks for them. The loop over time is one for all; the products
+behind it are batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from rnnkernels._ops.schema import arguments, rows_of, rows_of_gradient
+
+#: Of each argument or result that is a tensor the dimension of the lanes, or None.
+Dims = Any
+OF_FORWARD = ("y", "h_n", "c_n", "ys", "c", "h_raw", "saved")
+
+
+def unfold(t: Tensor, rows: int, n: int) -> Tensor:
+    """Lanes that are neighbours among the rows in a dimension of their own, ``rows + 1``."""
+    return t.reshape(*t.shape[:rows], t.size(rows) // n, n, *t.shape[rows + 1 :])
+
+
+def _fold(t: Tensor, dim: int | None, rows: int, n: int) -> Tensor:
+    """The way there from lanes in dimension ``dim`` (None: all have the same)."""
+    if t.dim() - (dim is not None) <= rows:  # it was not kept, and has no rows
+        return t if dim is None else t.select(dim, 0)
+    if dim is None:
+        sizes = [-1] * (t.dim() + 1)
+        sizes[rows + 1] = n
+        apart = t.unsqueeze(rows + 1).expand(sizes)
+    else:
+        apart = t.movedim(dim, rows + 1)
+    # Not flatten, which is unknown to the vmap that is_grads_batched takes.
+    return apart.reshape(*apart.shape[:rows], apart.size(rows) * n, *apart.shape[rows + 2 :])
+
+
+def _mapped(f: Callable[[Tensor, int | None], Tensor], value: Any, dim: Dims) -> Any:
+    """f(tensor, dim) for a tensor, or for each of a list of them; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [_mapped(f, v, d) for v, d in zip(value, dim, strict=True)]
+    return f(value, dim) if isinstance(value, Tensor) else value
+
+
+def _folded(a: SimpleNamespace, dims: SimpleNamespace, n: int) -> Iterator[Any]:
+    """The arguments of one call of all lanes."""
+    packed = a.starts is not None
+    for name, value in vars(a).items():
+        rows = rows_of(name, packed)
+        if rows is None:
+            yield value * n if name == "starts" and packed else value
+        else:
+            yield _mapped(partial(_fold, rows=rows, n=n), value, getattr(dims, name))
+
+
+def _one_by_one(op: Any, n: int, dims: Dims, values: Sequence[Any]) -> list[Any]:
+    """The results of each lane."""
+    flat, spec = tree_flatten(list(values))
+    pairs = zip(flat, tree_flatten(list(dims))[0], strict=True)
+    each = [(t,) * n if dim is None else t.unbind(dim) for t, dim in pairs]
+    return [op(*tree_unflatten(lane, spec)) for lane in zip(*each, strict=True)]
+
+
+def _shared(a: SimpleNamespace, dims: SimpleNamespace) -> bool:
+    """Whether all lanes have the same weights, and the same places of packed steps."""
+    own = [*dims.weights, *((dims.starts, dims.lengths) if a.starts is not None else ())]
+    return all(dim is None for dim in own)
+
+
+def _refuse_flow(flows: bool) -> None:
+    if flows:
+        raise NotImplementedError(
+            "gradient_flow: torch.vmap, is_grads_batched and jacobians of a layer whose gradients "
+            "are recorded are not implemented. Take them outside of its block."
+        )
+
+
+def forward(op: Any) -> Callable[..., tuple[Any, Dims]]:
+    """The rule of ``sequence_forward``."""
+
+    def rule(info: Any, in_dims: Dims, *values: Any) -> tuple[Any, Dims]:
+        a, dims = arguments("sequence_forward", values), arguments("sequence_forward", in_dims)
+        n = info.batch_size
+        _refuse_flow(a.flow is not None)
+        pairs: list[tuple[Tensor, int | None]] = []
+        if _shared(a, dims):
+            for name, t in zip(OF_FORWARD, op(*_folded(a, dims, n)), strict=True):
+                rows = rows_of(name, a.starts is not None)
+                assert rows is not None
+                pairs.append((unfold(t, rows, n), rows + 1) if t.dim() > rows else (t, None))
+        else:
+            for each in zip(*_one_by_one(op, n, in_dims, values), strict=True):
+                kept = each[0].dim() > 1
+                pairs.append((torch.stack(each), 0) if kept else (each[0], None))
+        return tuple(t for t, _ in pairs), tuple(dim for _, dim in pairs)
+
+    return rule
+
+
+def gradients(op: Any) -> Callable[..., tuple[Any, Dims]]:
+    """The rule of ``sequence_gradients``."""
+
+    def rule(info: Any, in_dims: Dims, *values: Any) -> tuple[Any, Dims]:
+        a, dims = arguments("sequence_gradients", values), arguments("sequence_gradients", in_dims)
+        n = info.batch_size
+        _refuse_flow(a.record)
+        pairs: list[tuple[Tensor, int]] = []
+        if not _shared(a, dims):
+            each = _one_by_one(op, n, in_dims, values)
+            norms = each[0][1]
+            pairs = [(torch.stack(parts), 0) for parts in zip(*(g for g, _ in each), strict=True)]
+            return ([t for t, _ in pairs], norms), ([dim for _, dim in pairs], None)
+        *folded, lanes = _folded(a, dims, n)
+        found, norms = op(*folded, max(lanes, 1) * n)
+        for position, t in zip(a.wanted, found, strict=True):
+            rows = rows_of_gradient(position, a.starts is not None)
+            if rows is not None:
+                pairs.append((unfold(t, rows, n), rows + 1))
+            else:  # lanes of an inner vmap stand before these
+                pairs.append((unfold(t, 0, n), 1) if lanes else (t, 0))
+        return ([t for t, _ in pairs], norms), ([dim for _, dim in pairs], None)
+
+    return rule
+
+
+def of_older_vmap(rule: Callable[..., tuple[Any, Dims]], op: Any, values: Sequence[Any]) -> Any:
+    """What a rule gives for batches of gradients (``is_grads_batched``), which torch makes by a
+    vmap of its own, older than that of torch.func; without any, what the op gives."""
+    levels = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    for level in range(levels, 0, -1):
+        # Of size 1 where a tensor is no batch at this level.
+        flat, spec = tree_flatten([_removed(v, level) for v in values])
+        sizes = [t.size(0) for t in flat if isinstance(t, Tensor)]
+        n = next((size for size in sizes if size != 1), 1)
+        dims = [0 if isinstance(t, Tensor) and t.size(0) == n > 1 else None for t in flat]
+        pairs = zip(flat, dims, strict=True)
+        flat = [t[0] if isinstance(t, Tensor) and dim is None else t for t, dim in pairs]
+        values = tree_unflatten(flat, spec)
+        if n > 1:
+            info = SimpleNamespace(batch_size=n)
+            return _added(*rule(info, tree_unflatten(dims, spec), *values), level)
+    return op(*values)
+
+
+def _removed(value: Any, level: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_removed(v, level) for v in value]
+    return torch._remove_batch_dim(value, level, 1, 0) if isinstance(value, Tensor) else value
+
+
+def _added(value: Any, dim: Dims, level: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_added(v, d, level) for v, d in zip(value, dim, strict=True))
+    return value if dim is None else torch._add_batch_dim(value, dim, level)
+
+
+def register(library: str) -> None:
+    """Gives the ops of a library their rules."""
+    ops = getattr(torch.ops, library)
+    name, op = f"{library}::sequence_gradients", ops.sequence_gradients
+    rule = gradients(op)
+    torch.library.register_vmap(f"{library}::sequence_forward", forward(ops.sequence_forward))
+    torch.library.register_vmap(name, rule)
+    torch.library.impl(name, "Batched")(lambda *values: of_older_vmap(rule, op, values))
