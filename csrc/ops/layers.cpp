@@ -207,7 +207,7 @@ OptionalTensor BackwardRun::whole(int64_t l, const Tensor& dgates_above) const {
   if (call_.invariant || products_for(dgates_above)) {
     std::vector<Tensor> w_ih;
     for (int64_t d = 0; d < n_.D; ++d) w_ih.push_back(weights_.get(kWIh, l + 1, d));
-    dx = input_gradient_op().call(dgates_above, w_ih);
+    dx = input_gradient_op().call(dgates_above.view(n_.shape({n_.D, (cell_.G + cell_.A) * n_.H})), w_ih);
   } else {
     const Tensor columns = dgates_above.view({n_.N, n_.D, (cell_.G + cell_.A) * n_.H});
     dx = fresh({n_.N, n_.width()}, columns.options());
