@@ -24,9 +24,8 @@ def program() -> Program:
     if emulated.SANITIZE:
         pytest.skip("the probe is compiled without sanitizers")
     made = emulated.build()
-    objects = [f"{name}.o" for name in (*emulated.STORAGE, *emulated.EMULATOR, "plan")]
-    found = [str(made / name) for name in objects]
-    machine = ["tests/emulator/probe_machine.cpp", *found]
+    found = [str(made / f"{name}.o") for name in (*emulated.STORAGE, *emulated.EMULATOR)]
+    machine = ["tests/emulator/probe_machine.cpp", "csrc/cuda/plan.cpp", *found]
     sources = building.contents("tools/probe", "tests/emulator", "csrc/cuda", "csrc/common")
     with building.folder("probe", sources) as folder:
         if not (folder / "probe").exists():

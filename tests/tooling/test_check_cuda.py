@@ -367,6 +367,7 @@ def test_objects_of_other_sources_are_not_taken(
     source, built = tmp_path / "cuda/x.cu", tmp_path / "cuda/x.cu.o"
     source.parent.mkdir()
     source.write_text("first")
+    os.utime(source, (1e9, 1e9))  # well before what is made of it, however coarse the clock
     setup.run_ninja(tmp_path / "cuda", [compiler], [(str(built), str(source))])
     assert check_cuda.built_objects() == {source: built}
     os.utime(source, (2e9, 2e9))
