@@ -88,7 +88,8 @@ def build(watched: bool = False) -> Path:
     name = _name(watched)
     sources = [*(f"tests/emulator/simt/kernels/{kernels}" for kernels in (*STORAGE, "ops"))]
     sources += [*(f"tests/emulator/simt/{part}" for part in EMULATOR)]
-    flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
+    level = "-O0" if SANITIZE else "-O1"  # with sanitizers it takes three times as long to optimize
+    flags = ["-std=c++20", level, "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
     flags.append(f"-DRNN_SIMT_OPS={name}")
     instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"] if SANITIZE else []
     if SANITIZE:  # locals that are used after return would take a second stack for each thread
