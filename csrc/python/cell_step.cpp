@@ -54,12 +54,7 @@ PyObject* py_cell_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Tensor* const given_x = exact_tensor(args[4]);
   c10::SmallVector<Tensor, 4> weights;
   if (!given_x || !read_parameters(args[1], weights) || !undisturbed()) Py_RETURN_NONE;
-  Autocast autocast(given_x->device());
-  if (keeps_state_type(cell, true)) {
-    const Tensor* const last = given ? exact_tensor(has_c ? c_object : h_object) : given_x;
-    if (!last) Py_RETURN_NONE;
-    autocast.keep(*last);
-  }
+  const Autocast autocast(given_x->device());
   if (given_x->dim() != 2 || given_x->size(1) != I || given_x->device() != weights[0].device() ||
       !has_kernels(*given_x))
     Py_RETURN_NONE;

@@ -62,16 +62,9 @@ void open_short_ways(int device, bool open) {
 }
 bool short_ways_open(int device) { return device >= 0 && device < int(open_devices.size()) && open_devices[device]; }
 
-Autocast::Autocast(c10::Device device) : device_(device) {
+Autocast::Autocast(c10::Device device) {
   if (at::autocast::is_autocast_enabled(device.type())) dtype_ = at::autocast::get_autocast_dtype(device.type());
 }
-
-void Autocast::keep(const Tensor& state) {
-  if (dtype_ && device_.is_cpu() && state.is_floating_point() && state.scalar_type() != at::kDouble)
-    dtype_ = c10::promoteTypes(*dtype_, state.scalar_type());
-}
-
-bool keeps_state_type(std::string_view cell, bool step) { return cell == "gru" || (cell == "lstm" && step); }
 
 Tensor Autocast::operator()(const Tensor& t) const { return dtype_ && t.defined() ? cast(t, *dtype_) : t; }
 

@@ -3,9 +3,6 @@
 
 #include <Python.h>
 
-#include <optional>
-#include <string_view>
-
 #include "ops/calls.h"
 
 namespace rnn {
@@ -30,20 +27,11 @@ class Autocast {
  public:
   explicit Autocast(c10::Device device);
 
-  // Casts to no narrower type than that of a state. On a CPU torch.nn's GRU, GRUCell and LSTMCell keep the type of
-  // their state, which torch's list of what autocast casts there leaves out; on GPUs, and for its other classes, they
-  // do not. The same in Python: rnnkernels._ops.autocast_dtype.
-  void keep(const Tensor& state);
-
   Tensor operator()(const Tensor& t) const;
 
  private:
-  c10::Device device_;
   std::optional<at::ScalarType> dtype_;
 };
-
-// Whether a layer of this cell, or a single step of it, keeps the type of its state: see Autocast::keep.
-bool keeps_state_type(std::string_view cell, bool step);
 
 // A tensor as autocast casts it to this type: float64 stays, and a parameter is cast once per region, as torch's own
 // layers have it.

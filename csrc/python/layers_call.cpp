@@ -89,12 +89,7 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Tensor* const given_x = exact_tensor(args[9]);
   if (!given_x || given_x->dim() != 3 || given_x->size(2) != I || !has_kernels(*given_x) || !undisturbed())
     Py_RETURN_NONE;
-  Autocast autocast(given_x->device());
-  if (keeps_state_type(cell, false)) {
-    const Tensor* const state = args[10] == Py_None ? given_x : exact_tensor(args[10]);
-    if (!state) Py_RETURN_NONE;
-    autocast.keep(*state);
-  }
+  const Autocast autocast(given_x->device());
   const Tensor* const first = PyList_GET_SIZE(args[1]) ? exact_tensor(PyList_GET_ITEM(args[1], 0)) : nullptr;
   if (!first || given_x->device() != first->device()) Py_RETURN_NONE;
   const auto weights = read(args[1], autocast);

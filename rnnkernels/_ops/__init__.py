@@ -71,21 +71,6 @@ if _C is not None:
         cuda_probe = _C.cuda_probe
 
 
-def autocast_dtype(cell: str, step: bool, state: Tensor) -> torch.dtype:
-    """What autocast casts a layer or, with ``step``, a cell to. ``state`` is its c where it has
-    one, else its h; the input where none was given.
-
-    On a CPU torch.nn's GRU, GRUCell and LSTMCell keep the type of their state: torch's list of what
-    autocast casts there leaves them out. On GPUs, and for its other classes, they do not. As in C++
-    (``csrc/python/direct.h``).
-    """
-    dtype = torch.get_autocast_dtype(state.device.type)
-    keeps = cell == "gru" or (cell == "lstm" and step)
-    if not keeps or state.device.type != "cpu" or state.dtype == torch.float64:
-        return dtype
-    return torch.promote_types(dtype, state.dtype)
-
-
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     """What autocast makes of a tensor: float64 stays, and a parameter is cast once per region."""
     if t.dtype in (dtype, torch.float64):

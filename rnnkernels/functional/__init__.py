@@ -225,7 +225,7 @@ def checked_cell(
     if has_c:  # which no weight is multiplied by
         checks.state("hx[1]", states[1], x, (x.size(0), H), "", autocast)
     if autocast:
-        dtype = _ops.autocast_dtype(cell, True, states[-1])
+        dtype = torch.get_autocast_dtype(x.device.type)
         x, states = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in states]
         weights = LayerWeights(*(None if w is None else _ops.cast(w, dtype) for w in weights))  # type: ignore[arg-type]
     if H == 0:

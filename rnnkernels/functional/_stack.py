@@ -299,7 +299,7 @@ def _run(
     """The same after all checks, over padded or packed steps."""
     lengths = steps.lengths
     if checks.autocast(x.device):
-        dtype = _ops.autocast_dtype(spec.cell, False, hx[-1])
+        dtype = torch.get_autocast_dtype(x.device.type)
         x, hx = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in hx]
         weights = [_ops.cast(w, dtype) for w in weights]
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels import _ops
 from rnnkernels._core import checks
 from rnnkernels._core.packing import Places
 from rnnkernels.nn.layers import RNNBase
@@ -96,9 +95,7 @@ class ChunkedLayer:
     def nothing(self, chunk: Tensor) -> Tensor:
         """The output [0, R] of an empty chunk; not every layer takes one."""
         casts = checks.autocast(chunk.device) and chunk.dtype != torch.float64
-        weight = self.weight()  # whose type states have
-        cell = self.layer.mode.lower()
-        dtype = _ops.autocast_dtype(cell, False, weight) if casts else chunk.dtype
+        dtype = torch.get_autocast_dtype(chunk.device.type) if casts else chunk.dtype
         return chunk.new_empty(0, self._R, dtype=dtype)
 
     def weight(self) -> Tensor:
