@@ -122,7 +122,8 @@ def run_ninja(folder: Path, command: list[str], made: Iterable[tuple[str, str]])
     plan = folder / "build.ninja"
     plan.write_text("\n".join(lines) + "\n")
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-    subprocess.run(["ninja", "-v", *jobs, "-f", str(plan)], check=True)
+    # This Python's own: what another version, first on PATH, has noted of a build it cannot read.
+    subprocess.run([sys.executable, "-m", "ninja", "-v", *jobs, "-f", str(plan)], check=True)
 
 
 class CudaToolkit:
