@@ -79,6 +79,9 @@ class GradientsBackward final : public torch::autograd::Node {
         saved_.emplace_back(t, false);
       }
     for (const OptionalTensor& t : {call.lengths, call.starts, call.reset}) saved_.emplace_back(t, false);
+    // What forward returned, as constants with no say in whether others have been written to.
+    for (const Tensor& t : {call.y, call.ys, call.c, call.h_raw, call.saved})
+      saved_.emplace_back(t.defined() ? t.variable_data() : t, false);
   }
 
   std::string name() const override { return "SequenceGradientsBackward"; }
@@ -110,16 +113,20 @@ class GradientsBackward final : public torch::autograd::Node {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     refuse_invariant(invariant_, "the derivative of a gradient (a second backward, after create_graph=True)");
     std::vector<int64_t> positions;
-    const size_t edges = saved_.size() - 3;
+    const size_t edges = saved_.size() - kSteps - kResults;
     for (size_t i = 0; i < edges - masks_; ++i)
       if (task_should_compute_output(i)) positions.push_back(int64_t(i));
     variable_list all;
     for (const SavedVariable& t : saved_) all.push_back(t.unpack());
     const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     Kept kept;
-    kept.inputs.assign(all.begin() + kOut, all.end() - 3 - masks_);
-    kept.masks.assign(all.end() - 3 - masks_, all.end() - 3);
+    const auto masks = all.begin() + ptrdiff_t(edges - masks_);
+    kept.inputs.assign(all.begin() + kOut, masks);
+    kept.masks.assign(masks, all.begin() + ptrdiff_t(edges));
     kept.steps = {optional(all[edges]), optional(all[edges + 1]), optional(all[edges + 2])};
+    const Tensor* const results = &all[edges + kSteps];
+    std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved) =
+        std::tie(results[0], results[1], results[2], results[3], results[4]);
     const OutputGradients out{optional(all[0]), optional(all[1]), optional(all[2]), optional(all[3]), optional(all[4])};
     GradientsCall call = call_of(settings_, kept, out, wanted_);
     call.lanes = lanes_;
@@ -134,8 +141,9 @@ class GradientsBackward final : public torch::autograd::Node {
   const std::vector<int64_t> wanted_;
   const bool invariant_;
   const int64_t lanes_;
+  static constexpr size_t kSteps = 3, kResults = 5;
   size_t masks_;
-  std::vector<SavedVariable> saved_;  // the sources, the masks; lengths, starts and reset
+  std::vector<SavedVariable> saved_;  // the sources, the masks; lengths, starts and reset; what forward returned
 };
 
 template <Library library>

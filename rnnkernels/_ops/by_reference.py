@@ -18,8 +18,15 @@ from torch.autograd import forward_ad
 
 from rnnkernels._core import reference
 from rnnkernels._core.call import Call
-from rnnkernels._ops import lanes
-from rnnkernels._ops.schema import INPUTS, OUTPUT_GRADIENTS, arguments, rows_of, rows_of_gradient
+from rnnkernels._ops import lanes, tangents
+from rnnkernels._ops.schema import (
+    FIRST_WEIGHT,
+    INPUTS,
+    OUTPUT_GRADIENTS,
+    arguments,
+    rows_of,
+    rows_of_gradient,
+)
 
 Outputs = list[Tensor | None]  # y, h_n, c_n, ys, c
 
@@ -27,6 +34,17 @@ Outputs = list[Tensor | None]  # y, h_n, c_n, ys, c
 def forward_tangents(*values: Any) -> Outputs:
     """Those of y, h_n, c_n, and, where they are kept, of ys and c."""
     a = arguments("sequence_forward", values)
+    sources = [getattr(a, name) for name in INPUTS] + list(a.weights)
+    values_alone, tangents_alone = _all_parts(sources)
+    if _differentiable(sources) or not tangents.takes(a, [*values_alone, *tangents_alone], False):
+        return _forward_by_reference(a, values)
+    changed = _from_sources(a, values_alone, INPUTS)
+    named = dict(zip(INPUTS, tangents_alone, strict=False))
+    found = tangents.find(changed, named, tangents_alone[len(INPUTS) :]).outputs
+    return found if a.save or a.all_states else [*found[:3], None, None]
+
+
+def _forward_by_reference(a: SimpleNamespace, values: Sequence[Any]) -> Outputs:
     # Bounds of gradients leave values, and with them tangents, as they are.
     found = _outputs(Call(*values)._replace(clip="none", flow=None))
     if not (a.save or a.all_states):
@@ -37,6 +55,14 @@ def forward_tangents(*values: Any) -> Outputs:
 def gradient_tangents(*values: Any) -> list[Tensor | None]:
     """Those of the gradients that are wanted."""
     a = arguments("sequence_gradients", values)
+    names = (*OUTPUT_GRADIENTS, *INPUTS)
+    sources = [getattr(a, name) for name in names] + list(a.weights)
+    primals, of_sources = _all_parts(sources)
+    if tangents.takes(a, [*primals, *of_sources], True) and not _differentiable(sources):
+        named = dict(zip(names, of_sources, strict=False))
+        changed = _from_sources(a, primals)
+        by_number = tangents.find(changed, named, of_sources[len(names) :], a.wanted).gradients
+        return [by_number[i] for i in a.wanted]
     if not a.lanes:
         return [_tangent(t) for t in _gradients(a)]
     each = [_gradients(_lane(a, i)) for i in range(a.lanes)]
@@ -55,6 +81,8 @@ def second_order(
     those of the gradients that the arguments ``values`` of ``sequence_gradients`` ask for."""
     a = arguments("sequence_gradients", values)
     sources = [getattr(a, name) for name in (*OUTPUT_GRADIENTS, *INPUTS)] + list(a.weights)
+    if not torch.is_grad_enabled() and tangents.takes(a, [*sources, *of_gradients], True):
+        return _second_order(a, sources, of_gradients, positions)
     if a.lanes or _transformed([*sources, *of_gradients]):
         return _second_order_by_func(a, sources, of_gradients, positions)
     with torch.enable_grad():  # nodes of their own: no path from one source to another counts
@@ -73,19 +101,49 @@ def second_order(
     )
 
 
-def _transformed(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether torch.func has, or had, a part in a call, or a gradient is a batch of gradients."""
-    functorch = torch._C._functorch
-    return functorch.peek_interpreter_stack() is not None or any(
-        functorch.is_functorch_wrapped_tensor(t) or functorch.is_legacy_batchedtensor(t)
-        for t in tensors
-        if t is not None
+def _second_order(
+    a: SimpleNamespace,
+    sources: Sequence[Any],
+    of_gradients: Sequence[Tensor | None],
+    positions: Sequence[int],
+) -> list[Tensor]:
+    """The same by tangents in the direction of the gradients' gradients."""
+    n, direction = len(OUTPUT_GRADIENTS), dict(zip(a.wanted, of_gradients, strict=True))
+    named = {name: direction.get(i) for i, name in enumerate(INPUTS)}
+    of_weights = [direction.get(FIRST_WEIGHT + i) for i in range(len(a.weights))]
+    wanted = [p - n for p in positions if p >= n]
+    outputs, gradients = tangents.find(a, named, of_weights, wanted)
+    found = [outputs[p] if p < n else gradients[p - n] for p in positions]
+    pairs = zip(found, positions, strict=True)
+    return [torch.zeros_like(sources[p]) if t is None else t for t, p in pairs]
+
+
+def _differentiable(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether what comes of these is to be differentiated in reverse."""
+    pairs = (_parts(t) for t in tensors if t is not None)
+    return torch.is_grad_enabled() and any(
+        p.requires_grad or (t is not None and t.requires_grad) for p, t in pairs
     )
 
 
-def _from_sources(a: SimpleNamespace, sources: Sequence[Any]) -> SimpleNamespace:
+def _all_parts(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Tensors without their tangents, and these."""
+    pairs = [(None, None) if t is None else _parts(t) for t in tensors]
+    return [p for p, _ in pairs], [t for _, t in pairs]
+
+
+def _transformed(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether torch.func has, or had, a part in a call, or a gradient is a batch of gradients."""
+    busy = torch._C._functorch.peek_interpreter_stack() is not None
+    return busy or any(tangents.transformed(t) for t in tensors if t is not None)
+
+
+def _from_sources(
+    a: SimpleNamespace,
+    sources: Sequence[Any],
+    names: Sequence[str] = (*OUTPUT_GRADIENTS, *INPUTS),
+) -> SimpleNamespace:
     """The same call of other gradients of outputs, inputs and weights."""
-    names = (*OUTPUT_GRADIENTS, *INPUTS)
     changed = dict(zip(names, sources, strict=False))
     return SimpleNamespace(**vars(a) | changed | {"weights": list(sources[len(names) :])})
 

@@ -1,7 +1,8 @@
 """The contract of a cell: what one hidden unit does in one step, in torch operations.
 
-A cell is a pair of functions on gate values ``[..., H]`` and five numbers. The same pair stands in
-``csrc/common/cells.h`` for CPU and GPU kernels; tests hold the statements against each other.
+A cell is three functions on gate values ``[..., H]`` and five numbers. Two of them, ``forward`` and
+``backward``, stand in ``csrc/common/cells.h`` for CPU and GPU kernels as well; tests hold the
+statements against each other.
 
 ========  ====================================================  =====
 symbol    meaning                                               count
@@ -33,7 +34,8 @@ class Cell:
 
     ``forward(gx, gh, prev) -> (next, saved)`` and
     ``backward(saved, prev, next, dnext) -> (dgx, dgh, dprev)``, where ``dprev`` is only what
-    reaches the previous state around ``W_hh``.
+    reaches the previous state around ``W_hh``. ``tangents(saved, dgx, dgh) -> dsaved`` is how what
+    is saved changes with the gates (forward mode).
     """
 
     name: str
@@ -44,6 +46,7 @@ class Cell:
     reads_h: bool
     forward: Callable[[Values, Values, Values], tuple[Values, Values]]
     backward: Callable[[Values, Values, Values, Values], tuple[Values, Values, Values]]
+    tangents: Callable[[Values, Values, Values], Values]
 
     @property
     def G(self) -> int:

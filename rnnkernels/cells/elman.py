@@ -24,7 +24,20 @@ def elman(
         d = gradient(next[0], dnext[0])
         return [d], [d], [torch.zeros_like(d)]
 
-    return Cell(name, "h", S=1, K=0, A=0, reads_h=True, forward=forward, backward=backward)
+    def tangents(saved: Values, dgx: Values, dgh: Values) -> Values:
+        return []  # nothing is saved
+
+    return Cell(
+        name,
+        "h",
+        S=1,
+        K=0,
+        A=0,
+        reads_h=True,
+        forward=forward,
+        backward=backward,
+        tangents=tangents,
+    )
 
 
 RNN_TANH = elman("rnn_tanh", torch.tanh, lambda y, dy: dy * (1 - y * y))

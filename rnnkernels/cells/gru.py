@@ -24,4 +24,21 @@ def backward(
     return [dr, dz, dn], [dr, dz, dn * r], [dnext[0] * z]
 
 
-GRU = Cell("gru", "rzn", S=1, K=4, A=1, reads_h=False, forward=forward, backward=backward)
+def tangents(saved: Values, dgx: Values, dgh: Values) -> Values:
+    r, z, n, gh_n = saved
+    dr = (dgx[0] + dgh[0]) * r * (1 - r)
+    dz = (dgx[1] + dgh[1]) * z * (1 - z)
+    return [dr, dz, (dgx[2] + dr * gh_n + r * dgh[2]) * (1 - n * n), dgh[2]]
+
+
+GRU = Cell(
+    "gru",
+    "rzn",
+    S=1,
+    K=4,
+    A=1,
+    reads_h=False,
+    forward=forward,
+    backward=backward,
+    tangents=tangents,
+)

@@ -31,4 +31,20 @@ def backward(
     return d, d, [torch.zeros_like(dc), dc * f]
 
 
-LSTM = Cell("lstm", "ifgo", S=2, K=4, A=0, reads_h=False, forward=forward, backward=backward)
+def tangents(saved: Values, dgx: Values, dgh: Values) -> Values:
+    i, f, g, o = saved
+    d = [x + h for x, h in zip(dgx, dgh, strict=True)]
+    return [d[0] * i * (1 - i), d[1] * f * (1 - f), d[2] * (1 - g * g), d[3] * o * (1 - o)]
+
+
+LSTM = Cell(
+    "lstm",
+    "ifgo",
+    S=2,
+    K=4,
+    A=0,
+    reads_h=False,
+    forward=forward,
+    backward=backward,
+    tangents=tangents,
+)

@@ -176,3 +176,18 @@ def test_compilers_and_transforms(name: str) -> None:
     again = torch.autograd.grad(compiled(leaves, x), list(leaves.values()))
     assert same_bits(again, want)
     torch._dynamo.reset()
+
+
+def test_a_cast_takes_a_tensor_and_a_dtype() -> None:
+    """And leaves float64 alone, as autocast does; what it cannot read it hands back."""
+    assert _ops._C is not None
+    t, cast = torch.randn(3), _ops._C.cast
+    assert cast(t, torch.bfloat16).dtype == torch.bfloat16
+    assert cast(t.double(), torch.bfloat16).dtype == torch.float64
+    assert cast([1.0], torch.bfloat16) is None
+    with Functions():
+        assert cast(t, torch.bfloat16) is None
+    with pytest.raises(TypeError, match="expected 2 arguments, got 1"):
+        cast(t)
+    with pytest.raises(TypeError, match="expected a dtype, got str"):
+        cast(t, "bfloat16")

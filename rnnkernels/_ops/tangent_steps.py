@@ -1,0 +1,397 @@
+"""Tangents of one direction of a layer: see :mod:`rnnkernels._ops.tangents`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rnnkernels.cells import CELLS
+
+Maybe = Tensor | None
+_BLOCK = 1 << 17  # numbers of a state: about as many as a few dozens of go into a cache
+
+
+class Dual(NamedTuple):
+    """A tensor and its tangent; None is zero."""
+
+    value: Tensor
+    tangent: Maybe = None
+
+
+def joined(t: Dual) -> Tensor:
+    """Both in one tensor of torch's forward mode."""
+    if t.tangent is None:
+        return t.value
+    # Not forward_ad.make_dual, which first compiles what torch has for ops without a formula.
+    found: Tensor = torch._VF._make_dual(t.value, t.tangent.expand_as(t.value), level=0)
+    return found
+
+
+def apart(t: Tensor) -> Dual:
+    """The way back."""
+    return Dual(*forward_ad.unpack_dual(t, level=0))  # type: ignore[no-untyped-call]
+
+
+def total(*terms: Maybe) -> Maybe:
+    """The sum of terms, each of which may be zero."""
+    there = [t for t in terms if t is not None]
+    return sum(there[1:], start=there[0]) if there else None
+
+
+def product(a: Maybe, b: Maybe) -> Maybe:
+    """a @ b, where either may be zero."""
+    return None if a is None or b is None else a @ b
+
+
+def over_steps(a: Maybe, b: Maybe) -> Maybe:
+    """The sum over steps and rows of a^T b."""
+    return product(
+        None if a is None else a.flatten(0, 1).t(), None if b is None else b.flatten(0, 1)
+    )
+
+
+def or_zero(t: Maybe, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if t is None else t
+
+
+def part(t: Maybe, *at: Any) -> Maybe:
+    return None if t is None else t[at]
+
+
+def _units(like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of the states after a step of which one is 1, state by state."""
+    one, zero = torch.ones_like(like[0]), torch.zeros_like(like[0])
+    for s in range(len(like)):
+        yield [one if s == i else zero for i in range(len(like))]
+
+
+@cache
+def _reaches(cell_name: str) -> list[bool]:
+    """Of each state whether the next ones depend on it other than by the hidden part of gates."""
+    cell, drawn = CELLS[cell_name], torch.Generator().manual_seed(0)
+
+    def some(n: int) -> list[Tensor]:
+        return list(torch.randn(n, 64, dtype=torch.float64, generator=drawn))
+
+    gx, gh, prev = some(cell.G), some(cell.G), some(cell.S)
+    next, saved = cell.forward(gx, gh, prev)
+    each = [cell.backward(saved, prev, next, unit)[2] for unit in _units(next)]
+    return [any(bool(dprev[j].any()) for dprev in each) for j in range(cell.S)]
+
+
+class Steps:
+    """Which steps the rows have in one direction, and where a state enters from."""
+
+    def __init__(self, a: SimpleNamespace, d: int) -> None:
+        T = a.x.size(0)
+        self.d, self.order = d, range(T) if d == 0 else range(T - 1, -1, -1)
+        self.still: Maybe = None  # [T, B, 1]: the row has no such step
+        self.own_end: Maybe = None  # [T, B, 1]: where the rows begin in direction 1
+        self.cut: Maybe = None  # [T, B, 1]: the state that enters is zeroed
+        if a.lengths is not None:
+            t = torch.arange(T, device=a.lengths.device)[:, None]
+            self.still = (t >= a.lengths)[..., None]
+            if d == 1:
+                self.own_end = (t == a.lengths - 1)[..., None]
+        if a.reset is not None:
+            cut = a.reset[..., None]
+            if d == 1:  # the boundary that this direction crosses lies behind the step
+                cut = torch.cat([cut[1:], torch.zeros_like(cut[:1])])
+                cut = cut if self.own_end is None else cut & ~self.own_end
+            self.cut = cut if self.still is None else cut & ~self.still
+        walls = [t for t in (self.cut, self.still) if t is not None]
+        self._walls = walls[0] | walls[-1] if walls else None
+
+    def entering(self, states: Maybe, initial: Maybe) -> Maybe:
+        """The state before each step, of those after it [T, B, n] and the first [B, n]."""
+        if states is None and initial is None:
+            return None
+        if states is None:
+            assert initial is not None
+            states = initial.new_zeros(len(self.order), *initial.shape)
+        elif initial is None:
+            initial = torch.zeros_like(states[0])
+        if self.d == 0:
+            found = torch.cat([initial[None], states[:-1]])
+        else:
+            found = torch.cat([states[1:], initial[None]])
+            if self.own_end is not None:
+                found = torch.where(self.own_end, initial, found)
+        return found if self._walls is None else found.masked_fill(self._walls, 0)
+
+    def leaving(self, gradients: Maybe) -> tuple[Maybe, Maybe]:
+        """What gradients of the states before each step [T, B, n] are to those after each step,
+        and to the first."""
+        if gradients is None:
+            return None, None
+        g = gradients if self._walls is None else gradients.masked_fill(self._walls, 0)
+        nothing = torch.zeros_like(g[:1])
+        if self.d == 0:
+            return torch.cat([g[1:], nothing]), g[0]
+        initial = g[-1]
+        if self.own_end is not None:
+            initial = torch.where(self.own_end, g, 0).sum(0)
+            g = g.masked_fill(self.own_end, 0)
+        return torch.cat([nothing, g[:-1]]), initial
+
+    def quiet(self, t: Tensor) -> Tensor:
+        """Zero at the steps that a row does not have."""
+        return t if self.still is None else t.masked_fill(self.still, 0)
+
+    def quiet_dual(self, t: Dual) -> Dual:
+        return Dual(self.quiet(t.value), None if t.tangent is None else self.quiet(t.tangent))
+
+
+class Entering(NamedTuple):
+    """What enters backward's loop from outside of it, where its factors change; None is zero."""
+
+    of_gx: Maybe  # [T, B, G*H]
+    of_gh: Maybe
+    of_states: list[Maybe]  # [T, B, n]: to those after each step
+    of_initial: list[Maybe]  # [B, n]
+
+
+class Direction:
+    """One direction of a layer: what its kernels have computed, and the tangents of that.
+
+    ``weights`` are by the names of :class:`rnnkernels._core.call.LayerWeights`; ``initial`` are the
+    first states [B, n], ``states`` those after each step [T, B, n], ``h_raw`` [T, B, H] is h before
+    the projection, where there is one.
+    """
+
+    def __init__(
+        self,
+        a: SimpleNamespace,
+        d: int,
+        x: Dual,
+        weights: dict[str, Dual],
+        initial: Sequence[Dual],
+        states: Sequence[Tensor],
+        h_raw: Maybe,
+        saved: Tensor,
+    ) -> None:
+        self.cell, self.steps, self.weights = CELLS[a.cell], Steps(a, d), weights
+        self.x = self.steps.quiet_dual(x)  # which may hold anything there
+        self.w_hh, self.w_hr, self.initial = weights["w_hh"], weights.get("w_hr"), initial
+        self.h_raw = None if h_raw is None else Dual(h_raw)
+        entering = [self.steps.entering(s, i.value) for s, i in zip(states, initial, strict=True)]
+        self.prev = [Dual(t) for t in entering if t is not None]  # the states before each step
+        after = [states[0] if h_raw is None else h_raw, *states[1:]]
+        self.next = [Dual(self.steps.quiet(t)) for t in after]  # h before the projection
+        self.saved = self.steps.quiet(saved).chunk(self.cell.K, -1) if self.cell.K else ()
+        self._jacobians()
+
+    def _jacobians(self) -> None:
+        """Of each next state: of both parts of the gates [T, B, S, G, H], and of each state before
+        the step [T, B, S, H], where there is one."""
+        prev, next = ([t.value for t in of] for of in (self.prev, self.next))
+        each = [self.cell.backward(self.saved, prev, next, unit) for unit in _units(next)]
+
+        def of(part: int) -> Tensor:
+            every = torch.stack([t for found in each for t in found[part]], 2)
+            return every.view(*every.shape[:2], len(next), -1, every.size(-1))
+
+        self.of_gh = of(1)
+        self.of_gx = of(0) if self.cell.A else self.of_gh
+        self.of_states = [
+            torch.stack([dprev[j] for _, _, dprev in each], 2) if reached else None
+            for j, reached in enumerate(_reaches(self.cell.name))
+        ]
+
+    def _gate_tangent(self, t: Dual, w: Dual, b: Dual | None) -> Maybe:
+        """That of W t + b [T, B, G*H]."""
+        by_w = product(t.value, None if w.tangent is None else w.tangent.t())
+        found = total(product(t.tangent, w.value.t()), by_w, None if b is None else b.tangent)
+        return None if found is None else found.expand(*t.value.shape[:-1], found.size(-1))
+
+    def forward(self) -> tuple[list[Maybe], list[Maybe]]:
+        """The tangents of the states after each step [T, B, n] and after the last one [B, n]."""
+        self.dgx_in = self._gate_tangent(self.x, self.weights["w_ih"], self.weights.get("b_ih"))
+        self.dgh_in = self._gate_tangent(self.prev[0], self.w_hh, self.weights.get("b_hh"))
+        moved = None if self.w_hr is None else self.w_hr.tangent
+        sources = [self.dgx_in, self.dgh_in, moved, *(t.tangent for t in self.initial)]
+        if all(t is None for t in sources):
+            return [None] * self.cell.S, [None] * self.cell.S
+        pairs = [(self.of_gx, self.dgx_in), (self.of_gh, self.dgh_in)]
+        if not self.cell.A:
+            pairs = [(self.of_gx, total(self.dgx_in, self.dgh_in))]
+        u = torch.zeros_like(self.of_gx[:, :, :, 0])  # [T, B, S, H]
+        for jacobian, t in pairs:
+            for k, of_gate in enumerate(() if t is None else t.chunk(self.cell.G, -1)):
+                u.addcmul_(jacobian[:, :, :, k], of_gate[:, :, None])
+        if moved is not None:
+            assert self.h_raw is not None
+            moved = self.h_raw.value @ moved.t()
+        every, raw, by_h, state = self._loop(u, moved)
+        self.dgh_in = total(self.dgh_in, by_h)
+        if self.h_raw is not None:
+            self.h_raw = Dual(self.h_raw.value, self.steps.quiet(raw))
+        self.next = [
+            Dual(t.value, self.steps.quiet(tangent))
+            for t, tangent in zip(self.next, [raw, *every[1:]], strict=True)
+        ]
+        self.prev = [
+            Dual(p.value, self.steps.entering(s, first.tangent))
+            for p, s, first in zip(self.prev, every, self.initial, strict=True)
+        ]
+        return [self.steps.quiet(t) for t in every], list(state)
+
+    def _loop(self, u: Tensor, moved: Maybe) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
+        """``next' = u + J_gh (W_hh h') + J_prev prev'``: all states, h before the projection,
+        ``W_hh h'``, and the last states."""
+        steps, sizes = self.steps, (-1, 1, self.cell.G, u.size(-1))
+        w_hh = self.w_hh.value.t().contiguous()
+        w_hr = None if self.w_hr is None else self.w_hr.value.t()
+        u_at, gates_at = u.unbind(), self.of_gh.unbind()
+        states_at = [None if t is None else t.unbind() for t in self.of_states]
+        state = [or_zero(t.tangent, t.value) for t in self.initial]
+        every: list[list[Tensor]] = [[] for _ in state]
+        raw, by_h = [], []
+        for t in steps.order:
+            before = state if steps.cut is None else [s.masked_fill(steps.cut[t], 0) for s in state]
+            by_h.append(before[0] @ w_hh)
+            found = u_at[t] + (gates_at[t] * by_h[-1].view(sizes)).sum(2)
+            for at, s in zip(states_at, before, strict=True):
+                if at is not None:
+                    found = torch.addcmul(found, at[t], s[:, None])
+            next = list(found.unbind(1))
+            raw.append(next[0])
+            if w_hr is not None:
+                next[0] = next[0] @ w_hr if moved is None else torch.addmm(moved[t], next[0], w_hr)
+            if steps.still is not None:
+                next = [torch.where(steps.still[t], s, n) for n, s in zip(next, state, strict=True)]
+            state = next
+            for of, s in zip(every, state, strict=True):
+                of.append(s)
+        return [self._in_time(of) for of in every], self._in_time(raw), self._in_time(by_h), state
+
+    def _in_time(self, of_steps: list[Tensor]) -> Tensor:
+        return torch.stack(of_steps if self.steps.d == 0 else of_steps[::-1])
+
+    def entering(
+        self,
+        dgates: Tensor,
+        dproj: Maybe,
+        of_states: Sequence[Maybe],
+        of_last: Sequence[Maybe],
+    ) -> Entering:
+        """What enters backward's loop, whose gradients of the gates are ``dgates`` [T, B, (G+A)*H],
+        and those of h after the projection ``dproj`` [T, B, R], for these gradients of the states
+        after each step and after the last one."""
+        G, A, H = self.cell.G, self.cell.A, self.of_gh.size(-1)
+        self.dgx = self.dgh = dgates[..., : G * H]
+        if A:
+            self.dgh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
+        self.dproj = dproj
+        dnext = self._dnext(self.dgh @ self.w_hh.value, of_states, of_last)
+        of_gx, of_gh, to_prev = self._changes(dnext)
+        by_w = product(of_gh, self.w_hh.value), product(self.dgh, self.w_hh.tangent)
+        to_prev[0] = total(to_prev[0], *by_w)
+        pairs = [self.steps.leaving(t) for t in to_prev]
+        return Entering(of_gx, of_gh, [every for every, _ in pairs], [first for _, first in pairs])
+
+    def _changes(self, dnext: Sequence[Dual]) -> tuple[Tensor, Tensor, list[Maybe]]:
+        """The tangents of the gradients of both parts of the gates [T, B, G*H] and of the states
+        before each step, by the change of what the cell multiplies with; in torch's forward mode.
+
+        Some steps at a time: then what the cell's many operations hand on is found in a cache.
+        """
+        cell, sizes = self.cell, self.dgx.shape
+        of_gx = self.dgx.new_empty(sizes)
+        of_gh = self.dgx.new_empty(sizes) if cell.A else of_gx
+        T, B, H = (*sizes[:2], self.of_gh.size(-1))
+        of_prev = {
+            j: of_gx.new_empty(T, B, H) for j, at in enumerate(self.of_states) if at is not None
+        }
+        n = max(1, _BLOCK // (B * H))
+        for first in range(0, T, n):
+            at = slice(first, first + n)
+            prev, next, d = (
+                [joined(Dual(t.value[at], part(t.tangent, at))) for t in of]
+                for of in (self.prev, self.next, dnext)
+            )
+            dgx, dgh, dprev = cell.backward(self._saved(at), prev, next, d)
+            for out, found in ((of_gx, dgx), (of_gh, dgh))[: 1 + (cell.A > 0)]:
+                pairs = [apart(t) for t in found]
+                torch.cat([or_zero(t, value) for value, t in pairs], -1, out=out[at])
+            for j, out in of_prev.items():
+                value, t = apart(dprev[j])
+                out[at] = or_zero(t, value)
+        return of_gx, of_gh, [of_prev.get(j) for j in range(cell.S)]
+
+    def _saved(self, at: slice) -> list[Tensor]:
+        """What backward takes at some steps, in torch's forward mode."""
+        values = [t[at] for t in self.saved]
+        gates = (part(self.dgx_in, at), part(self.dgh_in, at))
+        if not values or all(t is None for t in gates):
+            return values
+        zero = values[0].new_zeros(()).expand(*values[0].shape[:-1], self.dgx.size(-1))
+        chunks = [(zero if t is None else t).chunk(self.cell.G, -1) for t in gates]
+        changes = self.cell.tangents(values, *chunks)
+        return [joined(Dual(*pair)) for pair in zip(values, changes, strict=True)]
+
+    def _dnext(
+        self, by_hidden: Tensor, of_states: Sequence[Maybe], of_last: Sequence[Maybe]
+    ) -> list[Dual]:
+        """The gradients of the states after each step, h before its projection, as backward's
+        kernel has had them; ``by_hidden`` [T, B, R] is what each step gives to the h before."""
+        steps, given = self.steps, None
+        if self.w_hr is not None:
+            assert self.dproj is not None
+            moved = product(self.dproj, self.w_hr.tangent)
+            given = Dual(self.dproj @ self.w_hr.value, moved)
+        carried = [or_zero(t, i.value) for t, i in zip(of_last, self.initial, strict=True)]
+        found: list[list[Tensor]] = [[] for _ in carried]
+        for t in reversed(steps.order):
+            now = [c if of is None else c + of[t] for c, of in zip(carried, of_states, strict=True)]
+            if given is not None:
+                now[0] = given.value[t]
+            for of, g in zip(found, now, strict=True):
+                of.append(g)
+            together = torch.stack(now, 1)
+            before = [by_hidden[t], *(torch.zeros_like(g) for g in now[1:])]
+            for j, at in enumerate(self.of_states):
+                if at is not None:
+                    around = (at[t] * together).sum(1)
+                    before[j] = before[j] + around if j == 0 else around
+            if steps.cut is not None:
+                before = [b.masked_fill(steps.cut[t], 0) for b in before]
+            if steps.still is not None:
+                before = [
+                    torch.where(steps.still[t], c, b) for c, b in zip(carried, before, strict=True)
+                ]
+            carried = before
+        dnext = [Dual(steps.quiet(self._in_time(of[::-1]))) for of in found]
+        if given is not None:
+            dnext[0] = given
+        return dnext
+
+    def gradients(self, dgates: Maybe, dproj: Maybe, entered: Entering) -> dict[str, Maybe]:
+        """The tangents of the gradients of the weights and of x, by name, from those of the gates
+        that the loop has found for what entered it."""
+        G, A, H = self.cell.G, self.cell.A, self.of_gh.size(-1)
+        dgx = dgh = part(dgates, ..., slice(0, G * H))
+        if A and dgates is not None:
+            dgh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
+        dgx, dgh = total(dgx, entered.of_gx), total(dgh, entered.of_gh)
+        x, h, w_ih = self.x, self.prev[0], self.weights["w_ih"]
+        found = {
+            "x": total(product(dgx, w_ih.value), product(self.dgx, w_ih.tangent)),
+            "w_ih": total(over_steps(dgx, x.value), over_steps(self.dgx, x.tangent)),
+            "w_hh": total(over_steps(dgh, h.value), over_steps(self.dgh, h.tangent)),
+            "b_ih": None if dgx is None else dgx.sum((0, 1)),
+            "b_hh": None if dgh is None else dgh.sum((0, 1)),
+        }
+        if self.h_raw is not None:
+            parts = over_steps(dproj, self.h_raw.value), over_steps(self.dproj, self.h_raw.tangent)
+            found["w_hr"] = total(*parts)
+        return found
+
+    def dx(self) -> Tensor:
+        return self.dgx @ self.weights["w_ih"].value
