@@ -1,5 +1,5 @@
-// What kernels do not compute, and the reference in Python does: tangents, and derivatives of gradients. Its operations
-// are torch's, so that any transform, and any further derivative, takes them.
+// What Python brings: tangents, and derivatives of gradients. It has them from kernels and torch operations, or from the
+// reference, whose operations any transform, and any further derivative, takes.
 #pragma once
 
 #include <functional>

@@ -137,7 +137,6 @@ class Steps:
         initial = g[-1]
         if self.own_end is not None:
             initial = torch.where(self.own_end, g, 0).sum(0)
-            g = g.masked_fill(self.own_end, 0)
         return torch.cat([nothing, g[:-1]]), initial
 
     def quiet(self, t: Tensor) -> Tensor:

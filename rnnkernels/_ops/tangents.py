@@ -83,10 +83,10 @@ class _Packing:
     def __init__(self, a: SimpleNamespace) -> None:
         T, B = a.starts.size(0) - 1, a.h0.size(1)
         rows = torch.arange(B, device=a.starts.device)
-        there = torch.arange(T, device=a.starts.device)[:, None] < a.lengths
-        self.missing = ~there.flatten()
-        self.places = (a.starts[:-1, None] + rows).flatten().masked_fill(self.missing, 0)
-        self.steps = there.flatten().nonzero()[:, 0]
+        there = (torch.arange(T, device=a.starts.device)[:, None] < a.lengths).flatten()
+        # Padding holds what lies at the first place, and nobody looks.
+        self.places = (a.starts[:-1, None] + rows).flatten() * there
+        self.steps = there.nonzero()[:, 0]
         self.sizes = T, B
 
     def padded(
@@ -108,8 +108,7 @@ class _Packing:
     def _padded(self, t: Maybe, dim: int) -> Maybe:
         if t is None or t.numel() == 0:  # zero, or not kept
             return t
-        missing = self.missing.view(-1, *[1] * (t.dim() - dim - 1))
-        found = t.index_select(dim, self.places).masked_fill(missing, 0)
+        found = t.index_select(dim, self.places)
         return found.view(*t.shape[:dim], *self.sizes, *t.shape[dim + 1 :])
 
     def packed(self, t: Maybe, dim: int) -> Maybe:
