@@ -356,6 +356,7 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "truncated": ("truncated", ("training",), truncated),
     "truncated-memory": ("truncated", ("memory",), memory),
     "recompute": ("recompute", ("training", "memory"), recomputed),
+    "derivatives": ("derivatives", ("training",), by_variant(relative)),
     "flow": ("flow", ("training",), flow),
 }
 

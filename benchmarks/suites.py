@@ -13,6 +13,7 @@ from benchmarks import (
     breakdown,
     concurrent,
     contest,
+    derivatives,
     device,
     flow,
     gpu_estimates,
@@ -307,6 +308,14 @@ SUITES: dict[str, Suite] = {
             recomputed.compete,
             stacks=True,
             window=recomputed.EVERY,
+        ),
+        Suite(
+            "derivatives",
+            "derivatives of gradients, and torch.func.grad",
+            lambda: derivatives.CASES,
+            ("training",),
+            ("training",),
+            derivatives.compete,
         ),
         Suite(
             "flow",
