@@ -210,8 +210,9 @@ class _Layer:
             return y, *others
         if index < (a.ys.size(0) if a.ys.dim() > 1 else 0):
             y = a.ys[index]
-        parts = (t[index : index + 1] if t.dim() > 1 else t for t in (a.c, a.h_raw, a.saved))
-        return y, *parts
+        every = (y, *(t[index : index + 1] if t.dim() > 1 else t for t in (a.c, a.h_raw, a.saved)))
+        y, c, h_raw, saved = (apart(t).value for t in every)  # y and c have tangents themselves
+        return y, c, h_raw, saved
 
     def forward(self) -> None:
         """The tangents of y [T, B, D*R], h_n [D, B, R], c_n [D, B, H] and c [T, B, D, H]."""

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 import rnnkernels
 from helpers import draw, same_bits, tensors
+from modes import Dispatch
 from rnnkernels import _ops
 
 if _ops.missing is not None:
@@ -185,7 +186,7 @@ def test_a_cast_takes_a_tensor_and_a_dtype() -> None:
     assert cast(t, torch.bfloat16).dtype == torch.bfloat16
     assert cast(t.double(), torch.bfloat16).dtype == torch.float64
     assert cast([1.0], torch.bfloat16) is None
-    with Functions():
+    with Dispatch():
         assert cast(t, torch.bfloat16) is None
     with pytest.raises(TypeError, match="expected 2 arguments, got 1"):
         cast(t)

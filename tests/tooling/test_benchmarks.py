@@ -88,6 +88,7 @@ def test_run_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture
         ("breakdown", "5,2,3,4", "breakdown"),
         ("truncated", "70,2,3,4", "truncated"),
         ("recompute", "20,2,3,4", "recompute"),
+        ("derivatives", "5,2,3,4", "derivatives"),
         ("flow", "5,2,3,4", "flow"),
     ],
 )
