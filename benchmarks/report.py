@@ -348,6 +348,7 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "ragged": ("ragged", ("inference", "forward", "training"), by_variant(relative)),
     "ragged-memory": ("ragged", ("memory",), by_variant(memory)),
     "serving": ("serving", ("inference",), serving),
+    "serving-weights": ("serving-weights", ("inference",), relative),
     "concurrent": ("concurrent", ("inference",), concurrent),
     "bfloat16": ("bfloat16", ("inference", "forward", "training"), by_dtype(ratios)),
     "peak": ("peak", ("inference", "forward", "training"), peak),

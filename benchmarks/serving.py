@@ -7,6 +7,7 @@ torch tensor and give torch tensors; onnxruntime and OpenVINO share memory with 
 
 from __future__ import annotations
 
+import copy
 import importlib
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import rnnkernels as rk
 from benchmarks import contest, device, providers, timing
 from benchmarks.cases import LAYERS, Case, shapes
 from benchmarks.contest import Contest, Setup
-from benchmarks.problem import STEP, Runner, ready
+from benchmarks.problem import STEP, Results, Runner, ready
+from rnnkernels.testing import rounded
 
 SEQUENCES = shapes(
     "16,1,64,64",
@@ -39,6 +42,12 @@ CASES = tuple(
     for cell in LAYERS
     for shape in listed
     for threads in THREADS
+)
+
+#: For :func:`compete_narrow`: few rows, whose time is that of reading weights.
+NARROW = shapes("100,1,256,512", "64,1,128,256", "50,4,128,256", "1,1,512,512", "100,1,512,1024")
+NARROW_CASES = tuple(
+    Case(cell, shape, threads=threads) for cell in LAYERS for shape in NARROW for threads in THREADS
 )
 
 #: Seconds before each sample: threads of others that wait for work by spinning go to sleep.
@@ -163,7 +172,41 @@ def compete(case: Case, mode: str, setup: Setup) -> Contest:
         except ImportError as error:
             refused[name] = f"not installed ({error})"
     runners = {name: Runner(call, ()) for name, call in calls.items()}
-    found = contest.of_runners(problem, mode, runners, refused)
+    return all_rested(contest.of_runners(problem, mode, runners, refused))
+
+
+def narrow(ours: str, dtype: torch.dtype) -> str:
+    """The name of ours with packed weights of this type."""
+    return f"{ours}, {str(dtype).removeprefix('torch.')} weights"
+
+
+def compete_narrow(case: Case, mode: str, setup: Setup) -> Contest:
+    """Ours with packed weights as they are and in every narrower type. What is right is the layer
+    of weights rounded to that type; a single step has them as they are."""
+    problem = ready(case)
+    for inputs in (problem.checked, *problem.timed):
+        for t in inputs.leaves:
+            t.requires_grad_(False)
+    ours = providers.ours_on(setup.backends[0])
+    dtypes = {ours: None} | {narrow(ours, dtype): dtype for dtype in rk.serving.WEIGHT_DTYPES}
+    runners = {}
+    for name, dtype in dtypes.items():
+        layer = providers.our_module(problem, setup.backends[0]).eval()
+        rk.serving.prepack(layer, weight_dtype=dtype)
+        runners[name] = Runner(layer, ())
+
+    def right(name: str) -> Results:
+        dtype, layer = dtypes[name], copy.deepcopy(problem.exact_template)
+        for own, w in zip(layer.parameters(), problem.template.parameters(), strict=True):
+            if dtype is not None and w.dim() == 2 and case.shape.T > 1:
+                own.data.copy_(rounded(w.detach(), dtype))
+        return Runner(layer, ()).results(problem.exact_inputs, grad=False)
+
+    return all_rested(contest.of_runners(problem, mode, runners, right=right))
+
+
+def all_rested(found: Contest) -> Contest:
+    """The same, timed by :func:`rested`."""
     ways = {name: replace(way, sampler=rested(way.run)) for name, way in found.ways.items()}
     return replace(found, ways=ways)
 

@@ -236,6 +236,15 @@ SUITES: dict[str, Suite] = {
             devices=("cpu",),
         ),
         Suite(
+            "serving-weights",
+            "inference with packed weights in bfloat16, float16 and int8",
+            lambda: serving.NARROW_CASES,
+            ("inference",),
+            ("inference",),
+            serving.compete_narrow,
+            devices=("cpu",),
+        ),
+        Suite(
             "concurrent",
             f"{concurrent.CALLERS} Python threads that run inference at once",
             lambda: concurrent.CASES,

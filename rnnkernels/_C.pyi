@@ -100,8 +100,13 @@ def cuda_device() -> tuple[int, int, int, int]:
 def packed_bytes() -> int:
     """Memory of the packed weights that the CPU kernels keep."""
 
-def packed_bytes_of(weights: list[Tensor]) -> list[int]:
-    """The same of each layer all of whose packed weights are among these."""
+def packed_of(weights: list[Tensor]) -> list[tuple[int, dtype | None]]:
+    """The same, and the type that was chosen for them, of each layer all of whose weights are among
+    these."""
+
+def choose_packed_type(weights: list[Tensor], dtype: dtype | None) -> int:
+    """What each of these layers that a call has seen is packed in from now on; returns how many
+    there are."""
 
 def packed_limit() -> int:
     """How much memory packed weights may take."""

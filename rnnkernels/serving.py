@@ -11,6 +11,20 @@ Kept weights take as much memory as the weights themselves, in float32 for 16-bi
 given up when the weights are gone, or when others need the room and were used more recently; no
 copy, pickle or ``state_dict`` of a module has them. Several threads, and modules that share
 weights, use the same ones. A single step of one direction (T = 1, as of cells) packs nothing.
+
+``prepack(model, weight_dtype=torch.int8)``, or bfloat16 or float16, keeps the packed weights of
+layers of float32 in that type, which products of few rows read in less time. ``W_ih``, ``W_hh`` and
+``W_hr`` are rounded to it, to nearest, ties to even; int8 is multiples of a scale of each row, the
+127th part of its greatest magnitude (a row with a value that is not finite gives NaN), and float16
+ends at 65504. Biases, inputs, states and all sums stay in float32, so that results are those of the
+float32 layer with the rounded weights (``rnnkernels.testing.rounded``), in any batch.
+
+What was chosen belongs to the weights, for this process, until :func:`drop` or a ``prepack``
+without ``weight_dtype``. A weight that is written to is seen, and rounded anew; another tensor in
+its place (by ``load_state_dict(assign=True)``, ``to()``), as copies and pickles have, is as it is
+until ``prepack`` is called again. The weights as they are also run in calls that save for backward,
+under autocast, and in a single step, which would read them for the digest anyway (unless
+``batch_invariant`` is on). ``rnnkernels.explain`` tells the type.
 """
 
 from __future__ import annotations
@@ -28,7 +42,10 @@ from rnnkernels.nn.layers import RNNBase
 __all__ = ["drop", "packed_bytes", "packed_limit", "prepack", "set_packed_limit"]
 
 
-def prepack(model: nn.Module) -> int:
+WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.int8)
+
+
+def prepack(model: nn.Module, *, weight_dtype: torch.dtype | None = None) -> int:
     """Packs the weights of all RNN, LSTM and GRU layers of a model now, for the calls to come.
 
     Without this, the first two calls of each layer pack them. Where weights have not changed since
@@ -37,13 +54,17 @@ def prepack(model: nn.Module) -> int:
     Args:
         model: a layer, or any model that holds some. Layers of torch.nn, layers elsewhere than on
             the CPU, and layers whose ``backend`` is another one, are left alone.
+        weight_dtype: ``torch.bfloat16``, ``torch.float16`` or ``torch.int8``, to round the packed
+            weights to, of layers of float32; ``None`` leaves them as they are, and undoes an
+            earlier choice. See above for what this does to results.
 
     Returns:
         The bytes that the packed weights of these layers take.
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: it holds no layer that the CPU kernels run.
+        ValueError: it holds no layer that the CPU kernels run; ``weight_dtype`` is another one; or
+            it is given, and the model holds layers that are not of float32.
         RuntimeError: they do not fit into :func:`packed_limit`, or a layer has weights that are
             computed at each call, or not contiguous, which are packed at every call.
 
@@ -61,11 +82,16 @@ def prepack(model: nn.Module) -> int:
             f"backend is the automatic one or 'cpu', got {type(model).__name__} without any. "
             "rnnkernels.convert(model) makes such layers of torch.nn's."
         )
+    _check(weight_dtype, layers)
     for _, layer, weights in layers:
-        for _ in range(2):  # the first call sees the weights, the second keeps what it packs
-            _run(layer, weights[0])
+        _run(layer, weights[0])  # the first call sees the weights, the second keeps what it packs
+        _ops.choose_packed_type(weights, weight_dtype)
+        _run(layer, weights[0])
     for name, layer, weights in layers:
-        if len(_ops.packed_bytes_of(weights)) < layer.num_layers:
+        kept = [size for size, _ in _ops.packed_of(weights) if size]
+        if len(kept) < layer.num_layers:
+            for _, _, chosen in layers:
+                _ops.choose_packed_type(chosen, None)
             where = f"the layers of {name!r}" if name else "the layers"
             raise RuntimeError(
                 f"model: the packed weights of {where} were not kept. Either they do not fit into "
@@ -73,12 +99,17 @@ def prepack(model: nn.Module) -> int:
                 "it by set_packed_limit. Or their weights are computed at each call, or not "
                 "contiguous: make them contiguous parameters."
             )
-    return sum(_ops.packed_bytes_of([w for _, _, weights in layers for w in weights]))
+    return sum(size for size, _ in _ops.packed_of([w for _, _, each in layers for w in each]))
 
 
-def packed_bytes() -> int:
-    """The bytes that all packed weights take which this process keeps now."""
-    return _ops.packed_bytes()
+def packed_bytes(model: nn.Module | None = None) -> int:
+    """The bytes that all packed weights take which this process keeps now, or those of a model."""
+    if model is None:
+        return _ops.packed_bytes()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    weights = [w for _, layer in _layers(model) for w in flat_weights.current(layer)]
+    return sum(size for size, _ in _ops.packed_of(weights))
 
 
 def packed_limit() -> int:
@@ -99,8 +130,25 @@ def set_packed_limit(limit: int) -> None:
 
 
 def drop() -> None:
-    """Frees all packed weights. The next calls pack anew."""
+    """Frees all packed weights, and undoes every ``weight_dtype``. The next calls pack anew."""
     _ops.drop_packed()
+
+
+def _check(weight_dtype: object, layers: list[tuple[str, RNNBase, list[Tensor]]]) -> None:
+    if weight_dtype is None:
+        return
+    if weight_dtype not in WEIGHT_DTYPES:
+        raise ValueError(
+            f"weight_dtype: expected one of {', '.join(map(str, WEIGHT_DTYPES))} or None, got "
+            f"{weight_dtype!r}"
+        )
+    for name, _, weights in layers:
+        if (got := weights[0].dtype) != torch.float32:
+            where = f"the layer {name!r}" if name else "the layer"
+            raise ValueError(
+                f"weight_dtype: expected {where} to be of torch.float32, got {got}. Convert it by "
+                ".to(torch.float32), or leave weight_dtype out."
+            )
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, RNNBase]]:

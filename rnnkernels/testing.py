@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rnnkernels._core.closeness import errors as _differences
 from rnnkernels._core.closeness import relative_error
 
-__all__ = ["RTOL", "TERMS", "assert_close", "relative_error", "tolerance"]
+__all__ = ["RTOL", "TERMS", "assert_close", "relative_error", "rounded", "tolerance"]
 
 #: Number of terms that the longest sum behind a compared number may have under :data:`RTOL`.
 #: Rounding errors of a sum grow with the square root of its terms, and so do tolerances above it.
@@ -100,3 +101,18 @@ def assert_close(
 
 def _kind(value: object) -> str:
     return "None" if value is None else "a tensor"
+
+
+def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a weight [rows, columns] is once ``rnnkernels.serving.prepack(weight_dtype=dtype)`` has
+    packed it, in its own dtype.
+
+    In int8, each row is multiples of the 127th part of its greatest magnitude, to nearest, ties to
+    even; a row with a value that is not finite is NaN.
+    """
+    if dtype is not torch.int8:
+        return weight.to(dtype).to(weight.dtype)
+    greatest = weight.abs().amax(1, keepdim=True)
+    scale = (greatest / 127).clamp_min(torch.finfo(weight.dtype).tiny)
+    scale = scale.masked_fill(~greatest.isfinite(), torch.nan)
+    return (weight / scale).round() * scale

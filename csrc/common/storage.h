@@ -1,4 +1,4 @@
-// Storage types of 16 bits as the kernels see them, without torch's headers, and the arithmetic type of each storage.
+// Storage types of 16 and 8 bits as the kernels see them, without torch's headers, and the arithmetic type of each.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,10 @@ struct BFloat16 {
 };
 struct Float16 {
   uint16_t bits;
+};
+// Of packed weights alone: a multiple of a scale that is kept elsewhere.
+struct Int8 {
+  int8_t value;
 };
 
 template <class IO>

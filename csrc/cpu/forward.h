@@ -13,7 +13,8 @@ namespace rnn::cpu::RNN_ISA {
 // Units that a panel holds per gate, so that a panel is about kMaxVectors wide whatever the number of gates.
 constexpr int vectors_per_gate(int gates) { return gates >= kMaxVectors ? 1 : kMaxVectors / gates; }
 
-template <class Cell, class IO>
+// W is what weights are packed in.
+template <class Cell, class IO, class W>
 class ForwardLoop : LoopBase<IO> {
   using Base = LoopBase<IO>;
   using Base::kLanes, Base::left, Base::load_or_zero, Base::padded, Base::padded_factors;
@@ -105,7 +106,7 @@ class ForwardLoop : LoopBase<IO> {
   }
 
  private:
-  using Matrix = KeptPanels<F, IO>;
+  using Matrix = KeptPanels<F, IO, W>;
   struct Direction {
     Matrix input;        // W_ih
     Matrix hidden;       // W_hh
@@ -252,7 +253,7 @@ class ForwardLoop : LoopBase<IO> {
             b};
   }
   static void keep(const State& state, int64_t i, V h, int n) {
-    store(state.h_next + i, h);
+    store(state.h_next + i, h, n);  // what pads it stays zero: products may take it
     if constexpr (Base::kRounds) store(state.rounded + i, h, n);
   }
 

@@ -10,15 +10,16 @@
 namespace rnn::cpu::RNN_ISA {
 
 // The panels of w [gates*units, K], transposed, for one call or for several.
-template <class T, class IO>
-class KeptPanels : public Panels<T> {
-  using Base = Panels<T>;
+template <class T, class IO, class W>
+class KeptPanels : public Panels<T, W> {
+  using Base = Panels<T, W>;
 
  public:
   KeptPanels() = default;
   // Lies in `arena`, with the digests where it is kept.
   KeptPanels(const Base& shape, const IO* w, bool kept, Arena& arena) : Base(shape), w_(w) {
-    Base::data = arena.take<T>(Base::size());
+    Base::data = arena.take<W>(Base::size());
+    if (Base::kScaled) Base::scales = arena.take<Arithmetic<T>>(Base::tiles() * Base::width());
     if (kept) digests_ = arena.take<Digest>(Base::tiles() * digests_of_tile());
   }
 

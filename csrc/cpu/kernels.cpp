@@ -52,6 +52,12 @@ struct Leaf7 {
 #endif
 }
 
+// F16C; not every compiler knows its name.
+static bool converts_float16() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
 bool multiplies_bfloat16() { return Leaf7(1).a >> 5 & 1; }  // AVX512-BF16
 bool multiplies_float16() { return Leaf7(0).d >> 23 & 1; }  // AVX512-FP16
 #else
@@ -64,7 +70,7 @@ static const Kernels* choose() {
   const char* wanted = std::getenv("RNNKERNELS_CPU_CAPABILITY");
   const auto allowed = [&](const Kernels& k) { return !wanted || std::strcmp(wanted, k.name) == 0; };
 #if defined(__x86_64__)
-  const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16();
 #if !defined(RNNKERNELS_ONLY_AVX2)
   const bool wide = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");

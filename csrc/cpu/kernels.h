@@ -17,12 +17,17 @@ struct Launch {
   void* context;
 };
 
+// What weights are packed in: what products take, or, of float32 layers that save nothing for backward, something
+// narrower. int8 is a multiple of a scale that each row of a weight has for itself.
+enum class PackedType { kOwn, kBFloat16, kFloat16, kInt8 };
+
 // Where forward packs its weights: in the workspace of the call, or in memory that outlives it. A digest tells whether
 // weights are still those that this memory was filled from, whichever way they were written to: digest.h.
 struct Packs {
   bool keep = false;
   void* memory = nullptr;  // packed_bytes() bytes, aligned to 64
   bool filled = false;     // by an earlier call of the same sizes
+  PackedType type = PackedType::kOwn;
 };
 
 // out [rows, units] = a [rows, K] * w [K, units], each row by itself.
@@ -53,7 +58,7 @@ template <class IO>
 struct Entry {
   // False: the packs are of other values than the weights have now, and no output was written.
   bool (*forward)(const Launch&, const Forward<IO>&, const Packs&);
-  int64_t (*packed_bytes)(int cell, const Forward<IO>&);
+  int64_t (*packed_bytes)(int cell, const Forward<IO>&, PackedType);
   void (*backward)(const Launch&, const Backward<IO>&);
   void (*rows)(const Launch&, const Rows<IO>&);
   void (*outer)(const Launch&, const OuterProducts<IO>&);  // null where torch's are faster

@@ -1,5 +1,6 @@
-// Kernels for x86-64 processors with AVX2 and FMA.
+// Kernels for x86-64 processors with AVX2, FMA and F16C.
 #if defined(__x86_64__)
+#include <immintrin.h>
 #include <omp.h>
 #include <sched.h>
 
@@ -9,9 +10,9 @@
 #include <utility>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #define RNN_ISA avx2

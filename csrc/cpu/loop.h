@@ -43,8 +43,8 @@ struct LoopBase : Lanes<IO> {
   // Multiplies n rows that lie at a by this share's tiles of w and hands each row of each product to
   // then(row, tile, product). Where no row of a register tile is active(row), there is no product, and zeros are handed
   // on.
-  template <class Active, class Then>
-  static void for_tiles(const Panels<F>& w, const F* a, int64_t stride, int64_t n, const Share& share, T* out,
+  template <class W, class Active, class Then>
+  static void for_tiles(const Panels<F, W>& w, const F* a, int64_t stride, int64_t n, const Share& share, T* out,
                         Active&& active, Then&& then) {
     for (int64_t j = share.begin(w.tiles()); j < share.end(w.tiles()); ++j) {
       multiply(w, j, a, stride, n, out, active);
@@ -52,9 +52,10 @@ struct LoopBase : Lanes<IO> {
     }
   }
 
-  static Partition partition(const Sequence& q, const Panels<F>& w, int gates, int threads) {
+  template <class W>
+  static Partition partition(const Sequence& q, const Panels<F, W>& w, int gates, int threads) {
     const int64_t rows = q.starts ? most(1, q.starts[q.T] / q.steps()) : q.rows();  // of a step, on the average
-    return Partition::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(F)),
+    return Partition::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(W)),
                            rows * q.R * q.H * gates);
   }
 

@@ -11,40 +11,81 @@ namespace rnn::cpu::RNN_ISA {
 
 constexpr int64_t kPanelBytes = 32 << 10;  // of a panel that stay in L1 while one tile of rows after another uses it
 
+// The K values from k on of a panel as products take them.
+template <class T, class W>
+void widen_panel(const Panels<T, W>& w, int64_t tile, int64_t k, int64_t K, T* to) {
+  constexpr int kLanes = Panels<T, W>::kLanes, kGroup = Panels<T, W>::kGroup;
+  const W* from = w.panel(tile) + k * w.width();
+  for (int64_t i = 0; i < K; i += kGroup, to += kGroup * w.width())
+    for (int n = 0; n < w.columns(); ++n, from += kGroup * kLanes)
+      for (int j = 0; j < kGroup; ++j) store(to + j * w.width() + n * kLanes, load_narrow(from, j));
+}
+
+template <class T, class W>
+Product<T, W> product_of(int vectors, int rows) {
+  using P = Products<T, W>;
+  return vectors == 1   ? P::template of<1>(rows)
+         : vectors == 2 ? P::template of<2>(rows)
+         : vectors == 3 ? P::template of<3>(rows)
+                        : P::template of<4>(rows);
+}
+
 // out [rows, w.width()] = a [rows, w.depth()] * one panel, a few rows at a time. A row that is not active(row) has no
 // product, and is zero, whatever the weights: zero times infinity would not be. Register tiles that have one height
 // overlap where it does not divide the rows. K is not split then, or rows in two of them would be added up twice.
-template <class T, class Active>
-void multiply(const Panels<T>& w, int64_t tile, const T* a, int64_t row_stride, int64_t rows, Arithmetic<T>* out,
+//
+// Narrow weights are widened in registers. Where these are few, and more than two tiles of rows use a panel, that takes
+// longer than to widen it once for all of them, to L1.
+template <class T, class W, class Active>
+void multiply(const Panels<T, W>& w, int64_t tile, const T* a, int64_t row_stride, int64_t rows, Arithmetic<T>* out,
               Active&& active) {
+  using Own = Panels<T, W>;
   const int vectors = w.gates * w.vectors, width = w.width();
-  constexpr int kLanes = Panels<T>::kLanes;
-  constexpr int64_t kStep = Panels<T>::kStep;
-  const int64_t depth = w.depth(), each = Products<T>::tile_rows(rows, vectors);
-  const bool overlap = Products<T>::kOneHeight && rows % each != 0;
-  const int64_t part = rows > each && !overlap ? kPanelBytes / (width * int64_t(sizeof(T))) / kStep * kStep : depth;
+  constexpr int64_t kStep = Own::kStep;
+  constexpr bool kMayWiden = Own::kNarrow && kWidensInFew;
+  const bool widens = kMayWiden && rows > 2 * max_narrow_rows(vectors);
+  const int64_t each = widens ? Products<T>::tile_rows(rows, vectors) : Products<T, W>::tile_rows(rows, vectors);
+  const int64_t depth = w.depth();
+  const bool overlap = Products<T, W>::kOneHeight && rows % each != 0;
+  const int64_t value = widens ? sizeof(T) : sizeof(W);
+  const int64_t part = rows > each && !overlap ? kPanelBytes / (width * value) / kStep * kStep : depth;
+  alignas(64) T wide[kMayWiden ? kPanelBytes / sizeof(T) : 1];
   int64_t k = 0;
   do {
     const int64_t K = depth - k < part ? depth - k : part;
+    if constexpr (kMayWiden) {
+      if (widens) widen_panel(w, tile, k, K, wide);
+    }
     for (int64_t r = 0; r < rows; r += each) {
       const int64_t first = overlap && rows - r < each ? rows - each : r;
       const int n = int(rows - first < each ? rows - first : each);
       int idle = 0;
       for (int i = 0; i < n; ++i) idle += !active(first + i);
       if (idle < n) {
-        const Product<T> f = vectors == 1   ? Products<T>::template of<1>(n)
-                             : vectors == 2 ? Products<T>::template of<2>(n)
-                             : vectors == 3 ? Products<T>::template of<3>(n)
-                                            : Products<T>::template of<4>(n);
+        const auto run = [&]<class Q>(const Q* panel, const Q* ahead) {
+          product_of<T, Q>(vectors, n)(a + first * row_stride + k, row_stride, panel, K, k > 0, out + first * width,
+                                       ahead);
+        };
         const int64_t t = r / each;
-        f(a + first * row_stride + k, row_stride, w.panel(tile) + k * width, K, k > 0, out + first * width,
-          w.panel(tile) + (t < vectors ? (k + K) * width + t * K * kLanes : k * width));
+        const W* here = w.panel(tile) + k * width;
+        if (widens) {
+          run(wide, wide);
+        } else {
+          run(here, here + (t < vectors ? K * width + t * K * Own::kLanes : 0));
+        }
       }
       for (int i = 0; idle > 0 && i < n; ++i)
         if (!active(first + i)) std::memset(out + (first + i) * width, 0, width * sizeof(Arithmetic<T>));
     }
     k += K;
   } while (k < depth);
+  if constexpr (Own::kScaled) {
+    for (int64_t r = 0; r < rows; ++r) {
+      T* row = out + r * width;
+      for (int64_t i = 0; active(r) && i < width; i += Own::kLanes)
+        store(row + i, load(row + i) * load(w.scales + tile * width + i));
+    }
+  }
 }
 
 }  // namespace rnn::cpu::RNN_ISA

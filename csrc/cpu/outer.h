@@ -23,8 +23,8 @@ class OuterLoop : LoopBase<IO> {
   static constexpr int kPanel = kMaxVectors * kLanes;            // columns of the result that registers hold
   static constexpr int kDepth = 96 * 64 / (kLanes * sizeof(T));  // of K at a time: a panel of b fills most of L1
   static_assert(kBlock + kLanes <= kStride);
-  static constexpr Product<T> kProducts[] = {product<T, kTile, 1, true>, product<T, kTile, 2, true>,
-                                             product<T, kTile, 3, true>, product<T, kTile, 4, true>};
+  static constexpr Product<T> kProducts[] = {product<T, kTile, 1, T, true>, product<T, kTile, 2, T, true>,
+                                             product<T, kTile, 3, T, true>, product<T, kTile, 4, T, true>};
   static_assert(std::size(kProducts) == kMaxVectors);
 
  public:

@@ -21,29 +21,28 @@ PackKey PackTable::key(const ForwardLayer& layer) {
   return key;
 }
 
-std::optional<Tensor> PackTable::find(const PackKey& key) {
+std::optional<PackTable::Found> PackTable::find(const PackKey& key) {
   const std::lock_guard lock(mutex_);
   const auto found = entries_.find(key);
   if (found == entries_.end()) return std::nullopt;
   found->second.used = ++clock_;
-  return found->second.pack;
+  return Found{found->second.pack, found->second.type};
 }
 
 void PackTable::put(const PackKey& key, const ForwardLayer& layer, const Tensor& pack,
-                    const std::optional<Tensor>& found) {
-  Entry entry{pack, {}, 0};
+                    const std::optional<Found>& found) {
+  Entry entry{pack, found ? found->type : PackedType::kOwn, {}, 0};
   each_weight(layer, [&](const Tensor& w) { entry.storages.push_back(w.storage().getWeakStorageImpl()); });
   const std::lock_guard lock(mutex_);
   bury();
   if (const auto now = entries_.find(key); now != entries_.end()) {
-    if (!found || !now->second.pack.is_same(*found)) return;
+    if (!found || !now->second.pack.is_same(found->pack) || now->second.type != found->type) return;
     erase(now);
   }
-  const int64_t bytes = entry.bytes();
-  if (bytes > limit_) return;
-  shrink(limit_ - bytes);
+  if (entry.bytes() > limit_) entry.pack = Tensor();
+  shrink(limit_ - entry.bytes());
   entry.used = ++clock_;
-  bytes_ += bytes;
+  bytes_ += entry.bytes();
   entries_.emplace(key, std::move(entry));
 }
 
@@ -60,10 +59,14 @@ void PackTable::bury() {
   }
 }
 
+// That weights were seen, and what type was chosen for them, stays known: results may depend on the type.
 void PackTable::shrink(int64_t most) {
   while (bytes_ > most) {
-    erase(std::min_element(entries_.begin(), entries_.end(),
-                           [](const auto& a, const auto& b) { return a.second.used < b.second.used; }));
+    Entry* oldest = nullptr;
+    for (auto& [key, entry] : entries_)
+      if (entry.bytes() && (!oldest || entry.used < oldest->used)) oldest = &entry;
+    bytes_ -= oldest->bytes();
+    oldest->pack = Tensor();
   }
 }
 
@@ -73,20 +76,39 @@ int64_t PackTable::bytes() {
   return bytes_;
 }
 
-std::vector<int64_t> PackTable::bytes_of(TensorList weights) {
-  const std::lock_guard lock(mutex_);
+// Calls f(entry) for those of layers all of whose weights are among these.
+template <class F>
+void PackTable::each_of(TensorList weights, F&& f) {
   bury();
-  std::vector<int64_t> bytes;
-  for (const auto& [key, entry] : entries_) {
+  for (auto& [key, entry] : entries_) {
     const bool all = std::all_of(key.places.begin(), key.places.end(), [&](const auto& place) {
       return std::any_of(weights.begin(), weights.end(), [&](const Tensor& w) {
         return w.has_storage() && w.storage().unsafeGetStorageImpl() == place.first &&
                w.storage_offset() == place.second;
       });
     });
-    if (all && entry.pack.defined()) bytes.push_back(entry.bytes());
+    if (all) f(entry);
   }
-  return bytes;
+}
+
+std::vector<PackTable::Kept> PackTable::kept_of(TensorList weights) {
+  const std::lock_guard lock(mutex_);
+  std::vector<Kept> kept;
+  each_of(weights, [&](const Entry& entry) { kept.push_back({entry.bytes(), entry.type}); });
+  return kept;
+}
+
+int64_t PackTable::choose(TensorList weights, PackedType type) {
+  const std::lock_guard lock(mutex_);
+  int64_t layers = 0;
+  each_of(weights, [&](Entry& entry) {
+    ++layers;
+    if (entry.type == type) return;
+    bytes_ -= entry.bytes();
+    entry.pack = Tensor();
+    entry.type = type;
+  });
+  return layers;
 }
 
 int64_t PackTable::limit() {
@@ -115,6 +137,27 @@ PackTable& pack_table() {
     return new PackTable;  // never destroyed: a call may come while the process ends
   }();
   return *table;
+}
+
+PackedType packed_type(std::optional<at::ScalarType> dtype) {
+  if (!dtype) return PackedType::kOwn;
+  for (const PackedType type : {PackedType::kBFloat16, PackedType::kFloat16, PackedType::kInt8})
+    if (dtype_of(type) == dtype) return type;
+  TORCH_CHECK_VALUE(false, "dtype: expected torch.bfloat16, torch.float16, torch.int8 or None, got ", *dtype);
+}
+
+std::optional<at::ScalarType> dtype_of(PackedType type) {
+  switch (type) {
+    case PackedType::kBFloat16:
+      return at::kBFloat16;
+    case PackedType::kFloat16:
+      return at::kHalf;
+    case PackedType::kInt8:
+      return at::kChar;
+    case PackedType::kOwn:
+      break;
+  }
+  return std::nullopt;
 }
 
 }  // namespace rnn::cpu

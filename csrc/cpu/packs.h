@@ -1,6 +1,7 @@
 // The packed weights that this process keeps between calls that save nothing for backward: who has which, and how much.
 #pragma once
 
+#include "cpu/kernels.h"
 #include "ops/layers.h"
 
 namespace rnn::cpu {
@@ -24,15 +25,27 @@ class PackTable {
   // holds on to the addresses of storages, if not to their memory.
   static PackKey key(const ForwardLayer& layer);
 
+  struct Found {
+    Tensor pack;      // undefined where the weights have been seen, and no more
+    PackedType type;  // that these weights are packed in
+  };
   // What was put under this key, if anything was.
-  std::optional<Tensor> find(const PackKey& key);
+  std::optional<Found> find(const PackKey& key);
   // In place of what find() gave: the packs, or an undefined tensor, which says that the weights have been seen. Where
   // another thread was faster, its own stay. What does not fit into the limit is not kept; what was used the longest
   // time ago makes room.
-  void put(const PackKey& key, const ForwardLayer& layer, const Tensor& pack, const std::optional<Tensor>& found);
+  void put(const PackKey& key, const ForwardLayer& layer, const Tensor& pack, const std::optional<Found>& found);
+
+  // From now on the packed weights of each layer all of whose weights are among these, and which a call has seen, are
+  // of this type, as long as the weights live. Returns how many layers there are.
+  int64_t choose(TensorList weights, PackedType type);
 
   int64_t bytes();
-  std::vector<int64_t> bytes_of(TensorList weights);  // of each layer whose packed weights are all among these
+  struct Kept {
+    int64_t bytes;  // 0 where there are none now
+    PackedType type;
+  };
+  std::vector<Kept> kept_of(TensorList weights);  // of each layer all of whose weights are among these
   int64_t limit();
   void set_limit(int64_t bytes);
   void drop();
@@ -45,12 +58,15 @@ class PackTable {
   };
   struct Entry {
     Tensor pack;
+    PackedType type;
     int64_t bytes() const { return pack.defined() ? int64_t(pack.nbytes()) : 0; }
     c10::SmallVector<c10::weak_intrusive_ptr<c10::StorageImpl>, 4> storages;
     uint64_t used;
   };
   using Entries = std::unordered_map<PackKey, Entry, Hash>;
 
+  template <class F>
+  void each_of(TensorList weights, F&& f);
   void shrink(int64_t most);
   Entries::iterator erase(Entries::iterator entry);
   void bury();  // the packs of weights that are gone
@@ -62,5 +78,9 @@ class PackTable {
 };
 
 PackTable& pack_table();
+
+// By torch's name; none is the type of the layer itself.
+PackedType packed_type(std::optional<at::ScalarType> dtype);
+std::optional<at::ScalarType> dtype_of(PackedType type);
 
 }  // namespace rnn::cpu

@@ -1,6 +1,7 @@
 // Weights in the order in which a product reads them.
 #pragma once
 
+#include <cfloat>
 #include <type_traits>
 
 #include "cpu/vec.h"
@@ -20,26 +21,31 @@ using Factor = Arithmetic<IO>;
 // A weight matrix packed for the product: `tiles()` panels of [K / kGroup, gates, vectors, lanes, kGroup], each holding
 // all gates of vectors * lanes neighbouring units, so that one panel times one row gives whole units. Units past the
 // end are zero, and so is what pads K to whole steps of the product.
-template <class T>
+//
+// T is what the product takes, W what is in memory: T itself, or something narrower that is widened as it is read. Int8
+// has a scale for each column, which the product is multiplied by in the end.
+template <class T, class W = T>
 struct Panels {
   using V = Vec<Arithmetic<T>>;
   static constexpr int kLanes = V::kLanes;
-  static constexpr int kGroup = int(sizeof(Arithmetic<T>) / sizeof(T));  // values of K in a lane
+  static constexpr bool kNarrow = !std::is_same_v<T, W>, kScaled = std::is_same_v<W, Int8>;
+  static constexpr int kGroup = kNarrow ? kInLane<W> : int(sizeof(Arithmetic<T>) / sizeof(T));  // values of K in a lane
 #if defined(RNN_AMX)
   static constexpr int64_t kStep = kLanes * kGroup;  // values of K that a product takes at once
 #else
   static constexpr int64_t kStep = kGroup;
 #endif
-  T* data = nullptr;
+  W* data = nullptr;
   int64_t K = 0, units = 0;
   int gates = 1, vectors = 1;
+  Arithmetic<T>* scales = nullptr;  // [tiles, width]
 
   int width() const { return gates * vectors * kLanes; }  // columns of one panel
   int64_t tile_units() const { return vectors * kLanes; }
   int64_t tiles() const { return (units + tile_units() - 1) / tile_units(); }
   int64_t depth() const { return (K + kStep - 1) / kStep * kStep; }
   int64_t size() const { return tiles() * depth() * width(); }
-  T* panel(int64_t tile) const { return data + tile * depth() * width(); }
+  W* panel(int64_t tile) const { return data + tile * depth() * width(); }
 
   // The rows of w [gates*units, K] that make column `column` of a tile, a vector wide: neighbours, `count` of them.
   struct Rows {
@@ -60,18 +66,26 @@ struct Panels {
   // The same of w whose rows of a column lie at rows(column) [count, K].
   template <class IO, class At>
   void pack_columns(int64_t tile, At&& rows) const {
-    constexpr int64_t each = kLanes * kGroup;
+    constexpr int64_t each = kNarrow ? kLanes : kLanes * kGroup;
+    if constexpr (kScaled) {
+      for (int column = 0; column < columns(); ++column)
+        find_scales(rows(column), rows_of(tile, column).count, scales + tile * width() + column * kLanes);
+    }
     for (int64_t k0 = 0; k0 < K; k0 += each) {
       const int n = int(K - k0 < each ? K - k0 : each);
-      T* out = panel(tile) + k0 * width();
+      W* out = panel(tile) + k0 * width();
       for (int column = 0; column < columns(); ++column, out += kLanes * kGroup) {
         const IO* from = rows(column) + k0;
         const int count = rows_of(tile, column).count;
         V block[kLanes];
         for (int i = 0; i < kLanes; ++i) block[i] = i < count ? lanes(from + i * K, n) : V(0);
         transpose(block);
+        if constexpr (kScaled) {
+          const V scale = load(scales + tile * width() + column * kLanes);
+          for (int k = 0; k < n; ++k) block[k] = block[k] / scale;
+        }
         const int steps = int((n + kStep - 1) / kStep * kStep / kGroup);
-        for (int k = 0; k < steps; ++k) put(out + k * width() * kGroup, block[k]);
+        for (int k = 0; k < steps; ++k) put(out + k * width() * kGroup, block + (kNarrow ? k * kGroup : k));
       }
     }
   }
@@ -79,14 +93,15 @@ struct Panels {
   // Packs one tile of w [K, units]: the product is row * w.
   template <class IO>
   void pack(const IO* w, int64_t tile) const {
-    T* to = panel(tile);
+    W* to = panel(tile);
     for (int64_t k = 0; k < depth(); k += kGroup) {
       for (int u = 0; u < vectors; ++u, to += kLanes * kGroup) {
         const int64_t unit = tile * tile_units() + u * kLanes, left = units - unit;
         const auto row = [&](int64_t k) {
           return k >= K || left <= 0 ? V(0) : load(w + k * units + unit, left < kLanes ? int(left) : kLanes);
         };
-        put(to, kGroup > 1 ? side_by_side(row(k), row(k + 1)) : row(k));
+        const V together = kGroup > 1 ? side_by_side(row(k), row(k + 1)) : row(k);
+        put(to, &together);
       }
     }
   }
@@ -95,7 +110,7 @@ struct Panels {
   // n <= kLanes * kGroup values as they lie in lanes, and zeros.
   template <class IO>
   static V lanes(const IO* p, int n) {
-    if constexpr (kGroup == 1) {
+    if constexpr (kGroup == 1 || kNarrow) {
       return load(p, n);
     } else {
       static_assert(std::is_same_v<IO, T>);
@@ -108,7 +123,32 @@ struct Panels {
       return x;
     }
   }
-  static void put(T* to, V lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+  static void put(W* to, const V* lanes) {
+    if constexpr (kNarrow) {
+      store_narrow(to, lanes);
+    } else {
+      std::memcpy(to, lanes, sizeof *lanes);
+    }
+  }
+
+  // What takes the largest value of each of `count` rows [count, K] to 127. A row that holds a value which is not
+  // finite has none, and its products are NaN. It is never 0, and not less precise than any other number.
+  template <class IO>
+  void find_scales(const IO* rows, int count, Arithmetic<T>* to) const {
+    for (int i = 0; i < kLanes; ++i) {
+      typename V::Bits most{};  // of the bits of positive numbers, the order is that of the numbers; NaN comes last
+      for (int64_t k = 0; i < count && k < K; k += kLanes) {
+        const auto bits = load(rows + i * K + k, K - k < kLanes ? int(K - k) : kLanes).bits() & 0x7fffffff;
+        most = bits > most ? bits : most;
+      }
+      int32_t bits = 0;
+      for (int l = 0; l < kLanes; ++l) bits = most[l] > bits ? most[l] : bits;
+      float largest;
+      std::memcpy(&largest, &bits, sizeof largest);
+      const float scale = largest / 127;
+      to[i] = !(largest <= FLT_MAX) ? __builtin_nanf("") : scale < FLT_MIN ? FLT_MIN : scale;
+    }
+  }
 
   // The upper halves of a's and b's lanes, a's below b's.
   static V side_by_side(V a, V b) {

@@ -37,23 +37,24 @@ void check_values(const Steps& steps, const Sizes& n) {
 template <class IO>
 void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& a) {
   const Forward<IO> p = parameters<IO>(a);
-  PackTable& table = pack_table();
-  const int64_t bytes = a.call.save ? 0 : entry.packed_bytes(launch.cell, p);
-  if (a.call.save || bytes > table.limit()) {
+  if (a.call.save) {
     entry.forward(launch, p, {});
     return;
   }
+  PackTable& table = pack_table();
   const PackKey key = PackTable::key(a);
   const auto found = table.find(key);
-  const bool packed = found && found->defined();
-  if (packed && entry.forward(launch, p, {true, found->data_ptr(), true})) return;
-  if (found && !packed) {
+  const bool packed = found && found->pack.defined();
+  const PackedType type = found ? found->type : PackedType::kOwn;
+  if (packed && entry.forward(launch, p, {true, found->pack.data_ptr(), true, type})) return;
+  const int64_t bytes = entry.packed_bytes(launch.cell, p, type);
+  if (found && !packed && bytes <= table.limit()) {
     const Tensor pack = fresh({bytes}, at::kByte);
-    entry.forward(launch, p, {true, pack.data_ptr(), false});
+    entry.forward(launch, p, {true, pack.data_ptr(), false, type});
     table.put(key, a, pack, found);
   } else {
-    entry.forward(launch, p, {});
-    table.put(key, a, {}, found);
+    entry.forward(launch, p, {false, nullptr, false, type});
+    if (!found || packed) table.put(key, a, {}, found);
   }
 }
 template <class IO>

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "common/macros.h"
@@ -106,11 +107,34 @@ RNN_HD void store(T* p, Vec<T> x) {
 }
 
 typedef uint16_t Half16 __attribute__((vector_size(RNN_VECTOR_BYTES / 2)));
+typedef int8_t Bytes __attribute__((vector_size(RNN_VECTOR_BYTES / 4)));
 
-RNN_HD Vec<float> widen(Half16 h, BFloat16) {
+// To lanes of 32 bits. GCC does it in parts where an instruction does it at once.
+RNN_HD Vec<float>::Bits lanes_of(Half16 h) {
   using Bits = Vec<float>::Bits;
-  return Vec<float>::from_bits(__builtin_convertvector(h, Bits) << 16);
+#if defined(__x86_64__) && RNN_VECTOR_BYTES == 64
+  return reinterpret_cast<Bits>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(h)));
+#elif defined(__x86_64__) && RNN_VECTOR_BYTES == 32
+  return reinterpret_cast<Bits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)));
+#else
+  return __builtin_convertvector(h, Bits);
+#endif
 }
+
+RNN_HD Vec<float>::Bits lanes_of(Bytes b) {
+  using Bits = Vec<float>::Bits;
+#if defined(__x86_64__) && RNN_VECTOR_BYTES == 64
+  return reinterpret_cast<Bits>(_mm512_maskz_cvtepi8_epi32(0xffff, reinterpret_cast<__m128i>(b)));
+#elif defined(__x86_64__) && RNN_VECTOR_BYTES == 32
+  int64_t low;
+  std::memcpy(&low, &b, sizeof low);
+  return reinterpret_cast<Bits>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(low)));
+#else
+  return __builtin_convertvector(b, Bits);
+#endif
+}
+
+RNN_HD Vec<float> widen(Half16 h, BFloat16) { return Vec<float>::from_bits(lanes_of(h) << 16); }
 RNN_HD Half16 narrow(Vec<float> x, BFloat16) {
 #if defined(RNN_BFLOAT16)
   return reinterpret_cast<Half16>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x.v)));
@@ -124,6 +148,12 @@ RNN_HD Half16 narrow(Vec<float> x, BFloat16) {
 }
 RNN_HD Vec<float> widen(Half16 h, Float16) {
   using V = Vec<float>;
+#if defined(__x86_64__) && RNN_VECTOR_BYTES == 64
+  // Without a mask GCC warns of a value that its own header leaves uninitialized.
+  return V(reinterpret_cast<V::Data>(_mm512_maskz_cvtph_ps(0xffff, reinterpret_cast<__m256i>(h))));
+#elif defined(__x86_64__) && RNN_VECTOR_BYTES == 32
+  return V(reinterpret_cast<V::Data>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(h))));
+#else
   using Bits = V::Bits;
   const Bits b = __builtin_convertvector(h, Bits) & 0xffff;
   const Bits sign = (b & 0x8000) << 16;
@@ -132,6 +162,7 @@ RNN_HD Vec<float> widen(Half16 h, Float16) {
   const Bits finite = (V::from_bits(magnitude) * V::from_bits(Bits{} + ((254 - 15) << 23))).bits();
   const Bits special = magnitude | 0x7f800000;
   return V::from_bits(sign | ((b & 0x7c00) == 0x7c00 ? special : finite));
+#endif
 }
 RNN_HD Half16 narrow(Vec<float> x, Float16) {
   using V = Vec<float>;
@@ -160,6 +191,47 @@ template <class IO>
 RNN_HD void store(IO* p, Vec<float> x) {
   const Half16 h = narrow(x, IO{});
   std::memcpy(p, &h, sizeof h);
+}
+
+RNN_HD Vec<float> load(const Int8* p) {
+  using V = Vec<float>;
+  Bytes b;
+  std::memcpy(&b, p, sizeof b);
+  return V(__builtin_convertvector(lanes_of(b), V::Data));
+}
+// Of numbers between -127 and 127, to nearest, ties to even.
+RNN_HD void store(Int8* p, Vec<float> x) {
+  const Vec<float> shifted = x + Vec<float>(12582912.0f);  // 1.5 * 2^23: leaves an integer in the low bits
+  const Bytes b = __builtin_convertvector(shifted.bits(), Bytes);
+  std::memcpy(p, &b, sizeof b);
+}
+
+// Weights that are narrower than what products take: lane by lane, but for bfloat16, of which a lane holds two, since a
+// shift or a mask takes less time than an instruction that widens.
+template <class W>
+constexpr int kInLane = std::is_same_v<W, BFloat16> ? 2 : 1;
+
+// The j-th of each lane.
+template <class W>
+RNN_HD Vec<float> load_narrow(const W* p, int j) {
+  if constexpr (kInLane<W> == 1) {
+    return load(p);
+  } else {
+    using V = Vec<float>;
+    V::Bits b;
+    std::memcpy(&b, p, sizeof b);
+    return V::from_bits(j == 0 ? b << 16 : b & int(0xffff0000));
+  }
+}
+// Of x[0] and, where a lane holds two, x[1].
+template <class W>
+RNN_HD void store_narrow(W* p, const Vec<float>* x) {
+  if constexpr (kInLane<W> == 1) {
+    store(p, *x);
+  } else {
+    const auto b = lanes_of(narrow(x[0], W{})) | lanes_of(narrow(x[1], W{})) << 16;
+    std::memcpy(p, &b, sizeof b);
+  }
 }
 
 template <class IO>

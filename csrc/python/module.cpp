@@ -248,8 +248,22 @@ PYBIND11_MODULE(_C, module) {
   using rnn::cpu::pack_table;
   module.def("packed_bytes", [] { return pack_table().bytes(); }, "Memory of the packed weights that are kept.");
   module.def(
-      "packed_bytes_of", [](const std::vector<at::Tensor>& weights) { return pack_table().bytes_of(weights); },
-      py::arg("weights"), "The same of each layer all of whose packed weights are among these.");
+      "packed_of",
+      [](const std::vector<at::Tensor>& weights) {
+        std::vector<std::pair<int64_t, std::optional<at::ScalarType>>> all;
+        for (const auto& [bytes, type] : pack_table().kept_of(weights))
+          all.emplace_back(bytes, rnn::cpu::dtype_of(type));
+        return all;
+      },
+      py::arg("weights"),
+      "The same, and the type that was chosen for them, of each layer all of whose weights are among these.");
+  module.def(
+      "choose_packed_type",
+      [](const std::vector<at::Tensor>& weights, std::optional<at::ScalarType> dtype) {
+        return pack_table().choose(weights, rnn::cpu::packed_type(dtype));
+      },
+      py::arg("weights"), py::arg("dtype"),
+      "What each of these layers that a call has seen is packed in from now on; returns how many there are.");
   module.def("packed_limit", [] { return pack_table().limit(); }, "How much memory packed weights may take.");
   module.def(
       "set_packed_limit", [](int64_t bytes) { pack_table().set_limit(bytes); }, py::arg("bytes"),

@@ -76,12 +76,15 @@ def _checked(run: Callable[[Call], Result]) -> Callable[[Call], Result]:
 
 def _packed(call: Call) -> str:
     """What is kept of the packed weights of a call."""
-    kept = _ops.packed_bytes_of(call.weights)
-    if not kept:
+    packed = _ops.packed_of(call.weights)
+    bytes_kept = sum(each for each, _ in packed)
+    types = sorted({str(dtype).removeprefix("torch.") for _, dtype in packed if dtype is not None})
+    if not bytes_kept and not types:
         return ""
+    of_type = f" as {' and '.join(types)}" if types else ""
     return (
-        f"packed weights kept for calls without gradients: {sum(kept):,} bytes of this call, "
-        f"{_ops.packed_bytes():,} of all, at most {_ops.packed_limit():,}"
+        f"packed weights kept for calls without gradients{of_type}: {bytes_kept:,} bytes of this "
+        f"call, {_ops.packed_bytes():,} of all, at most {_ops.packed_limit():,}"
     )
 
 

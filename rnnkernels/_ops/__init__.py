@@ -87,9 +87,16 @@ def packed_bytes() -> int:
     return 0 if _C is None else _C.packed_bytes()
 
 
-def packed_bytes_of(weights: Sequence[Tensor]) -> list[int]:
-    """The same of each layer all of whose packed weights are among these."""
-    return [] if _C is None else _C.packed_bytes_of(list(weights))
+def packed_of(weights: Sequence[Tensor]) -> list[tuple[int, torch.dtype | None]]:
+    """The same, and the type that was chosen for them, of each layer all of whose weights are among
+    these and that a call has seen; 0 bytes where it has none now."""
+    return [] if _C is None else _C.packed_of(list(weights))
+
+
+def choose_packed_type(weights: Sequence[Tensor], dtype: torch.dtype | None) -> int:
+    """What each of these layers that a call has seen is packed in from now on, ``None`` being their
+    own type; returns how many layers there are."""
+    return 0 if _C is None else _C.choose_packed_type(list(weights), dtype)
 
 
 def packed_limit() -> int:

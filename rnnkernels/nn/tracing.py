@@ -87,7 +87,9 @@ class QConfig:
                 "torch.ao.quantization: layers of rnnkernels were chosen, and have no quantised "
                 "kernels: they stay as they are. rnnkernels.revert(model) puts torch.nn's layers "
                 "in their place, with the same parameters, which can be quantised; choose "
-                "torch.nn.LSTM, torch.nn.GRU or their cells then",
+                "torch.nn.LSTM, torch.nn.GRU or their cells then. Or keep layers of rnnkernels: "
+                "rnnkernels.serving.prepack(model, weight_dtype=torch.int8) has them read weights "
+                "of 8 bits on a CPU",
                 stacklevel=1,  # one place for all layers, as above
             )
 

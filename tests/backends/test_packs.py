@@ -241,7 +241,7 @@ def test_other_layers_on_the_same_memory() -> None:
     for _ in range(3):
         for layer, x, right in zip(layers, inputs, wanted, strict=True):
             assert same_bits(call(layer, x), right)
-    assert len(_ops.packed_bytes_of(weights(layers[0]))) == len(layers)
+    assert len(_ops.packed_of(weights(layers[0]))) == len(layers)
 
 
 def test_threads_that_call_while_weights_are_loaded_between() -> None:

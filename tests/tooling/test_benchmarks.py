@@ -81,6 +81,8 @@ def test_run_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture
         ("sequences", "40,3,3,4", "sequences"),
         ("ragged", "9,3,3,4", "ragged"),
         ("serving", "1,2,3,4", "serving"),
+        ("serving-weights", "5,2,3,4", "serving-weights"),
+        ("serving-weights", "1,2,3,4", "serving-weights"),
         ("concurrent", "5,2,3,4", "concurrent"),
         ("bfloat16", "5,2,3,4", "bfloat16"),
         ("peak", "5,2,3,4", "peak"),
