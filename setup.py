@@ -286,10 +286,8 @@ def without() -> list[str]:
 
 
 def in_one(name: str, files: list[str]) -> list[str]:
-    """Under sanitizers, one file that includes the others: most of the time goes to what torch's
-    headers have every file compile again. Each compiles by itself in every other build."""
-    if not SANITIZE:
-        return files
+    """One file that includes the others: most of the time goes to what torch's headers have every
+    file compile again."""
     path = build_folder() / f"{name}.cpp"
     text = "".join(f'#include "{os.path.relpath(file, "csrc")}"\n' for file in files)
     # One that has not changed is left as it is: ninja would compile it again.
