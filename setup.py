@@ -261,13 +261,40 @@ LEVELS = {
 }
 
 
-def only_level() -> str | None:
-    """The one instruction set to build under sanitizers: only what this machine runs can be found
-    at fault, and the others take minutes. None: all of them."""
-    if not SANITIZE or sys.platform != "linux":
-        return None
-    flags = set(Path("/proc/cpuinfo").read_text().split())
-    return next((level for level, needed in LEVELS.items() if needed <= flags), None)
+#: The kernels for bfloat16 alone, over those of "avx512" for all else; and the same.
+FOR_BFLOAT16 = {
+    "amx": {"amx_bf16", "amx_tile", "avx512_bf16"},
+    "avx512_bf16": {"avx512_bf16"},
+}
+
+
+def processor() -> set[str]:
+    """What the processor of this machine has, as Linux names it."""
+    return set(Path("/proc/cpuinfo").read_text().split()) if sys.platform == "linux" else set()
+
+
+def without() -> list[str]:
+    """The kernels that a build under sanitizers leaves out: only what this machine runs can be
+    found at fault, and the others take minutes. Of the instruction sets it has, the widest."""
+    flags = processor()
+    level = next((level for level, needed in LEVELS.items() if needed <= flags), None)
+    if not SANITIZE or level is None:
+        return []
+    others = [name for name in ("default", *LEVELS) if name != level]
+    extras = FOR_BFLOAT16.items()
+    return others + [name for name, needed in extras if level != "avx512" or not needed <= flags]
+
+
+def in_one(name: str, files: list[str]) -> list[str]:
+    """One file that includes the others: most of the time goes to what torch's headers have every
+    file compile again."""
+    path = build_folder() / f"{name}.cpp"
+    text = "".join(f'#include "{os.path.relpath(file, "csrc")}"\n' for file in files)
+    # One that has not changed is left as it is: ninja would compile it again.
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return [str(path)]
 
 
 def common_options() -> dict[str, Any]:
@@ -283,11 +310,11 @@ def common_options() -> dict[str, Any]:
     if SANITIZE:
         # -g1 is enough for a report to name lines; with -g the kernels take minutes longer.
         instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"]
-        # Python's own flags say -fwrapv, with which an overflow of signed integers is no finding.
-        compile_args += [*instrument, "-O1", "-fno-wrapv"]
+        # Optimizing what is instrumented takes longer than the tests save by it. Python's own flags
+        # say -fwrapv, with which an overflow of signed integers is no finding.
+        compile_args += [*instrument, "-O0", "-fno-wrapv"]
         link_args += instrument
-        if level := only_level():
-            macros.append((f"RNNKERNELS_ONLY_{level.upper()}", None))
+        macros += [(f"RNNKERNELS_WITHOUT_{name.upper()}", None) for name in without()]
     else:
         # Python's own flags may ask for -g: most of it would describe torch's headers.
         compile_args.append("-g0")
@@ -311,10 +338,8 @@ def kernels() -> Extension:
     options["extra_link_args"].append(f"-Wl,-soname,{KERNELS}.so")
     files = [path for path in sources("cpu/*.cpp") if Path(path).name not in KNOW_TORCH]
     files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
-    if level := only_level():
-        for_bfloat16 = () if level == "avx512" else ("amx", "avx512_bf16")
-        others = {name for name in ("default", *LEVELS) if name != level} | {*for_bfloat16}
-        files = [path for path in files if Path(path).stem.removeprefix("kernels_") not in others]
+    left_out = without()
+    files = [path for path in files if Path(path).stem.removeprefix("kernels_") not in left_out]
     if cuda_toolkit():
         # A CUDA build of torch loads its own libcudart for the whole process; were ours visible
         # too, its functions would be bound to torch's, which may be of another version.
@@ -334,14 +359,15 @@ def ops() -> CppExtension:
     files += [f"csrc/cpu/{name}" for name in KNOW_TORCH]
     if cuda_toolkit():
         files.append("csrc/cuda/register.cpp")
-    extension = CppExtension(f"rnnkernels.{OPS}", files, **options)
+    extension = CppExtension(f"rnnkernels.{OPS}", in_one("ops", files), **options)
     extension.libraries.remove("torch_python")
     return extension
 
 
 def extensions() -> list[Extension]:
     if EXTENSION and find_cxx():
-        module = CppExtension(f"rnnkernels.{MODULE}", sources("python/*.cpp"), **common_options())
+        files = in_one("module", sources("python/*.cpp"))
+        module = CppExtension(f"rnnkernels.{MODULE}", files, **common_options())
         return [kernels(), ops(), module]
     built = f"rnnkernels/{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
     stale = f" (but {built} of an earlier build is there and used)" if Path(built).exists() else ""

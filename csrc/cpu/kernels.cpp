@@ -65,28 +65,33 @@ bool multiplies_bfloat16() { return true; }  // not known
 bool multiplies_float16() { return true; }
 #endif
 
-// A build under sanitizers has the kernels of one instruction set alone: RNNKERNELS_ONLY_...
+// A build under sanitizers leaves out what its machine does not run, and others: RNNKERNELS_WITHOUT_...
 static const Kernels* choose() {
   const char* wanted = std::getenv("RNNKERNELS_CPU_CAPABILITY");
   const auto allowed = [&](const Kernels& k) { return !wanted || std::strcmp(wanted, k.name) == 0; };
 #if defined(__x86_64__)
-  const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16();
-#if !defined(RNNKERNELS_ONLY_AVX2)
+  [[maybe_unused]] const bool fma =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16();
+#if !defined(RNNKERNELS_WITHOUT_AVX512)
   const bool wide = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#if !defined(RNNKERNELS_WITHOUT_AMX)
   static const Kernels tiles{"amx", avx512::kTable.float32, avx512::kTable.float64, amx::kBFloat16,
                              avx512::kTable.float16};
+  if (wide && allowed(tiles) && has_tiles()) return &tiles;
+#endif
+#if !defined(RNNKERNELS_WITHOUT_AVX512_BF16)
   static const Kernels pairs{"avx512_bf16", avx512::kTable.float32, avx512::kTable.float64, avx512_bf16::kBFloat16,
                              avx512::kTable.float16};
-  if (wide && allowed(tiles) && has_tiles()) return &tiles;
   if (wide && allowed(pairs) && multiplies_bfloat16()) return &pairs;
+#endif
   if (wide && allowed(avx512::kTable)) return &avx512::kTable;
 #endif
-#if !defined(RNNKERNELS_ONLY_AVX512)
+#if !defined(RNNKERNELS_WITHOUT_AVX2)
   if (fma && allowed(avx2::kTable)) return &avx2::kTable;
 #endif
 #endif
-#if defined(RNNKERNELS_ONLY_AVX512) || defined(RNNKERNELS_ONLY_AVX2)
+#if defined(RNNKERNELS_WITHOUT_DEFAULT)
   return nullptr;
 #else
   return allowed(baseline::kTable) ? &baseline::kTable : nullptr;

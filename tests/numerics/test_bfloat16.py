@@ -80,6 +80,7 @@ def test_without_such_instructions(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path[:0] = {PLACES}\n"
         "import torch, rnnkernels, test_bfloat16 as t\n"
+        f"assert rnnkernels.__file__ == {rnnkernels.__file__!r}\n"
         "assert rnnkernels.build_info()['cpu_capability'] == 'avx512'\n"
         "cases = [case for case in t.CASES if case.cell != 'rnn_relu']\n"
         f"torch.save([t.results(case) for case in cases], {str(tmp_path / 'other')!r})\n"

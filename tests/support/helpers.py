@@ -126,6 +126,8 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     path = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
     env |= {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "2"} | environment
+    # With -c, Python would look into the folder it runs in first: under sanitizers, another build.
+    safe = ["-P"] if arguments[0] == "-c" else []
     return subprocess.run(
-        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, *safe, *arguments], env=env, capture_output=True, text=True, timeout=300
     )

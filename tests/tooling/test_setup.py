@@ -175,3 +175,54 @@ def test_all_architectures(
     assert asked.count("--list-gpu-code") == 1
     with pytest.raises(SystemExit, match="must be all or look like 80;90a, got 'every'"):
         setup.CudaToolkit(NVCC, "every")
+
+
+AVX2 = {"avx2", "fma"}
+AVX512 = {*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq"}
+PAIRS = {*AVX512, "avx512_bf16"}
+AMX = {*PAIRS, "amx_bf16", "amx_tile"}
+NARROW = {"default", "avx2"}
+
+
+@pytest.mark.parametrize(
+    ("has", "left_out"),
+    [
+        (AMX, NARROW),
+        (PAIRS, NARROW | {"amx"}),
+        (AVX512, NARROW | {"amx", "avx512_bf16"}),
+        (AVX2, {"default", "avx512", "amx", "avx512_bf16"}),
+        ({"asimd"}, set()),  # an Arm has one set of kernels
+    ],
+    ids=["amx", "avx512_bf16", "avx512", "avx2", "other"],
+)
+def test_kernels_under_sanitizers(
+    setup: Any, monkeypatch: pytest.MonkeyPatch, has: set[str], left_out: set[str]
+) -> None:
+    """Of the widest instruction set of the machine, and what it has for bfloat16; else all."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setup, "processor", lambda: has)
+    monkeypatch.setattr(setup, "cuda_toolkit", lambda: None)
+    every = set(setup.kernels().sources)
+    assert setup.without() == []
+
+    monkeypatch.setattr(setup, "SANITIZE", "address,undefined")
+    built = setup.kernels()
+    assert set(setup.without()) == left_out
+    assert every - set(built.sources) == {f"csrc/cpu/kernels_{name}.cpp" for name in left_out}
+    said = {name for name, _ in built.define_macros}
+    assert said == {f"RNNKERNELS_WITHOUT_{name.upper()}" for name in left_out}
+
+
+def test_torchs_headers_once(setup: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All files of a library in one, which stays as it is where nothing has changed."""
+    monkeypatch.chdir(ROOT)
+    files = setup.sources("python/*.cpp")
+    monkeypatch.setattr(setup, "build_folder", lambda: tmp_path / "build")
+    (made,) = setup.in_one("module", files)
+    included = re.findall(r'#include "(.+)"', Path(made).read_text())
+    assert [f"csrc/{name}" for name in included] == files
+    before = Path(made).stat().st_mtime_ns
+    assert setup.in_one("module", files) == [made]
+    assert Path(made).stat().st_mtime_ns == before
+    setup.in_one("module", files[1:])
+    assert Path(made).read_text().count("#include") == len(files) - 1
