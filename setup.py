@@ -257,7 +257,7 @@ def sources(pattern: str) -> list[str]:
 #: The kernels of each instruction set, and what a processor must have to run them.
 LEVELS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
-    "avx2": {"avx2", "fma"},
+    "avx2": {"avx2", "fma", "f16c"},
 }
 
 
