@@ -86,7 +86,10 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def fresh_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing compiled before, be it by another version of the ops, is found again."""
+    import graphs  # which loads the compiler
+
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
-    yield
+    with graphs.few_kernels():
+        yield
     torch._dynamo.reset()

@@ -310,7 +310,7 @@ def test_every_instruction_set(capability: str) -> None:
     if capability not in supported_capabilities():
         pytest.skip(f"this processor has no {capability}")
     child = run_python(
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", __file__),
         *(str(Path(__file__).parents[1] / f"{name}.py") for name in MORE),
         "-k",
         "capability_is or test_float32 or added_in_float32 or against_float64 or activations "

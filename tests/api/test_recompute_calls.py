@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import rnnkernels as rk
 from graphs import Graphs, Model, assert_same, options_for, result, tokens
 from helpers import counted, multiplies_itself
+from layers import Sizes
 from modes import Dispatch
 from rnnkernels.diagnostics import gradient_flow
 from rnnkernels.testing import assert_close
@@ -24,17 +25,7 @@ FORWARD = "rnnkernels.recomputed_forward.default"
 BACKWARD = "rnnkernels.recomputed_backward.default"
 RTOL = 1e-12
 T, B, I, H = 7, 3, 4, 5
-
-
-def layer(kind: str = "LSTM", **options: Any) -> Any:
-    torch.manual_seed(1)
-    return getattr(rk, kind)(I, H, **options).double()
-
-
-def sequence(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(*(shape or (T, B, I)), generator=generator, dtype=torch.float64)
-    return x.requires_grad_()
+layer, sequence = Sizes(T, B, I, H).layer, Sizes(T, B, I, H).sequence
 
 
 def grads_of(y: Tensor, inputs: list[Tensor], **options: Any) -> list[Tensor]:

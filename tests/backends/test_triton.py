@@ -18,22 +18,23 @@ pytest.importorskip("triton", reason="needs Triton")
 pytest.importorskip("greenlet", reason="needs greenlet, which runs programs side by side")
 
 TESTS = Path(__file__).parent
-#: Files of tests, and which of them.
+#: Without what nothing here uses; at the end of a run hypothesis is imported, for a summary.
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+#: Files of tests, and which of them: in two processes that take about as long.
 SHARES = {
-    "exchange": ["triton_exchange.py"],
-    "parity of grids": ["triton_parity.py", "-k", "grid"],
-    "other parity": ["triton_parity.py", "-k", "not grid"],
+    "grids": ["triton_exchange.py", "triton_parity.py", "-k", "grid or triton_exchange"],
+    "others": ["triton_parity.py", "-k", "not grid"],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", SHARES)
 def test_interpreted(share: str, pytestconfig: pytest.Config) -> None:
-    file, *which = SHARES[share]
+    which = [str(TESTS / word) if word.endswith(".py") else word for word in SHARES[share]]
     if pytestconfig.getoption("full"):
         which.append("--full")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / file), *which],
+        [sys.executable, *PYTEST, *which],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

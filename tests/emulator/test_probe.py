@@ -24,7 +24,7 @@ def program() -> Program:
     if emulated.SANITIZE:
         pytest.skip("the probe is compiled without sanitizers")
     made = emulated.build()
-    found = [str(made / f"{name}.o") for name in (*emulated.STORAGE, *emulated.EMULATOR)]
+    found = [str(made / f"{name}.o") for name in (*emulated.STORAGE, "emulator")]
     machine = ["tests/emulator/probe_machine.cpp", "csrc/cuda/plan.cpp", *found]
     sources = building.contents("tools/probe", "tests/emulator", "csrc/cuda", "csrc/common")
     with building.folder("probe", sources) as folder:

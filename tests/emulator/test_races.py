@@ -28,8 +28,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="session")
-def ops() -> Any:
-    return emulated.load(watched=True)
+def ops(pytestconfig: pytest.Config) -> Any:
+    return emulated.load(watched=True, full=pytestconfig.getoption("full"))
 
 
 NORM = Clip("norm", 0.3)
@@ -69,7 +69,7 @@ CHOSEN = [
         Case("gru", T=4, B=9, H=16, clip=CLIPS[2], window=2), Layout(batch=2, stages=2), "bfloat16"
     ),
     Run(Case("rnn_relu", T=2, B=3, H=72), Layout(units=64)),  # weights in shared memory
-    Run(Case("lstm", T=4, B=9, H=12, lengths=True), Layout(tiles=2, stages=2), "float16"),
+    Run(Case("lstm", T=4, B=9, H=12, lengths=True), Layout(tiles=2, stages=2), "bfloat16"),
 ]
 #: Everything that the emulator's other tests hold against the reference.
 ALL_RUNS = [

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnkernels as rk
 from cases import NAMES, convert, gradients, make_call
 from helpers import counted, tensors
+from layers import Sizes
 from rnnkernels import _backends
 from rnnkernels._core import reference
 from rnnkernels._core.call import Call, Clip, Layer, LayerResult
@@ -21,6 +22,7 @@ from rnnkernels.testing import assert_close
 
 RTOL = 1e-12
 T, B, I, H = 11, 3, 4, 6
+layer, sequence = Sizes(T, B, I, H).layer, Sizes(T, B, I, H).sequence
 RESET = torch.arange(T * B).view(T, B) % 5 == 1  # of the longest row, at its first step too
 
 
@@ -77,17 +79,6 @@ USES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "no bias": ({"bias": False, "num_layers": 2}, {}),
 }
-
-
-def layer(kind: str = "LSTM", **options: Any) -> Any:
-    torch.manual_seed(1)
-    return getattr(rk, kind)(I, H, **options).double()
-
-
-def sequence(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(*(shape or (T, B, I)), generator=generator, dtype=torch.float64)
-    return x.requires_grad_()
 
 
 def found(module: Any, x: Any, inputs: list[Tensor], **call: Any) -> tuple[Any, ...]:

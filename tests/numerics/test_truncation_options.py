@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels as rk
 from cases import convert, gradients, make_call
+from layers import Sizes
 from op_calls import backward_arguments, forward, run
 from rnnkernels import _backends
 from rnnkernels._core import reference
@@ -19,19 +21,10 @@ from rnnkernels._core.call import Call
 from rnnkernels.testing import assert_close
 
 T, B, I, H = 11, 3, 4, 6
+layer = partial(Sizes(T, B, I, H).layer, num_layers=2)
+sequence = Sizes(T, B, I, H).sequence
 KINDS: list[Any] = [3, (2, 5)]
 both_kinds = pytest.mark.parametrize("truncate", KINDS, ids=str)
-
-
-def layer(**options: Any) -> Any:
-    torch.manual_seed(1)
-    return rk.LSTM(I, H, 2, **options).double()
-
-
-def sequence(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(*(shape or (T, B, I)), generator=generator, dtype=torch.float64)
-    return x.requires_grad_()
 
 
 def grads_of(y: Any, inputs: list[Tensor]) -> list[Tensor]:

@@ -21,12 +21,13 @@ from op_parity import Case
 from rnnkernels._core.call import Layer
 
 ROOT = Path(__file__).parents[2]
-EMULATOR = ("barriers", "fiber", "machine", "races", "traffic", "warp", "watch")
 #: Such as "address,undefined": the kernels and the emulator are instrumented, as by setup.py.
 SANITIZE = os.environ.get("RNNKERNELS_SANITIZE", "")
 #: The types of numbers in memory that kernels are compiled for, the slowest first. What no
 #: sanitizer runs, need not be compiled for it.
 STORAGE = ("float", "bfloat16") if SANITIZE else ("float", "bfloat16", "float16")
+#: Whose kernels have no order of threads that another type's lack; `full` watches them, too.
+ALIKE = ("float16",)
 #: Compiled for a sanitizer, and linked without it: the emulator has what it would call.
 WATCH = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
 
@@ -71,9 +72,9 @@ PRECISIONS = {
 }
 
 
-def load(watched: bool = False) -> Any:
+def load(watched: bool = False, full: bool = False) -> Any:
     """The ops on emulated kernels; see :func:`build`."""
-    build(watched)
+    build(watched, full)
     return getattr(torch.ops, _name(watched))
 
 
@@ -81,13 +82,14 @@ def _name(watched: bool) -> str:
     return "rnnkernels_simt_watched" if watched else "rnnkernels_simt"
 
 
-def build(watched: bool = False) -> Path:
+def build(watched: bool = False, full: bool = False) -> Path:
     """Compiles and loads the ops on emulated kernels; returns the folder of their objects. Watched,
     every access is compared with others for races: kernels take several times as long, and
-    `Layout.races` says when; and they run step by step too."""
+    `Layout.races` says when; and they run step by step too. Persistent kernels are then those of
+    all types if `full` is asked for."""
     name = _name(watched)
-    sources = [*(f"tests/emulator/simt/kernels/{kernels}" for kernels in (*STORAGE, "ops"))]
-    sources += [*(f"tests/emulator/simt/{part}" for part in EMULATOR)]
+    stored = [kind for kind in STORAGE if full or not watched or kind not in ALIKE]
+    sources = [f"tests/emulator/simt/kernels/{part}.cpp" for part in (*stored, "ops", "emulator")]
     level = "-O0" if SANITIZE else "-O1"  # with sanitizers it takes three times as long to optimize
     flags = ["-std=c++20", level, "-g0", "-ffp-contract=fast", "-Wno-unknown-pragmas"]
     flags.append(f"-DRNN_SIMT_OPS={name}")
@@ -97,7 +99,7 @@ def build(watched: bool = False) -> Path:
     if watched:
         # Nothing is shared with the other library of the process.
         flags += [*WATCH, "-g1", "-fno-gnu-unique"]
-    return building.load_ops(name, [f"{source}.cpp" for source in sources], flags, instrument)
+    return building.load_ops(name, sources, flags, instrument)
 
 
 def runs(case: Case, precision: str = "float32") -> bool:

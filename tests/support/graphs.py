@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor import config
 
 import rnnkernels
 
@@ -28,6 +30,13 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor, **options: Any) -> Tensor:
         return self.head(self.layer(self.embedding(tokens), **options)[0])
+
+
+def few_kernels() -> AbstractContextManager[None]:
+    """Inductor as it suits a fresh cache and a few kernels: it does not first compile headers,
+    nor programs that find out what the compiler can do, which take longer than the kernels."""
+    settings = {"cpp_cache_precompile_headers": False, "cpp.vec_isa_ok": True}
+    return config.patch(settings)
 
 
 def tokens(T: int, B: int) -> Tensor:

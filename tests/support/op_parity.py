@@ -250,9 +250,66 @@ def error(got: Tensor, want: Tensor) -> float:
     return worst.nan_to_num(nan=torch.inf).item()
 
 
+def contents(value: Any) -> Any:
+    """What is in a call, list or tensor: equal where every number is the same, bit by bit."""
+    if isinstance(value, Tensor):
+        number = value.detach().cpu().contiguous()
+        return str(value.device), value.dtype, value.shape, bytes(number.view(torch.uint8).numpy())
+    if isinstance(value, list | tuple):
+        return tuple(map(contents, value))
+    return value
+
+
+class Exact:
+    """The reference on a call in float64, whose graph is kept: many tests ask for the gradients of
+    one call, by other kernels and layouts or for other gradients of its results."""
+
+    def __init__(self, call: Layer) -> None:
+        self._call = converted(call, torch.float64)
+        for t in self._call.tensors:
+            t.requires_grad_()
+        self._results = reference.run_layer(self._call)
+        self.results = [t if t is None else t.detach() for t in self._results]
+        self._found: dict[Any, tuple[list[Tensor], Tensor | None]] = {}
+
+    def gradients(self, grads: list[Tensor | None]) -> tuple[list[Tensor], Tensor | None]:
+        """Of the call's tensors, for those of its results; and the norms of those of h."""
+        key = contents(grads)
+        if key not in self._found:
+            self._found[key] = self._backward(grads)
+        return self._found[key]
+
+    def _backward(self, grads: list[Tensor | None]) -> tuple[list[Tensor], Tensor | None]:
+        flow, tensors = self._call.flow, self._call.tensors
+        if flow is not None:
+            flow.zero_()
+        loss = self._results[0].new_zeros(()) + 0 * self._call.h0.sum()
+        for o, g in zip(self._results, grads, strict=True):
+            if g is not None:
+                loss = loss + (o * converted(g, torch.float64)).sum()
+        want = torch.autograd.grad(
+            loss, tensors, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return list(want), None if flow is None else flow.clone()
+
+
+_exact: dict[Any, Exact] = {}
+_MOST = 128  # calls whose reference is kept
+
+
+def exact(call: Layer) -> Exact:
+    """The reference on a call, run once for as long as it is among the last that were asked for."""
+    key = contents(call)
+    found = _exact.pop(key, None) or Exact(call)
+    _exact[key] = found
+    if len(_exact) > _MOST:
+        del _exact[next(iter(_exact))]
+    return found
+
+
 def forward_error(call: Layer, out: list[Tensor]) -> float:
     """Of y, h_n, c_n and c against the reference in float64."""
-    want = reference.run_layer(converted(call, torch.float64))
+    want = exact(call).results
     return max(error(g, w) for g, w in zip(out, want, strict=False) if w is not None)
 
 
@@ -260,17 +317,10 @@ def backward_error(
     call: Layer, out: list[Tensor], back: list[Tensor], grads: list[Tensor | None]
 ) -> float:
     """Of all gradients, and the norms of those of h, against the reference in float64."""
-    exact = converted(call, torch.float64)
-    for t in exact.tensors:
-        t.requires_grad_()
-    loss = torch.zeros((), dtype=torch.float64, device=call.x.device, requires_grad=True) * 1
-    for o, g in zip(reference.run_layer(exact), grads, strict=True):
-        if g is not None:
-            loss = loss + (o * converted(g, torch.float64)).sum()
-    want = torch.autograd.grad(loss, exact.tensors, allow_unused=True, materialize_grads=True)
+    want, flow = exact(call).gradients(grads)
     as64 = [converted(t, torch.float64) for t in (call, out, back)]
     got = parameter_gradients(*as64)
-    flow = torch.zeros_like(back[4]) if exact.flow is None else exact.flow
+    flow = torch.zeros_like(back[4]) if flow is None else flow
     pairs = zip([*got, back[4]], [*want, flow], strict=True)
     return max(error(g, w) for g, w in pairs)
 
