@@ -1,5 +1,5 @@
-// What Python brings: tangents, and derivatives of gradients. It has them from kernels and torch operations, or from the
-// reference, whose operations any transform, and any further derivative, takes.
+// What Python brings: tangents, and derivatives of gradients. It has them from kernels and torch operations, or from
+// the reference, whose operations any transform, and any further derivative, takes.
 #pragma once
 
 #include <functional>

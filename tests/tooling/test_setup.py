@@ -177,7 +177,7 @@ def test_all_architectures(
         setup.CudaToolkit(NVCC, "every")
 
 
-AVX2 = {"avx2", "fma"}
+AVX2 = {"avx2", "fma", "f16c"}
 AVX512 = {*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq"}
 PAIRS = {*AVX512, "avx512_bf16"}
 AMX = {*PAIRS, "amx_bf16", "amx_tile"}
