@@ -52,6 +52,9 @@ NARROW_CASES = tuple(
 
 #: Seconds before each sample: threads of others that wait for work by spinning go to sleep.
 REST = 0.05
+#: Seconds of calls after that, untimed: so long it may take until the system has moved threads that
+#: it woke to cores of their own.
+WAKE = 0.03
 
 #: torch.nn's gates in ONNX's order: i o f c, and z r h.
 GATES = {"RNN": [0], "LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
@@ -217,6 +220,9 @@ def rested(run: Callable[[], object]) -> timing.Sampler:
 
     def sample() -> float:
         time.sleep(REST)
+        awake = time.perf_counter() + WAKE
+        while time.perf_counter() < awake:
+            run()
         if not made:
             made.append(timing.sampler(run, device.get("cpu")))
         return made[0]()
