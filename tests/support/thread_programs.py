@@ -153,14 +153,22 @@ def cores_are_shared() -> None:
     long, short = backward_of(loop_call(T=20000)), backward_of(loop_call(H=512))
     seen: list[int] = []
     while not seen:
-        done = threading.Event()
+        ready, done = threading.Event(), threading.Event()
 
-        def work(done: threading.Event = done) -> None:
+        def work(ready: threading.Event = ready, done: threading.Event = done) -> None:
             torch.set_num_threads(cores)
+            # OpenMP starts the threads of this one now, and not while they are counted.
+            before = tasks()
+            for _ in range(1000):
+                short()
+                if tasks() > before:
+                    break
+            ready.set()
             long()
             done.set()
 
-        def probe(done: threading.Event = done) -> None:
+        def probe(ready: threading.Event = ready, done: threading.Event = done) -> None:
+            ready.wait()
             while _C.threads_at_work() < cores and not done.is_set():
                 os.sched_yield()
             if done.is_set():
