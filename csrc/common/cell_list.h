@@ -10,6 +10,16 @@ template <class... Cells>
 struct CellList {};
 using AllCells = CellList<RNNTanh, RNNRelu, RNNSigmoid, LSTM, GRU>;
 
+// A cell's numbers, for whatever knows them only when it runs.
+struct CellSizes {
+  int G, S, K, A;
+
+  template <class Cell>
+  static constexpr CellSizes of(Cell) {
+    return {Cell::G, Cell::S, Cell::K, Cell::A};
+  }
+};
+
 // Calls f(Cell{}) for the cell with this number; returns false where there is none.
 template <class F, class... Cells>
 bool dispatch_cell(int number, F&& f, CellList<Cells...>) {

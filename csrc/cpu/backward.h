@@ -1,30 +1,35 @@
 // The backward loop over time. Step s takes the gate gradients of step s + 1 through W_hh, adds what else reaches the
 // state, and runs the cell: the same form as forward, product first and cell behind it. Windows of truncated BPTT are
-// rows like any other; rows run in blocks whose state fits the cache, however many there are.
+// rows like any other; rows run in blocks whose state fits the cache, however many there are. The cell itself is in
+// backward_cells.h: whatever does not depend on it is compiled once.
 #pragma once
 
 #include <algorithm>
 
+#include "common/cell_list.h"
 #include "cpu/loop.h"
 #include "cpu/row_statistic.h"
 
 namespace rnn::cpu::RNN_ISA {
 
-template <class Cell, class IO>
-class BackwardLoop : LoopBase<IO> {
+template <class IO>
+class BackwardLoop : public LoopBase<IO> {
   using Base = LoopBase<IO>;
-  using Base::kLanes, Base::left, Base::load_or_zero, Base::padded, Base::padded_factors;
+
+ protected:
+  using Base::arena_, Base::kLanes, Base::left, Base::load_or_zero, Base::padded, Base::padded_factors;
   using typename Base::F, typename Base::T, typename Base::V;
-  using Unit = BackwardUnit<Cell, IO>;
-  static constexpr int kWidth = kMaxVectors;
-  static constexpr int kColumns = Unit::kColumns;
-  static constexpr int64_t kBlockRows = 48;  // per thread; enough to read the weights rarely
-  static constexpr int64_t kMostRows = 96;   // of a block, whatever the number of threads
+
+ private:
+  static constexpr int64_t kBlockRows = 48;                            // per thread; enough to read the weights rarely
+  static constexpr int64_t kMostRows = 96;                             // of a block, whatever the number of threads
+  static constexpr int64_t kActiveBytes = (kMostRows + 63) / 64 * 64;  // cache lines of a thread's own
 
  public:
-  using Base::stale;
-  BackwardLoop(const Backward<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
+  BackwardLoop(const CellSizes& cell, const Backward<IO>& p, void* workspace, int threads)
+      : Base(workspace), p_(p), cell_(cell) {
     const Sequence& q = p.seq;
+    const int64_t gates = padded_factors(cell.G * q.H);
     const bool norm = p.clip.kind == Clip::kNorm;
     row_count_ = q.rows();
     if (q.starts && q.truncated()) {  // windows that no row reaches are left out
@@ -32,40 +37,42 @@ class BackwardLoop : LoopBase<IO> {
       for (int64_t t = 0; t < q.T; t += q.window) row_count_ += q.starts[t + 1] - q.starts[t];
     }
     slots_ = least(row_count_, kBlockRows * threads);
-    rows_ = arena_.take<Row>(row_count_);
-    products_ = arena_.take<T>(threads * kMostRows * kWidth * kLanes);
+    rows_ = arena_.template take<Row>(row_count_);
+    products_ = arena_.template take<T>(threads * kMostRows * kWidth * kLanes);
+    active_ = arena_.template take<bool>(threads * kActiveBytes);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
-      dir.hidden = {nullptr, Cell::G * q.H, q.R, 1, kWidth};
-      dir.hidden.data = arena_.take<F>(dir.hidden.size());
+      dir.hidden = {{cell.G * q.H, q.R, 1, kWidth}};
+      dir.hidden.data = arena_.template take<F>(dir.hidden.size());
       if (p.w_hr[d]) {
-        dir.projection = {nullptr, q.R, q.H, 1, kWidth};
-        dir.projection.data = arena_.take<F>(dir.projection.size());
-        dir.dprojected = arena_.take<F>(slots_ * padded_factors(q.R));
+        dir.projection = {{q.R, q.H, 1, kWidth}};
+        dir.projection.data = arena_.template take<F>(dir.projection.size());
+        dir.dprojected = arena_.template take<F>(slots_ * padded_factors(q.R));
       }
-      dir.dgh[0] = arena_.take<F>(slots_ * padded_factors(Cell::G * q.H));
-      dir.dgh[1] = q.steps() > 1 ? arena_.take<F>(slots_ * padded_factors(Cell::G * q.H)) : dir.dgh[0];
-      dir.dh = arena_.take<T>(slots_ * padded(q.R));
-      if (Cell::S > 1) dir.dc = arena_.take<T>(slots_ * padded(q.H));
-      if (norm) dir.unbounded = arena_.take<T>(slots_ * kColumns * q.H);
-      if (norm) dir.gate_squares = take_row_statistic(arena_, slots_, cells(d).tiles());
+      dir.dgh[0] = arena_.template take<F>(slots_ * gates);
+      dir.dgh[1] = q.steps() > 1 ? arena_.template take<F>(slots_ * gates) : dir.dgh[0];
+      dir.dh = arena_.template take<T>(slots_ * padded(q.R));
+      if (cell.S > 1) dir.dc = arena_.template take<T>(slots_ * padded(q.H));
+      if (norm) dir.unbounded = arena_.template take<T>(slots_ * columns() * q.H);
+      if (norm) dir.gate_squares = take_row_statistic(arena_, slots_, last_product(d).tiles());
       for (RowStatistic& squares : dir.dh_squares)
         if (p.flow) squares = take_row_statistic(arena_, slots_, dir.hidden.tiles());
     }
   }
 
-  int64_t workspace_bytes() const { return arena_.used(); }
+  Partition partition(int threads) const override {
+    return Base::share_out(p_.seq, directions_[0].hidden, cell_.G, threads);
+  }
 
-  Partition partition(int threads) const { return Base::partition(p_.seq, directions_[0].hidden, Cell::G, threads); }
-
-  void prepare(int thread, int threads) {
+  void prepare(int thread, int threads) override {
+    const int64_t gates = cell_.G * p_.seq.H;
     for (int64_t d = 0; d < p_.seq.D; ++d) {
       const Direction& dir = directions_[d];
       for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) dir.hidden.pack(p_.w_hh[d], j);
       for (int64_t j = thread; dir.dprojected && j < dir.projection.tiles(); j += threads)
         dir.projection.pack(p_.w_hr[d], j);
       for (int64_t slot = thread; slot < slots_; slot += threads) {
-        for (F* dgh : dir.dgh) Base::clear_padding(dgh + slot * padded_factors(Cell::G * p_.seq.H), Cell::G * p_.seq.H);
+        for (F* dgh : dir.dgh) Base::clear_padding(dgh + slot * padded_factors(gates), gates);
         if (dir.dprojected) Base::clear_padding(dir.dprojected + slot * padded_factors(p_.seq.R), p_.seq.R);
       }
     }
@@ -76,7 +83,7 @@ class BackwardLoop : LoopBase<IO> {
     }
   }
 
-  void run(const Partition& parts, const Share& share, Barrier& barrier) {
+  void run(const Partition& parts, const Share& share, Barrier& barrier) override {
     const auto [first_row, last_row] = Base::rows_of(p_.seq, rows_, row_count_, parts, share);
     const int64_t n = last_row - first_row;
     if (n == 0) return;
@@ -90,7 +97,8 @@ class BackwardLoop : LoopBase<IO> {
     }
   }
 
- private:
+ protected:
+  static constexpr int kWidth = kMaxVectors;
   struct Direction {
     Panels<F> hidden;                 // W_hh
     Panels<F> projection;             // W_hr
@@ -108,6 +116,16 @@ class BackwardLoop : LoopBase<IO> {
     int64_t first, last, slot;
   };
 
+  // One step back of the cells of tile j. dh [rows, vectors, lanes] came through W_hh, or through W_hr.
+  virtual void cells(int64_t d, const Block& k, int64_t s, int64_t j, const T* dh) const = 0;
+
+  int columns() const { return cell_.G + cell_.A; }  // of dgates
+
+  const Backward<IO>& p_;
+  Row* rows_;
+  Direction directions_[kMaxDirections];
+
+ private:
   // The windows of packed rows, the longest first, as rows of packed sequences always are: those that take part in a
   // step then stand in front of all others.
   void find_windows() {
@@ -120,14 +138,17 @@ class BackwardLoop : LoopBase<IO> {
     });
   }
 
-  // The units of a step in the order of its cell: behind W_hh, or W_hr where there is one.
-  const Panels<F>& cells(int64_t d) const { return p_.w_hr[d] ? directions_[d].projection : directions_[d].hidden; }
+  // What stands before the cell: W_hh, or W_hr where there is one. Its tiles are those of the cells.
+  const Panels<F>& last_product(int64_t d) const {
+    return p_.w_hr[d] ? directions_[d].projection : directions_[d].hidden;
+  }
 
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t gates = padded_factors(Cell::G * q.H);
+    const int64_t gates = padded_factors(cell_.G * q.H);
     T* product = products_ + share.thread * kMostRows * kWidth * kLanes;
+    bool* active = active_ + share.thread * kActiveBytes;
     int64_t rows = q.starts ? 0 : k.last - k.first;  // that take part in a step, if only in its padding
     begin(d, k, share);
     if (q.starts) barrier.wait(share.size);  // begin() has cleared what other threads of the group write and multiply
@@ -135,22 +156,21 @@ class BackwardLoop : LoopBase<IO> {
       while (k.first + rows < k.last && rows_[k.first + rows].length > s) ++rows;
       const Block now{k.first, k.first + rows, k.slot};
       // The product carries what comes from step s + 1: there is none where no such step takes the state of this one.
-      Base::for_tiles(
-          dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, rows, share, product,
-          [&](int64_t r) { return linked(d, rows_[k.first + r], s + 1); },
-          [&](int64_t r, int64_t j, const T* dh) {
-            if (dir.dprojected) {
-              project(d, k.first + r, k.first + r + k.slot, s, j, dh);
-            } else {
-              cell(d, k.first + r, k.first + r + k.slot, s, j, dh);
-            }
-          });
+      for (int64_t r = 0; r < rows; ++r) active[r] = linked(d, rows_[k.first + r], s + 1);
+      Base::for_tiles(dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, rows, share, product,
+                      active, [&](int64_t j, const T* dh) {
+                        if (dir.dprojected) {
+                          project(d, now, s, j, dh);
+                        } else {
+                          cells(d, now, s, j, dh);
+                        }
+                      });
       barrier.wait(share.size);
       if (dir.dprojected) {
-        Base::for_tiles(
-            dir.projection, dir.dprojected + (k.first + k.slot) * padded_factors(q.R), padded_factors(q.R), rows, share,
-            product, [&](int64_t r) { return s < rows_[k.first + r].length; },
-            [&](int64_t r, int64_t j, const T* dh) { cell(d, k.first + r, k.first + r + k.slot, s, j, dh); });
+        for (int64_t r = 0; r < rows; ++r) active[r] = s < rows_[k.first + r].length;
+        const int64_t width = padded_factors(q.R);
+        Base::for_tiles(dir.projection, dir.dprojected + (k.first + k.slot) * width, width, rows, share, product,
+                        active, [&](int64_t j, const T* dh) { cells(d, now, s, j, dh); });
         barrier.wait(share.size);
       }
       if (dir.unbounded) {
@@ -159,7 +179,7 @@ class BackwardLoop : LoopBase<IO> {
       }
       if (p_.flow) write_flow(d, now, s, share);
     }
-    finish(d, k, share, product);
+    finish(d, k, share, product, active);
     barrier.wait(share.size);
   }
 
@@ -179,7 +199,7 @@ class BackwardLoop : LoopBase<IO> {
   void begin(int64_t d, const Block& k, const Share& share) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const int64_t gates = padded_factors(Cell::G * q.H);
+    const int64_t gates = padded_factors(cell_.G * q.H);
     for (int64_t r = k.first + share.rank; q.starts && r < k.last; r += share.size)  // products reach them before cells
       for (F* dgh : dir.dgh) std::memset(dgh + (r + k.slot) * gates, 0, gates * sizeof(F));
     for_units(dir.hidden, k, share, [&](int64_t r, int64_t i) {
@@ -188,7 +208,7 @@ class BackwardLoop : LoopBase<IO> {
             load_or_zero(from, q.state_at(d, rows_[r].b, q.R) + i, left(q.R, i)));
     });
     if (!dir.dc) return;
-    for_units(cells(d), k, share, [&](int64_t r, int64_t i) {
+    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
       const IO* from = q.last(d, rows_[r]) ? p_.dc_n : nullptr;
       store(dir.dc + (r + k.slot) * padded(q.H) + i,
             load_or_zero(from, q.state_at(d, rows_[r].b, q.H) + i, left(q.H, i)));
@@ -196,106 +216,59 @@ class BackwardLoop : LoopBase<IO> {
   }
 
   // What reaches the initial state of each row.
-  void finish(int64_t d, const Block& k, const Share& share, T* product) {
+  void finish(int64_t d, const Block& k, const Share& share, T* product, bool* active) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     if (!p_.dh0) return;
-    const int64_t gates = padded_factors(Cell::G * q.H);
-    Base::for_tiles(
-        dir.hidden, dir.dgh[0] + (k.first + k.slot) * gates, gates, k.last - k.first, share, product,
-        [&](int64_t r) { return linked(d, rows_[k.first + r], 0) && q.first(d, rows_[k.first + r]); },
-        [&](int64_t n, int64_t j, const T* dh) {
-          const int64_t r = k.first + n;
-          for (int u = 0; u < kWidth && q.first(d, rows_[r]); ++u) {
-            const int64_t i = (j * kWidth + u) * kLanes;
-            if (i >= q.R) break;
-            const V around = load(dir.dh + (r + k.slot) * padded(q.R) + i);
-            store(p_.dh0 + q.state_at(d, rows_[r].b, q.R) + i, load(dh + u * kLanes) + around, left(q.R, i));
-          }
-        });
+    const int64_t gates = padded_factors(cell_.G * q.H), rows = k.last - k.first;
+    for (int64_t r = 0; r < rows; ++r) {
+      const Row& row = rows_[k.first + r];
+      active[r] = linked(d, row, 0) && q.first(d, row);
+    }
+    Base::for_tiles(dir.hidden, dir.dgh[0] + (k.first + k.slot) * gates, gates, rows, share, product, active,
+                    [&](int64_t j, const T* dh) {
+                      for (int64_t r = k.first; r < k.last; ++r, dh += kWidth * kLanes) {
+                        for (int u = 0; u < kWidth && q.first(d, rows_[r]); ++u) {
+                          const int64_t i = (j * kWidth + u) * kLanes;
+                          if (i >= q.R) break;
+                          const V around = load(dir.dh + (r + k.slot) * padded(q.R) + i);
+                          store(p_.dh0 + q.state_at(d, rows_[r].b, q.R) + i, load(dh + u * kLanes) + around,
+                                left(q.R, i));
+                        }
+                      }
+                    });
     if (!p_.dc0) return;
-    for_units(cells(d), k, share, [&](int64_t r, int64_t i) {
+    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
       if (!q.first(d, rows_[r])) return;
       const V dc = load(dir.dc + (r + k.slot) * padded(q.H) + i);
       store(p_.dc0 + q.state_at(d, rows_[r].b, q.H) + i, dc, left(q.H, i));
     });
   }
 
-  // The gradient of the projected units of tile j of a row. dh [vectors, lanes] came through W_hh.
-  void project(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
+  // The gradient of the projected units of tile j at a step. dh [rows, vectors, lanes] came through W_hh.
+  void project(int64_t d, const Block& k, int64_t s, int64_t j, const T* dh_tile) const {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
-    const RowStep now = RowStep::backward(q, d, rows_[r], s);
-    SumOfSquares<V> squares;
-    for (int u = 0; u < kWidth; ++u) {
-      const int64_t i = (j * kWidth + u) * kLanes;
-      if (i >= q.R) break;
-      const int n = left(q.R, i);
-      V dh(T(0));
-      if (now.active) {
-        T* around = dir.dh + slot * padded(q.R) + i;
-        dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, now.n * q.R + i, n);
-        store(around, V(T(0)));
-        if (p_.flow) squares.add(dh, n);
-      }
-      store(dir.dprojected + slot * padded_factors(q.R) + i, dh, n);
-      if (!now.outside) store(p_.dproj + now.n * q.R + i, dh, n);
-    }
-    if (p_.flow) dir.dh_squares[s & 1].part(slot, j) = squares.sum();
-  }
-
-  // One step back of the units of tile j of a row. dh_tile [vectors, lanes] came through W_hh, or through W_hr.
-  void cell(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
-    const Sequence& q = p_.seq;
-    const Direction& dir = directions_[d];
-    const bool projected = dir.dprojected;
-    const RowStep now = RowStep::backward(q, d, rows_[r], s);
-    const StateBefore before = StateBefore::of(q, d, rows_[r], s, now);
-    SumOfSquares<V> dh_squares, gate_squares;
-    for (int u = 0; u < kWidth; ++u) {
-      const int64_t i = (j * kWidth + u) * kLanes;
-      if (i >= q.H) break;
-      const int n = left(q.H, i);
-      T* const dh = projected ? nullptr : dir.dh + slot * padded(q.H) + i;
-      T* const dc = Cell::S > 1 ? dir.dc + slot * padded(q.H) + i : nullptr;
-      Unit unit;
-      if (now.active) {
-        unit.read(p_, now, before, i, n, projected);
-        unit.dnext[0] = load(dh_tile + u * kLanes);
-        if (!projected) {
-          unit.dnext[0] += load(dh) + unit.dout[0];
-          if (p_.flow) dh_squares.add(unit.dnext[0], n);
+    for (int64_t r = k.first; r < k.last; ++r, dh_tile += kWidth * kLanes) {
+      const int64_t slot = r + k.slot;
+      const RowStep now = RowStep::backward(q, d, rows_[r], s);
+      SumOfSquares<V> squares;
+      for (int u = 0; u < kWidth; ++u) {
+        const int64_t i = (j * kWidth + u) * kLanes;
+        if (i >= q.R) break;
+        const int n = left(q.R, i);
+        V dh(T(0));
+        if (now.active) {
+          T* around = dir.dh + slot * padded(q.R) + i;
+          dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, now.n * q.R + i, n);
+          store(around, V(T(0)));
+          if (p_.flow) squares.add(dh, n);
         }
-        if constexpr (Cell::S > 1) unit.dnext[1] = load(dc) + unit.dout[1];
+        store(dir.dprojected + slot * padded_factors(q.R) + i, dh, n);
+        if (!now.outside) store(p_.dproj + now.n * q.R + i, dh, n);
       }
-
-      unit.run(now);
-
-      if (now.active) {
-        if (!projected) store(dh, unit.dprev[0]);
-        if constexpr (Cell::S > 1) store(dc, unit.dprev[1]);
-      }
-      if (dir.unbounded) {  // until the norms are known
-        for (int g = 0; g < Cell::G; ++g) gate_squares.add(unit.dgx[g], n);
-        unit.put_columns(dir.unbounded + slot * kColumns * q.H + i, q.H, n);
-        continue;
-      }
-      if (p_.clip.kind != Clip::kNone) {
-        for (V& x : unit.dgx) x = p_.clip.template elementwise<T>(x);
-        for (V& x : unit.dgh) x = p_.clip.template elementwise<T>(x);
-      }
-      hand_on(d, slot, s, i, n, now, unit);
+      if (p_.flow) dir.dh_squares[s & 1].part(slot, j) = squares.sum();
     }
-    if (p_.flow && !projected) dir.dh_squares[s & 1].part(slot, j) = dh_squares.sum();
-    if (dir.unbounded) dir.gate_squares.part(slot, j) = gate_squares.sum();
-  }
-
-  // The gate gradients of a vector of units: to the result, and to the product of the step before.
-  void hand_on(int64_t d, int64_t slot, int64_t s, int64_t i, int n, const RowStep& now, const Unit& unit) const {
-    const Sequence& q = p_.seq;
-    F* dgh = directions_[d].dgh[s & 1] + slot * padded_factors(Cell::G * q.H) + i;
-    for (int g = 0; g < Cell::G; ++g) store(dgh + g * q.H, now.handed_on(unit.dgh[g]), n);
-    unit.write(p_, now, i, n);
   }
 
   // Bounds the gate gradients of a step by their norms, which the cells of all tiles have left behind.
@@ -305,17 +278,31 @@ class BackwardLoop : LoopBase<IO> {
     T factor(1);
     int64_t row = -1;
     RowStep now{};
-    for_units(cells(d), k, share, [&](int64_t r, int64_t i) {
+    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
       const int64_t slot = r + k.slot;
       if (r != row) {
         row = r;
         now = RowStep::backward(q, d, rows_[r], s);
         factor = T(p_.clip.factor(dir.gate_squares.sum(slot)));
       }
-      Unit unit;
-      unit.take_columns(dir.unbounded + slot * kColumns * q.H + i, q.H, left(q.H, i), V(factor));
-      hand_on(d, slot, s, i, left(q.H, i), now, unit);
+      hand_on_bounded(d, slot, s, i, now, V(factor));
     });
+  }
+
+  // The gate gradients of a vector of units, times a factor: to the result, and to the product of the step before. What
+  // the last columns hold is, of the split gates, what goes through that product.
+  void hand_on_bounded(int64_t d, int64_t slot, int64_t s, int64_t i, const RowStep& now, V factor) const {
+    const int64_t H = p_.seq.H;
+    const int n = left(H, i);
+    const T* from = directions_[d].unbounded + slot * columns() * H + i;
+    F* dgh = directions_[d].dgh[s & 1] + slot * padded_factors(cell_.G * H) + i;
+    for (int column = 0; column < columns(); ++column) {
+      const V gradient = load(from + column * H, n) * factor;
+      if (!now.outside) store(p_.dgates + (now.n * columns() + column) * H + i, gradient, n);
+      const bool split = column >= cell_.G - cell_.A;
+      if (split && column < cell_.G) continue;
+      store(dgh + (split ? column - cell_.A : column) * H, now.handed_on(gradient), n);
+    }
   }
 
   void write_flow(int64_t d, const Block& k, int64_t s, const Share& share) const {
@@ -328,12 +315,10 @@ class BackwardLoop : LoopBase<IO> {
     }
   }
 
-  const Backward<IO>& p_;
-  Arena arena_;
+  const CellSizes cell_;
   int64_t row_count_, slots_;
-  Row* rows_;
-  T* products_;  // [threads, kMostRows, panel]: of one tile
-  Direction directions_[kMaxDirections];
+  T* products_;   // [threads, kMostRows, panel]: of one tile
+  bool* active_;  // [threads, kActiveBytes]: which rows of a step have a product
 };
 
 }  // namespace rnn::cpu::RNN_ISA

@@ -1,4 +1,4 @@
-// What the forward and the backward loop over time share.
+// What a call's loop is to the threads that run it, and what the loops share.
 #pragma once
 
 #include <type_traits>
@@ -12,8 +12,32 @@
 
 namespace rnn::cpu::RNN_ISA {
 
+// The work of one call, as the threads that share it see it.
+class Loop {
+ public:
+  int64_t workspace_bytes() const { return arena_.used(); }
+
+  // How `threads` threads at most share the work.
+  virtual Partition partition(int threads) const = 0;
+  // What has to be ready before any thread runs; thread of threads does a part of it.
+  virtual void prepare(int thread, int threads) = 0;
+  // Whether what an earlier call has left behind is of no use any more, so that nobody runs; known to all once
+  // prepare() is done.
+  virtual bool stale() const { return false; }
+  // This thread's share. Threads of a group wait at its barrier.
+  virtual void run(const Partition& parts, const Share& share, Barrier& group) = 0;
+
+ protected:
+  explicit Loop(void* workspace) : arena_(workspace) {}
+  ~Loop() = default;
+
+  Arena arena_;  // the workspace of the call; without one, what it would take is counted
+};
+
+// What loops over values of type IO share.
 template <class IO>
-struct LoopBase : Lanes<IO> {
+struct LoopBase : Loop, Lanes<IO> {
+  using Loop::Loop;
   using typename Lanes<IO>::T, typename Lanes<IO>::V;
   using Lanes<IO>::kLanes, Lanes<IO>::left;
   using F = Factor<IO>;
@@ -37,26 +61,21 @@ struct LoopBase : Lanes<IO> {
     clear_padding(to, n);
   }
 
-  // Whether what an earlier call has left behind is of no use any more; known to all once prepare() is done.
-  bool stale() const { return false; }
-
-  // Multiplies n rows that lie at a by this share's tiles of w and hands each row of each product to
-  // then(row, tile, product). Where no row of a register tile is active(row), there is no product, and zeros are handed
-  // on.
-  template <class W, class Active, class Then>
-  static void for_tiles(const Panels<F, W>& w, const F* a, int64_t stride, int64_t n, const Share& share, T* out,
-                        Active&& active, Then&& then) {
+  // Multiplies n rows that lie at a by this share's tiles of w and hands each product on to then(tile, product). Where
+  // `active` is given, the rows that it does not name are zeros.
+  template <class Matrix, class Then>
+  static void for_tiles(const Matrix& w, const F* a, int64_t stride, int64_t n, const Share& share, T* out,
+                        const bool* active, Then&& then) {
     for (int64_t j = share.begin(w.tiles()); j < share.end(w.tiles()); ++j) {
       multiply(w, j, a, stride, n, out, active);
-      for (int64_t r = 0; r < n; ++r) then(r, j, out + r * w.width());
+      then(j, out);
     }
   }
 
-  template <class W>
-  static Partition partition(const Sequence& q, const Panels<F, W>& w, int gates, int threads) {
+  template <class Matrix>
+  static Partition share_out(const Sequence& q, const Matrix& w, int gates, int threads) {
     const int64_t rows = q.starts ? most(1, q.starts[q.T] / q.steps()) : q.rows();  // of a step, on the average
-    return Partition::make(threads, q.steps(), q.D, rows, w.tiles(), w.size() * int64_t(sizeof(W)),
-                           rows * q.R * q.H * gates);
+    return Partition::make(threads, q.steps(), q.D, rows, w.tiles(), w.bytes(), rows * q.R * q.H * gates);
   }
 
   struct Range {

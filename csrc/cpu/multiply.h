@@ -30,17 +30,20 @@ Product<T, W> product_of(int vectors, int rows) {
                         : P::template of<4>(rows);
 }
 
-// out [rows, w.width()] = a [rows, w.depth()] * one panel, a few rows at a time. A row that is not active(row) has no
-// product, and is zero, whatever the weights: zero times infinity would not be. Register tiles that have one height
-// overlap where it does not divide the rows. K is not split then, or rows in two of them would be added up twice.
+// out [rows, w.width()] = a [rows, w.depth()] * one panel, a few rows at a time. Where `active` is given, a row that it
+// does not name has no product, and is zero, whatever the weights: zero times infinity would not be. Register tiles
+// that have one height overlap where it does not divide the rows. K is not split then, or rows in two of them would be
+// added up twice.
 //
 // Narrow weights are widened in registers. Where these are few, and more than two tiles of rows use a panel, that takes
 // longer than to widen it once for all of them, to L1.
-template <class T, class W, class Active>
-void multiply(const Panels<T, W>& w, int64_t tile, const T* a, int64_t row_stride, int64_t rows, Arithmetic<T>* out,
-              Active&& active) {
+//
+// Not inlined: a loop has several products, and they would be most of its code.
+template <class T, class W>
+__attribute__((noinline)) void multiply(const Panels<T, W>& w, int64_t tile, const T* a, int64_t row_stride,
+                                        int64_t rows, Arithmetic<T>* out, const bool* active) {
   using Own = Panels<T, W>;
-  const int vectors = w.gates * w.vectors, width = w.width();
+  const int vectors = w.columns(), width = w.width();
   constexpr int64_t kStep = Own::kStep;
   constexpr bool kMayWiden = Own::kNarrow && kWidensInFew;
   const bool widens = kMayWiden && rows > 2 * max_narrow_rows(vectors);
@@ -60,7 +63,7 @@ void multiply(const Panels<T, W>& w, int64_t tile, const T* a, int64_t row_strid
       const int64_t first = overlap && rows - r < each ? rows - each : r;
       const int n = int(rows - first < each ? rows - first : each);
       int idle = 0;
-      for (int i = 0; i < n; ++i) idle += !active(first + i);
+      for (int i = 0; active && i < n; ++i) idle += !active[first + i];
       if (idle < n) {
         const auto run = [&]<class Q>(const Q* panel, const Q* ahead) {
           product_of<T, Q>(vectors, n)(a + first * row_stride + k, row_stride, panel, K, k > 0, out + first * width,
@@ -75,14 +78,14 @@ void multiply(const Panels<T, W>& w, int64_t tile, const T* a, int64_t row_strid
         }
       }
       for (int i = 0; idle > 0 && i < n; ++i)
-        if (!active(first + i)) std::memset(out + (first + i) * width, 0, width * sizeof(Arithmetic<T>));
+        if (!active[first + i]) std::memset(out + (first + i) * width, 0, width * sizeof(Arithmetic<T>));
     }
     k += K;
   } while (k < depth);
   if constexpr (Own::kScaled) {
     for (int64_t r = 0; r < rows; ++r) {
       T* row = out + r * width;
-      for (int64_t i = 0; active(r) && i < width; i += Own::kLanes)
+      for (int64_t i = 0; (!active || active[r]) && i < width; i += Own::kLanes)
         store(row + i, load(row + i) * load(w.scales + tile * width + i));
     }
   }

@@ -13,9 +13,9 @@ namespace rnn::cpu::RNN_ISA {
 // after part of K: its rows of a and one panel of b are copied side by side, in the arithmetic type, to be read from L1
 // and L2.
 template <class IO>
-class OuterLoop : LoopBase<IO> {
+class OuterLoop final : public LoopBase<IO> {
   using Base = LoopBase<IO>;
-  using Base::kLanes, Base::left, Base::padded;
+  using Base::arena_, Base::kLanes, Base::left, Base::padded;
   using typename Base::T, typename Base::V;
   static constexpr int kTile = max_rows(kMaxVectors);
   static constexpr int kBlock = 516 / kTile * kTile;             // most rows of the result that go through K together
@@ -28,25 +28,23 @@ class OuterLoop : LoopBase<IO> {
   static_assert(std::size(kProducts) == kMaxVectors);
 
  public:
-  using Base::stale;
-  OuterLoop(const OuterProducts<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
+  OuterLoop(const OuterProducts<IO>& p, void* workspace, int threads) : Base(workspace), p_(p) {
     Arena each(nullptr);
     scratch(each);
     bytes_ = each.used();
     scratch_ = arena_.template take<char>(bytes_ * threads);
   }
 
-  int64_t workspace_bytes() const { return arena_.used(); }
   static int64_t tiles(const OuterProducts<IO>& p) { return (p.M + kTile - 1) / kTile; }
 
-  Partition partition(int threads) const {
+  Partition partition(int threads) const override {
     constexpr int64_t kWorkPerThread = 64 << 10;
     return {1, int(least(least(threads, most(1, tiles(p_))), 1 + p_.M * p_.N * p_.K / kWorkPerThread)), 1};
   }
 
-  void prepare(int, int) {}
+  void prepare(int, int) override {}
 
-  void run(const Partition&, const Share& share, Barrier&) {
+  void run(const Partition&, const Share& share, Barrier&) override {
     Arena arena(scratch_ + share.thread * bytes_);
     const Scratch s = scratch(arena);
     // Shares are of tiles. Blocks of a share are of one size: each copies all of b.
@@ -100,7 +98,6 @@ class OuterLoop : LoopBase<IO> {
   }
 
   const OuterProducts<IO>& p_;
-  Arena arena_;
   int64_t bytes_;  // of one thread's scratch
   char* scratch_;
 };

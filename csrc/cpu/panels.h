@@ -18,16 +18,41 @@ template <class IO>
 using Factor = Arithmetic<IO>;
 #endif
 
-// A weight matrix packed for the product: `tiles()` panels of [K / kGroup, gates, vectors, lanes, kGroup], each holding
-// all gates of vectors * lanes neighbouring units, so that one panel times one row gives whole units. Units past the
-// end are zero, and so is what pads K to whole steps of the product.
+// The sizes of a weight matrix packed for products that take a T: `tiles()` panels, each of which holds all gates of
+// vectors * lanes neighbouring units, so that one panel times one row gives whole units.
+template <class T>
+struct PanelSizes {
+  static constexpr int kLanes = Vec<Arithmetic<T>>::kLanes;
+  int64_t K = 0, units = 0;
+  int gates = 1, vectors = 1;
+
+  int columns() const { return gates * vectors; }   // of one panel, each a vector wide
+  int width() const { return columns() * kLanes; }  // numbers that one row of a panel has
+  int64_t tile_units() const { return vectors * kLanes; }
+  int64_t tiles() const { return (units + tile_units() - 1) / tile_units(); }
+
+  // The rows of w [gates*units, K] that make column `column` of a tile: neighbours, `count` of them.
+  struct Rows {
+    int64_t first;
+    int count;
+  };
+  Rows rows_of(int64_t tile, int column) const {
+    const int64_t unit = tile * tile_units() + column % vectors * kLanes, left = units - unit;
+    return {column / vectors * units + unit, left <= 0 ? 0 : left < kLanes ? int(left) : kLanes};
+  }
+};
+
+// Packed weights: panels of [K / kGroup, gates, vectors, lanes, kGroup]. Units past the end are zero, and so is what
+// pads K to whole steps of the product.
 //
 // T is what the product takes, W what is in memory: T itself, or something narrower that is widened as it is read. Int8
 // has a scale for each column, which the product is multiplied by in the end.
 template <class T, class W = T>
-struct Panels {
+struct Panels : PanelSizes<T> {
+  using Sizes = PanelSizes<T>;
   using V = Vec<Arithmetic<T>>;
-  static constexpr int kLanes = V::kLanes;
+  using Sizes::K, Sizes::units, Sizes::vectors, Sizes::kLanes, Sizes::width, Sizes::columns, Sizes::tiles;
+  using Sizes::tile_units, Sizes::rows_of;
   static constexpr bool kNarrow = !std::is_same_v<T, W>, kScaled = std::is_same_v<W, Int8>;
   static constexpr int kGroup = kNarrow ? kInLane<W> : int(sizeof(Arithmetic<T>) / sizeof(T));  // values of K in a lane
 #if defined(RNN_AMX)
@@ -36,27 +61,12 @@ struct Panels {
   static constexpr int64_t kStep = kGroup;
 #endif
   W* data = nullptr;
-  int64_t K = 0, units = 0;
-  int gates = 1, vectors = 1;
   Arithmetic<T>* scales = nullptr;  // [tiles, width]
 
-  int width() const { return gates * vectors * kLanes; }  // columns of one panel
-  int64_t tile_units() const { return vectors * kLanes; }
-  int64_t tiles() const { return (units + tile_units() - 1) / tile_units(); }
   int64_t depth() const { return (K + kStep - 1) / kStep * kStep; }
   int64_t size() const { return tiles() * depth() * width(); }
+  int64_t bytes() const { return size() * int64_t(sizeof(W)); }
   W* panel(int64_t tile) const { return data + tile * depth() * width(); }
-
-  // The rows of w [gates*units, K] that make column `column` of a tile, a vector wide: neighbours, `count` of them.
-  struct Rows {
-    int64_t first;
-    int count;
-  };
-  int columns() const { return gates * vectors; }
-  Rows rows_of(int64_t tile, int column) const {
-    const int64_t unit = tile * tile_units() + column % vectors * kLanes, left = units - unit;
-    return {column / vectors * units + unit, left <= 0 ? 0 : left < kLanes ? int(left) : kLanes};
-  }
 
   // Packs one tile of w [gates*units, K]: the product is row * w^T.
   template <class IO>

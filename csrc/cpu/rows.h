@@ -9,35 +9,32 @@
 namespace rnn::cpu::RNN_ISA {
 
 template <class IO>
-class RowsLoop : LoopBase<IO> {
+class RowsLoop final : public LoopBase<IO> {
   using Base = LoopBase<IO>;
-  using Base::kLanes, Base::left, Base::padded_factors;
+  using Base::arena_, Base::kLanes, Base::left, Base::padded_factors;
   using typename Base::F, typename Base::T, typename Base::V;
   static constexpr bool kConverts = !std::is_same_v<IO, T>;
   static constexpr int64_t kBlockRows = 128;  // stay in L2 while all weights pass by
 
  public:
-  using Base::stale;
-  RowsLoop(const Rows<IO>& p, void* workspace, int threads) : p_(p), arena_(workspace) {
-    weights_ = {nullptr, p.K, p.units, 1, kMaxVectors};
+  RowsLoop(const Rows<IO>& p, void* workspace, int threads) : Base(workspace), p_(p) {
+    weights_ = {{p.K, p.units, 1, kMaxVectors}};
     weights_.data = arena_.template take<F>(weights_.size());
     if (kConverts) converted_ = arena_.template take<F>(kBlockRows * padded_factors(p.K) * threads);
   }
 
-  int64_t workspace_bytes() const { return arena_.used(); }
-
-  Partition partition(int threads) const {
+  Partition partition(int threads) const override {
     constexpr int64_t kWorkPerThread = 64 << 10;
     const int64_t useful = least(threads, 1 + p_.rows * p_.units * p_.K / kWorkPerThread);
     const int64_t row_parts = most(1, least(useful, p_.rows / kMaxRows));
     return {1, int(row_parts), int(most(1, least(useful / row_parts, weights_.tiles())))};
   }
 
-  void prepare(int thread, int threads) {
+  void prepare(int thread, int threads) override {
     for (int64_t j = thread; j < weights_.tiles(); j += threads) weights_.pack(p_.w, j);
   }
 
-  void run(const Partition&, const Share& share, Barrier&) {
+  void run(const Partition&, const Share& share, Barrier&) override {
     alignas(64) T product[kBlockRows * kMaxVectors * kLanes];
     for (int64_t first = share.first_row; first < share.last_row; first += kBlockRows) {
       const int64_t n = least(kBlockRows, share.last_row - first);
@@ -53,9 +50,9 @@ class RowsLoop : LoopBase<IO> {
         a = p_.a + first * p_.a_stride;
         stride = p_.a_stride;
       }
-      Base::for_tiles(
-          weights_, a, stride, n, share, product, [](int64_t) { return true; },
-          [&](int64_t r, int64_t j, const T* row) { write(first + r, j, row); });
+      Base::for_tiles(weights_, a, stride, n, share, product, nullptr, [&](int64_t j, const T* out) {
+        for (int64_t r = 0; r < n; ++r) write(first + r, j, out + r * weights_.width());
+      });
     }
   }
 
@@ -72,7 +69,6 @@ class RowsLoop : LoopBase<IO> {
   }
 
   const Rows<IO>& p_;
-  Arena arena_;
   Panels<F> weights_;
   F* converted_ = nullptr;  // [threads, kBlockRows, K]: rows as products take them
 };

@@ -27,8 +27,9 @@ struct Single : Lanes<IO> {
   using typename Lanes<IO>::T, typename Lanes<IO>::V;
   using Lanes<IO>::kLanes, Lanes<IO>::left, Lanes<IO>::load_or_zero;
 
-  // The products of x [K] with kLanes rows of w [rows, K], of which `rows` exist.
-  static V dots(const IO* x, const IO* w, int64_t K, int rows) {
+  // The products of x [K] with kLanes rows of w [rows, K], of which `rows` exist. Not inlined: a cell has two of each
+  // gate, and they would be most of its code.
+  __attribute__((noinline)) static V dots(const IO* x, const IO* w, int64_t K, int rows) {
     V sum[kLanes];
     const IO* row[kLanes];
 #pragma GCC unroll 16

@@ -148,14 +148,6 @@ struct BackwardUnit : Lanes<IO> {
     for (int g = 0; g < Cell::G; ++g) store(to + g * H, dgx[g], n);
     for (int a = 0; a < Cell::A; ++a) store(to + (Cell::G + a) * H, dgh[Cell::G - Cell::A + a], n);
   }
-  // The same read back, times a factor.
-  template <class From>
-  RNN_HD void take_columns(const From* from, int64_t H, int n, V factor) {
-    for (int g = 0; g < Cell::G; ++g) {
-      dgx[g] = load(from + g * H, n) * factor;
-      dgh[g] = g < Cell::G - Cell::A ? dgx[g] : load(from + (g + Cell::A) * H, n) * factor;
-    }
-  }
 };
 
 }  // namespace rnn::cpu::RNN_ISA

@@ -40,7 +40,7 @@ const CellInfo& find_cell(std::string_view name) {
   static const auto table = [] {
     std::vector<std::pair<std::string_view, CellInfo>> t;
     for_each_cell([&](auto cell) {
-      t.push_back({cell.kName, {int(t.size()), cell.kName, cell.kGates, cell.G, cell.S, cell.K, cell.A, cell.kReadsH}});
+      t.push_back({cell.kName, {CellSizes::of(cell), int(t.size()), cell.kName, cell.kGates, cell.kReadsH}});
     });
     return t;
   }();

@@ -3,14 +3,14 @@
 
 #include <string_view>
 
+#include "common/cell_list.h"
 #include "common/clip.h"
 
 namespace rnn {
 
-struct CellInfo {
+struct CellInfo : CellSizes {
   int number;  // in AllCells
   std::string_view name, gates;
-  int G, S, K, A;
   bool reads_h;
 
   // Whether the gradients of the gates fit the memory of what forward saves.
