@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from benchmarks import providers, record, report, serving, timing
+from benchmarks import figures, providers, record, serving, timing
 from benchmarks.cases import Case, label
 from benchmarks.contest import Row
 from benchmarks.record import Record
@@ -104,7 +104,7 @@ def figure(row: Row, way: str) -> Figure | None:
     if row["mode"] == "memory":
         peak = found.get("peak_mib")
         return None if peak is None else Figure(peak, 0.0, f"{peak:.3f} MiB")
-    text = report.milliseconds(row, way)
+    text = figures.milliseconds(row, way)
     return Figure(found["ms"], found["ms"] * found["spread"], f"{text} ms")
 
 
@@ -174,10 +174,10 @@ def lost(old: Record, new: Record) -> list[str]:
 
 def every(found: Sequence[Change]) -> str:
     lines = [
-        [name(c.row), c.way, c.old.text, c.new.text, report.number(c.ratio, 3), c.verdict]
+        [name(c.row), c.way, c.old.text, c.new.text, figures.number(c.ratio, 3), c.verdict]
         for c in found
     ]
-    return report.table(["case", "way", "old", "new", "old / new", "beyond the spread"], lines)
+    return figures.table(["case", "way", "old", "new", "old / new", "beyond the spread"], lines)
 
 
 def means(found: Sequence[Change]) -> str:
@@ -189,13 +189,13 @@ def means(found: Sequence[Change]) -> str:
         [
             *group,
             str(len(members)),
-            report.number(report.mean(c.ratio for c in members), 3),
+            figures.number(figures.mean(c.ratio for c in members), 3),
             *(str(sum(c.verdict == v for c in members)) for v in ("worse", "better")),
         ]
         for group, members in groups.items()
     ]
     head = ["suite", "cell", "mode", "way", "figures", "geometric mean of old / new"]
-    return report.table([*head, "worse", "better"], lines)
+    return figures.table([*head, "worse", "better"], lines)
 
 
 def summary(found: Sequence[Change], absolute: Sequence[Change]) -> str:
@@ -209,7 +209,7 @@ def summary(found: Sequence[Change], absolute: Sequence[Change]) -> str:
         if c.way.startswith(providers.BASELINE) and c.row["mode"] != "memory"
     ]
     if timed:
-        mean = report.number(report.mean(timed), 3)
+        mean = figures.number(figures.mean(timed), 3)
         text += f" torch.nn's own times: old / new {mean}, the geometric mean of {len(timed)}."
     return text
 

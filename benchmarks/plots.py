@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from benchmarks import providers, record
 from benchmarks.cases import Shape, label
+from benchmarks.figures import Rows, cells, in_modes, ours, ratio, title
 from benchmarks.record import Record
-from benchmarks.report import Rows, cells, in_modes, ours, ratio, title
 
 COLOURS = {"RNN": "#1f77b4", "LSTM": "#d62728", "GRU": "#2ca02c"}
 PARTS = {
