@@ -17,7 +17,7 @@ SETTINGS := $(TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERN
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-full test-random bench sanitize validate-gpu validate-gpu-prepare lint format types clean FORCE
+.PHONY: help demo test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ sanitize: $(VENV)/.dev ## Run tests of ops and kernels with address and undefine
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/python -P -m pytest -q -n $(WORKERS) --dist worksteal -p rnnkernels --capture=sys \
 	  $(SANITIZE_TESTS) $(ARGS)
+
+sanitize-threads: export RNNKERNELS_SANITIZE = thread
+sanitize-threads: $(VENV)/.test ## Run the threads of the CPU kernels with the thread sanitizer
+	$(BIN)/pytest -q tests/backends/test_thread_team.py $(ARGS)
 
 clean: ## Remove what was built (but not .venv)
 	rm -rf build dist *.egg-info rnnkernels/*.so $(VENV)/.built
