@@ -261,7 +261,7 @@ LEVELS = {
 }
 
 
-#: The kernels for bfloat16 alone, over those of "avx512" for all else; and the same.
+#: The kernels for bfloat16 alone, over those of "avx512" for all else; and the same. The best first.
 FOR_BFLOAT16 = {
     "amx": {"amx_bf16", "amx_tile", "avx512_bf16"},
     "avx512_bf16": {"avx512_bf16"},
@@ -281,8 +281,9 @@ def without() -> list[str]:
     if not SANITIZE or level is None:
         return []
     others = [name for name in ("default", *LEVELS) if name != level]
-    extras = FOR_BFLOAT16.items()
-    return others + [name for name, needed in extras if level != "avx512" or not needed <= flags]
+    fitting = [name for name, needed in FOR_BFLOAT16.items() if needed <= flags]
+    extra = fitting[:1] if level == "avx512" else []
+    return others + [name for name in FOR_BFLOAT16 if name not in extra]
 
 
 def in_one(name: str, files: list[str]) -> list[str]:

@@ -187,7 +187,7 @@ NARROW = {"default", "avx2"}
 @pytest.mark.parametrize(
     ("has", "left_out"),
     [
-        (AMX, NARROW),
+        (AMX, NARROW | {"avx512_bf16"}),
         (PAIRS, NARROW | {"amx"}),
         (AVX512, NARROW | {"amx", "avx512_bf16"}),
         (AVX2, {"default", "avx512", "amx", "avx512_bf16"}),
