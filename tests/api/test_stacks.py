@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,7 +38,7 @@ class OneByOne(nn.Module):
         D, has_c = 2 if m.bidirectional else 1, CELLS[m.cell].S > 1
         kind = getattr(rnnkernels.functional, m.mode.split("_")[0].lower())
         if m.mode.startswith("RNN"):
-            options["nonlinearity"] = m.nonlinearity
+            options["nonlinearity"] = m.cell.removeprefix("rnn_")
         states, every = [], []
         for layer in range(m.num_layers):
             rows = slice(layer * D, (layer + 1) * D)
@@ -91,16 +90,6 @@ def both_ways(module: Any, args: Any, **extra: Any) -> list[dict[str, Tensor | N
 
 T, B, I, H = 6, 3, 4, 5
 RESET = torch.arange(T * B).view(T, B) % 5 == 3
-LAYERS: dict[str, Callable[..., Any]] = {
-    "lstm": rnnkernels.LSTM,
-    "gru": rnnkernels.GRU,
-    **{
-        f"rnn_{name}": lambda *sizes, name=name, **options: rnnkernels.RNN(
-            *sizes, nonlinearity=name, **options
-        )
-        for name in ("tanh", "relu", "sigmoid")
-    },
-}
 #: What a module is made with, and what it is called with.
 USES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
@@ -121,7 +110,7 @@ USES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def build(cell: str, layers: int, dtype: torch.dtype, **options: Any) -> Any:
     torch.manual_seed(0)
-    return LAYERS[cell](I, H, layers, dtype=dtype, **options)
+    return rnnkernels.nn.layers.RNNBase(cell.upper(), I, H, layers, dtype=dtype, **options)
 
 
 def arguments_of(module: Any, dtype: torch.dtype, hx: bool) -> Any:

@@ -269,4 +269,4 @@ def test_every_backward_fills_the_norms(cell: str) -> None:
 
 
 def test_cells_that_fit() -> None:
-    assert [name for name in OVER_SAVED if CELLS[name].K] == ["lstm", "gru"]
+    assert {"lstm", "gru"} <= {name for name in OVER_SAVED if CELLS[name].K}
