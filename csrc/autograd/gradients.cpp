@@ -216,7 +216,7 @@ class GradientSums {
 
   // h of each step of direction d [N, R].
   Tensor states(int64_t d) const {
-    const Tensor h = layer_.y.view_symint({N_, D_ * R_});
+    const Tensor h = layer_.y.reshape_symint({N_, D_ * R_});  // a copy of what lanes share
     return D_ == 1 ? h : h.narrow_symint(1, d * R_, R_);
   }
 

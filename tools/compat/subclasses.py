@@ -67,7 +67,9 @@ def _(library: Library) -> None:
 def _(library: Library) -> None:
     for kind in (*LAYERS, *CELLS):
         module = library.make(kind)
-        weights: dict[str, Any] = {n: twin(p).requires_grad_() for n, p in module.named_parameters()}
+        weights: dict[str, Any] = {
+            n: twin(p).requires_grad_() for n, p in module.named_parameters()
+        }
         x = twin(torch.randn(*((B, I) if kind in CELLS else (T, B, I))))
         out = tensors(functional_call(module, weights, (x,)))
         loss = torch.stack([t.square().sum() for t in out]).sum()
