@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,27 @@ def _(library: Library) -> None:
 @case("DTensor: replicated weights, an input sharded over the batch")
 def _(library: Library) -> None:
     on_mesh(library, Shard(1))
+    if library.ours:
+        options_on_mesh(library)
+
+
+def options_on_mesh(library: Library) -> None:
+    """What torch.nn's layers have not, for rows that processes have in unequal numbers."""
+    mesh: DeviceMesh = init_device_mesh("cpu", (WORLD,))
+    x, h = torch.randn(3, T, I), torch.randn(2, 3, H)
+    options = {"lengths": [T, 0, 2], "reset": torch.rand(3, T) < 0.3, "return_all_states": True}
+    make = partial(library.make, "GRU", bidirectional=True, batch_first=True)
+    module = distribute_module(make(), mesh)
+    spread = distribute_tensor(x, mesh, [Shard(0)]), distribute_tensor(h, mesh, [Shard(1)])
+    out: list[Any] = tensors(module(*spread, **options))
+    plain = make()
+    want = tensors(plain(x, h, **options))
+    assert [t.placements[0].dim for t in out] == [0, 1, 0] and out[0].stride() == want[0].stride()
+    same([t.full_tensor() for t in out], want, 1e-6)
+    torch.stack([t.square().sum().full_tensor() for t in out]).sum().backward()
+    torch.stack([t.square().sum() for t in want]).sum().backward()
+    pairs: Any = zip(module.parameters(), plain.parameters(), strict=True)
+    same(*zip(*((p.grad.full_tensor(), q.grad) for p, q in pairs), strict=True))
 
 
 def started(library: Library, cases: Sequence[int]) -> dict[str, str]:
