@@ -70,15 +70,19 @@ class Rows(NamedTuple):
         found: Tensor = t.redistribute(self.mesh, where).to_local(grad_placements=slopes)
         return found
 
-    def of_all(self, t: Tensor, dim: int | None) -> Tensor:
-        """A result of this process as its part of a distributed one."""
+    def of_all(self, t: Tensor, dim: int | None, swapped: bool = False) -> Tensor:
+        """A result of this process as its part of a distributed one. Its first two dimensions
+        may lie in memory the other way round, which sizes of 1 do not show in strides."""
         from torch.distributed.tensor import DTensor
 
         shape = list(t.shape)
         if dim is not None:
             shape[dim] = self.total
+        order = list(range(t.dim()))
+        if swapped:
+            order[:2] = 1, 0
         stride, size = [0] * t.dim(), 1
-        for i in sorted(range(t.dim()), key=lambda i: (t.stride(i), -i)):  # innermost first
+        for i in reversed(order):
             stride[i], size = size, size * max(shape[i], 1)
         return DTensor.from_local(
             t,
@@ -184,11 +188,9 @@ def forward(
         return_all_states=return_all_states,
     )
 
-    def result(dim: int | None) -> Callable[[Tensor], Tensor]:
-        return lambda t: rows.of_all(t, dim)
-
-    y, more = tree_map_only(Tensor, result(by), (y, more))
-    h_n = tree_map_only(Tensor, result(1 if batched else None), h_n)
+    y, more = tree_map_only(Tensor, lambda t: rows.of_all(t, by, by == 0), (y, more))
+    of_state = 1 if batched else None
+    h_n = tree_map_only(Tensor, lambda t: rows.of_all(t, of_state), h_n)
     return (y, h_n, *more)
 
 

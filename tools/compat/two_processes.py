@@ -300,7 +300,7 @@ def _(library: Library) -> None:
     want = gradients_of_loss(nn.Sequential(*stages), X)
     value = loss_of(nn.Sequential(*stages)(X))
     here = stages[rank()]
-    rows = TensorChunkSpec(1)  # the dimension of the batch
+    rows: Any = TensorChunkSpec(1)  # the dimension of the batch
     schedule = ScheduleGPipe(
         PipelineStage(here, rank(), WORLD, torch.device("cpu")),
         n_microbatches=2,
@@ -374,8 +374,8 @@ def options_on_mesh(library: Library) -> None:
     same([t.full_tensor() for t in out], want, 1e-6)
     torch.stack([t.square().sum().full_tensor() for t in out]).sum().backward()
     torch.stack([t.square().sum() for t in want]).sum().backward()
-    pairs: Any = zip(module.parameters(), plain.parameters(), strict=True)
-    same(*zip(*((p.grad.full_tensor(), q.grad) for p, q in pairs), strict=True))
+    found: list[Any] = [p.grad for p in module.parameters()]
+    same([g.full_tensor() for g in found], [p.grad for p in plain.parameters()])
 
 
 def started(library: Library, cases: Sequence[int]) -> dict[str, str]:
@@ -396,7 +396,7 @@ def started(library: Library, cases: Sequence[int]) -> dict[str, str]:
             raise RuntimeError("a process ended before it was done: " + "\n".join(errors)[-2000:])
         lists = [json.loads(each.read_text()) for each in found]
     return {
-        CASES[number].title: next(filter(None, reasons), "")
+        CASES[number].title: "; the other process: ".join(filter(None, reasons))
         for number, *reasons in zip(cases, *lists, strict=True)
     }
 
