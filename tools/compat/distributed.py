@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 
-from compat import two_processes
 from compat.registry import Library, Section
+
+with warnings.catch_warnings():  # of torch's own, as torch.distributed is imported
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from compat import two_processes
 
 distributed = Section("Distributed, two processes under gloo")
 

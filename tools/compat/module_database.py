@@ -25,8 +25,10 @@ database = Section("torch's database of modules")
 DOUBLE = torch.float64
 
 
-def row(title: str) -> Callable[[Callable[[Library], None]], Callable[[Library], None]]:
-    return database.row(title, costly=True)
+def row(
+    title: str, exception: str = ""
+) -> Callable[[Callable[[Library], None]], Callable[[Library], None]]:
+    return database.row(title, costly=True, exception=exception)
 
 
 @functools.cache
@@ -165,7 +167,11 @@ def _(library: Library) -> None:
     checked(library, gradgradcheck)
 
 
-@row("errors: types and texts")
+@row(
+    "errors: types and texts",
+    exception="the database hands 'relu' to cells as `bias`, which torch.nn's take for True and "
+    "ours refuse, as layers of both do.",
+)
 def _(library: Library) -> None:
     modules = importlib.import_module(infos()[0].__module__)
     for info in infos():
