@@ -90,13 +90,14 @@ class GradientSums {
   }
 
  private:
-  // out [M, N] = a^T b of a [K, M] and b [K, N], or out += where it adds. An undefined out is allocated.
+  // out [M, N] = a^T b of a [K, M] and b [K, N], or out += where it adds; with lanes one of each, [lanes, M, N]. An
+  // undefined out is allocated.
   void product(const Tensor& a, const Tensor& b, Tensor& out, bool adds = false) const {
-    if (lanes_) {
+    if (const Products* own = plain_ ? products_for(a) : nullptr) {
+      if (!out.defined()) out = at::empty_symint(of_each({a.size(1), b.size(1)}), a.options());
+      own->outer(out, lanes_ ? apart(a) : a, lanes_ ? apart(b) : b, adds);
+    } else if (lanes_) {
       product_of_each(apart(a), apart(b), out, adds);
-    } else if (const Products* own = plain_ ? products_for(a) : nullptr) {
-      if (!out.defined()) out = at::empty({a.size(1), b.size(1)}, a.options());
-      own->outer(out, a, b, adds);
     } else if (adds) {
       out.addmm_(a.t(), b);
     } else if (out.defined()) {
@@ -106,12 +107,9 @@ class GradientSums {
     }
   }
 
-  // The same for each lane: out [lanes, M, N] of a [lanes, K, M] and b [lanes, K, N].
+  // By torch: out [lanes, M, N] of a [lanes, K, M] and b [lanes, K, N].
   void product_of_each(const Tensor& a, const Tensor& b, Tensor& out, bool adds) const {
-    if (const Products* own = plain_ ? products_for(a) : nullptr) {
-      if (!out.defined()) out = at::empty({a.size(0), a.size(2), b.size(2)}, a.options());
-      for (int64_t i = 0; i < a.size(0); ++i) own->outer(out[i], a[i], b[i], adds);
-    } else if (adds) {
+    if (adds) {
       out.baddbmm_(a.transpose(1, 2), b);
     } else if (out.defined()) {
       at::bmm_out(out, a.transpose(1, 2), b);
@@ -151,6 +149,8 @@ class GradientSums {
   void hidden_product(int64_t d, const Tensor& dgh, Tensor& out) {
     if (steps_.starts) {
       product(dgh, entering(d), out);
+    } else if (lanes_ && !steps_.lengths && T_.maybe_as_int().value_or(0) > 1) {
+      product(dgh, all_entering(d), out);
     } else {
       shifted_product(d, dgh, out);
     }
@@ -196,9 +196,27 @@ class GradientSums {
     product(dgh_later, h, out, true);
   }
 
+  // The h that entered each step [N, R], of rows without lengths. A copy; but lanes have weights' gradients of their
+  // own, which are larger, and would be read and written once more for the first step.
+  Tensor all_entering(int64_t d) {
+    if (of_direction_ != d) {
+      const SymInt later = (T_ - 1) * B_;
+      const Tensor h0 = layer_.h0.select(0, d), h = states(d).narrow_symint(0, d == 0 ? SymInt(0) : B_, later);
+      entered_ = d == 0 ? at::cat({h0, h}) : at::cat({h, h0});
+      of_direction_ = d;
+      if (const OptionalTensor& reset = steps_.reset) {  // which a row's last step has none behind, going backwards
+        const Tensor cut =
+            d == 0 ? *reset
+                   : at::cat({reset->narrow_symint(0, 1, T_ - 1), at::zeros_like(reset->narrow_symint(0, 0, 1))});
+        entered_ = entered_.masked_fill(cut.reshape_symint({N_, 1}), 0);
+      }
+    }
+    return entered_;
+  }
+
   // h of each step of direction d [N, R].
   Tensor states(int64_t d) const {
-    const Tensor h = layer_.y.view_symint({N_, D_ * R_});
+    const Tensor h = layer_.y.reshape_symint({N_, D_ * R_});  // a copy of what lanes share
     return D_ == 1 ? h : h.narrow_symint(1, d * R_, R_);
   }
 
@@ -237,7 +255,9 @@ class GradientSums {
   std::vector<Part> hidden_;  // the gradient of gh
   Tensor dgates_;             // [N, D*(G+A)*H]
   Tensor sums_;               // [D*(G+A)*H], of each lane, once a bias has asked for them
-  Tensor before_;             // [N - B]: the place of the step before, of all packed steps but the rows' first
+  int64_t of_direction_ = -1;
+  Tensor entered_;  // [N, R], of that direction
+  Tensor before_;   // [N - B]: the place of the step before, of all packed steps but the rows' first
 };
 
 }  // namespace

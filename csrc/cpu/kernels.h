@@ -41,17 +41,25 @@ struct Rows {
   bool adds;  // to what stands in out
 };
 
-// out [M, N] = a^T b of a [K, M] and b [K, N], or out +=.
+// out [M, N] = a^T b of a [K, M] and b [K, N], or out +=, in each lane. Strides are those of rows, and of lanes.
 template <class IO>
 struct OuterProducts {
-  int64_t K, M, N;
+  int64_t lanes, K, M, N;
   const IO* a;
-  int64_t a_stride;
+  int64_t a_stride, a_lane;
   const IO* b;
-  int64_t b_stride;
+  int64_t b_stride, b_lane;
   IO* out;
-  int64_t out_stride;
+  int64_t out_stride, out_lane;
   bool adds;  // to what stands in out
+
+  OuterProducts of(int64_t lane) const {
+    OuterProducts one = *this;
+    one.a += lane * a_lane;
+    one.b += lane * b_lane;
+    one.out += lane * out_lane;
+    return one;
+  }
 };
 
 template <class IO>

@@ -9,9 +9,9 @@
 
 namespace rnn::cpu::RNN_ISA {
 
-// Shared out by tiles of kTile rows of the result. A thread takes a block of such tiles at a time, and for it part
-// after part of K: its rows of a and one panel of b are copied side by side, in the arithmetic type, to be read from L1
-// and L2.
+// Shared out by tiles of kTile rows of the results, lane after lane. A thread takes a block of such tiles at a time,
+// and for it part after part of K: its rows of a and one panel of b are copied side by side, in the arithmetic type, to
+// be read from L1 and L2.
 template <class IO>
 class OuterLoop final : public LoopBase<IO> {
   using Base = LoopBase<IO>;
@@ -39,7 +39,8 @@ class OuterLoop final : public LoopBase<IO> {
 
   Partition partition(int threads) const override {
     constexpr int64_t kWorkPerThread = 64 << 10;
-    return {1, int(least(least(threads, most(1, tiles(p_))), 1 + p_.M * p_.N * p_.K / kWorkPerThread)), 1};
+    const int64_t work = p_.lanes * p_.M * p_.N * p_.K;
+    return {1, int(least(least(threads, most(1, p_.lanes * tiles(p_))), 1 + work / kWorkPerThread)), 1};
   }
 
   void prepare(int, int) override {}
@@ -47,14 +48,9 @@ class OuterLoop final : public LoopBase<IO> {
   void run(const Partition&, const Share& share, Barrier&) override {
     Arena arena(scratch_ + share.thread * bytes_);
     const Scratch s = scratch(arena);
-    // Shares are of tiles. Blocks of a share are of one size: each copies all of b.
-    const int64_t own = share.last_row - share.first_row, blocks = most(1, (own * kTile + kBlock - 1) / kBlock);
-    const int64_t step = (own + blocks - 1) / blocks * kTile, end = least(share.last_row * kTile, p_.M);
-    for (int64_t m = share.first_row * kTile; m < end; m += step) {
-      const int rows = int(least(step, end - m));
-      for (int64_t k = 0; k < p_.K; k += kDepth) add(s, m, rows, k, int(least(kDepth, p_.K - k)));
-      for (int64_t j = 0; j < p_.N; j += kPanel) write(s, m, rows, j);
-    }
+    const int64_t each = tiles(p_);
+    for (int64_t lane = share.first_row / each; lane * each < share.last_row; ++lane)
+      run(p_.of(lane), s, most(share.first_row - lane * each, 0), least(share.last_row - lane * each, each));
   }
 
  private:
@@ -65,33 +61,44 @@ class OuterLoop final : public LoopBase<IO> {
   };
   static int64_t in_tiles(int64_t rows) { return (rows + kTile - 1) / kTile * kTile; }
   // Columns of the panel from j on, in whole vectors.
-  int64_t width(int64_t j) const { return padded(least(kPanel, p_.N - j)); }
+  static int64_t width(const OuterProducts<IO>& p, int64_t j) { return padded(least(kPanel, p.N - j)); }
   Scratch scratch(Arena& arena) const {
     const int64_t depth = least(kDepth, p_.K), rows = least(kBlock, tiles(p_) * kTile);
     return {arena.take<T>(depth * kStride), arena.take<T>(depth * kPanel), arena.take<T>(rows * padded(p_.N))};
   }
 
+  // Tiles first to last of one lane. Blocks of them are of one size: each copies all of b.
+  void run(const OuterProducts<IO>& p, const Scratch& s, int64_t first, int64_t last) const {
+    const int64_t own = last - first, blocks = most(1, (own * kTile + kBlock - 1) / kBlock);
+    const int64_t step = (own + blocks - 1) / blocks * kTile, end = least(last * kTile, p.M);
+    for (int64_t m = first * kTile; m < end; m += step) {
+      const int rows = int(least(step, end - m));
+      for (int64_t k = 0; k < p.K; k += kDepth) add(p, s, m, rows, k, int(least(kDepth, p.K - k)));
+      for (int64_t j = 0; j < p.N; j += kPanel) write(p, s, m, rows, j);
+    }
+  }
+
   // What `depth` rows from k on add to the rows of the result from m on; those that a tile has beyond are not written.
-  void add(const Scratch& s, int64_t m, int rows, int64_t k, int depth) const {
+  static void add(const OuterProducts<IO>& p, const Scratch& s, int64_t m, int rows, int64_t k, int depth) {
     const int64_t whole = in_tiles(rows);
-    for (int i = 0; i < depth; ++i) Base::copy_factors(p_.a + (k + i) * p_.a_stride + m, rows, s.a + i * kStride);
-    for (int64_t j = 0; j < p_.N; j += kPanel) {
-      const int64_t columns = width(j);
+    for (int i = 0; i < depth; ++i) Base::copy_factors(p.a + (k + i) * p.a_stride + m, rows, s.a + i * kStride);
+    for (int64_t j = 0; j < p.N; j += kPanel) {
+      const int64_t columns = width(p, j);
       for (int i = 0; i < depth; ++i)
-        Base::copy_factors(p_.b + (k + i) * p_.b_stride + j, least(kPanel, p_.N - j), s.b + i * columns);
+        Base::copy_factors(p.b + (k + i) * p.b_stride + j, least(kPanel, p.N - j), s.b + i * columns);
       for (int r = 0; r < rows; r += kTile)
         kProducts[columns / kLanes - 1](s.a + r, kStride, s.b, depth, k > 0, s.sum + j * whole + r * columns, s.b);
     }
   }
 
-  void write(const Scratch& s, int64_t m, int rows, int64_t j) const {
+  static void write(const OuterProducts<IO>& p, const Scratch& s, int64_t m, int rows, int64_t j) {
     for (int r = 0; r < rows; ++r) {
-      const T* sum = s.sum + j * in_tiles(rows) + r * width(j);
-      IO* out = p_.out + (m + r) * p_.out_stride + j;
-      for (int64_t i = 0; i < least(kPanel, p_.N - j); i += kLanes) {
-        const int n = left(p_.N - j, i);
-        V total = p_.K > 0 ? load(sum + i) : V(T(0));
-        if (p_.adds) total += load(out + i, n);
+      const T* sum = s.sum + j * in_tiles(rows) + r * width(p, j);
+      IO* out = p.out + (m + r) * p.out_stride + j;
+      for (int64_t i = 0; i < least(kPanel, p.N - j); i += kLanes) {
+        const int n = left(p.N - j, i);
+        V total = p.K > 0 ? load(sum + i) : V(T(0));
+        if (p.adds) total += load(out + i, n);
         store(out + i, total, n);
       }
     }

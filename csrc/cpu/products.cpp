@@ -21,14 +21,17 @@ bool take(at::ScalarType type) {
 }
 
 void outer_products(const Tensor& out, const Tensor& a, const Tensor& b, bool adds) {
-  TORCH_INTERNAL_ASSERT(a.size(0) == b.size(0) && out.size(0) == a.size(1) && out.size(1) == b.size(1));
+  if (out.dim() == 2) return outer_products(out.unsqueeze(0), a.unsqueeze(0), b.unsqueeze(0), adds);
+  TORCH_INTERNAL_ASSERT(out.size(0) == a.size(0) && out.size(0) == b.size(0) && a.size(1) == b.size(1) &&
+                        out.size(1) == a.size(2) && out.size(2) == b.size(2));
   if (out.numel() == 0) return;
   const Tensor left = with_whole_rows(a), right = with_whole_rows(b);
   with_launch(0, [&](const Launch& launch) {
     dispatch_dtype(out.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
       TORCH_INTERNAL_ASSERT(entry.outer);
-      entry.outer(launch, {left.size(0), left.size(1), right.size(1), pointer<const IO>(left), left.stride(0),
-                           pointer<const IO>(right), right.stride(0), pointer<IO>(out), out.stride(0), adds});
+      entry.outer(launch, {left.size(0), left.size(1), left.size(2), right.size(2), pointer<const IO>(left),
+                           left.stride(1), left.stride(0), pointer<const IO>(right), right.stride(1), right.stride(0),
+                           pointer<IO>(out), out.stride(1), out.stride(0), adds});
     });
   });
 }

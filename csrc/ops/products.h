@@ -9,7 +9,7 @@ namespace rnn {
 // Rows of all tensors are contiguous, or copied; those of out are contiguous. Where it adds, to what stands in out.
 struct Products {
   bool (*take)(at::ScalarType type);  // the place of torch's for tensors of this type
-  // out [M, N] = a^T b of a [K, M] and b [K, N]
+  // out [M, N] = a^T b of a [K, M] and b [K, N], or the same of each lane of [lanes, ...]
   void (*outer)(const Tensor& out, const Tensor& a, const Tensor& b, bool adds);
   // out [M, N] = a w of a [M, K] and w [K, N], each row by itself
   void (*rows)(const Tensor& out, const Tensor& a, const Tensor& w, bool adds);

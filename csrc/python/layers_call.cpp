@@ -16,8 +16,9 @@ struct States {
   Tensor h, c;  // [L*D, B, ...]; c is undefined where there is none
 };
 
-// Whether a weak reference is to this object.
+// Whether a weak reference, or a tuple that holds one object in place of it, is to this object.
 bool refers(PyObject* reference, PyObject* object) {
+  if (PyTuple_Check(reference)) return PyTuple_GET_SIZE(reference) == 1 && PyTuple_GET_ITEM(reference, 0) == object;
   if (!PyWeakref_Check(reference)) return false;
 #if PY_VERSION_HEX >= 0x030D0000
   PyObject* target = nullptr;

@@ -295,6 +295,43 @@ def packed(input: PackedSequence) -> None:
         )
 
 
+def jagged(input: Any, batch_first: bool, lengths: Any) -> None:
+    """A nested tensor as input: [B, j, I] with its rows one after the other."""
+    if input.layout != torch.jagged:
+        raise ValueError(
+            f"input: expected a nested tensor with layout=torch.jagged, got {input.layout}"
+        )
+    if input.dim() != 3 or getattr(input, "_ragged_idx", 1) != 1:
+        raise ValueError(
+            "input: expected a nested tensor [B, j, I], whose second dimension is the jagged one, "
+            f"got shape {list(input.shape)}"
+        )
+    if not batch_first:
+        raise ValueError(
+            "batch_first: expected True for a nested tensor, whose rows come first, got False. "
+            "Make the layer with batch_first=True, or set its attribute"
+        )
+    if lengths is not None:
+        raise ValueError("lengths: a nested tensor brings its own lengths; pass one of them")
+    if input.lengths() is not None:
+        raise ValueError(
+            "input: expected a nested tensor whose rows stand one after the other, got one with "
+            "holes between them. Pass its contiguous()."
+        )
+
+
+def jagged_reset(value: Any, input: Any) -> Tensor:
+    """``reset`` of the steps of a nested tensor, [N]: a nested tensor [B, j] with its offsets."""
+    nested = isinstance(value, Tensor) and value.is_nested and value.layout == torch.jagged
+    if not nested or not torch.equal(value.offsets(), input.offsets()):
+        got = type(value).__name__ if not nested else "one with other offsets"
+        raise ValueError(
+            "reset: expected a nested tensor of bool [B, j] with the offsets of the input, got "
+            f"{got}"
+        )
+    return reset(value.values(), (input.values().size(0),), input.device)
+
+
 def lengths(value: Any, T: int, B: int) -> Tensor:
     """``lengths`` as int64 [B].
 

@@ -22,9 +22,10 @@ class Packed(NamedTuple):
     starts: Tensor  # [T + 1] int64
 
     @classmethod
-    def of_batch_sizes(cls, batch_sizes: Tensor, device: torch.device) -> Packed:
-        """Of the batch sizes [T] of a PackedSequence, which descend and are on the CPU."""
-        rows = torch.arange(int(batch_sizes[0]))
+    def of_batch_sizes(cls, batch_sizes: Tensor, B: int, device: torch.device) -> Packed:
+        """Of the batch sizes [T] of a PackedSequence of B rows, which descend and are on the
+        CPU."""
+        rows = torch.arange(B)
         # Row b has as many steps as there are batch sizes above b.
         lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), rows, right=True)
         starts = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
@@ -57,23 +58,37 @@ class Places(NamedTuple):
         return cls(sizes, starts, t, torch.arange(len(t)) - starts[:-1].repeat_interleave(sizes))
 
 
-class Rows:
-    """Rows of padded data [T, B] of unequal lengths: the way to packed data and back.
+class _Ordered:
+    """Rows of unequal lengths, longest first. Those without a step are left out; their final state
+    is the initial one."""
 
-    Rows without a step are left out; their final state is the initial one.
-    """
-
-    def __init__(self, lengths: Tensor, T: int, device: torch.device) -> None:
-        """``lengths`` [B] are on the CPU, from 0 to T, not all of them 0."""
-        B = lengths.size(0)
+    def __init__(self, lengths: Tensor, device: torch.device) -> None:
+        """``lengths`` [B] are on the CPU, not all of them 0."""
         ordered, order = lengths.sort(descending=True, stable=True)
         some = int((lengths > 0).sum())
         ordered, order = ordered[:some], order[:some]
-        _, starts, t, row = Places.of_lengths(ordered)
-        b = order[row]
-        self.T, self.B = T, B
+        _, starts, self.t, row = Places.of_lengths(ordered)  # at each place of packed steps
+        self.b = order[row]
         self.packed = Packed(ordered.to(device), starts.to(device))
         self._order = order.to(device)
+
+    def enter(self, state: Tensor) -> Tensor:
+        """An initial state [L, B, R] in the order of packed rows."""
+        return state.index_select(1, self._order)
+
+    def leave(self, initial: Tensor, final: Tensor) -> Tensor:
+        """The final state of all rows [L, B, R] from that of the packed ones."""
+        return initial.index_copy(1, self._order, final)
+
+
+class Rows(_Ordered):
+    """Rows of padded data [T, B] of unequal lengths: the way to packed data and back."""
+
+    def __init__(self, lengths: Tensor, T: int, device: torch.device) -> None:
+        """``lengths`` [B] are on the CPU, from 0 to T, not all of them 0."""
+        super().__init__(lengths, device)
+        self.T, self.B = T, lengths.size(0)
+        t, b, B = self.t, self.b, self.B
         self._places = (t * B + b).to(device)  # in [T, B]
         self._transposed = (b * T + t).to(device)  # in [B, T]
 
@@ -88,13 +103,41 @@ class Rows:
         whole = _place(t, self._places, self.T * self.B)
         return whole.view(self.T, self.B, *t.shape[1:])
 
-    def enter(self, state: Tensor) -> Tensor:
-        """An initial state [L, B, R] in the order of packed rows."""
-        return state.index_select(1, self._order)
+    padded = unpack
 
-    def leave(self, initial: Tensor, final: Tensor) -> Tensor:
-        """The final state of all rows [L, B, R] from that of the packed ones."""
-        return initial.index_copy(1, self._order, final)
+
+class Jagged(_Ordered):
+    """Rows of jagged data [N], one after the other: the way to packed data and back."""
+
+    def __init__(self, lengths: Tensor, device: torch.device) -> None:
+        """``lengths`` [B] are on the CPU, not all of them 0."""
+        super().__init__(lengths, device)
+        self.B, self.T, self.N = lengths.size(0), int(lengths.max()), int(lengths.sum())
+        begins = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        self._places = (begins[self.b] + self.t).to(device)  # in [N]
+        row = torch.arange(self.B).repeat_interleave(lengths)
+        self._padded = ((torch.arange(self.N) - begins[row]) * self.B + row).to(device)
+
+    def pack(self, t: Tensor) -> Tensor:
+        """[N, ...] of row after row as [N, ...] of step after step."""
+        return _pick(t, self._places)
+
+    def unpack(self, t: Tensor) -> Tensor:
+        """The way back."""
+        return _place(t, self._places, self.N)
+
+    def pad(self, t: Tensor) -> Tensor:
+        """[N, ...] of row after row as [T, B, ...], with zeros for padding."""
+        whole = _place(t, self._padded, self.T * self.B)
+        return whole.view(self.T, self.B, *t.shape[1:])
+
+    def padded(self, t: Tensor) -> Tensor:
+        """[N, ...] of step after step, the same."""
+        return self.pad(self.unpack(t))
+
+    def leave_padding(self, t: Tensor) -> Tensor:
+        """The way back."""
+        return _pick(t.flatten(0, 1), self._padded)
 
 
 def known(lengths: Tensor) -> bool:

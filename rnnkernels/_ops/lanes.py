@@ -64,12 +64,41 @@ def _folded(a: SimpleNamespace, dims: SimpleNamespace, n: int) -> Iterator[Any]:
             yield _mapped(partial(_fold, rows=rows, n=n), value, getattr(dims, name))
 
 
-def _one_by_one(op: Any, n: int, dims: Dims, values: Sequence[Any]) -> list[Any]:
-    """The results of each lane."""
-    flat, spec = tree_flatten(list(values))
-    pairs = zip(flat, tree_flatten(list(dims))[0], strict=True)
-    each = [(t,) * n if dim is None else t.unbind(dim) for t, dim in pairs]
-    return [op(*tree_unflatten(lane, spec)) for lane in zip(*each, strict=True)]
+def _one_by_one(op: Any, n: int, dims: Dims, values: Sequence[Any]) -> Iterator[Any]:
+    """The results of each lane, once they are asked for."""
+    each = [_lanes(value, dim, n) for value, dim in zip(values, dims, strict=True)]
+    return (op(*lane) for lane in zip(*each, strict=True))
+
+
+def _lanes(value: Any, dim: Dims, n: int) -> Sequence[Any]:
+    """An argument as each lane has it."""
+    if isinstance(dim, (list, tuple)):
+        parts = [_lanes(v, d, n) for v, d in zip(value, dim, strict=True)]
+        return list(zip(*parts, strict=True)) if parts else (value,) * n
+    return (value,) * n if dim is None else value.unbind(dim)
+
+
+def _stacked(lanes: Iterator[Sequence[Tensor]], n: int, dropped: Sequence[int]) -> list[Tensor]:
+    """The results of all lanes side by side, each as its lane is done with: the next one finds its
+    memory free. Those that nobody asks for, at these places, are empty."""
+    whole: list[Tensor] = []
+    rest = []
+    for i, results in enumerate(lanes):
+        if i == 0:
+            plain = not any(t.requires_grad for t in results)
+            for place, t in enumerate(results):
+                shape = (0,) if place in dropped else (n, *t.shape)
+                whole.append(t.new_empty(shape if plain or place in dropped else (0,)))
+        if plain:
+            for place, (to, t) in enumerate(zip(whole, results, strict=True)):
+                if place not in dropped:
+                    to[i].copy_(t)
+        else:
+            rest.append(results)
+    for place in range(len(whole)):
+        if not plain and place not in dropped:
+            whole[place] = torch.stack([results[place] for results in rest])
+    return whole
 
 
 def _shared(a: SimpleNamespace, dims: SimpleNamespace) -> bool:
@@ -100,9 +129,11 @@ def forward(op: Any) -> Callable[..., tuple[Any, Dims]]:
                 assert rows is not None
                 pairs.append((unfold(t, rows, n), rows + 1) if t.dim() > rows else (t, None))
         else:
-            for each in zip(*_one_by_one(op, n, in_dims, values), strict=True):
-                kept = each[0].dim() > 1
-                pairs.append((torch.stack(each), 0) if kept else (each[0], None))
+            # What only backward asks for, a node below this rule has kept for itself.
+            last = len(OF_FORWARD) if a.save or a.all_states else OF_FORWARD.index("ys")
+            dropped = range(last, len(OF_FORWARD))
+            for t in _stacked(_one_by_one(op, n, in_dims, values), n, dropped):
+                pairs.append((t, 0) if t.dim() > 2 else (t.new_empty(0), None))
         return tuple(t for t, _ in pairs), tuple(dim for _, dim in pairs)
 
     return rule
@@ -117,18 +148,17 @@ def gradients(op: Any) -> Callable[..., tuple[Any, Dims]]:
         _refuse_flow(a.record)
         pairs: list[tuple[Tensor, int]] = []
         if not _shared(a, dims):
-            each = _one_by_one(op, n, in_dims, values)
-            norms = each[0][1]
-            pairs = [(torch.stack(parts), 0) for parts in zip(*(g for g, _ in each), strict=True)]
-            return ([t for t, _ in pairs], norms), ([dim for _, dim in pairs], None)
-        *folded, lanes = _folded(a, dims, n)
-        found, norms = op(*folded, max(lanes, 1) * n)
+            lanes = (found for found, _ in _one_by_one(op, n, in_dims, values))
+            whole = _stacked(lanes, n, ())
+            return (whole, a.x.new_empty(0)), ([0] * len(whole), None)
+        *folded, inner = _folded(a, dims, n)
+        found, norms = op(*folded, max(inner, 1) * n)
         for position, t in zip(a.wanted, found, strict=True):
             rows = rows_of_gradient(position, a.starts is not None)
             if rows is not None:
                 pairs.append((unfold(t, rows, n), rows + 1))
             else:  # lanes of an inner vmap stand before these
-                pairs.append((unfold(t, 0, n), 1) if lanes else (t, 0))
+                pairs.append((unfold(t, 0, n), 1) if inner else (t, 0))
         return ([t for t, _ in pairs], norms), ([dim for _, dim in pairs], None)
 
     return rule

@@ -20,7 +20,9 @@ from rnnkernels._core import checks
 from rnnkernels._core.call import Call, LayerWeights
 from rnnkernels._core.checks import GradClip, Truncate
 from rnnkernels.cells import CELLS
-from rnnkernels.functional._stack import AllStates, Spec, State, forward
+from rnnkernels.functional import _sharded
+from rnnkernels.functional._spec import AllStates, Spec, State
+from rnnkernels.functional._stack import forward
 
 Weights = Sequence[Sequence[Tensor]]
 
@@ -207,6 +209,12 @@ def checked_cell(
     backend: str | None,
 ) -> State:
     """:func:`cell` by the way that takes whatever is allowed, and tells what is wrong."""
+    if _sharded.involved((input, *weights)):
+
+        def run(x: Tensor, hx: Any, own: LayerWeights) -> State:
+            return checked_cell(kind, cell, x, hx, own, sizes, backend)
+
+        return _sharded.cell(run, input, hx, weights)
     has_c = CELLS[cell].S > 1
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")

@@ -5,7 +5,6 @@ unbatched input, packed and padded sequences, checks of what the user passed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,70 +14,11 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from rnnkernels import _backends, _ops
 from rnnkernels._core import checks, truncation
-from rnnkernels._core.call import NO_CLIP, Call, Clip, differentiates
-from rnnkernels._core.checks import Truncate
-from rnnkernels._core.packing import Packed, Rows, known
+from rnnkernels._core.call import Call, differentiates
+from rnnkernels._core.packing import Jagged, Packed, Rows, known
 from rnnkernels._core.truncation import Outputs
-from rnnkernels.cells import CELLS
-
-State = Tensor | tuple[Tensor, Tensor]
-
-
-class AllStates(NamedTuple):
-    """Every state of every layer, as ``return_all_states=True`` gives it.
-
-    Attributes:
-        h: one tensor per layer, ``[T, B, D, R]`` (``[B, T, D, R]`` with batch_first,
-            ``[T, D, R]`` unbatched, a PackedSequence of ``[N, D, R]`` for packed input).
-        c: the same for c with H in place of R; None for cells without c.
-    """
-
-    h: tuple[Any, ...]
-    c: tuple[Any, ...] | None
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A stack of layers without its weights."""
-
-    kind: str  # as errors call it: RNN, LSTM or GRU
-    cell: str
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    proj_size: int = 0
-    bidirectional: bool = False
-    batch_first: bool = False
-    dropout: float = 0.0
-    training: bool = False
-    merge_mode: str = "concat"
-    backend: str | None = None
-    truncate: Truncate = None
-    grad_clip: Clip = NO_CLIP
-    recompute: int = 0
-
-    @property
-    def D(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    @property
-    def R(self) -> int:
-        """Size of h: the projection's where there is one."""
-        return self.proj_size or self.hidden_size
-
-    @property
-    def has_c(self) -> bool:
-        return CELLS[self.cell].S > 1
-
-    @property
-    def drops(self) -> bool:
-        """Whether anything falls out between layers."""
-        return self.training and self.dropout > 0
-
-    @property
-    def width(self) -> int:
-        """Size of the output of a layer, once its directions are merged."""
-        return self.D * self.R if self.merge_mode == "concat" else self.R
+from rnnkernels.functional import _sharded
+from rnnkernels.functional._spec import AllStates, Spec, State
 
 
 class Steps(NamedTuple):
@@ -106,6 +46,13 @@ def forward(
 
     See :class:`rnnkernels.LSTM` for the arguments, shapes and errors.
     """
+    options: dict[str, Any] = {"reset": reset, "return_all_states": return_all_states}
+    data = input.data if isinstance(input, PackedSequence) else input
+    if _sharded.involved((data, *weights)):
+        return _sharded.forward(forward, spec, input, hx, weights, lengths=lengths, **options)
+    if isinstance(input, Tensor) and input.is_nested:
+        checks.jagged(input, spec.batch_first, lengths)
+        return _forward_jagged(spec, input, hx, weights, **options)
     if isinstance(input, PackedSequence):
         if lengths is not None:
             raise ValueError("lengths: a PackedSequence brings its own lengths; pass one of them")
@@ -147,11 +94,13 @@ def _forward_packed(
     reset: Tensor | None,
     return_all_states: bool,
 ) -> Any:
-    checks.packed(input)
+    compiled = torch.compiler.is_compiling()  # then nobody can look at values
+    if not compiled:
+        checks.packed(input)
     data, sizes, order, back = input
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-    T, B = sizes.size(0), int(sizes[0])
+    T, B = sizes.size(0), _rows(sizes, order, hx) if compiled else int(sizes[0])
     # Inside, rows stand in the order of the packed data: longest first.
     initial = None if hx is None else _checked_structure(spec, hx, 3)
     initial = _checked(spec, data, B, initial, weights)
@@ -161,9 +110,9 @@ def _forward_packed(
         reset = checks.reset(reset, (B, T) if spec.batch_first else (T, B), data.device)
         reset = reset.transpose(0, 1) if spec.batch_first else reset
         reset = reset if order is None else reset.index_select(1, order)
-    packed = Packed.of_batch_sizes(sizes, data.device)
+    packed = Packed.of_batch_sizes(sizes, B, data.device)
     shared = weights, return_all_states
-    if data.size(0) == T * B:  # nobody is shorter than others
+    if not compiled and data.size(0) == T * B:  # nobody is shorter than others
         outputs = _run(spec, data.view(T, B, -1), initial, NO_STEPS, reset, *shared)
 
         def restore(t: Tensor) -> PackedSequence:
@@ -188,6 +137,62 @@ def _forward_packed(
     y, states, all_states = outputs
     if back is not None:
         states = [s.index_select(1, back) for s in states]
+    return _results(spec, restore(y), states, all_states, restore, return_all_states)
+
+
+def _rows(sizes: Tensor, order: Tensor | None, hx: State | None) -> int:
+    """Those of packed data, as a size where something has it: a value breaks graphs."""
+    if order is not None:
+        return order.size(0)
+    if hx is not None:
+        return (hx if isinstance(hx, Tensor) else hx[0]).size(1)
+    return int(sizes[0])
+
+
+# Compilers leave it alone: the layout follows from the values of the offsets.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _forward_jagged(
+    spec: Spec,
+    input: Any,
+    hx: State | None,
+    weights: Sequence[Tensor],
+    *,
+    reset: Tensor | None,
+    return_all_states: bool,
+) -> Any:
+    """A nested tensor [B, j, I], whose offsets are the lengths."""
+    offsets, data, B = input.offsets(), input.values(), input.size(0)
+    initial = None if hx is None else _checked_structure(spec, hx, 3)
+    initial = _checked(spec, data, B, initial, weights)
+    marks = None if reset is None else checks.jagged_reset(reset, input)
+    lengths = offsets.cpu().diff()  # whose values another device is waited for
+    least, most = (int(n) for n in lengths.aminmax()) if B else (0, 0)
+    shared = weights, return_all_states
+    if data.size(0) == 0:
+        outputs = _run(spec, data.view(0, B, data.size(1)), initial, NO_STEPS, None, *shared)
+
+        def leave(t: Tensor) -> Tensor:
+            return t.flatten(0, 1)
+
+    elif _keeps_padding(spec):
+        rows = Jagged(lengths, data.device)
+        marks = None if marks is None else rows.pad(marks)
+        steps = Steps(lengths.to(data.device))
+        outputs = _run(spec, rows.pad(data), initial, steps, marks, *shared)
+        leave = rows.leave_padding
+    else:
+        rows = Jagged(lengths, data.device)
+        outputs = _packed(spec, rows, data, initial, marks, *shared)
+
+        def leave(t: Tensor) -> Tensor:
+            return t
+
+    def restore(t: Tensor) -> Tensor:
+        return torch.nested.nested_tensor_from_jagged(
+            leave(t), offsets, min_seqlen=least, max_seqlen=most
+        )
+
+    y, states, all_states = outputs
     return _results(spec, restore(y), states, all_states, restore, return_all_states)
 
 
@@ -272,19 +277,34 @@ def _stack(
             lengths = None
         elif total > 0 and not _keeps_padding(spec):
             rows = Rows(lengths, T, x.device)
-            entering = [rows.enter(s) for s in hx]
-            reset = None if reset is None else rows.pack(reset)
-            packed = Steps(*rows.packed, rows.unpack)
-            y, finals, everything = _run(
-                spec, rows.pack(x), entering, packed, reset, weights, return_all_states
-            )
-            finals = [
-                rows.leave(s.to(final.dtype), final) for s, final in zip(hx, finals, strict=True)
-            ]
-            everything = [[rows.unpack(t) for t in kind] for kind in everything]
-            return Outputs(rows.unpack(y), finals, everything)
+            return _packed(spec, rows, x, hx, reset, weights, return_all_states)
     steps = NO_STEPS if lengths is None else Steps(lengths.to(x.device))
     return _run(spec, x, hx, steps, reset, weights, return_all_states)
+
+
+def _packed(
+    spec: Spec,
+    rows: Rows | Jagged,
+    x: Tensor,
+    hx: list[Tensor],
+    reset: Tensor | None,
+    weights: Sequence[Tensor],
+    return_all_states: bool,
+) -> Outputs:
+    """The same after all checks, over the steps that rows have."""
+    entering = [rows.enter(s) for s in hx]
+    reset = None if reset is None else rows.pack(reset)
+    y, finals, everything = _run(
+        spec,
+        rows.pack(x),
+        entering,
+        Steps(*rows.packed, rows.padded),
+        reset,
+        weights,
+        return_all_states,
+    )
+    finals = [rows.leave(s.to(final.dtype), final) for s, final in zip(hx, finals, strict=True)]
+    return Outputs(rows.unpack(y), finals, [[rows.unpack(t) for t in kind] for kind in everything])
 
 
 def _run(

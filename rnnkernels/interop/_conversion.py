@@ -194,6 +194,8 @@ def _become(module: nn.Module, cls: type[nn.Module]) -> None:
         for name, value in ADDED.items():
             if name in ADDED_TO_CELLS or isinstance(module, RNNBase):
                 setattr(module, name, value)
+        if isinstance(module, RNNBase):
+            module.hold_weights()
         if isinstance(module, RNNCellBase):
             gated = {"LSTMCell": "lstm", "GRUCell": "gru"}
             module.cell = gated.get(cls.__name__, f"rnn_{getattr(module, 'nonlinearity', '')}")

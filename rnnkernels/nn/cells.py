@@ -9,7 +9,7 @@ from rnnkernels import _backends, _ops, functional
 from rnnkernels._core import checks
 from rnnkernels._core.call import LayerWeights
 from rnnkernels.cells import CELLS
-from rnnkernels.functional._stack import State
+from rnnkernels.functional._spec import State
 from rnnkernels.nn import tracing
 
 #: What the cells have and torch's have not.

@@ -1,4 +1,4 @@
-"""The weights that a layer has at a call."""
+"""The weights that a layer has at a call, and how it knows whether they are others than before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class Held(tuple[Any, ...]):
+    """What torch.nn's base asks of its weak references to weights, from a reference that is none:
+    ``torch.utils.swap_tensors`` refuses tensors that somebody refers to weakly. Called, it is the
+    tensor that it holds, or None."""
+
+    __slots__ = ()
+
+    def __call__(self) -> Any:
+        return self[0] if self else None
+
+
+class Holder(nn.RNNBase):
+    """torch.nn's base of layers, with references of this kind. The list of weights holds the same
+    tensors anyway, so that none lives longer; what is replaced is let go at once."""
+
+    def hold_weights(self) -> None:
+        """Makes references to weights, of whatever kind they are, those of this class."""
+        held: Any = [None if ref is None else Held((ref(),)) for ref in self._flat_weight_refs]
+        self._flat_weight_refs = held
+
+    def _init_flat_weights(self) -> None:
+        super()._init_flat_weights()
+        self.hold_weights()
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.hold_weights()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refs: Any = self.__dict__.get("_flat_weight_refs")
+        if refs and name in self._flat_weights_names:
+            refs[self._flat_weights_names.index(name)] = Held()
+        super().__setattr__(name, value)
 
 
 def current(module: nn.RNNBase) -> list[Tensor]:

@@ -14,7 +14,8 @@ from rnnkernels import _backends, _ops
 from rnnkernels._core import checks
 from rnnkernels._core.checks import GradClip, Truncate
 from rnnkernels.cells import CELLS
-from rnnkernels.functional._stack import Spec, State, forward
+from rnnkernels.functional._spec import Spec, State
+from rnnkernels.functional._stack import forward
 from rnnkernels.nn import flat_weights, tracing
 
 #: What the layers have and torch's have not, with the value at which they do the same.
@@ -28,7 +29,7 @@ ADDED = {
 }
 
 
-class RNNBase(nn.RNNBase):
+class RNNBase(flat_weights.Holder):
     """What the layers share: parameters named, ordered and initialised as in torch.nn.
 
     Inherits torch's base for its surface (``_flat_weights``, ``all_weights``, ``check_input``,
@@ -350,16 +351,18 @@ class LSTM(RNNBase):
         truncate=..., grad_clip=..., recompute=...)``
 
         * ``input``: ``[T, B, I]``, ``[B, T, I]`` with batch_first, ``[T, I]``, or a
-          PackedSequence. T and B may be 0.
+          PackedSequence. T and B may be 0. With batch_first also a nested tensor ``[B, j, I]``
+          with ``layout=torch.jagged``, whose offsets are the lengths, and which outputs and every
+          state of a step are like. DTensors where the parameters are: docs/design.md.
         * ``hx``: ``(h_0 [L*D, B, R], c_0 [L*D, B, H])``, without B for unbatched input; zeros
           if None.
         * ``lengths``: ``[B]`` integers from 0 to T, in any order, on any device: row b ends
           after ``lengths[b]`` steps. The output is zero past the end, the final state is the one
           at the end, and what stands in the padding is never read. On a device other than the
           CPU the values are clamped to [0, T] instead of checked.
-        * ``reset``: bool, the input's shape without features: the state is zeroed before x_t is
-          consumed, and no gradient passes there. In the reverse direction the cut falls on the
-          same boundary.
+        * ``reset``: bool, the input's shape without features, nested like it: the state is zeroed
+          before x_t is consumed, and no gradient passes there. In the reverse direction the cut
+          falls on the same boundary.
         * ``return_all_states``: whether to return :class:`rnnkernels.AllStates` third.
         * ``truncate``, ``grad_clip``, ``recompute``: for this call, in place of the constructor's.
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnkernels
 from graphs import Graphs, H, Model, assert_same, options_for, result, tokens
@@ -73,6 +74,33 @@ def test_no_graph_break() -> None:
     model = Model(num_layers=2, bidirectional=True)
     found = torch._dynamo.explain(model)(tokens(5, 3), **options_for(5, 3, "lengths", "reset"))
     assert found.graph_count == 1 and found.graph_break_count == 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's
+@pytest.mark.parametrize("rows", ["of a state", "of an order", "of a value"])
+def test_packed_sequences(rows: str) -> None:
+    """One graph where a size tells how many rows there are, or where one is asked for; else torch
+    breaks at the value that does, in each of the functions around it."""
+    lengths = [2, 5, 1] if rows == "of an order" else [5, 2, 1]
+    data = pack_padded_sequence(
+        torch.randn(5, 3, 4), torch.tensor(lengths), enforce_sorted=rows != "of an order"
+    )
+    layer = rnnkernels.GRU(4, H, bidirectional=True)
+    hx = torch.randn(2, 3, H) if rows == "of a state" else None
+
+    def run(packed: PackedSequence, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, h_n = layer(PackedSequence(2 * packed.data, *packed[1:]), hx)
+        return y.data + 1, h_n
+
+    breaks = 3 if rows == "of a value" else 0
+    found = torch._dynamo.explain(run)(data, hx)
+    assert (found.graph_count, found.graph_break_count) == (1 + breaks, breaks)
+    torch._dynamo.reset()
+    want, graphs = run(data, hx), Graphs()
+    got = torch.compile(run, backend=graphs.backend, fullgraph=True)(data, hx)
+    torch.testing.assert_close(got, want)
+    wanted = [torch.autograd.grad(t[0].square().sum(), layer.weight_hh_l0) for t in (got, want)]
+    torch.testing.assert_close(*wanted)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize, prune
 
 import rnnkernels
 from helpers import draw
+from rnnkernels.nn.layers import RNNBase
 
 I, H = 3, 4
 LAYERS = ("RNN", "LSTM", "GRU")
@@ -111,9 +112,12 @@ def to_empty_and_load(module: Any) -> None:
 
 
 def swap_tensors(module: Any) -> None:
-    module._flat_weight_refs = []  # which swap_tensors would refuse
+    theirs = not isinstance(module, RNNBase)
+    if theirs:
+        module._flat_weight_refs = []  # weak references, which swap_tensors refuses
     torch.utils.swap_tensors(module.weight_hh_l0, nn.Parameter(module.weight_hh_l0.detach() * 2))
-    module._init_flat_weights()
+    if theirs:
+        module._init_flat_weights()
 
 
 CHANGES = [

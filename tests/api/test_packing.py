@@ -218,7 +218,7 @@ def test_the_way_there_and_back(lengths: list[int], more: int, batch_first: bool
     by_hand = pack_padded_sequence(x, values.clamp(min=1), enforce_sorted=False)
     if min(lengths) > 0:
         assert torch.equal(packed, by_hand.data)
-        want = Packed.of_batch_sizes(by_hand.batch_sizes, x.device)
+        want = Packed.of_batch_sizes(by_hand.batch_sizes, B, x.device)
         assert all(map(torch.equal, rows.packed, want))
     exists = torch.arange(T)[:, None] < values
     assert torch.equal(rows.unpack(packed), x * exists[..., None])

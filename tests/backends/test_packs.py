@@ -99,7 +99,6 @@ def replaced(layer: rk.LSTM) -> None:
 
 
 def swapped(layer: rk.LSTM) -> None:
-    layer._flat_weight_refs = [None] * 4  # torch swaps no tensor that somebody refers to weakly
     torch.utils.swap_tensors(layer.weight_hh_l0, nn.Parameter(drawn(layer.weight_hh_l0)))
 
 

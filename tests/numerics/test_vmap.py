@@ -199,6 +199,17 @@ def test_batches_of_gradients(module: str) -> None:
     close(twice(seeds), stacked(want))
 
 
+@pytest.mark.parametrize("shape", [(T, 1, I), (T, I)], ids=["one row", "no batch"])
+@pytest.mark.parametrize("kind", ["RNN", "GRU"])
+def test_batches_of_gradients_of_one_row(kind: str, shape: tuple[int, ...]) -> None:
+    """Whose lanes share what forward returned, by strides of 0."""
+    layer = getattr(rnnkernels, kind)(I, H, num_layers=2, bidirectional=True, dtype=F64)
+    y = layer(draw(*shape, seed=1, dtype=F64))[0]
+    seeds, leaves = draw(3, *y.shape, seed=2, dtype=F64), list(layer.parameters())
+    found = torch.autograd.grad(y, leaves, seeds, is_grads_batched=True, retain_graph=True)
+    close(found, stacked(torch.autograd.grad(y, leaves, g, retain_graph=True) for g in seeds))
+
+
 @modules
 def test_further_derivatives_in_batches(module: str) -> None:
     """Both kinds of vmap over the backward of a gradient."""

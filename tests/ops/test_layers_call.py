@@ -270,7 +270,7 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor, Any], tuple[Any, Any]], Any]] = {
     "meta": (lambda x, s: (x.to("meta"), s), RuntimeError),
     "nested": (
         lambda x, s: (torch.nested.nested_tensor(list(x.detach())), s),
-        (RuntimeError, NotImplementedError),
+        (ValueError, NotImplementedError),
     ),
     "sparse": (lambda x, s: (x.detach().to_sparse(), s), (RuntimeError, NotImplementedError)),
 }

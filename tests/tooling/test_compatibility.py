@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -74,10 +75,57 @@ def test_what_passed_and_fails_is_an_error(
     )
 
 
+def test_quick_rows_are_ours_and_need_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section, ran = Section("Rows"), []
+
+    def run(library: Library) -> None:
+        ran.append(library.name)
+
+    section.row("quick")(run)
+    section.row("of a library", needs=["torch"])(run)
+    section.row("of a compiler", costly=True)(run)
+    monkeypatch.setattr(compatibility, "SECTIONS", (section,))
+    assert compatibility.main(["--quick"]) == 0
+    assert ran == ["rnnkernels"] and "Rows: quick: pass\n" in capsys.readouterr().out
+    assert any(not row.costly and not row.needs for row in rows())
+
+
+def test_the_page_says_why_ours_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    section = Section("Rows")
+
+    def fails(library: Library) -> None:
+        raise ValueError(library.name)
+
+    section.row("of theirs", exception="torch asks nobody.")(fails)
+    section.row("of ours", exception="not so any more.")(lambda library: None)
+    monkeypatch.setattr(compatibility, "SECTIONS", (section,))
+    monkeypatch.setattr(compatibility, "PAGE", tmp_path / "page.md")
+    assert compatibility.main(["--write"]) == 0
+    text = compatibility.PAGE.read_text("utf-8")
+    assert "\n\n*of theirs*: torch asks nobody.\n" in text and "not so any more" not in text
+
+
+def test_every_failure_on_the_page_has_a_reason() -> None:
+    """And nothing else has one."""
+    text = compatibility.PAGE.read_text("utf-8")
+    failed = {
+        (row.section, row.title)
+        for row in rows()
+        if re.search(rf"\| {re.escape(row.title)} \| [^|]+ \| FAIL \|", text)
+    }
+    assert failed == {(row.section, row.title) for row in rows() if row.exception}
+
+
 def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert compatibility.main(["--list"]) == 0
     assert capsys.readouterr().out.count("\n") == len(rows())
-    for wrong in (["--only", "no such row"], ["--write", "--section", "Export"]):
+    for wrong in (
+        ["--only", "no such row"],
+        ["--write", "--section", "Export"],
+        ["--write", "--quick"],
+    ):
         with pytest.raises(SystemExit) as ended:
             compatibility.main(wrong)
         assert ended.value.code == 2

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 import logging
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
-import rnnkernels
-from compat.registry import LAYERS, B, I, Library, Section, T, gradients, same, tensors
+from compat.processes import run
+from compat.registry import LAYERS, B, I, Library, Section, T, gradients, same, tensors, total
 
 export = Section("Export")
 row = export.row
@@ -67,21 +65,64 @@ def loads(library: Library, imports: str) -> None:
             f"import torch{imports}; x, y = torch.load({str(data)!r});"
             f"torch.testing.assert_close(torch.export.load({str(path)!r}).module()(x), y)"
         )
-        where = str(Path(rnnkernels.__file__).parents[1])
-        command = [sys.executable, "-W", "ignore", "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=where)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        run(code)
 
 
-@row("export.save, load in a new process that imports the library")
+@row("export.save, load in a new process that imports the library", costly=True)
 def _(library: Library) -> None:
     loads(library, ", rnnkernels")
 
 
-@row("export.save, load in a process that imports torch alone")
+@row(
+    "export.save, load in a process that imports torch alone",
+    costly=True,
+    exception="torch looks ops up by name while it reads the file, and calls nobody who could "
+    "say more than its own error: `import rnnkernels` first.",
+)
 def _(library: Library) -> None:
     loads(library, "")
+
+
+@row("the library of the ops alone, without the Python package", ours_only=True, costly=True)
+def _(library: Library) -> None:
+    path = str(Path(library.module.__file__).with_name("librnnkernels.so"))
+    found = run(
+        f"import sys, torch; torch.ops.load_library({path!r});"
+        "torch.ops.rnnkernels.sequence_forward.default._schema;"
+        "print('rnnkernels' in sys.modules)"
+    )
+    assert found.strip() == "False"
+
+
+@row("torch.export with states as input and output, B dynamic")
+def _(library: Library) -> None:
+    class Stream(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, h: Tensor) -> Any:
+            return self.layer(x, h)
+
+    rows = Dim("B")
+    for kind in ("RNN", "GRU"):
+        model = Stream(library.make(kind)).eval()
+        exported = torch.export.export(
+            model, (X, torch.randn(1, B, 6)), dynamic_shapes={"x": {1: rows}, "h": {1: rows}}
+        )
+        x, h = torch.randn(T, B + 2, I), torch.randn(1, B + 2, 6)
+        same(exported.module()(x, h), model(x, h))
+
+
+@row(
+    "jit.script of a layer by itself, called",
+    exception="TorchScript names no method `forward` where there are several, as of torch.nn's "
+    "layers, which it compiles in place of ours. A model that holds a layer works.",
+)
+def _(library: Library) -> None:
+    for kind in LAYERS:
+        layer = library.make(kind)
+        same(torch.jit.script(layer)(X), layer(X))
 
 
 @row("jit.script of a model that holds a layer")
@@ -100,6 +141,22 @@ def _(library: Library) -> None:
         torch.jit.save(torch.jit.trace(model, (X,), check_trace=False), file)
         file.seek(0)
         same(torch.jit.freeze(torch.jit.load(file))(LONGER), model(LONGER))
+
+    each(library, check)
+
+
+@row("jit.trace with its check, run at other sizes")
+def _(library: Library) -> None:
+    each(library, lambda m: same(torch.jit.trace(m, (X,))(LONGER), m(LONGER)))
+
+
+@row("jit.trace: gradients through the traced module; optimize_for_inference")
+def _(library: Library) -> None:
+    def check(model: nn.Module) -> None:
+        traced = torch.jit.trace(model, (X,), check_trace=False)
+        found = torch.autograd.grad(total(traced(LONGER)), list(model.parameters()))
+        same(found, gradients(model, LONGER))
+        same(torch.jit.optimize_for_inference(torch.jit.freeze(traced))(LONGER), model(LONGER))
 
     each(library, check)
 
@@ -169,7 +226,23 @@ def _(library: Library) -> None:
         same(onnx(model, [X, lengths], dynamo=True)(X, lengths), tensors(model(X, lengths)))
 
 
+@row("onnx.export dynamo=False, static sizes", needs=RUNTIME)
+def _(library: Library) -> None:
+    each(library, lambda m: same(onnx(m, [X], dynamo=False)(X), [m(X)]))
+
+
 @row("onnx.export dynamo=False, T and B dynamic", needs=RUNTIME)
 def _(library: Library) -> None:
     axes = {"dynamo": False, "dynamic_axes": {"in0": {0: "T", 1: "B"}}}
     each(library, lambda m: same(onnx(m, [X], **axes)(LONGER), [m(LONGER)]), **STACK)
+
+
+@row("onnx.export of a model after rnnkernels.revert", ours_only=True, needs=RUNTIME)
+def _(library: Library) -> None:
+    axes = {"dynamo": False, "dynamic_axes": {"in0": {0: "T", 1: "B"}}}
+    for kind in LAYERS:
+        model = library.model(kind).eval()
+        want = model(LONGER)
+        library.module.revert(model)
+        same(onnx(model, [X], **axes)(LONGER), [want])
+        same(onnx(model, [X], dynamo=True)(X), [model(X)])

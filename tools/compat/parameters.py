@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
+import pkgutil
+import tempfile
 from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from compat.registry import LAYERS, B, I, Library, Section, T, gradients, same, total
@@ -135,6 +139,41 @@ def _(library: Library) -> None:
         same(found, gradients(module, X))
 
 
+class Tied(nn.Module):
+    """Two layers that share all parameters."""
+
+    def __init__(self, library: Library) -> None:
+        super().__init__()
+        self.one, self.two = library.make("GRU", I, I), library.make("GRU", I, I)
+        for name, p in self.one.named_parameters():
+            setattr(self.two, name, p)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.two(self.one(x)[0])[0]
+
+
+@row("tied weights in functional_call (tie_weights)")
+def _(library: Library) -> None:
+    module = Tied(library)
+    twice: dict[str, Tensor] = {n: (2 * p).detach() for n, p in module.named_parameters()}
+    found = torch.func.functional_call(module, twice, (X,), tie_weights=True)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(2)
+    same(found, module(X))
+
+
+@row("torch.__future__.set_swap_module_params_on_conversion: .double(), then a call")
+def _(library: Library) -> None:
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        module = library.make("GRU").double()
+        want = library.make("GRU")(X)
+        same(module(X.double())[0].float(), want[0])
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
 @row("torch.utils.swap_tensors of parameters")
 def _(library: Library) -> None:
     one, two = library.make("GRU"), library.make("GRU")
@@ -173,13 +212,69 @@ def _(library: Library) -> None:
     same(twin(X), module(X))
 
 
+@row("torch.load(weights_only=True) of a whole module, with safe_globals")
+def _(library: Library) -> None:
+    module, file = library.make("LSTM"), io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    needed = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    classes = [pkgutil.resolve_name(name) for name in needed]
+    file.seek(0)
+    with torch.serialization.safe_globals(classes):
+        twin = torch.load(file, weights_only=True)
+    same(twin(X), module(X))
+
+
+@row("a state_dict by torch.load(mmap=True), load_state_dict(assign=True)")
+def _(library: Library) -> None:
+    module = library.make("LSTM")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "weights.pt")
+        torch.save(module.state_dict(), path)
+        twin = library.make("LSTM")
+        twin.load_state_dict(torch.load(path, mmap=True), assign=True)
+        same(twin(X), module(X))
+
+
+def hogwild(_: int, module: nn.Module) -> None:
+    """What a process does."""
+    torch.set_num_threads(1)  # whose OpenMP a forked child must not wait for
+    optimizer = torch.optim.SGD(module.parameters(), 0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        total(module(X)).backward()
+        optimizer.step()
+
+
+def shared(library: Library, start: str) -> None:
+    """Two processes that train one module."""
+    module = library.make("LSTM").share_memory()
+    before = total(module(X)).detach()
+    start_processes(hogwild, (module,), 2, start_method=start)
+    assert total(module(X)) < before
+
+
+@row("share_memory, Hogwild in processes that are spawned", costly=True)
+def _(library: Library) -> None:
+    shared(library, "spawn")
+
+
+@row("share_memory, Hogwild in processes that are forked", costly=True)
+def _(library: Library) -> None:
+    shared(library, "fork")
+
+
 @row("nn.DataParallel on a CPU")
 def _(library: Library) -> None:
     module = library.model()
     same(nn.DataParallel(module)(X), module(X))
 
 
-@row("isinstance(layer, torch.nn.LSTM)")
+@row(
+    "isinstance(layer, torch.nn.LSTM)",
+    exception="torch.compile refuses instances of torch.nn's layers by their type. "
+    "`rnnkernels.torch_types` has classes that are, `convert(model, keep_type=True)` takes them.",
+)
 def _(library: Library) -> None:
     assert isinstance(library.make("LSTM"), nn.LSTM)
 

@@ -66,6 +66,8 @@ class Row:
     run: Callable[[Library], None]
     ours_only: bool = False
     needs: tuple[str, ...] = ()
+    exception: str = ""  # why ours fail, where they do
+    costly: bool = False  # seconds, not parts of one: compilers of C++, further processes
 
     def attempt(self, library: Library) -> Outcome:
         """Tries it; whatever goes wrong is the outcome, since that is what the table tells."""
@@ -101,13 +103,19 @@ class Section:
     rows: list[Row] = field(default_factory=list)
 
     def row(
-        self, title: str, *, ours_only: bool = False, needs: Iterable[str] = ()
+        self,
+        title: str,
+        *,
+        ours_only: bool = False,
+        needs: Iterable[str] = (),
+        exception: str = "",
+        costly: bool = False,
     ) -> Callable[[Callable[[Library], None]], Callable[[Library], None]]:
         """Adds a row with this title, which the decorated function tries."""
 
         def add(run: Callable[[Library], None]) -> Callable[[Library], None]:
             assert title not in {row.title for row in self.rows}, f"{title}: listed twice"
-            self.rows.append(Row(self.name, title, run, ours_only, tuple(needs)))
+            self.rows.append(Row(self.name, title, run, ours_only, tuple(needs), exception, costly))
             return run
 
         return add

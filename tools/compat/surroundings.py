@@ -1,13 +1,10 @@
-"""Python around a layer: threads, modes, other libraries."""
+"""Python around a layer: threads, modes, its own options."""
 
 from __future__ import annotations
 
 import gc
-import importlib
-import tempfile
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +12,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader, Dataset
 
+from compat.processes import WHERE
+from compat.processes import run as run_python
 from compat.registry import CELLS, LAYERS, B, I, Library, Section, T, gradients, same, total
 
-surroundings = Section("Python and other libraries")
+surroundings = Section("Python")
 row = surroundings.row
 X = torch.randn(T, B, I)
 
@@ -80,11 +81,11 @@ def _(library: Library) -> None:
     assert module(X)[0].detach().numpy().shape == (T, B, 3)
 
 
-@row("no graph and no module is left after training")
+@row("no graph and no module is left after 300 steps of training")
 def _(library: Library) -> None:
     module = library.make("LSTM")
     outputs = []
-    for _ in range(10):
+    for _ in range(300):
         y = module(X)[0]
         outputs.append(weakref.ref(y))
         total(y).backward()
@@ -94,30 +95,45 @@ def _(library: Library) -> None:
     assert gone() is None and not any(output() is not None for output in outputs)
 
 
-@row("torch.ao: quantize_dynamic makes the layer int8")
+@row("python -O, -OO, -W error, -X dev, -I", costly=True)
 def _(library: Library) -> None:
-    model = library.model()
-    kinds = {type(model.layer)}
-    done = torch.ao.quantization.quantize_dynamic(model, kinds, dtype=torch.qint8)
-    assert "quantized" in type(done.layer).__module__
+    code = (
+        f"import sys; sys.path.insert(0, {WHERE!r}); import torch; from {{module}} import LSTM;"
+        "LSTM(4, 6, num_layers=2)(torch.ones(3, 2, 4))[0].sum().backward()"
+    ).format(module=library.module.__name__)
+    for flags in (["-O"], ["-OO"], ["-W", "error"], ["-X", "dev"], ["-I"]):
+        run_python(code, flags=flags)
 
 
-@row("safetensors: save_model, load_model", needs=["safetensors"])
+@row("import after torch, warnings being errors", ours_only=True, costly=True)
 def _(library: Library) -> None:
-    files = importlib.import_module("safetensors.torch")
-    model, twin = library.model(), library.model("LSTM")
+    run_python("import torch, rnnkernels", flags=["-W", "error"])
+
+
+@row("torch.utils.benchmark.Timer; workers of a DataLoader run a layer", costly=True)
+def _(library: Library) -> None:
+    module = library.make("GRU").eval()
+    timer = Timer(
+        "with torch.no_grad(): module(x)", globals={"module": module, "x": X, "torch": torch}
+    )
+    assert timer.timeit(2).median > 0
+    found = list(DataLoader(Encoded(module), batch_size=None, num_workers=1))
     with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(2)
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, "model.safetensors"))
-        files.save_model(model, path)
-        files.load_model(twin, path)
-    same(twin(X), model(X))
+        same(found, [module(X + i)[0] for i in range(3)])
 
 
-@row("torchinfo.summary counts parameters", needs=["torchinfo"])
-def _(library: Library) -> None:
-    model = library.model()
-    found = importlib.import_module("torchinfo").summary(model, input_data=X, verbose=0)
-    assert found.total_params == sum(p.numel() for p in model.parameters())
+class Encoded(Dataset[Tensor]):
+    """What a layer makes of each input, in whatever process asks."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> Tensor:
+        if i >= len(self):
+            raise IndexError(i)
+        with torch.no_grad():
+            result: Tensor = self.module(X + i)[0]
+        return result

@@ -66,6 +66,44 @@ def _(library: Library) -> None:
         same(found, torch.stack(want))
 
 
+@row("jacobian(strategy='forward-mode', vectorize=True)")
+def _(library: Library) -> None:
+    for kind in LAYERS:
+        module, x = small(library, kind)
+
+        def f(x: Tensor, module: nn.Module = module) -> Tensor:
+            result: Tensor = module(x)[0]
+            return result
+
+        found = functional.jacobian(f, x, vectorize=True, strategy="forward-mode")
+        same(found, functional.jacobian(f, x))
+
+
+@row("a step with a gradient penalty, float32")
+def _(library: Library) -> None:
+    for kind in LAYERS:
+        module, x = small(library, kind, torch.float32)
+        x.requires_grad_()
+        (slope,) = torch.autograd.grad(total(module(x)), x, create_graph=True)
+        (slope.flatten(1).norm(dim=1) - 1).square().mean().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+@row("MAML: two inner steps, a gradient through both")
+def _(library: Library) -> None:
+    for kind in LAYERS:
+        module, x = small(library, kind)
+        parameters: dict[str, Any] = dict(module.named_parameters())
+        fast = parameters
+        for _ in range(2):
+            loss = called(module, fast, x).square().sum()
+            slopes = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
+            fast = {n: p - 0.1 * g for (n, p), g in zip(fast.items(), slopes, strict=True)}
+        loss = called(module, fast, x).square().sum()
+        found = torch.autograd.grad(loss, list(parameters.values()))
+        assert all(g.isfinite().all() and g.any() for g in found)
+
+
 @row("a third derivative")
 def _(library: Library) -> None:
     for kind in LAYERS:
@@ -87,6 +125,19 @@ def _(library: Library) -> None:
     assert one.weight_hh_l0.grad is two.weight_hh_l0.grad is not None
 
 
+@row("grad_clip, truncate, lengths, reset under a second derivative", ours_only=True)
+def _(library: Library) -> None:
+    reset = torch.tensor([[False, True], [True, False], [False, False]])
+    for option in ({"grad_clip": 0.1}, {"truncate": 2}, {"lengths": [3, 1]}, {"reset": reset}):
+        for kind in LAYERS:
+            module, x = small(library, kind)
+            x.requires_grad_()
+            y = module(x, **option)[0]
+            (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            found = torch.autograd.grad(slope.square().sum(), list(module.parameters()))
+            assert all(g.isfinite().all() for g in found) and any(g.any() for g in found)
+
+
 row = func.row
 
 
@@ -102,10 +153,6 @@ def called(module: nn.Module, parameters: Any, x: Tensor) -> Tensor:
 def with_each(library: Library, check: Callable[[nn.Module, Tensor], None]) -> None:
     for kind in LAYERS:
         check(*small(library, kind))
-
-
-def lanes(x: Tensor) -> Tensor:
-    return torch.stack([x, 2 * x, -x])
 
 
 @row("grad, vjp")
@@ -156,11 +203,14 @@ def _(library: Library) -> None:
     with_each(library, check)
 
 
-@row("dual numbers (torch.autograd.forward_ad)")
+@row("dual numbers (torch.autograd.forward_ad), of inputs and of weights")
 def _(library: Library) -> None:
     def check(module: nn.Module, x: Tensor) -> None:
         with forward_ad.dual_level():
             y = module(forward_ad.make_dual(x, torch.ones_like(x)))[0]
+            assert forward_ad.unpack_dual(y).tangent is not None
+            duals = {n: forward_ad.make_dual(p, p) for n, p in weights(module).items()}
+            y = called(module, duals, x)
             assert forward_ad.unpack_dual(y).tangent is not None
 
     with_each(library, check)
@@ -175,36 +225,25 @@ def _(library: Library) -> None:
     with_each(library, check)
 
 
-@row("vmap over inputs")
+@row("Hessian-vector products: reverse over reverse, forward over reverse")
 def _(library: Library) -> None:
     def check(module: nn.Module, x: Tensor) -> None:
-        found = torch.func.vmap(lambda x: module(x)[0])(lanes(x))
-        same(found, torch.stack([module(one)[0] for one in lanes(x)]))
+        loss, v = loss_of(module), torch.randn_like(x)
+        want = functional.hvp(loss, x, v)[1]
+        slope = torch.func.grad(loss)
+        same(torch.func.grad(lambda x: (slope(x) * v).sum())(x), want, 1e-4)
+        same(torch.func.jvp(slope, (x,), (v,))[1], want, 1e-4)
 
     with_each(library, check)
 
 
-@row("vmap over stacked weights")
+@row("linearize")
 def _(library: Library) -> None:
     def check(module: nn.Module, x: Tensor) -> None:
-        stacked = {name: lanes(p) for name, p in weights(module).items()}
-        found = torch.func.vmap(lambda p: called(module, p, x))(stacked)
-        want = [called(module, {n: p[i] for n, p in stacked.items()}, x) for i in range(3)]
-        same(found, torch.stack(want))
-
-    with_each(library, check)
-
-
-@row("vmap(grad): gradients of each sample")
-def _(library: Library) -> None:
-    def check(module: nn.Module, x: Tensor) -> None:
-        def loss(p: Any, x: Tensor) -> Tensor:
-            return called(module, p, x).square().sum()
-
-        p = weights(module)
-        found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(p, lanes(x))
-        want = [torch.func.grad(loss)(p, one) for one in lanes(x)]
-        same(list(found.values()), [torch.stack([w[n] for w in want]) for n in found])
+        v = torch.randn_like(x)
+        y, pushed = torch.func.linearize(lambda x: module(x)[0], x)
+        same(y, module(x)[0])
+        same(pushed(v), torch.func.jvp(lambda x: module(x)[0], (x,), (v,))[1])
 
     with_each(library, check)
 
