@@ -1,5 +1,6 @@
 """All executions of how blocks hand on the state through global memory in vectors that say by
-themselves whether they are there (csrc/cuda/exchange.cuh), on the memory model of hand_off_model.py.
+themselves whether they are there (csrc/cuda/exchange.cuh), on the memory model of
+hand_off_model.py.
 
 A thread looks at a vector until something is there; which write a look returns at last, is one that
 puts something there, of any round. Looks put nothing in order by themselves: of what stands before
