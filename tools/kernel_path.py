@@ -14,7 +14,7 @@ signal_fences      fences on that way
 wait_loads         reads of memory that were asked for before the wait for other blocks, at most
 wait_conversions   floating-point instructions between the first of these and the wait, at most:
                    what they convert, a thread has to wait for
-taken_barriers     barriers from what is waited for to the product
+taken_barriers     barriers from what is waited for to the product, at most
 taken_copies       waits for copies to shared memory on that way
 cell               from the barrier behind the product to the one before a round is sent, at most
 cell_calls         of functions, in the whole kernel: IEEE divisions leave for one in odd cases
@@ -194,7 +194,14 @@ def path_of(steps: list[Step]) -> Counts:
     signal = [steps[n] for n in shortest(steps, send, is_signal, lambda _: True)]
     if is_signal(steps[send]):
         signal = []
-    taken = [steps[n] for n in shortest(steps, wait, is_product, lambda s: not is_wait(s))]
+    first = shortest(steps, wait, is_product, lambda s: not is_wait(s))[-1]
+    taken = longest(
+        steps,
+        wait,
+        first,
+        lambda s: s.opcode.startswith(("BAR.", "LDGDEPBAR")),
+        lambda s: not is_wait(s) and s is not steps[product],
+    )
     return Counts(
         send=len(way),
         send_divisions=counted(way, "I2F"),
