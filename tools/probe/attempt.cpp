@@ -288,9 +288,14 @@ Outcome attempt(const Case& c) {
   const cuda::Plan plan = plan_of(c, cell);
   const bool stepwise = s.way == Shape::kStepwise;
   const int64_t D = s.options ? 2 : 1;
-  // One unit and three rows less than there is room for.
-  const Sizes n{
-      s.large ? 20 : 6, s.groups * s.tiles * plan.layout.message.rows - 3, D, s.blocks * units(s) - 1, s.layers, 0};
+  // So many steps that a grid uses its buffers again, and one unit and three rows less than there is room for.
+  const bool again = s.way == Shape::kGrid && s.blocks == 2;
+  const Sizes n{s.large ? 20 : (again ? cuda::kGridBuffers + 3 : 6),
+                s.groups * s.tiles * plan.layout.message.rows - 3,
+                D,
+                s.blocks * units(s) - 1,
+                s.layers,
+                0};
   if (!stepwise) {
     const std::string reason = missing(plan, D, Machine::device());
     if (!reason.empty()) return {"absent", 0, 0, reason, text(plan)};
