@@ -9,9 +9,13 @@ counts for each kernel:
 
 send               from the last barrier before a round is sent to the first message
 send_divisions     integer divisions on that way
+signal_barriers    barriers from the first message to what others wait for, if that is another one
+signal_fences      fences on that way
 wait_loads         reads of memory that were asked for before the wait for other blocks, at most
 wait_conversions   floating-point instructions between the first of these and the wait, at most:
                    what they convert, a thread has to wait for
+taken_barriers     barriers from what is waited for to the product, at most
+taken_copies       waits for copies to shared memory on that way
 cell               from the barrier behind the product to the one before a round is sent, at most
 cell_calls         of functions, in the whole kernel: IEEE divisions leave for one in odd cases
 cell_branches      conditional branches on the way `cell`
@@ -32,13 +36,21 @@ from pathlib import Path
 from check_cuda import CSRC, find_nvcc, find_tool
 from cubin import Persistent, Step, read_steps
 
-WAITS = ("SYNCS.PHASECHK", "LDG.E.STRONG.GPU")
+LOOK = "LDG.E.128.STRONG.GPU"  # for a vector that says by itself whether it is there
+WAITS = ("SYNCS.PHASECHK", "LDG.E.STRONG.GPU", LOOK)
 FLOATS = ("FADD", "FMUL", "FFMA", "IMAD.U32", "HADD2")
 
 
 def is_send(step: Step) -> bool:
     """A vector of 16 bytes on its way to another block."""
-    return step.opcode.startswith("STAS") or step.opcode == "STG.E.128"
+    return step.opcode.startswith(("STAS", "STG.E.128"))
+
+
+def is_signal(step: Step) -> bool:
+    """What others wait for."""
+    return step.opcode.startswith("STAS") or (
+        step.opcode.startswith("STG") and "STRONG.GPU" in step.opcode
+    )
 
 
 @dataclass
@@ -47,12 +59,20 @@ class Counts:
 
     send: int
     send_divisions: int
+    signal_barriers: int
+    signal_fences: int
     wait_loads: int
     wait_conversions: int
+    taken_barriers: int
+    taken_copies: int
     cell: int
     cell_calls: int
     cell_branches: int
     exponentials: int
+
+
+def is_product(step: Step) -> bool:
+    return step.opcode.startswith("HMMA")
 
 
 def is_barrier(step: Step) -> bool:
@@ -61,6 +81,15 @@ def is_barrier(step: Step) -> bool:
 
 def is_wait(step: Step) -> bool:
     return step.opcode.startswith(WAITS)
+
+
+def is_look(step: Step) -> bool:
+    return step.opcode.startswith(LOOK)
+
+
+def is_early(step: Step) -> bool:
+    """A read that may be asked for before the wait."""
+    return step.opcode.startswith("LDG") and not is_wait(step)
 
 
 def shortest(
@@ -151,20 +180,37 @@ def path_of(steps: list[Step]) -> Counts:
         for n, step in enumerate(steps)
         if is_wait(step)
     }
+    if any(is_look(steps[n]) for n in waits):
+        waits = {n: way for n, way in waits.items() if is_look(steps[n])}
     wait = min((n for n, way in waits.items() if way), key=lambda n: len(waits[n]))
     send = sends[left][-1]
     # Through the grid a barrier stands behind the send.
     start = send
     if not shortest(steps, send, lambda s: s is steps[wait], no_barrier):
         start = shortest(steps, send, is_barrier, no_barrier)[-1]
-    early = longest(steps, start, wait, lambda s: s.opcode.startswith("LDG"), no_barrier)
-    begun = next((n for n, step in enumerate(early) if step.opcode.startswith("LDG")), len(early))
+    early = longest(steps, start, wait, is_early, no_barrier)
+    begun = next((n for n, step in enumerate(early) if is_early(step)), len(early))
     way = [steps[n] for n in sends[left][:-1]]
+    signal = [steps[n] for n in shortest(steps, send, is_signal, lambda _: True)]
+    if is_signal(steps[send]):
+        signal = []
+    first = shortest(steps, wait, is_product, lambda s: not is_wait(s))[-1]
+    taken = longest(
+        steps,
+        wait,
+        first,
+        lambda s: s.opcode.startswith(("BAR.", "LDGDEPBAR")),
+        lambda s: not is_wait(s) and s is not steps[product],
+    )
     return Counts(
         send=len(way),
         send_divisions=counted(way, "I2F"),
-        wait_loads=counted(early, "LDG"),
+        signal_barriers=counted(signal, "BAR."),
+        signal_fences=counted(signal, "MEMBAR"),
+        wait_loads=sum(map(is_early, early)),
         wait_conversions=counted(early[begun:], *FLOATS),
+        taken_barriers=counted(taken, "BAR."),
+        taken_copies=counted(taken, "LDGDEPBAR"),
         cell=len(cell),
         cell_calls=counted(steps, "CALL"),
         cell_branches=sum(s.opcode.startswith("BRA") and len(s.next) > 1 for s in cell),

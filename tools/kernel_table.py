@@ -46,9 +46,11 @@ Instructions of the LSTM kernels in bfloat16 for sm_90a, tiles of 8 rows, as cou
     python tools/kernel_path.py csrc/cuda/persistent_bfloat16.cu --out {path_record}
 
 *Send* is the shortest way from the last barrier to the first message, what every round passes;
-*cell* the longest from the barrier behind the product to the next, for two pairs of a unit and a
-row, with every option. *Read early* are the loads that are asked for before the wait, at most, and
-what converts or adds there, for which a warp may have to stand still. Before is commit 0459832.
+*signal* goes on to what others wait for, a message or a flag; *taken* is the way from what a block
+waits for to its product; *cell* the longest from the barrier behind the product to the next, for
+two pairs of a unit and a row, with every option. *Read early* are the loads that are asked for
+before the wait, at most, and what converts or adds there, for which a warp may have to stand still.
+From commit 0459832 to commit 8db740f, where the grid handed on by flags, to now.
 
 {paths}
 
@@ -130,6 +132,10 @@ PATH_RECORD = Path("docs/kernel_path.json")
 PATH_ROWS = {
     "send": "send: instructions",
     "send_divisions": "send: integer divisions",
+    "signal_barriers": "signal: barriers",
+    "signal_fences": "signal: fences",
+    "taken_barriers": "taken: barriers",
+    "taken_copies": "taken: waits for copies",
     "wait_loads": "read early: loads",
     "wait_conversions": "read early: conversions and additions before the wait",
     "cell": "cell: instructions",
@@ -140,12 +146,14 @@ PATH_ROWS = {
 
 
 def path_table() -> str:
-    """Counts of kernel_path.py before and after, of each kernel of its record."""
+    """Counts of kernel_path.py, one after the other, of each kernel of its record."""
     record = json.loads((ROOT / PATH_RECORD).read_text())
-    before, after = record["before"], record["after"]
-    rows = [["count", *sorted(after)]]
+    entries = [record[name] for name in ("before", "flags", "after")]
+    kernels = sorted(entries[-1])
+    rows = [["count", *kernels]]
     for key, name in PATH_ROWS.items():
-        rows.append([name, *(f"{before[k][key]} → {after[k][key]}" for k in sorted(after))])
+        found = ([entry[k].get(key, "–") for entry in entries] for k in kernels)
+        rows.append([name, *(" → ".join(map(str, counts)) for counts in found)])
     return markdown(rows)
 
 

@@ -46,6 +46,27 @@ __global__ void transactions(int rounds, int blocks, uint32_t*) {
   sync_cluster();
 }
 
+// Every block puts 16 bytes into global memory, in eight places by turns, and looks for those of all others.
+__global__ void vectors(int rounds, int blocks, uint32_t* memory) {
+  const auto place = [&](int round, int block) {
+    return reinterpret_cast<const char*>(memory) + (round % kGridBuffers * blocks + block) * kVec16Bytes;
+  };
+  for (int i = 1; i <= rounds; ++i) {
+    sync_block();
+    if (thread_index() == 0) {
+      put(const_cast<char*>(place(i, block_index())), Vec16{});
+      empty(const_cast<char*>(place(i + kGridBuffers / 2 - 1, block_index())));
+    }
+    if (i % 2 == 0) settle();
+    if (thread_index() < blocks) {
+      const int at[1] = {0}, none[1] = {-1};
+      Vec16 found[1] = {look(place(i, thread_index()))}, nobody[1] = {};
+      if (!await(place(i, thread_index()), at, found, none, nobody)) return;
+    }
+    sync_block();
+  }
+}
+
 // Every block sets a flag in global memory and waits for all others.
 __global__ void flags(int rounds, int blocks, uint32_t* flag) {
   for (int i = 1; i <= rounds; ++i) {
@@ -61,13 +82,15 @@ __global__ void grid_barrier(int rounds, int, uint32_t*) {
   for (int i = 0; i < rounds; ++i) cooperative_groups::this_grid().sync();
 }
 
+constexpr size_t kBytes = 1 << 16;  // of what all blocks write
+
 using KernelFunction = void (*)(int, int, uint32_t*);
 
 float milliseconds(KernelFunction kernel, int blocks, bool cluster, int rounds, uint32_t* flag) {
   cudaEvent_t start, end;
   check(cudaEventCreate(&start));
   check(cudaEventCreate(&end));
-  check(cudaMemset(flag, 0, 4096 * sizeof(uint32_t)));
+  check(cudaMemset(flag, 0xff, kBytes));
   cudaLaunchAttribute attribute{};
   if (cluster) {
     attribute.id = cudaLaunchAttributeClusterDimension;
@@ -111,7 +134,7 @@ void measure(const char* name, KernelFunction kernel, int blocks, bool cluster, 
 
 int main() {
   uint32_t* flag;
-  check(cudaMalloc(&flag, 4096 * sizeof(uint32_t)));
+  check(cudaMalloc(&flag, kBytes));
   int major = 0, multiprocessors = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
@@ -122,6 +145,7 @@ int main() {
     }
   }
   for (int blocks : {8, 16, 32, 64, multiprocessors}) {
+    measure("vectors", vectors, blocks, false, flag);
     measure("flags", flags, blocks, false, flag);
     measure("grid barrier", grid_barrier, blocks, false, flag);
   }

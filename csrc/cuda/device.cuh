@@ -10,6 +10,8 @@
 //   shuffle_xor                   of a warp
 //   send, TransactionBarrier      16 bytes at a time into another block's shared memory, and their arrival
 //   publish, await                a flag in global memory, and all that its writer's block wrote before
+//   put, look, await, empty       16 bytes of global memory that say by themselves whether they are there
+//   settle                        a fence, for what these leave in no order
 //   copy_async, copies_arrive     16 bytes at a time from global to shared memory, past the L1 cache
 //   record                        a fault, in memory that the host reads
 //
@@ -30,6 +32,23 @@ namespace rnn::cuda {
 struct alignas(16) Vec16 {
   uint32_t words[4];
 };
+
+// What nobody has put anything into: all bits are set, in each half by itself, since halves may arrive one by one. As
+// a number of any type that is a NaN, and put() writes another one in its place: nothing that is put is taken for this.
+constexpr uint32_t kNothing = 0xffffffff;
+RNN_HD Vec16 nothing() { return {{kNothing, kNothing, kNothing, kNothing}}; }
+RNN_HD bool is_there(const Vec16& v) {
+  return (v.words[0] & v.words[1]) != kNothing && (v.words[2] & v.words[3]) != kNothing;
+}
+RNN_HD Vec16 told_from_nothing(Vec16 v) {
+  constexpr uint32_t kAnotherNaN = 0x7fffffff;  // of 4 or 8 bytes, and of 2 in its upper half
+  for (int half = 0; half < 4; half += 2)
+    if ((v.words[half] & v.words[half + 1]) == kNothing) v.words[half] = v.words[half + 1] = kAnotherNaN;
+  return v;
+}
+
+// Has a flag come to a value? It begins with all bits set, which is one less than zero.
+RNN_HD bool reached(uint32_t found, uint32_t value) { return int32_t(found - value) >= 0; }
 
 // float32 with a mantissa of 10 bits, as the tensor cores multiply it.
 struct TF32 {};
@@ -111,15 +130,16 @@ class Patience {
  public:
   RNN_DEVICE bool ended() {
     if (++polls_ % 64) return false;
-    uint64_t now;  // nanoseconds
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    uint64_t nanoseconds;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
+    const auto now = uint32_t(nanoseconds >> kShift) | 1;  // in milliseconds, about
     if (!begun_) begun_ = now;
-    return now - begun_ > uint64_t(kPatienceSeconds) * 1'000'000'000;
+    return now - begun_ > uint32_t(uint64_t(kPatienceSeconds) * 1'000'000'000 >> kShift);
   }
 
  private:
-  uint32_t polls_ = 0;
-  uint64_t begun_ = 0;
+  static constexpr int kShift = 20;
+  uint32_t polls_ = 0, begun_ = 0;
 };
 
 // An mbarrier that counts the bytes which other blocks of the cluster send. One thread calls open() once, before a
@@ -190,10 +210,63 @@ RNN_DEVICE void publish(uint32_t* flag, uint32_t value) {
   for (Patience patience;;) {
     uint32_t found;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
-    if (found >= value) return true;
+    if (reached(found, value)) return true;
     if (patience.ended()) return false;
   }
 }
+
+// Vectors in global memory, each of which one thread puts, awaits and empties at a time. A half of 8 bytes is read as
+// it was put, as a whole; halves, and different vectors, are in no order. What a thread has put, looked at or emptied
+// before a settle() comes before what another one does that has seen what the first put after it, and has settled too.
+RNN_DEVICE void store_strong(void* to, const Vec16& v) {
+  asm volatile(
+      "{\n\t"
+      ".reg .b64 low, high;\n\t"
+      "mov.b64 low, {%1, %2};\n\t"
+      "mov.b64 high, {%3, %4};\n\t"
+      "st.relaxed.gpu.global.v2.b64 [%0], {low, high};\n\t"
+      "}" ::"l"(to),
+      "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3])
+      : "memory");
+}
+RNN_DEVICE void put(void* to, const Vec16& v) { store_strong(to, told_from_nothing(v)); }
+RNN_DEVICE void empty(void* at) { store_strong(at, nothing()); }
+// What is there now, and may be nothing.
+RNN_DEVICE Vec16 look(const void* from) {
+  Vec16 v;
+  asm volatile(
+      "{\n\t"
+      ".reg .b64 low, high;\n\t"
+      "ld.relaxed.gpu.global.v2.b64 {low, high}, [%4];\n\t"
+      "mov.b64 {%0, %1}, low;\n\t"
+      "mov.b64 {%2, %3}, high;\n\t"
+      "}"
+      : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+      : "l"(from)
+      : "memory");
+  return v;
+}
+// Looks again until all vectors are there of which `found` has what was seen first, and meanwhile at those that come
+// `later`. Each lies `at` so many bytes from `from`; below zero there is none, and `found` has anything but nothing.
+template <int n, int n_later>
+[[nodiscard]] RNN_DEVICE bool await(const char* from, const int (&at)[n], Vec16 (&found)[n],
+                                    const int (&at_later)[n_later], Vec16 (&later)[n_later]) {
+  for (Patience patience;;) {
+    bool there = true;
+#pragma unroll
+    for (int i = 0; i < n; ++i) there = there && is_there(found[i]);
+    if (there) return true;
+    if (patience.ended()) return false;
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+      if (!is_there(found[i])) found[i] = look(from + at[i]);
+#pragma unroll
+    for (int i = 0; i < n_later; ++i)
+      if (!is_there(later[i])) later[i] = look(from + at_later[i]);
+  }
+}
+// By every thread that has put, looked or emptied.
+RNN_DEVICE void settle() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // In one piece: of several threads that record a fault, one is read.
 RNN_DEVICE void record(uint64_t* fault, const Fault& found) {

@@ -43,6 +43,19 @@ void send(void* to, TransactionBarrier* barrier, int rank, const Vec16& vector, 
 void publish(uint32_t* flag, uint32_t value, Here here = Here::current());
 bool await(const uint32_t* flag, uint32_t value, Here here = Here::current());
 
+void put(void* to, const Vec16& v, Here here = Here::current());
+void empty(void* at, Here here = Here::current());
+Vec16 look(const void* from, Here here = Here::current());
+bool await(const void* from, Vec16& found, Here here = Here::current());
+template <int n, int n_later>
+bool await(const char* from, const int (&at)[n], Vec16 (&found)[n], const int (&)[n_later], Vec16 (&)[n_later],
+           Here here = Here::current()) {
+  for (int i = 0; i < n; ++i)
+    if (at[i] >= 0 && !await(from + at[i], found[i], here)) return false;
+  return true;
+}
+void settle(Here here = Here::current());
+
 void record(uint64_t* fault, const Fault& found);
 
 void copy_async(void* to, const void* from, Here here = Here::current());

@@ -3,15 +3,16 @@
 // received a round has the slices of all, one after the other, in each row of a tile of the batch. Rows of a tile that
 // the batch does not fill are not sent: they hold numbers whose products nobody reads.
 //
-// Two buffers take turns. A block sends round n + 1 only after it has received round n of all others, which they send
-// after they have read round n - 1: nothing that is still read is overwritten. A block by itself needs one buffer: its
-// cells overwrite it once the whole block has multiplied it.
+// In a cluster two buffers take turns. A block sends round n + 1 only after it has received round n of all others,
+// which they send after they have read round n - 1: nothing that is still read is overwritten. A block by itself needs
+// one buffer: its cells overwrite it once the whole block has multiplied it.
 //
 //   first(tile)                where the block itself writes the first round, followed by a sync_block()
-//   await(tile, round)         waits; false where that took too long; what follows it does not wait
-//   receive(tile, round, rows) what was sent
+//   await(tile, round, rows)   waits; false where that took too long; what follows it does not wait
+//   receive(tile, round)       what was sent
 //   outgoing(tile)             where cells leave what is sent, as a part of the next round, before a sync_block()
 //   send(tile, round, rows)    sends it
+//   end(round)                 after a round of all tiles
 //   leave()                    before a block ends that has waited in vain
 #pragma once
 
@@ -93,10 +94,11 @@ class ClusterExchange {
   RNN_DEVICE MessageRows outgoing(int) const { return slice_rows(m_, staging_); }
 
   // By every thread for itself.
-  RNN_DEVICE bool await(int tile, int64_t round) const {
+  template <int, int>
+  RNN_DEVICE bool await(int tile, int64_t round, int) const {
     return round == 0 || barriers_[tile * 2 + round % 2].await(int((round - 1) / 2));
   }
-  RNN_DEVICE char* receive(int tile, int64_t round, int) const { return buffer(tile, round); }
+  RNN_DEVICE char* receive(int tile, int64_t round) const { return buffer(tile, round); }
 
   RNN_DEVICE void send(int tile, int64_t round, int rows) const {
     TransactionBarrier* barrier = barriers_ + tile * 2 + round % 2;
@@ -110,6 +112,7 @@ class ClusterExchange {
     }
   }
 
+  RNN_DEVICE void end(int64_t) const {}
   // A block that others still write to must be there.
   RNN_DEVICE void leave() const { sync_cluster(); }
 
@@ -124,20 +127,26 @@ class ClusterExchange {
   TransactionBarrier* barriers_;  // [tiles, 2]
 };
 
-// Anywhere on the device, through global memory, with one flag per block and tile; and within a block by itself, which
-// passes nothing on.
+// Anywhere on the device, through global memory; and within a block by itself, which passes nothing on.
+//
+// Nothing says that a slice is there but its own vectors (device.cuh): who waits for them looks at them until they are,
+// and no fence or flag stands between a cell and those that wait for it. A vector is emptied before it is used again,
+// and both are put in order behind the messages, by fences that all threads pass at the end of every second round. Of
+// rounds 0, 1, 2, ... the odd ones end with a fence, and of a vector that is put for round n,
+//
+//   who has read it passes a fence at the end of round n or n + 1, then sends,
+//   who has put it has received that by round n + 3, passes a fence there, and empties it in round n + 4,
+//   passes a fence again by round n + 5, then sends;
+//   who reads has received that by round n + 7, passes a fence there, and looks for round n + 8 in the same vector.
+//
+// So kGridBuffers are enough, and no fewer are. tests/emulator/hand_off_model.py goes through all executions.
 class GridExchange {
  public:
   static constexpr bool kCluster = false;
 
-  // global: of this group of blocks, zeros at first.
+  // global: of this group of blocks, all bits set at first.
   RNN_DEVICE GridExchange(const MessageLayout& m, int tiles, char* shared, char* staging, char* global)
-      : m_(m),
-        rank_(block_index() % m.blocks),
-        staging_(staging),
-        landing_(shared),
-        buffers_(global),
-        flags_(reinterpret_cast<uint32_t*>(buffers_ + tiles * 2 * m.buffer())) {
+      : m_(m), rank_(block_index() % m.blocks), staging_(staging), landing_(shared), buffers_(global) {
     clear(landing_, (m.alone() ? tiles : 1) * m.buffer());
   }
 
@@ -147,55 +156,103 @@ class GridExchange {
     return m_.alone() ? buffer_rows(m_, landing(tile)) : slice_rows(m_, staging_);
   }
 
-  RNN_DEVICE bool await(int tile, int64_t round) const {
-    return round == 0 || m_.alone() || thread_index() >= m_.blocks ||
-           ::rnn::cuda::await(flag(tile, thread_index()), uint32_t(round));
-  }
-  RNN_DEVICE char* receive(int tile, int64_t round, int rows) const {
-    if (round == 0 || m_.alone()) return landing(tile);
-    sync_block();
+  // By every thread for what it takes to shared memory, where the whole block has multiplied the round before. So many
+  // vectors are on their way to it at once, and so many later ones.
+  template <int kAtOnce, int kLater>
+  RNN_DEVICE bool await(int tile, int64_t round, int rows) const {
+    if (round == 0 || m_.alone()) return true;
     const char* from = buffer(tile, round);
-    const int numbers = m_.blocks * m_.bytes;
-    for_each_vector(rows, m_.blocks * m_.slice_pitch(), [&](int row, int at) {
-      const int place = row * m_.pitch + (at < numbers ? at : m_.sums + at - numbers);
-      copy_async(landing_ + place, from + place);
-    });
-    copies_arrive();
+    Vectors all(rows, m_.received);
+    int at[kAtOnce], at_later[kLater];
+    Vec16 found[kAtOnce], later[kLater];
+    ask(all, from, at, found);
+    ask(all, from, at_later, later);
+    const auto take = [&](auto& at, auto& found, auto& at_later, auto& later) {
+      if (!::rnn::cuda::await(from, at, found, at_later, later)) return false;
+      land(at, found);
+      ask(all, from, at, found);
+      return true;
+    };
+    while (at[0] >= 0)
+      if (!take(at, found, at_later, later) || !take(at_later, later, at, found)) return false;
+    return true;
+  }
+  RNN_DEVICE char* receive(int tile, int64_t round) const {
+    if (round == 0 || m_.alone()) return landing(tile);
     sync_block();
     return landing_;
   }
 
   RNN_DEVICE void send(int tile, int64_t round, int rows) const {
     if (m_.alone()) return;
-    char* to = buffer(tile, round);
-    for_each_vector(rows, m_.slice_pitch(), [&](int row, int at) {
-      *reinterpret_cast<Vec16*>(to + row * m_.pitch + place(m_, rank_, at)) =
-          *reinterpret_cast<const Vec16*>(staging_ + row * m_.slice_pitch() + at);
-    });
-    sync_block();
-    if (thread_index() == 0) publish(flag(tile, rank_), uint32_t(round));
+    char *to = buffer(tile, round), *old = buffer(tile, round + kGridBuffers / 2 - 1);  // of the round before, less 4
+    Vectors own(rows, m_.slice_pitch());
+    while (own.more()) {
+      const int at = own.row() * m_.pitch + place(m_, rank_, own.at());
+      put(to + at, *reinterpret_cast<const Vec16*>(staging_ + own.row() * m_.slice_pitch() + own.at()));
+      empty(old + at);
+      own.next(m_.slice_pitch());
+    }
   }
 
+  RNN_DEVICE void end(int64_t round) const {
+    if (!m_.alone() && round % 2) settle();
+  }
   RNN_DEVICE void leave() const {}
 
  private:
-  // Calls f(row, byte) for the vectors of some rows, each row by a warp.
-  template <class F>
-  static RNN_DEVICE void for_each_vector(int rows, int bytes, F&& f) {
-    for (int row = thread_index() / kWarp; row < rows; row += kWarps)
-      for (int at = thread_index() % kWarp * kVec16Bytes; at < bytes; at += kWarp * kVec16Bytes) f(row, at);
+  // Those of some rows that are a thread's, each row by a warp.
+  class Vectors {
+   public:
+    RNN_DEVICE Vectors(int rows, int bytes) : rows_(rows), row_(thread_index() / kWarp), at_(first()) {
+      if (at_ >= bytes) row_ = rows;
+    }
+    RNN_DEVICE bool more() const { return row_ < rows_; }
+    RNN_DEVICE int row() const { return row_; }
+    RNN_DEVICE int at() const { return at_; }
+    RNN_DEVICE void next(int bytes) {
+      at_ += kWarp * kVec16Bytes;
+      if (at_ < bytes) return;
+      at_ = first();
+      row_ += kWarps;
+    }
+
+   private:
+    static RNN_DEVICE int first() { return thread_index() % kWarp * kVec16Bytes; }
+    const int rows_;
+    int row_, at_;
+  };
+
+  // Looks at the next vectors.
+  template <int n>
+  RNN_DEVICE void ask(Vectors& all, const char* from, int (&at)[n], Vec16 (&found)[n]) const {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      at[i] = -1;
+      found[i] = Vec16{};
+      if (!all.more()) continue;
+      at[i] = all.row() * m_.pitch + (all.at() < m_.numbers ? all.at() : m_.sums + all.at() - m_.numbers);
+      found[i] = look(from + at[i]);
+      all.next(m_.received);
+    }
+  }
+  template <int n>
+  RNN_DEVICE void land(const int (&at)[n], const Vec16 (&found)[n]) const {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+      if (at[i] >= 0) *reinterpret_cast<Vec16*>(landing_ + at[i]) = found[i];
   }
 
   RNN_DEVICE char* landing(int tile) const { return landing_ + (m_.alone() ? tile * m_.buffer() : 0); }
-  RNN_DEVICE char* buffer(int tile, int64_t round) const { return buffers_ + (tile * 2 + round % 2) * m_.buffer(); }
-  RNN_DEVICE uint32_t* flag(int tile, int block) const { return flags_ + tile * m_.blocks + block; }
+  RNN_DEVICE char* buffer(int tile, int64_t round) const {
+    return buffers_ + (tile * kGridBuffers + round % kGridBuffers) * m_.buffer();
+  }
 
   const MessageLayout& m_;
   int rank_;
   char* staging_;
-  char* landing_;    // of a block by itself, one for each tile
-  char* buffers_;    // [tiles, 2]
-  uint32_t* flags_;  // [tiles, blocks]: the last round that the block has sent
+  char* landing_;  // of a block by itself, one for each tile
+  char* buffers_;  // [tiles, kGridBuffers]
 };
 
 }  // namespace rnn::cuda

@@ -27,7 +27,7 @@ template <class Pass>
 struct Persistent {
   Pass stages[kMostStages];  // of which layout.stages are there
   Layout layout;
-  char* global;       // [D or stages, groups, layout.global_bytes], zeros
+  char* global;       // [D or stages, groups, layout.global_bytes], all bits set
   int64_t first_row;  // of the launch
   uint64_t* fault;    // see fault.h; or null
 };
@@ -53,6 +53,10 @@ class PersistentBlock {
   // Results are written once the others have been sent what they wait for. With tiles of 16 rows a thread has too many
   // to hold them in registers so long; such layouts have other tiles under way meanwhile.
   static constexpr bool kWritesLate = kBatch == 1;
+  // Vectors of a message that a thread has on their way to it, and later ones, as registers allow: L2 gives a block as
+  // many bytes in the time that one takes as all of its threads ask for with four.
+  static constexpr bool kFew = kBatch > 1 && Pass::kBackward;
+  static constexpr int kAtOnce = kFew ? 2 : 4, kLater = kFew ? 1 : 4;
 
  public:
   static constexpr bool kCluster = Exchange::kCluster;
@@ -91,9 +95,11 @@ class PersistentBlock {
   RNN_DEVICE void run() {
     begin();
     const int64_t rounds = pass_.rounds();
-    for (int64_t round = 0; round < rounds; ++round)
+    for (int64_t round = 0; round < rounds; ++round) {
       for (int tile = 0; tile * l_.rows < rows_; ++tile)
         if (!run_round(round, tile, round + 1 < rounds)) return exchange_.leave();
+      exchange_.end(round);
+    }
   }
 
  private:
@@ -174,8 +180,8 @@ class PersistentBlock {
       if constexpr (Pass::kFirst) {
         if (round == 0) fill_first(tile);
       }
-      if (!exchange_.await(tile, round)) fail(Awaited::kGroup, tile, round);
-      const char* received = exchange_.receive(tile, round, rows);
+      if (!exchange_.template await<kAtOnce, kLater>(tile, round, rows)) fail(Awaited::kGroup, tile, round);
+      const char* received = exchange_.receive(tile, round);
       if (bounds()) receive_sums(const_cast<char*>(received), rows);
       product_.run(l_.product, received, l_.message.pitch, partial_);
     }

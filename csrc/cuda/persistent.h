@@ -3,8 +3,8 @@
 //
 //   runner(stages, plan, part)
 //
-// runs one launch, of ForwardStages or BackwardStages, after all that was asked for before; part.global is zeroed
-// memory of the size that the plan asks for.
+// runs one launch, of ForwardStages or BackwardStages, after all that was asked for before; part.global is memory of
+// the size that the plan asks for, with all bits set.
 #pragma once
 
 #include "cuda/plan.h"
@@ -76,7 +76,7 @@ void run_launches(const Stages& stages, const Plan& plan, const at::TensorOption
   const Layout& l = plan.layout;
   const int64_t groups = stages[0].seq.D * int64_t(stages.size()) * l.groups;
   for (int64_t i = 0; i < plan.launches; ++i) {
-    const Tensor global = at::zeros({groups * l.global_bytes}, options.dtype(at::kByte));
+    const Tensor global = at::full({groups * l.global_bytes}, 0xff, options.dtype(at::kByte));
     runner(stages, plan, Part{pointer<char>(global), i * l.groups * l.tiles * l.rows});
   }
 }

@@ -40,9 +40,9 @@ double estimate(const Kernel& k, const Layout& l) {
   constexpr double kSharedBytes = 128, kClusterBytes = 14.5, kL2Bytes = 27;  // per cycle
   constexpr double kFragmentBytes = 512;                                     // of a warp: operands of 16 bytes per lane
   constexpr double kClusterMessage = 500;                                    // until the last has arrived
-  // Through the L2 cache: until the flag of the last is seen. What was written is made visible before, and read
-  // afterwards, both while the block waits.
-  constexpr double kGridMessage = 1100, kFence = 600, kGlobalRead = 600;
+  // Through the L2 cache: until the last could be found there, and until the look that finds it has come back. Every
+  // second round ends with a fence, while messages are on their way.
+  constexpr double kGridMessage = 500, kGlobalRead = 600, kFence = 600;
   constexpr double kBarriers = 100, kSend = 80;
   // A cell: a chain of instructions that wait for each other, and those of a warp, one per cycle.
   constexpr double kCellLatency = 150, kCellIssue = 150, kPartIssue = 3, kNumberIssue = 8;
@@ -63,14 +63,15 @@ double estimate(const Kernel& k, const Layout& l) {
   const double cell = kCellLatency + cells * issue;
   const bool alone = l.message.alone();
   const double bytes = alone ? 0 : double(l.message.blocks) * l.rows * l.message.slice_pitch();
-  const double moved =
-      alone ? 0 : kSend + (k.cluster ? bytes / kClusterBytes : kFence + kGlobalRead + bytes / kL2Bytes);
+  const double moved = alone ? 0 : kSend + (k.cluster ? bytes / kClusterBytes : kGlobalRead + bytes / kL2Bytes);
   const double from_upstream = double(l.rows) * l.message.blocks * l.message.slice_pitch();
   const double upstream = k.pipelined ? 2 * kGlobalRead + from_upstream / kL2Bytes + product(pairs) : 0;
   const double tile = product(in_shared) + cell + kBarriers + moved;
   const double message = alone ? 0 : (k.cluster ? kClusterMessage : kGridMessage);
   // While a tile is on its way, the others are computed, and what comes from upstream is multiplied.
-  return l.tiles * (tile + upstream) + std::max(0.0, message - upstream - (l.tiles - 1) * (tile + upstream));
+  const double busy = l.tiles * (tile + upstream);
+  const double idle = std::max(0.0, message - upstream - (l.tiles - 1) * (tile + upstream));
+  return busy + (alone || k.cluster ? idle : (idle + std::max(idle, kFence)) / 2);
 }
 
 // Before the first round: the launch, and the weights, which a thread reads one fragment after the other.
@@ -135,7 +136,8 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
   // An odd number of 16 bytes between rows puts eight of them into different banks.
   const int columns = l.product.parts * l.product.pairs * 2 * kStepBytes, sum = k.norm ? kVec16Bytes : 0;
   const int filled = columns + sum * blocks, pitch = filled + (filled / kVec16Bytes % 2 ? 0 : kVec16Bytes);
-  l.message = {blocks, units * k.sent * k.bytes, sum, rows, columns, pitch};
+  const int bytes = units * k.sent * k.bytes, numbers = blocks * bytes;
+  l.message = {blocks, bytes, sum, rows, columns, pitch, numbers, numbers + blocks * sum};
 
   const auto after = [](int64_t at, int64_t bytes) { return divide_up(at + bytes, 128) * 128; };
   const int64_t warps = int64_t(l.product.groups) * l.product.parts,
@@ -158,7 +160,7 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
   l.shared_bytes = after(l.upstream_partial, k.pipelined ? l.staging - l.partial : 0);
   // One beside the other: a warp that polls those of 32 blocks reads one line.
   const int64_t flags = divide_up(int64_t(tiles) * blocks * kFlagBytes, kVec16Bytes) * kVec16Bytes;
-  l.flags = k.cluster || alone ? 0 : tiles * 2 * l.message.buffer() + flags;
+  l.flags = k.cluster || alone ? 0 : tiles * kGridBuffers * l.message.buffer();
   l.global_bytes = l.flags + (k.pipelined ? flags : 0);
   return l;
 }

@@ -19,6 +19,7 @@ constexpr int kFragment = 16;        // rows of the weights in one product of a 
 constexpr int kMostUnits = 64;       // of a block
 constexpr int kPortableCluster = 8;  // blocks of a cluster on every device that has clusters
 constexpr int kMostStages = 8;       // layers of a stack in one launch
+constexpr int kGridBuffers = 8;      // that take turns through global memory: see exchange.cuh
 // Of a Vec16, a TransactionBarrier, a Slot, a flag, a mark that the block has failed.
 constexpr int kVec16Bytes = 16, kBarrierBytes = 8, kSlotBytes = 40, kFlagBytes = 4, kFailedBytes = 4;
 
@@ -46,6 +47,8 @@ struct MessageLayout {
   int rows;       // of a tile
   int sums;       // where the sums of all blocks begin in a row of a buffer
   int pitch;      // bytes between rows of a buffer
+  int numbers;    // bytes of the numbers in a row of a buffer
+  int received;   // and of the sums
 
   // One block has nobody to send to: what its cells leave in its own buffer is what it multiplies next.
   RNN_HD bool alone() const { return blocks == 1; }
@@ -69,7 +72,8 @@ struct Layout {
   int64_t exchange, partial, staging, state, constants, squares, slots, failed;
   int64_t upstream_weights, upstream_rows, upstream_partial;  // of the product with what comes from upstream
   int64_t shared_bytes;
-  // Of a group, in global memory: what it exchanges and, from `flags` on, how far its tiles are.
+  // Of a group, in global memory, all of whose bits are set at first: what it exchanges and, from `flags` on, how far
+  // its tiles are.
   int64_t flags, global_bytes;
 
   RNN_HD int upstream_pitch() const { return message.sums + kVec16Bytes; }

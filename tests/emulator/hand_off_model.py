@@ -1,6 +1,6 @@
 """All executions that a weak memory allows of how blocks hand each other the state of a round.
 
-Two blocks of two threads take a few rounds, as csrc/cuda/exchange.cuh has them, on the memory
+Two blocks of two threads take a few rounds, as csrc/cuda has them, on the memory
 consistency model of the PTX ISA (its chapter of that name; formally in Lustig, Sahasrabuddhe and
 Giroux, "A Formal Analysis of the NVIDIA PTX Memory Consistency Model", ASPLOS 2019). Of it there is
 what the kernels use:
@@ -15,7 +15,8 @@ what the kernels use:
 
 An execution chooses, for each read, the write that it returns. Reads of flags are enumerated, since
 what they observe decides on the order of everything else; reads of data do not, so that their
-choices are independent of each other and their numbers multiply.
+choices are independent of each other and their numbers multiply. What vectors say of themselves is
+in vector_model.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from math import prod
 from typing import Any
 
 BLOCKS = THREADS = (0, 1)
-ROUNDS = 3  # received; the third overwrites the buffer of the first
+ROUNDS = 3  # received; the third overwrites the buffer of the first, where there are two
 
 
 class Scope(IntEnum):
@@ -96,46 +97,39 @@ def threads_of(block: int) -> list[tuple[int, int]]:
     return [(block, thread) for thread in THREADS]
 
 
-def grid(p: Protocol) -> Program:
-    """Through global memory, with a flag for each block."""
+def upstream(p: Protocol) -> Program:
+    """What a stage takes of the one before it, through global memory: results of their own place,
+    and a flag that counts them (csrc/cuda/upstream.cuh)."""
     program = Program()
-    for block in BLOCKS:
-        members = threads_of(block)
-        for number in range(ROUNDS + 1):
-            if number > 0:
-                for thread in members if p.waits else []:
-                    at_least = max(number - p.behind, 0)
-                    reads = ("flag", thread[1])
-                    program.add(thread, reads=reads, wanted=at_least, scope=p.acquire)
-                if p.after_wait:
-                    program.barrier(members)
-                copies = []
-                for source, thread in itertools.product(BLOCKS, members):
-                    word = (source, 1 - thread[1])  # that another thread has awaited and written
-                    place = ("buffer", number % p.buffers, *word)
-                    read = program.add(thread, asynchronous=True, reads=place, wanted=number)
-                    landing = ("landing", block, *word)
-                    written = program.add(thread, asynchronous=True, writes=landing, value=number)
-                    program.edges.append((read, written))
-                    copies.append((thread, written))
-                for thread in members if p.copies_arrive else []:
-                    arrived = program.add(thread)
-                    program.edges += [(copy, arrived) for of, copy in copies if of == thread]
-                if p.after_read:
-                    program.barrier(members)
-                for thread, *word in itertools.product(members, BLOCKS, THREADS):
-                    program.add(thread, reads=("landing", block, *word), wanted=number)
-            if number == ROUNDS:
-                break
-            for thread in members:
-                place = ("buffer", (number + 1) % p.buffers, *thread)
-                program.add(thread, writes=place, value=number + 1)
-            if p.before_send:
-                program.barrier(members)
-            fence = program.add((block, 0))
-            flag = ("flag", block)
-            store = program.add((block, 0), writes=flag, value=number + 1, scope=p.flag)
-            program.releases[store] = fence, p.release
+    first, second = (threads_of(block) for block in BLOCKS)
+    for number in range(1, ROUNDS + 1):
+        for thread in first:
+            program.add(thread, writes=("results", number, thread[1]), value=number)
+        if p.before_send:
+            program.barrier(first)
+        fence = program.add(first[0])
+        store = program.add(first[0], writes=("flag",), value=number, scope=p.flag)
+        program.releases[store] = fence, p.release
+        if p.waits:
+            at_least = max(number - p.behind, 0)
+            program.add(second[0], reads=("flag",), wanted=at_least, scope=p.acquire)
+        if p.after_wait:
+            program.barrier(second)
+        copies = []
+        for thread in second:
+            word = 1 - thread[1]
+            place, landing = ("results", number, word), ("landing", word)
+            read = program.add(thread, asynchronous=True, reads=place, wanted=number)
+            written = program.add(thread, asynchronous=True, writes=landing, value=number)
+            program.edges.append((read, written))
+            copies.append((thread, written))
+        for thread in second if p.copies_arrive else []:
+            arrived = program.add(thread)
+            program.edges += [(copy, arrived) for of, copy in copies if of == thread]
+        if p.after_read:
+            program.barrier(second)
+        for thread, word in itertools.product(second, THREADS):
+            program.add(thread, reads=("landing", word), wanted=number)
     return program
 
 

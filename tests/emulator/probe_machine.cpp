@@ -59,8 +59,8 @@ char* Machine::allocate(int64_t bytes) {
 }
 void Machine::upload(char* to, const char* from, int64_t bytes) { std::memcpy(to, from, size_t(bytes)); }
 void Machine::download(char* to, const char* from, int64_t bytes) { std::memcpy(to, from, size_t(bytes)); }
-void Machine::zero(char* to, int64_t bytes) {
-  if (bytes) std::memset(to, 0, size_t(bytes));
+void Machine::set_bits(char* to, int64_t bytes) {
+  if (bytes) std::memset(to, 0xff, size_t(bytes));
 }
 void Machine::wait() {}
 double Machine::microseconds(const std::function<void()>& work) {

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+import op_parity
 import stack_parity
-from emulated import GAVE_UP, Layout, backward, errors, forward, results
+from emulated import GAVE_UP, PRECISIONS, Layout, backward, errors, forward, results
 from op_parity import Case
 from rnnkernels._core.call import Clip
 
@@ -20,7 +21,7 @@ from rnnkernels._core.call import Clip
     ("place", "layout", "awaited"),
     [
         ("exchange.cuh send", Layout(True, units=16), "the other blocks"),
-        ("exchange.cuh publish", Layout(False, units=16), "the other blocks"),
+        ("exchange.cuh put", Layout(False, units=16), "the other blocks"),
         ("upstream.cuh publish", Layout(True, units=16, stages=2), "the layer before it"),
         ("upstream.cuh publish", Layout(False, units=16, stages=2), "the layer before it"),
     ],
@@ -62,10 +63,12 @@ def test_one_block_sends_nothing(ops: Any, cluster: bool, stages: int) -> None:
     for primitive in ("send", "expect", "open", "sync_cluster"):
         assert ops.visits(primitive) == 0, primitive
     sent = {site.split()[1] for site in ops.sites() if "exchange.cuh" in site}
-    assert not sent & {"publish", "copy_async", "await"}
+    assert not sent & {"put", "look", "empty", "await", "settle"}
 
 
-@pytest.mark.parametrize(("cluster", "primitive"), [(True, "send"), (False, "copy_async")])
+@pytest.mark.parametrize(
+    ("cluster", "primitive"), [(True, "send"), (False, "put"), (False, "look")]
+)
 def test_only_rows_of_the_batch_travel(ops: Any, cluster: bool, primitive: str) -> None:
     """Of a tile of eight, and of the last of several."""
     travelled = {}
@@ -73,6 +76,23 @@ def test_only_rows_of_the_batch_travel(ops: Any, cluster: bool, primitive: str) 
         results(ops, Case("lstm", 1, T=3, B=B, H=32), Layout(cluster, units=16, tiles=2))
         travelled[B] = ops.visits(primitive)
     assert travelled == {B: B * travelled[1] for B in travelled}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_nan_of_all_bits_travels(ops: Any, precision: str) -> None:
+    """Which is what a vector that nobody has sent holds. A row without a step sends its state."""
+    dtype, tf32, _ = PRECISIONS[precision]
+    ops.configure(*astuple(Layout(False, tf32=tf32)))
+    call = op_parity.make(Case("rnn_tanh", T=4, B=3, H=16, lengths=True), dtype)
+    assert call.lengths is not None
+    call.lengths[1] = 0
+    wanted = op_parity.forward(ops, call)
+    call.h0.view(torch.int32 if dtype.itemsize == 4 else torch.int16)[:, 1] = -1
+    y, h_n, *_ = op_parity.forward(ops, call)
+    assert ops.visits("put") > 0
+    assert h_n[:, 1].isnan().all()
+    assert torch.equal(y, wanted[0])
+    assert torch.equal(h_n[:, ::2], wanted[1][:, ::2])
 
 
 def test_what_a_device_can_launch(ops: Any) -> None:

@@ -99,6 +99,8 @@ LAYOUTS = [
     (Case("rnn_relu", 1, T=2, B=3, H=200), Layout(units=56)),
     (Case("rnn_tanh", 2, T=3, B=9, H=33), Layout(units=40)),  # one block
     (Case("gru", 2, T=4, B=9, H=24, window=2, clip=Clip("norm", 0.3)), Layout(tiles=2)),
+    # Backward: more vectors of a message than a thread asks for at once.
+    (Case("lstm", 1, T=3, B=3, H=136), Layout(units=40)),
 ]
 
 
@@ -182,6 +184,7 @@ SCHEDULES = [("forward", 0), ("reverse", 0), *(("random", seed) for seed in rang
 VISITS = [
     Case("lstm", 1, T=6, B=18, H=36),
     Case("gru", 2, T=6, B=18, H=36, clip=Clip("norm", 0.3)),
+    Case("rnn_tanh", 1, T=12, B=9, H=20),  # through the grid, vectors are used again
 ]
 DROPPED = 0.5  # between the layers of a stack
 

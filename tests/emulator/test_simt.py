@@ -128,9 +128,11 @@ def test_sanitizers_find_nothing(sanitized: Program, mode: str) -> None:
 
 # Those that a kernel runs through without, unless somebody notices.
 REMOVABLE = {"sync_block", "sync_cluster", "open", "expect", "await", "publish", "copies_arrive"}
+REMOVABLE |= {"put", "empty"}
+FEW = ["few_transactions", "few_flags", "few_vectors", "barriers", "cluster_barriers"]
 
 
-@pytest.mark.parametrize("case", ["few_transactions", "few_flags", "barriers", "cluster_barriers"])
+@pytest.mark.parametrize("case", FEW)
 def test_each_removed_primitive_is_noticed(program: Program, case: str) -> None:
     sites = [place for place, primitive in program.lines("sites", case) if primitive in REMOVABLE]
     assert len(sites) >= 2
@@ -175,13 +177,14 @@ def test_finds_races(watched: Program, case: str) -> None:
     assert re.match(f"Error race in a kernel; .*{RACES[case]}", result)
 
 
-@pytest.mark.parametrize("case", ["few_transactions", "few_flags", "barriers", "cluster_barriers"])
+@pytest.mark.parametrize("case", FEW)
 def test_what_orders_no_memory_is_a_race(watched: Program, case: str) -> None:
     """A wait that is left out, or a fence or barrier that promises nothing; in one run."""
     waits = {"sync_block", "sync_cluster", "await", "copies_arrive"}
     sites = list(watched.lines("sites", case))
     ways = [place for place, primitive in sites if primitive in waits]
-    ways += [f"~{place}" for place, primitive in sites if primitive in {*waits, "publish"}]
+    orders = {*waits, "publish", "put", "empty", "look", "settle"}
+    ways += [f"~{place}" for place, primitive in sites if primitive in orders]
     assert len(ways) >= 4
     for way in ways:
         (result,) = watched.run("watched", 1, case, skip=way)
@@ -220,6 +223,10 @@ def test_messages_and_copies_are_late(program: Program) -> None:
     assert outcomes(program.run("forward", 1, "late_copy")) == {"-1 2"}
     assert outcomes(program.run("random", 40, "late_message")) == {"-1 2", "2 2"}
     assert outcomes(program.run("random", 40, "late_copy")) == {"-1 2", "1 1"}
+
+
+def test_halves_of_a_vector_come_one_by_one(program: Program) -> None:
+    assert outcomes(program.run("random", 200, "halves")) == {"none", "low", "high", "both"}
 
 
 def test_messages_arrive_in_any_order(program: Program) -> None:

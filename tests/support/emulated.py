@@ -170,7 +170,7 @@ EXCHANGES = {"cluster": True, "grid": False}
 
 PRIMITIVES = [
     "sync_block", "sync_cluster", "open", "expect", "await", "send", "publish", "copy_async",
-    "copies_arrive",
+    "copies_arrive", "put", "empty",
 ]  # fmt: skip
 
 

@@ -51,10 +51,42 @@ def test_counts() -> None:
     assert kernel_path.path_of(read_steps(LISTING)["kernel"]) == kernel_path.Counts(
         send=2,
         send_divisions=1,
+        signal_barriers=0,
+        signal_fences=0,
         wait_loads=1,
         wait_conversions=1,
+        taken_barriers=0,
+        taken_copies=0,
         cell=3,
         cell_calls=1,
         cell_branches=1,
         exponentials=1,
     )
+
+
+def through_memory(wait: str, message: str, sent: list[str], taken: list[str]) -> str:
+    """The same round, handed on through global memory: what follows the message, and the wait."""
+    text = LISTING.replace("SYNCS.PHASECHK.TRANS64.TRYWAIT P1", f"{wait} R20")
+    text = text.replace("STAS.128", message)
+    for mark, inserted in (("HMMA", taken), ("@P2 BRA", sent)):
+        at = text.rindex("\n", 0, text.index(mark)) + 1
+        lines = "".join(f"        /*ffff*/  {line} ;\n" for line in inserted)
+        text = text[:at] + lines + text[at:]
+    return text
+
+
+def test_counts_of_hand_offs() -> None:
+    """By a flag behind a fence, with a copy that is waited for; and by vectors themselves."""
+    barrier, fence = "BAR.SYNC.DEFER_BLOCKING 0x0", "MEMBAR.ALL.GPU"
+    flags = through_memory(
+        "LDG.E.STRONG.GPU",
+        "STG.E.128",
+        [barrier, fence, "STG.E.STRONG.GPU [R2], R4"],
+        [barrier, "LDGSTS.E.BYPASS.128 [R2], R4", "LDGDEPBAR", barrier],
+    )
+    vectors = through_memory("LDG.E.128.STRONG.GPU", "STG.E.128.STRONG.GPU", [], [barrier])
+    for listing, wanted in ((flags, (1, 1, 2, 1)), (vectors, (0, 0, 1, 0))):
+        found = kernel_path.path_of(read_steps(listing)["kernel"])
+        hand_off = (found.signal_barriers, found.signal_fences)
+        assert (*hand_off, found.taken_barriers, found.taken_copies) == wanted
+        assert found.wait_loads == 1

@@ -151,7 +151,7 @@ class Attempt {
     steps_ = steps;
     double found = 0;
     for (int i = 0; i < 5; ++i) {
-      Machine::zero(arena_.device(exchange), exchange.size);
+      Machine::set_bits(arena_.device(exchange), exchange.size);
       const double us = Machine::microseconds([&] { launch_part(plan, arena_.device(exchange), 0); });
       if (i == 0 || us < found) found = us;
     }
@@ -167,7 +167,7 @@ class Attempt {
   void launch_all(const cuda::Plan& plan, const Arena::Tensor<char>& exchange) {
     const cuda::Layout& l = plan.layout;
     for (int64_t i = 0; i < plan.launches; ++i) {
-      Machine::zero(arena_.device(exchange), exchange.size);
+      Machine::set_bits(arena_.device(exchange), exchange.size);
       launch_part(plan, arena_.device(exchange), i * l.groups * l.tiles * l.message.rows);
     }
   }
@@ -288,9 +288,14 @@ Outcome attempt(const Case& c) {
   const cuda::Plan plan = plan_of(c, cell);
   const bool stepwise = s.way == Shape::kStepwise;
   const int64_t D = s.options ? 2 : 1;
-  // One unit and three rows less than there is room for.
-  const Sizes n{
-      s.large ? 20 : 6, s.groups * s.tiles * plan.layout.message.rows - 3, D, s.blocks * units(s) - 1, s.layers, 0};
+  // So many steps that a grid uses its buffers again, and one unit and three rows less than there is room for.
+  const bool again = s.way == Shape::kGrid && s.blocks == 2;
+  const Sizes n{s.large ? 20 : (again ? cuda::kGridBuffers + 3 : 6),
+                s.groups * s.tiles * plan.layout.message.rows - 3,
+                D,
+                s.blocks * units(s) - 1,
+                s.layers,
+                0};
   if (!stepwise) {
     const std::string reason = missing(plan, D, Machine::device());
     if (!reason.empty()) return {"absent", 0, 0, reason, text(plan)};

@@ -39,8 +39,8 @@ void Machine::upload(char* to, const char* from, int64_t bytes) {
 void Machine::download(char* to, const char* from, int64_t bytes) {
   check(cudaMemcpy(to, from, size_t(bytes), cudaMemcpyDeviceToHost), "a copy from the device");
 }
-void Machine::zero(char* to, int64_t bytes) {
-  if (bytes) check(cudaMemsetAsync(to, 0, size_t(bytes), nullptr), "zeros");
+void Machine::set_bits(char* to, int64_t bytes) {
+  if (bytes) check(cudaMemsetAsync(to, 0xff, size_t(bytes), nullptr), "memory for messages");
 }
 void Machine::wait() {
   check(cudaDeviceSynchronize(), "the kernels");

@@ -25,7 +25,7 @@ struct Machine {
   static char* allocate(int64_t bytes);
   static void upload(char* to, const char* from, int64_t bytes);
   static void download(char* to, const char* from, int64_t bytes);
-  static void zero(char* to, int64_t bytes);
+  static void set_bits(char* to, int64_t bytes);  // all of them
   static void wait();
 
   // Stages of a persistent kernel: forward or backward, of float or BFloat16.

@@ -75,6 +75,7 @@ class Cuda:
     #: Hidden sizes: of one block, and those of which the first has several.
     ALONE = 24
     SHARED = (72, 136, 264, 520)
+    AGAIN = 11  # steps, in which every hand-off uses its buffers again
 
     def cases(self, family: str, numbers: str, device: torch.device) -> list[Case]:
         layers = 3 if "wavefront" in family else 1
@@ -89,7 +90,7 @@ class Cuda:
         if not H:
             raise NotHere(self._why(family, layers, numbers, device))
         found = [Case("lstm", H, lengths=True, reset=True, layers=layers),
-                 Case("gru", H, layers=layers, D=1 if layers > 1 else 2)]  # fmt: skip
+                 Case("gru", H, self.AGAIN, layers=layers, D=1 if layers > 1 else 2)]  # fmt: skip
         if self._blocks(family, self.ALONE, layers, numbers, device):
             found.append(Case("lstm", self.ALONE, layers=layers))
         return found

@@ -179,6 +179,9 @@ class Machine {
   void check_flag(const Site& site, const uint32_t* flag);
   void publish(uint32_t* flag, uint32_t value);
   bool await(const Site& site, const uint32_t* flag, uint32_t value);
+  void check_vector(const Site& site, const void* p);
+  void put(void* to, const Vec16& v);
+  bool await(const Site& site, const void* from, Vec16& found);
 
  private:
   Report run_all();
@@ -220,6 +223,7 @@ class Machine {
   std::vector<Message> messages_;
   std::unordered_set<const char*> in_flight_;  // where they go
   std::unordered_map<const uint32_t*, std::vector<std::pair<Thread*, uint32_t>>> flags_;
+  std::unordered_map<const void*, std::vector<Thread*>> awaited_;  // who waits for a vector
 
   std::unordered_map<Place, const Site*, PlaceHash> known_;
   std::map<std::pair<std::string, std::string>, Site> sites_;  // by file:line and primitive

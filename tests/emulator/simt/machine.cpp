@@ -279,6 +279,7 @@ void Machine::let_time_pass() {
   for (Block& block : blocks_)
     for (auto& [offset, barrier] : block.transactions) barrier.asleep.clear();
   flags_.clear();
+  awaited_.clear();
 }
 
 void Machine::yield() {

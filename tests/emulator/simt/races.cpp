@@ -245,6 +245,60 @@ void Races::await(uint32_t thread, const void* p, uint32_t value, bool ordered, 
   }
 }
 
+void Races::put(uint32_t thread, const void* to, bool strong, Origin origin) {
+  if (!strong) return access(thread, to, sizeof(cuda::Vec16), true, origin);
+  atomic(thread, to, sizeof(cuda::Vec16), origin);
+  Vector& vector = vectors_[to];
+  const Stamp mine{thread, threads_[thread].own, origin};
+  if (vector.full) add("is put into before it was emptied", vector.put, mine, to);
+  if (!knows(thread, vector.emptied)) add("is put into after it was emptied", vector.emptied, mine, to);
+  vector.full = true;
+  vector.put = mine;
+  vector.told = threads_[thread].settled;
+}
+
+void Races::empty(uint32_t thread, const void* at, bool strong, Origin origin) {
+  if (!strong) return access(thread, at, sizeof(cuda::Vec16), true, origin);
+  atomic(thread, at, sizeof(cuda::Vec16), origin);
+  Vector& vector = vectors_[at];
+  const Stamp mine{thread, threads_[thread].own, origin};
+  if (!knows(thread, vector.put)) add("is emptied after it was put into", vector.put, mine, at);
+  if (!knows(thread, vector.emptied)) add("is emptied twice", vector.emptied, mine, at);
+  for (const Stamp& stamp : vector.found)
+    if (!knows(thread, stamp)) add("is emptied after it was found", stamp, mine, at);
+  vector.full = false;
+  vector.emptied = mine;
+  vector.found.clear();
+}
+
+void Races::look(uint32_t thread, const void* from, bool found, bool strong, Origin origin) {
+  if (!strong) return access(thread, from, sizeof(cuda::Vec16), false, origin);
+  atomic(thread, from, sizeof(cuda::Vec16), origin);
+  Vector& vector = vectors_[from];
+  const Stamp mine{thread, threads_[thread].own, origin};
+  // What was there before it was emptied would be found as well.
+  if (!knows(thread, vector.emptied)) add("is looked at after it was emptied", vector.emptied, mine, from);
+  if (!found || !vector.full) return;
+  vector.found.push_back(mine);
+  if (vector.told.others) threads_[thread].found.push_back(vector.told);
+}
+
+void Races::settle(uint32_t thread) {
+  Thread& self = threads_[thread];
+  if (!self.found.empty()) {
+    auto known = std::make_shared<Clocks>(*self.others);
+    std::set<const Clocks*> merged;
+    for (const Release& from : self.found) {
+      if (merged.insert(from.others.get()).second) merge(*known, *from.others);
+      raise(*known, from.thread, from.own);
+      raise(*known, copier(from.thread), from.copies);
+    }
+    self.others = std::move(known);
+    self.found.clear();
+  }
+  self.settled = release(thread);
+}
+
 void Races::copy(uint32_t thread, const void* to, const void* from, size_t bytes, Origin origin) {
   const Stamp mine{copier(thread), threads_[thread].copies + 1, origin};
   stamp(thread, from, bytes, false, mine);

@@ -6,6 +6,12 @@
 // Agents act: every thread; the copies of every thread, of which it knows once it has waited for them; every
 // transaction barrier, whose phases write what was sent in them. Each counts its actions, and whoever knows of one
 // knows of all before it. Epochs are places in that count.
+//
+// A vector that says by itself whether it is there tells of itself and of nothing else: who finds it knows no other
+// action of who has put it. It hands on what that one knew at its last fence, and that only with the next fence of who
+// has found it. As looks may find what they should not, and miss what they should find, three things are asked: who
+// empties a vector knows of all who have found what was in it; who puts into it knows that it is empty; and so does who
+// looks at it.
 #pragma once
 
 #include <cstddef>
@@ -83,6 +89,12 @@ class Races {
   void publish(uint32_t thread, const void* flag, uint32_t value, bool ordered, Origin origin);
   void await(uint32_t thread, const void* flag, uint32_t value, bool ordered, Origin origin);
 
+  // Vectors, by their first byte; not `strong`, they are accesses like any others.
+  void put(uint32_t thread, const void* to, bool strong, Origin origin);
+  void empty(uint32_t thread, const void* at, bool strong, Origin origin);
+  void look(uint32_t thread, const void* from, bool found, bool strong, Origin origin);
+  void settle(uint32_t thread);
+
   void copy(uint32_t thread, const void* to, const void* from, size_t bytes, Origin origin);
   void copies_arrive(uint32_t thread);
 
@@ -112,8 +124,16 @@ class Races {
   struct Page;
   struct Thread {
     Known others;
-    uint32_t own = 1;     // the epoch that the thread is in
-    uint32_t copies = 0;  // of its copies' epochs, those that it knows
+    uint32_t own = 1;            // the epoch that the thread is in
+    uint32_t copies = 0;         // of its copies' epochs, those that it knows
+    Release settled{};           // at its last fence
+    std::vector<Release> found;  // with vectors since then
+  };
+  struct Vector {
+    bool full = false;
+    Stamp put{}, emptied{};  // the last time
+    Release told{};          // at a fence of who has put it
+    std::vector<Stamp> found;
   };
   struct Phase {
     Clocks joined;
@@ -160,6 +180,7 @@ class Races {
   uint32_t agents_;
   std::map<const void*, Barrier> barriers_;
   std::unordered_map<const void*, Flag> flags_;
+  std::unordered_map<const void*, Vector> vectors_;
   struct Joined {
     Known a, b, result;
   } joined_;  // the last one

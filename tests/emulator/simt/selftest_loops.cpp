@@ -104,6 +104,39 @@ Case flags(const std::string& name, Size size) {
   return loop(name, {size.blocks, 1, size.threads, size.values() * int(sizeof(float))}, size, through_flags);
 }
 
+// Every block puts its values into vectors in global memory, eight of them by turns, and looks at those of all blocks.
+const auto through_vectors = [](Size size, auto h_n) {
+  const int vectors = size.values() / 4;
+  auto global = std::make_shared<std::vector<Vec16>>(kGridBuffers * vectors, nothing());
+  return [=] {
+    const int thread = thread_index(), me = block_index() * size.threads + thread;
+    const auto of_step = [&](int t) { return global->data() + t % kGridBuffers * vectors; };
+    auto* const h = reinterpret_cast<float*>(shared_memory());  // [values]
+    float* const mine = h + size.values();                      // [threads]
+    for (int t = 0; t < size.steps; ++t) {
+      for (int i = thread; t == 0 && i < size.values(); i += size.threads) h[i] = first_value(i);
+      for (int c = thread; t > 0 && c < vectors; c += size.threads) {
+        Vec16 found = look(of_step(t) + c);
+        await(of_step(t) + c, found);
+        reinterpret_cast<Vec16*>(h)[c] = found;
+      }
+      sync_block();
+      mine[thread] = (*h_n)[size_t(me)] = next_value(h, size.values(), me, t);
+      sync_block();
+      for (int c = thread; c < size.threads / 4; c += size.threads) {
+        const int place = block_index() * size.threads / 4 + c;
+        put(of_step(t + 1) + place, vec16_at(mine + c * 4));
+        empty(of_step(t + kGridBuffers / 2) + place);
+      }
+      if (t % 2) settle();
+    }
+  };
+};
+Case vectors(const std::string& name, Size size) {
+  const int bytes = (size.values() + size.threads) * int(sizeof(float));
+  return loop(name, {size.blocks, 1, size.threads, bytes}, size, through_vectors);
+}
+
 // One buffer and two barriers a step.
 const auto through_barriers = [](Size size, auto h_n) {
   return [=] {
@@ -142,6 +175,8 @@ std::vector<Case> loops() {
       transactions("few_transactions", {4, 32, 6}),
       flags("flags", {8, 256, 20}),
       flags("few_flags", {4, 32, 6}),
+      vectors("vectors", {8, 64, 20}),
+      vectors("few_vectors", {4, 32, 12}),
       loop("barriers", {1, 1, 96, 96 * sizeof(float)}, {1, 96, 8}, through_barriers),
       loop("cluster_barriers", {4, 4, 32, 0}, {4, 32, 8}, through_cluster_barriers),
   };

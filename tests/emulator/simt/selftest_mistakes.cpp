@@ -240,6 +240,19 @@ std::vector<Case> of_global_memory() {
                 if (thread_index() < 9) await(&flag(), 2);
                 sync_block();
               }),
+      mistake("misaligned_vector", "Error block 0, thread 0, put at .*: .* not a multiple of 16", kWarpOnly,
+              [] { put(reinterpret_cast<char*>(global) + 8, Vec16{}); }),
+      mistake("vector_in_shared_memory", "Error block 0, thread 0, look at .*: the vector lies in shared memory",
+              kWarpOnly, [] { look(shared_memory()); }),
+      mistake("vector_never_put", "Error deadlock: .*block 1, threads 0-8: await .*block 1, threads 9-31: sync_block",
+              kTwoBlocks,
+              [] {
+                if (block_index() == 1 && first()) empty(global);
+                sync_block();
+                Vec16 found = nothing();
+                if (thread_index() < 9) await(global, found);
+                sync_block();
+              }),
       mistake("misaligned_copy",
               "Error block 0, thread 0, copy_async at .*: the destination at byte 4 .* not a multiple of 16", kWarpOnly,
               [] { copy_async(shared_memory() + 4, global); }),

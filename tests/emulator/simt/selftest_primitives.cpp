@@ -110,6 +110,48 @@ Attempt flag_steps() {
           [=] { return *early ? "wrong: woken early" : "ok"; }};
 }
 
+// Whatever is put is found, as it was put: of NaNs others, in halves of nothing but set bits.
+Attempt put_and_found() {
+  struct Halves {
+    uint64_t put, found;
+  };
+  static constexpr uint64_t kAll = ~uint64_t(0), kOther = 0x7fffffff7fffffff;
+  static constexpr Halves kHalves[] = {{0, 0},
+                                       {kAll, kOther},
+                                       {kAll - 1, kAll - 1},
+                                       {kAll >> 1, kAll >> 1},
+                                       {kAll << 32, kAll << 32},
+                                       {kAll >> 32, kAll >> 32}};
+  constexpr int kMany = 36;
+  auto vectors = std::make_shared<std::array<Vec16, kMany>>();
+  vectors->fill(nothing());
+  auto wrong = std::make_shared<std::string>();
+  return {[=] {
+            const int thread = thread_index() % kMany;
+            const Halves &low = kHalves[thread % 6], &high = kHalves[thread / 6];
+            Vec16* const vector = &(*vectors)[size_t(thread)];
+            if (thread_index() >= kMany) return put(vector, std::bit_cast<Vec16>(std::array{low.put, high.put}));
+            Vec16 found = look(vector);
+            await(vector, found);
+            if (std::bit_cast<std::array<uint64_t, 2>>(found) != std::array{low.found, high.found})
+              *wrong += " " + std::to_string(thread);
+          },
+          [=] { return wrong->empty() ? "ok" : "wrong" + *wrong; }};
+}
+
+// Whether a thread finds half of a vector before the other half has come.
+Attempt halves() {
+  auto vector = std::make_shared<Vec16>(nothing());
+  auto seen = std::make_shared<std::string>();
+  return {[=] {
+            if (thread_index() == 0) return put(vector.get(), Vec16{{1, 2, 3, 4}});
+            const Vec16 found = look(vector.get());
+            const bool low = found.words[0] == 1, high = found.words[2] == 3;
+            *seen += low && high ? "both" : low ? "low" : high ? "high" : "none";
+          },
+          [=] { return "ok " + *seen; }};
+}
+
 // The order in which threads of four warps pass their primitives.
 Attempt order() {
   auto hash = std::make_shared<uint64_t>(1);
@@ -246,21 +288,18 @@ std::vector<Case> primitives() {
       checked("pitch_of_128_bytes", {1, 1, 32, 1024}, pitched<128>),
       checked("pitch_of_32_bytes", {1, 1, 32, 1024}, pitched<32>),
       {"flag_steps", {1, 1, 4, 0}, flag_steps},
+      {"put_and_found", {1, 1, 72, 0}, put_and_found},
       checked("fresh_memory", {2, 1, 1, 64}, fresh_memory),
   };
 }
 
 std::vector<Case> schedules() {
   return {
-      {"order", {1, 1, 128, 0}, order},
-      {"interruption", {1, 1, 64, 0}, interruption},
-      {"turns", {4, 1, 32, 0}, turns},
-      {"slowness", {4, 1, 32, 0}, slowness},
-      {"arrivals", {2, 2, 1, 48}, arrivals},
-      {"race", {2, 2, 2, 64}, race},
-      {"late_copy", {1, 1, 1, 16}, late_copy},
-      {"late_message", {2, 2, 1, 32}, late_message},
-      transactions_with_a_race(),
+      {"order", {1, 1, 128, 0}, order},        {"interruption", {1, 1, 64, 0}, interruption},
+      {"turns", {4, 1, 32, 0}, turns},         {"slowness", {4, 1, 32, 0}, slowness},
+      {"arrivals", {2, 2, 1, 48}, arrivals},   {"race", {2, 2, 2, 64}, race},
+      {"late_copy", {1, 1, 1, 16}, late_copy}, {"late_message", {2, 2, 1, 32}, late_message},
+      {"halves", {1, 1, 2, 0}, halves},        transactions_with_a_race(),
   };
 }
 

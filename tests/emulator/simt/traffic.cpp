@@ -1,4 +1,5 @@
-// What moves data and counts it: transaction barriers, flags in global memory, copies from global to shared memory.
+// What moves data and counts it: transaction barriers, flags and vectors in global memory, copies from there to shared
+// memory.
 #include <cstring>
 
 #include "simt/internals.h"
@@ -106,7 +107,7 @@ void Machine::publish(uint32_t* flag, uint32_t value) {
   if (found == flags_.end()) return;
   std::vector<Thread*> reached;
   std::erase_if(found->second, [&](const auto& waiting) {
-    if (waiting.second > value) return false;
+    if (!cuda::reached(value, waiting.second)) return false;
     reached.push_back(waiting.first);
     return true;
   });
@@ -115,9 +116,35 @@ void Machine::publish(uint32_t* flag, uint32_t value) {
 }
 
 bool Machine::await(const Site& site, const uint32_t* flag, uint32_t value) {
-  if (*flag >= value) return true;
+  if (cuda::reached(*flag, value)) return true;
   flags_[flag].emplace_back(self_, value);
   return sleep_in_time(site);
+}
+
+void Machine::check_vector(const Site& site, const void* p) {
+  if (!aligned(p, alignof(Vec16))) fail(site, "the address of the vector is not a multiple of 16 bytes");
+  if (self_->block->holds(p)) fail(site, "the vector lies in shared memory");
+}
+
+// One half after the other, in any order.
+void Machine::put(void* to, const Vec16& v) {
+  const size_t first = schedule_.mode == Mode::random ? random_.below(2) : 0;
+  for (const size_t half : {first, 1 - first}) {
+    std::memcpy(static_cast<char*>(to) + half * 8, v.words + half * 2, 8);
+    const auto found = awaited_.find(to);
+    if (found != awaited_.end()) wake(found->second);
+    if (schedule_.mode == Mode::random && random_.chance(mood_.yields)) yield();
+  }
+}
+
+bool Machine::await(const Site& site, const void* from, Vec16& found) {
+  while (!is_there(found)) {
+    std::memcpy(&found, from, sizeof(found));
+    if (is_there(found)) break;
+    awaited_[from].push_back(self_);
+    if (!sleep_in_time(site)) return false;
+  }
+  return true;
 }
 
 }  // namespace rnn::simt
@@ -214,7 +241,7 @@ void publish(uint32_t* flag, uint32_t value, Here here) {
   const simt::Site* site = m.enter(here, "publish");
   if (!site) return;
   m.check_flag(*site, flag);
-  if (value < *flag) m.fail(*site, "a flag of " + std::to_string(*flag) + " set to " + std::to_string(value));
+  if (!reached(value, *flag)) m.fail(*site, "a flag of " + std::to_string(*flag) + " set to " + std::to_string(value));
   if (m.races()) m.races()->publish(m.number(), flag, value, !site->weak, *site);
   m.publish(flag, value);
 }
@@ -228,6 +255,59 @@ bool await(const uint32_t* flag, uint32_t value, Here here) {
   if (!m.await(*site, flag, value)) return false;
   if (m.races()) m.races()->await(m.number(), flag, value, !site->weak, *site);
   return true;
+}
+
+void put(void* to, const Vec16& vector, Here here) {
+  const simt::Unwatched unwatched;
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "put");
+  if (!site) return;
+  m.check_vector(*site, to);
+  m.reads(m.self(), &vector, sizeof(vector), *site);
+  if (m.races()) m.races()->put(m.number(), to, !site->weak, *site);
+  m.put(to, told_from_nothing(vector));
+  m.yield();
+}
+
+void empty(void* at, Here here) {
+  const simt::Unwatched unwatched;
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "empty");
+  if (!site) return;
+  m.check_vector(*site, at);
+  if (m.races()) m.races()->empty(m.number(), at, !site->weak, *site);
+  m.put(at, nothing());
+}
+
+// What it finds counts once it is there; what it does not, nobody has seen.
+Vec16 look(const void* from, Here here) {
+  const simt::Unwatched unwatched;
+  Machine& m = Machine::current();
+  const simt::Site& site = m.enter_always(here, "look");
+  m.check_vector(site, from);
+  Vec16 found;
+  std::memcpy(&found, from, sizeof(found));
+  if (m.races()) m.races()->look(m.number(), from, is_there(found), !site.weak, site);
+  return found;
+}
+
+bool await(const void* from, Vec16& found, Here here) {
+  const simt::Unwatched unwatched;
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "await");
+  if (!site || is_there(found)) return true;
+  m.check_vector(*site, from);
+  if (m.races()) m.races()->look(m.number(), from, false, !site->weak, *site);
+  if (!m.await(*site, from, found)) return false;
+  if (m.races()) m.races()->look(m.number(), from, true, !site->weak, *site);
+  return true;
+}
+
+void settle(Here here) {
+  const simt::Unwatched unwatched;
+  Machine& m = Machine::current();
+  const simt::Site* site = m.enter(here, "settle");
+  if (site && m.races() && !site->weak) m.races()->settle(m.number());
 }
 
 void record(uint64_t* fault, const Fault& found) {
