@@ -261,7 +261,7 @@ LEVELS = {
 }
 
 
-#: The kernels for bfloat16 alone, over those of "avx512" for all else, the best first; and the same.
+#: The kernels for bfloat16 alone, over those of "avx512" for all else: likewise, best first.
 FOR_BFLOAT16 = {
     "amx": {"amx_bf16", "amx_tile", "avx512_bf16"},
     "avx512_bf16": {"avx512_bf16"},

@@ -19,6 +19,7 @@ from rnnkernels._backends import gpu, onnx, recompute, triton, vetting
 from rnnkernels._backends import torch_nn as torch_backend
 from rnnkernels._core import checks, reference
 from rnnkernels._core.call import Call, Result, needs_gradient
+from rnnkernels._core.compiling import constant_result
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -257,7 +258,7 @@ def _leaves_for_onnx() -> bool:
     return traced and _exports_onnx()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # else it compiles False
+@constant_result  # else it compiles False
 def _exports_onnx() -> bool:
     return torch.onnx.is_in_onnx_export()
 

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map_only
 
 from rnnkernels._core import checks
+from rnnkernels._core.compiling import constant_result
 from rnnkernels.functional._spec import Spec, State
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor.placement_types import Placement
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _loaded() -> bool:
     return "torch.distributed.tensor" in sys.modules
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from rnnkernels import _backends, _ops
 from rnnkernels._core import checks, truncation
 from rnnkernels._core.call import Call, differentiates
+from rnnkernels._core.compiling import left_alone
 from rnnkernels._core.packing import Jagged, Packed, Rows, known
 from rnnkernels._core.truncation import Outputs
 from rnnkernels.functional import _sharded
@@ -150,7 +151,7 @@ def _rows(sizes: Tensor, order: Tensor | None, hx: State | None) -> int:
 
 
 # Compilers leave it alone: the layout follows from the values of the offsets.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@left_alone
 def _forward_jagged(
     spec: Spec,
     input: Any,

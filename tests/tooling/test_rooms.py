@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import rnnkernels
+from helpers import run_python
 
 PACKAGE = Path(rnnkernels.__file__).parent
 #: From the ground up; a room knows those before it and no other.
@@ -67,3 +68,11 @@ def test_public_names_are_exported_and_documented() -> None:
             assert getattr(getattr(module, name), "__doc__", None), f"{module.__name__}.{name}"
     top = set(rnnkernels.__all__)
     assert {"LSTM", "convert", "explain"} <= top and len(top) == len(rnnkernels.__all__)
+
+
+def test_importing_leaves_the_compiler_out() -> None:
+    """torch._dynamo takes more than a second to import, which torch itself spares its users."""
+    code = "import sys, torch, rnnkernels; print('torch._dynamo' in sys.modules)"
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "False\n"
