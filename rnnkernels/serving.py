@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from rnnkernels import _ops
 from rnnkernels._core import checks
 from rnnkernels.nn import flat_weights
-from rnnkernels.nn.layers import RNNBase
+from rnnkernels.nn.base import RNNBase
 
 __all__ = ["drop", "packed_bytes", "packed_limit", "prepack", "set_packed_limit"]
 

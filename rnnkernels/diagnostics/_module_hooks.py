@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from rnnkernels.nn.base import RNNBase
 from rnnkernels.nn.cells import RNNCellBase
-from rnnkernels.nn.layers import RNNBase
 
 #: What is told of a layer and the keyword arguments of its forward before it runs.
 Enter = Callable[[nn.Module, dict[str, Any]], None]

@@ -10,8 +10,8 @@ from torch import nn
 from rnnkernels.interop import _holders as holders
 from rnnkernels.interop import _survey as survey
 from rnnkernels.interop._survey import check_module, type_name
+from rnnkernels.nn.base import ADDED, RNNBase
 from rnnkernels.nn.cells import ADDED_TO_CELLS, RNNCellBase
-from rnnkernels.nn.layers import ADDED, RNNBase
 from rnnkernels.torch_types import KEEPING, OURS, THEIRS, Table
 
 _log = logging.getLogger("rnnkernels")

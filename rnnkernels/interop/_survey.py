@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from rnnkernels.interop import _holders as holders
+from rnnkernels.nn.base import RNNBase
 from rnnkernels.nn.cells import RNNCellBase
-from rnnkernels.nn.layers import RNNBase
 from rnnkernels.torch_types import KEEPING, OURS, Table
 
 _KINDS = frozenset(cls.__name__ for cls in OURS)

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._core import checks
 from rnnkernels._core.packing import Places
-from rnnkernels.nn.layers import RNNBase
+from rnnkernels.nn.base import RNNBase
 
 State = Tensor | tuple[Tensor, Tensor]
 #: A stream's state as it is kept: h [L, 1, R] and, of an LSTM, c [L, 1, H].

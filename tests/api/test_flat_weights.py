@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize, prune
 
 import rnnkernels
 from helpers import draw
-from rnnkernels.nn.layers import RNNBase
+from rnnkernels.nn.base import RNNBase
 
 I, H = 3, 4
 LAYERS = ("RNN", "LSTM", "GRU")

@@ -41,9 +41,9 @@ def keep_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make_layer(cell: str, backend: str = "cpu", **arguments: Any) -> rnnkernels.nn.layers.RNNBase:
+def make_layer(cell: str, backend: str = "cpu", **arguments: Any) -> rnnkernels.nn.base.RNNBase:
     torch.manual_seed(3)
-    return rnnkernels.nn.layers.RNNBase(
+    return rnnkernels.nn.base.RNNBase(
         cell.upper(), INPUTS, H, dtype=torch.float64, backend=backend, **arguments
     )
 

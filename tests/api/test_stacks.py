@@ -110,7 +110,7 @@ USES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def build(cell: str, layers: int, dtype: torch.dtype, **options: Any) -> Any:
     torch.manual_seed(0)
-    return rnnkernels.nn.layers.RNNBase(cell.upper(), I, H, layers, dtype=dtype, **options)
+    return rnnkernels.nn.base.RNNBase(cell.upper(), I, H, layers, dtype=dtype, **options)
 
 
 def arguments_of(module: Any, dtype: torch.dtype, hx: bool) -> Any:

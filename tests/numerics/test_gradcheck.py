@@ -51,9 +51,9 @@ EXCLUDED = [
 ]
 
 
-def make_layer(cell: str, **arguments: Any) -> rnnkernels.nn.layers.RNNBase:
+def make_layer(cell: str, **arguments: Any) -> rnnkernels.nn.base.RNNBase:
     torch.manual_seed(3)
-    layer = rnnkernels.nn.layers.RNNBase(
+    layer = rnnkernels.nn.base.RNNBase(
         cell.upper(), INPUTS, H, dtype=torch.float64, backend="cpu", **arguments
     )
     with torch.no_grad():
