@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
-from cases import NAMES
 from graphs import Graphs, Model, assert_same, options_for, result, tokens
 from helpers import compare, draw, outputs_and_gradients, same_bits
 from rnnkernels import _ops
@@ -90,6 +89,8 @@ def both_ways(module: Any, args: Any, **extra: Any) -> list[dict[str, Tensor | N
 
 T, B, I, H = 6, 3, 4, 5
 RESET = torch.arange(T * B).view(T, B) % 5 == 3
+#: Those with a function of their own, which runs the layers one by one.
+NAMES = [name for name in CELLS if hasattr(rnnkernels.functional, name.split("_")[0])]
 #: What a module is made with, and what it is called with.
 USES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
