@@ -23,6 +23,16 @@ def small(library: Library, kind: str, dtype: torch.dtype = DOUBLE) -> tuple[nn.
     return module, torch.randn(3, 2, 2, dtype=dtype)
 
 
+def output_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The output [T, B, H] as a function of the input [T, B, I]."""
+
+    def output(x: Tensor) -> Tensor:
+        result: Tensor = module(x)[0]
+        return result
+
+    return output
+
+
 def loss_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: total(module(x)).to(x.dtype)
 
@@ -52,11 +62,7 @@ def _(library: Library) -> None:
 def _(library: Library) -> None:
     for kind in LAYERS:
         module, x = small(library, kind)
-
-        def f(x: Tensor, module: nn.Module = module) -> Tensor:
-            result: Tensor = module(x)[0]
-            return result
-
+        f = output_of(module)
         same(functional.jacobian(f, x, vectorize=True), functional.jacobian(f, x))
         x.requires_grad_()
         y = f(x)
@@ -70,11 +76,7 @@ def _(library: Library) -> None:
 def _(library: Library) -> None:
     for kind in LAYERS:
         module, x = small(library, kind)
-
-        def f(x: Tensor, module: nn.Module = module) -> Tensor:
-            result: Tensor = module(x)[0]
-            return result
-
+        f = output_of(module)
         found = functional.jacobian(f, x, vectorize=True, strategy="forward-mode")
         same(found, functional.jacobian(f, x))
 
