@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 from setuptools import Extension, setup
 
 try:
-    import ninja
+    import ninja  # noqa: F401 -- run as a program below
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ModuleNotFoundError as error:
@@ -107,23 +106,34 @@ def choice() -> Choice:
     return choose(CUDA, find_nvcc(), not CUDA and finds_gpu())
 
 
-def run_ninja(folder: Path, command: list[str], made: Iterable[tuple[str, str]]) -> None:
-    """Runs `command` for each pair (object, source) that is out of date."""
-    folder.mkdir(parents=True, exist_ok=True)
-    line = shlex.join(command).replace("$", "$$")
-    lines = [
-        f"builddir = {folder}",
-        "rule compile",
-        f"  command = {line} -MD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        *(f"build {out}: compile {source}" for out, source in made),
-    ]
-    plan = folder / "build.ninja"
-    plan.write_text("\n".join(lines) + "\n")
-    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-    # This Python's own: what another version, first on PATH, has noted of a build it cannot read.
-    subprocess.run([sys.executable, "-m", "ninja", "-v", *jobs, "-f", str(plan)], check=True)
+class Plan:
+    """What is out of date, compiled by one ninja: as long as anything is left, no core is idle."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "build.ninja"
+        self.lines = [f"builddir = {folder}"]
+
+    def rule(self, name: str, command: list[str]) -> None:
+        line = shlex.join(command).replace("$", "$$")
+        self.lines += [
+            f"rule {name}",
+            f"  command = {line} -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
+
+    def add(self, rule: str, made: Path | str, source: Path | str, needs: str = "") -> None:
+        """`made` from `source`, after `needs`."""
+        self.lines.append(f"build {made}: {rule} {source}" + (f" | {needs}" if needs else ""))
+
+    def run(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("\n".join(self.lines) + "\n")
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        # This Python's own: what another version, first on PATH, has noted of a build it cannot
+        # read.
+        command = [sys.executable, "-m", "ninja", "-v", *jobs, "-f", str(self.file)]
+        subprocess.run(command, check=True)
 
 
 class CudaToolkit:
@@ -174,13 +184,6 @@ class CudaToolkit:
         ptx = next((number for number in numbers if number >= 90), numbers[-1])
         return [*flags, "-gencode", f"arch=compute_{ptx},code=compute_{ptx}"]
 
-    def compile(self, sources: list[str], folder: Path) -> list[str]:
-        """Compiles the sources that are out of date; returns the object files of all."""
-        objects = [str(folder / f"{Path(source).stem}.cu.o") for source in sources]
-        command = [self.nvcc, *self.flags()]
-        run_ninja(folder, command, zip(objects, sources, strict=True))
-        return objects
-
 
 @cache
 def cuda_toolkit() -> CudaToolkit | None:
@@ -198,10 +201,18 @@ KERNELS, OPS, MODULE = "librnnkernels_kernels", "librnnkernels", "_C"
 
 
 class BuildExt(BuildExtension):
+    """Links what one plan has compiled for all libraries."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Torch's use of ninja is a run for each library.
+        super().__init__(*args, **options, use_ninja=False)
+        self.objects: dict[str, list[str]] = {}  # by library
+
     def finalize_options(self) -> None:
         super().finalize_options()
         # An editable install names a temporary folder here and would compile everything each time.
         self.build_temp = str(build_folder())
+        self.force = True  # links, whatever is newer
 
     def run(self) -> None:
         print(f"rnnkernels: building {choice().line}", file=sys.stderr, flush=True)
@@ -214,40 +225,66 @@ class BuildExt(BuildExtension):
         return os.path.join(*package, f"{name}.so")
 
     def build_extension(self, ext: Extension) -> None:
+        if not self.objects:
+            self.compile()
         name = ext.name.rpartition(".")[2]
-        if name == KERNELS and (toolkit := cuda_toolkit()):
-            objects = toolkit.compile(sources("cuda/*.cu"), build_folder() / "cuda")
-            ext.extra_objects = [*objects, str(toolkit.cudart)]
-        if name != KERNELS:
-            self.precompile(ext)
         below = {KERNELS: [], OPS: [KERNELS], MODULE: [OPS, KERNELS]}[name]
+        ext.sources, ext.extra_objects = [], self.objects[name]
+        if name == KERNELS and (toolkit := cuda_toolkit()):
+            ext.extra_objects.append(str(toolkit.cudart))
         ext.extra_objects += [self.get_ext_fullpath(f"rnnkernels.{library}") for library in below]
         super().build_extension(ext)
 
-    def precompile(self, ext: Extension) -> None:
-        """Has the files of `ext` begin with torch's headers, which g++ then parses but once."""
+    def compile(self) -> None:
+        """The objects of all libraries, what takes longest first."""
+        folder = build_folder()
+        plan = Plan(folder)
+        libraries = {ext.name.rpartition(".")[2]: ext for ext in self.extensions}
+        precompiled = self.precompiled(plan, libraries[OPS])
+        for name, ext in libraries.items():
+            uses = precompiled if name != KERNELS else None
+            before = ["-include", str(uses), "-Winvalid-pch"] if uses else []
+            plan.rule(name, [*self.compiler_command(ext), *before])
+            self.objects[name] = []
+            for source in ext.sources:
+                made = str(folder / f"{Path(source).stem}.o")
+                plan.add(name, made, source, needs=f"{uses}.gch" if uses else "")
+                self.objects[name].append(made)
+        if toolkit := cuda_toolkit():
+            plan.rule("cuda", [toolkit.nvcc, *toolkit.flags()])
+            for source in sources("cuda/*.cu"):
+                made = str(folder / "cuda" / f"{Path(source).name}.o")
+                plan.add("cuda", made, source)
+                self.objects[KERNELS].append(made)
+        plan.run()
+
+    def compiler_command(self, ext: Extension) -> list[str]:
+        # Torch's name for a module would differ from library to library, and nothing here uses it.
+        args = [a for a in ext.extra_compile_args if not a.startswith("-DTORCH_EXTENSION_NAME=")]
+        includes = [f"-I{folder}" for folder in [*ext.include_dirs, *self.compiler.include_dirs]]
+        defines = [
+            f"-D{name}" if value is None else f"-D{name}={value}"
+            for name, value in ext.define_macros
+        ]
+        cache = ["ccache"] if shutil.which("ccache") else []
+        cxx = shlex.split(os.environ.get("CXX") or "c++")
+        return [*cache, *cxx, *self.compiler.compiler_so[1:], *defines, *includes, *args]
+
+    def precompiled(self, plan: Plan, ext: Extension) -> Path | None:
+        """A header whose precompiled form has torch's headers, which g++ then parses but once."""
         cxx = shlex.split(os.environ.get("CXX") or "c++")
         predefined = subprocess.run(
             [*cxx, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True
         )
         if sys.platform != "linux" or "__clang__" in predefined.stdout:
-            return
-        # Torch's name for a module would differ from library to library, and nothing here uses it.
-        args = [a for a in ext.extra_compile_args if not a.startswith("-DTORCH_EXTENSION_NAME=")]
+            return None
         header = Path("csrc/ops/torch_headers.h")
         copy = (build_folder() / "headers" / header.name).absolute()
-        includes = [f"-I{folder}" for folder in ext.include_dirs]
-        defines = [
-            f"-D{name}" if value is None else f"-D{name}={value}"
-            for name, value in ext.define_macros
-        ]
-        run_ninja(
-            copy.parent,
-            [*cxx, *self.compiler.compiler_so[1:], *defines, *includes, *args, "-x", "c++-header"],
-            [(f"{copy}.gch", str(header))],
-        )
+        plan.rule("headers", [*self.compiler_command(ext), "-x", "c++-header"])
+        plan.add("headers", f"{copy}.gch", header)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(f'#include "ops/{header.name}"\n')
-        ext.extra_compile_args = [*args, "-include", str(copy), "-Winvalid-pch"]
+        return copy
 
 
 def sources(pattern: str) -> list[str]:
@@ -307,7 +344,8 @@ def common_options() -> dict[str, Any]:
     compile_args.append("-Wno-sign-compare")
     # The libraries lie in one folder, wherever that is.
     link_args = ["-fopenmp", "-Wl,-rpath,$ORIGIN"]
-    macros: list[tuple[str, str | None]] = []
+    # Torch's headers then declare those of its operations that a file names, in half the time.
+    macros: list[tuple[str, str | None]] = [("AT_PER_OPERATOR_HEADERS", None)]
     if SANITIZE:
         # -g1 is enough for a report to name lines; with -g the kernels take minutes longer.
         instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"]
@@ -346,7 +384,7 @@ def kernels() -> Extension:
         # too, its functions would be bound to torch's, which may be of another version.
         options["extra_link_args"] += ["-Wl,--exclude-libs,libcudart_static.a"]
         options["extra_link_args"] += ["-ldl", "-lrt", "-lpthread"]
-    return Extension(f"rnnkernels.{KERNELS}", files, **options)
+    return Extension(f"rnnkernels.{KERNELS}", files, language="c++", **options)
 
 
 #: What registers the kernels of a backend, beside them.
@@ -377,7 +415,4 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":
-    # torch runs `ninja` from PATH, where a virtual environment that is not activated does not put
-    # it; without ninja it would compile every file anew each time, one after the other.
-    os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
     setup(license="Apache-2.0", ext_modules=extensions(), cmdclass={"build_ext": BuildExt})

@@ -44,11 +44,11 @@ TENSOR_CORE = {
     "float32": set[str](),
 }
 LOCAL_MEMORY = re.compile(r"(?:LDL|STL)\b")
-BRIEF = "persistent_bfloat16"  # a storage type's kernels in place of all
+STORAGE = ("float", "bfloat16", "float16")
 ATOMIC = re.compile(r"U?(?:ATOM|RED(?!UX)|BLKRED)")
 REGISTERS = 65536  # of a multiprocessor, since sm_80; given out to warps in units of 8 per thread
-#: Seconds of processor time; three times what CI's selection took with nvcc 13.0: all sources for
-#: sm_80 and sm_90a, and bfloat16 for both families of Blackwell.
+#: Seconds of processor time; three times what all sources for two architectures and those of one
+#: storage type for two more took with nvcc 13.0.
 LIMIT = 660.0
 
 
@@ -148,13 +148,14 @@ def built_objects() -> dict[Path, Path]:
     """By source, what setup.py has made for this Python and torch; empty where any of it is out of
     date."""
     sys.path.append(str(ROOT))
-    folder = importlib.import_module("setup").build_folder() / "cuda"
-    command = [sys.executable, "-m", "ninja", "-n", "-f", str(folder / "build.ninja")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if "no work to do" not in done.stdout:
-        return {}
+    folder = importlib.import_module("setup").build_folder()
     sources = sorted((CSRC / "cuda").glob("*.cu"))
-    return {source: ROOT / folder / f"{source.stem}.cu.o" for source in sources}
+    made = {source: folder / "cuda" / f"{source.name}.o" for source in sources}
+    command = [sys.executable, "-m", "ninja", "-n", "-f", str(folder / "build.ninja")]
+    done = subprocess.run(
+        [*command, *map(str, made.values())], cwd=ROOT, capture_output=True, text=True
+    )
+    return {s: ROOT / o for s, o in made.items()} if "no work to do" in done.stdout else {}
 
 
 def as_built(nvcc: str, nvdisasm: str | None) -> dict[tuple[Path, str], Compiled]:
@@ -253,6 +254,14 @@ def print_times(results: list[Compiled], limit: float) -> Iterator[str]:
         yield f"nvcc took {total:.1f} s of processor time, more than the {limit:g} of --limit"
 
 
+def brief(text: str) -> tuple[str, str]:
+    """The stem of a source and the architecture that it is compiled for."""
+    arch, _, storage = text.partition("=")
+    if (storage or "bfloat16") not in STORAGE:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(STORAGE)}, got {storage!r}")
+    return f"persistent_{storage or 'bfloat16'}", arch
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -267,8 +276,10 @@ def arguments() -> argparse.Namespace:
         "--brief",
         action="append",
         default=[],
-        metavar="ARCH",
-        help="an architecture for which the kernels of bfloat16 alone are compiled, repeatable",
+        type=brief,
+        metavar="ARCH[=TYPE]",
+        help="an architecture for which the kernels of one storage type alone are compiled: float, "
+        "bfloat16 (if it is left out) or float16; repeatable",
     )
     parser.add_argument(
         "--jobs",
@@ -302,7 +313,10 @@ def arguments() -> argparse.Namespace:
         metavar="FILE",
         help="write the table of docs/compiled_kernels.md; needs nvdisasm and a built rnnkernels",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.markdown and args.brief:
+        parser.error("--markdown needs the kernels of all storage types: leave out --brief")
+    return args
 
 
 def main() -> int:
@@ -328,7 +342,7 @@ def main() -> int:
     jobs = [
         (path, arch)
         for path in sorted((CSRC / "cuda").glob("*.cu"))
-        for arch in (*archs, *(args.brief if path.stem == BRIEF else ()))
+        for arch in (*archs, *(arch for stem, arch in args.brief if stem == path.stem))
     ]
     known = as_built(nvcc, nvdisasm) if args.built else {}
     with ThreadPoolExecutor(args.jobs) as pool:

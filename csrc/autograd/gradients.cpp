@@ -1,5 +1,13 @@
 #include "autograd/gradients.h"
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/zeros_like.h>
+
 #include <atomic>
 #include <cmath>
 

@@ -1,4 +1,5 @@
 // sequence_gradients: by the kernels, with a node whose backward is the reference's.
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
 #include "autograd/by_reference.h"

@@ -2,6 +2,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/mm.h>
 
 #include "ops/pointers.h"
 #include "ops/products.h"

@@ -7,6 +7,10 @@
 // the size that the plan asks for, with all bits set.
 #pragma once
 
+#include <ATen/ops/full.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/zeros.h>
+
 #include "cuda/plan.h"
 #include "cuda/stages.h"
 #include "ops/pointers.h"

@@ -6,6 +6,12 @@
 #pragma once
 
 #include <ATen/OpMathType.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 
 #include "cuda/step.h"
 #include "ops/pointers.h"

@@ -2,6 +2,8 @@
 
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>

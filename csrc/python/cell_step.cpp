@@ -2,6 +2,7 @@
 // takes a few microseconds; the way that every layer goes through Python costs several times as much.
 #include "python/cell_step.h"
 
+#include <ATen/ops/zeros.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>

@@ -2,6 +2,7 @@
 // Python costs several times as much.
 #include "python/layers_call.h"
 
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/object_ptr.h>

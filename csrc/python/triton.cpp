@@ -1,5 +1,7 @@
 // The sequence ops on Triton: tensors are checked and made here, as for every backend; the loops over time are launched
 // by Python (rnnkernels/_backends/triton), where Triton lives.
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/utils/pybind.h>
 

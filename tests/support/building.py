@@ -66,7 +66,7 @@ def load_ops(
             name,
             [str(ROOT / source) for source in sources],
             extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests/emulator")],
-            extra_cflags=[*flags, *instrument],
+            extra_cflags=[*flags, *instrument, "-DAT_PER_OPERATOR_HEADERS"],  # as setup.py
             extra_ldflags=[*instrument, *objects, *link],
             build_directory=str(path),
             is_python_module=False,

@@ -1,4 +1,4 @@
-"""What tools/check_cuda.py reads out of the reports of nvcc and nvdisasm, and objects to."""
+"""What tools/check_cuda.py objects to, and what it compiles to find out."""
 
 from __future__ import annotations
 
@@ -14,139 +14,8 @@ import pytest
 
 import check_cuda
 from check_cuda import TENSOR_CORE, Compiled, faults_of
-from cubin import Function, Persistent, read_assembly, read_report, read_usage
-
-MANGLED = {
-    "rnn": "5OneOfINS_7RNNTanhEJNS_7RNNReluENS_10RNNSigmoidEEE",
-    "lstm": "4LSTM",
-    "gru": "3GRU",
-}
-
-
-def symbol(kernel: Persistent) -> str:
-    """As GCC and Clang mangle its name."""
-    cell, backward, numbers, family, batch = kernel
-    io = {"bfloat16": "NS_8BFloat16E", "float16": "NS_7Float16E"}.get(numbers, "f")
-    product = {"tf32": "NS0_4TF32E", "float32": "f"}.get(numbers, "S5_")
-    way = "12BackwardPass" if backward else "11ForwardPass"
-    exchange = {"cluster": "15ClusterExchange", "grid": "12GridExchange"}[family]
-    return (
-        "_ZN3rnn4cuda58_GLOBAL__N__6d_21_persistent_float16_cu_9e_7610persistentINS0_"
-        f"{way}INS_{MANGLED[cell]}E{io}EENS0_15PersistentBlockIS6_{product}NS0_{exchange}"
-        f"ELi{batch}EEEEEvNS0_10PersistentIT_EE"
-    )
-
-
-#: Of one family.
-KERNELS = [
-    Persistent(cell, backward, numbers, "cluster", batch)
-    for cell in MANGLED
-    for backward in (False, True)
-    for numbers in TENSOR_CORE
-    for batch in ((1,) if numbers == "float32" else (1, 2))
-]
-
-
-def test_names() -> None:
-    for kernel in KERNELS:
-        for family in ("cluster", "grid"):
-            kernel = kernel._replace(family=family)
-            assert Persistent.of(symbol(kernel)) == kernel
-    for name, mangled in (("mgu", "3MGU"), ("lem", "3LEM"), ("indrnn", "6IndRNN")):
-        other = symbol(KERNELS[0]).replace(MANGLED[KERNELS[0].cell], mangled)
-        assert Persistent.of(other) == KERNELS[0]._replace(cell=name)  # whatever cells there are
-    assert Persistent.of("_ZN3rnn4cuda13for_each_unitINS_4LSTMENS0_11ForwardCellIfEEEEvT0_") is None
-
-
-REPORT = """\
-ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function 'first' for 'sm_80'
-ptxas info    : Function properties for first
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 216 registers, used 1 barriers, 48 bytes smem, 720 bytes cmem[0]
-ptxas info    : Compiling entry function 'second' for 'sm_80'
-ptxas info    : Function properties for helper
-    24 bytes stack frame, 16 bytes spill stores, 20 bytes spill loads
-ptxas info    : Function properties for second
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 40 registers, used 0 barriers, 400 bytes cmem[0]
-"""
-
-
-def test_report() -> None:
-    assert read_report(REPORT, "80") == {
-        "first": Function("first", "80", registers=216, shared=48),
-        "second": Function("second", "80", registers=40),
-        "helper": Function("helper", "80", stack=24, spill_stores=16, spill_loads=20),
-    }
-
-
-USAGE = """\
-
-Resource usage:
- Common:
-  GLOBAL:0
- Function first:
-  REG:216 STACK:0 SHARED:48 LOCAL:0 CONSTANT[0]:720 TEXTURE:0 SURFACE:0 SAMPLER:0
- Function second:
-  REG:40 STACK:24 SHARED:0 LOCAL:8 CONSTANT[0]:400 TEXTURE:0 SURFACE:0 SAMPLER:0
-"""
-
-
-def test_usage() -> None:
-    assert read_usage(USAGE, "80") == {
-        "first": Function("first", "80", registers=216, shared=48),
-        "second": Function("second", "80", registers=40, stack=32),
-    }
-
-
-ASSEMBLY = """\
-\t.target\tsm_90a
-\t.section\t.nv.info.first,"",@"SHT_CUDA_INFO"
-\t.sectionflags\t@""
-\t//----- nvinfo : EIATTR_PARAM_CBANK
-        /*0008*/ \t.word\t0x00000210
-\t//----- nvinfo : EIATTR_MAX_THREADS
-.L_343:
-        /*0044*/ \t.byte\t0x04, 0x05
-        /*0046*/ \t.short\t(.L_345 - .L_344)
-        /*0048*/ \t.word\t0x00000100
-        /*004c*/ \t.word\t0x00000002
-        /*0050*/ \t.word\t0x00000001
-\t//----- nvinfo : EIATTR_CRS_STACK_SIZE
-        /*0054*/ \t.word\t0x00000007
-\t.section\t.text.first,"ax",@progbits
-\t.sectioninfo\t@"SHI_REGISTERS=216"
-first:
-        /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
-        /*0010*/              @!P0 BRA `(.L_x_1) ;
-        /*0020*/             @!UP1 UIADD3 UR4, UR4, 0x1, URZ ;
-.L_x_1:
-        /*0030*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
-        /*0040*/               @P2 HMMA.16816.F32.BF16 R4, R8, R14, R4 ;
-        /*0050*/                   { HFMA2.MMA R2, -RZ, RZ, 0, 0 ;
-        /*0060*/                   FFMA R2, R2, R3, R4 }
-\t.section\t.text.second,"ax",@progbits
-        /*0000*/                   EXIT ;
-\t.section\t.nv.constant0.second,"a",@progbits
-        /*0000*/ \t.byte\t0x00
-        /*0010*/                   FFMA R2, R2, R3, R4 ;
-"""
-
-
-def test_assembly() -> None:
-    functions = {name: Function(name, "90a") for name in ("first", "second")}
-    read_assembly(ASSEMBLY, functions)
-    first, second = functions.values()
-    assert first.threads == 512
-    assert first.count("HMMA") == 2
-    assert first.count("HM") == 0
-    assert dict(first.instructions) == {
-        "IMAD.MOV.U32": 1, "BRA": 1, "UIADD3": 1,
-        "HMMA.16816.F32.BF16": 2, "HFMA2.MMA": 1, "FFMA": 1,
-    }  # fmt: skip
-    assert (second.threads, dict(second.instructions)) == (None, {"EXIT": 1})
-
+from compiler_reports import KERNELS, script, symbol
+from cubin import Function, Persistent
 
 LSTM = Persistent("lstm", False, "bfloat16", "cluster", 2)
 GOOD = Function(
@@ -301,8 +170,12 @@ def test_tables() -> None:
     assert re.search(r"\| \d+\.\d 4 x grid / \d+\.\d 4 x grid \|", line)
 
 
+BRIEF = ["--brief=100f", "--brief=120f=float"]
+
+
 def test_brief_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All sources for some architectures, one storage type's kernels for others."""
+    """All sources for some architectures, one storage type's kernels for others; no table of
+    these."""
     asked: list[tuple[str, str]] = []
 
     def compile_one(nvcc: str, nvdisasm: str | None, source: Path, arch: str) -> Compiled:
@@ -311,12 +184,17 @@ def test_brief_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
     monkeypatch.setattr(check_cuda, "find_nvcc", lambda: "nvcc")
     monkeypatch.setattr(check_cuda, "compile_one", compile_one)
-    monkeypatch.setattr("sys.argv", ["check_cuda", "--arch=80", "--brief=100f", "--brief=120f"])
+    monkeypatch.setattr("sys.argv", ["check_cuda", "--arch=80", *BRIEF])
     check_cuda.main()
     all_sources = {path.stem for path in (check_cuda.CSRC / "cuda").glob("*.cu")}
     assert {stem for stem, arch in asked if arch == "80"} == all_sources
-    for arch in ("100f", "120f"):
-        assert [stem for stem, other in asked if other == arch] == ["persistent_bfloat16"]
+    others = {arch: stem for stem, arch in asked if arch != "80"}
+    assert others == {"100f": "persistent_bfloat16", "120f": "persistent_float"}
+    assert len(asked) == len(all_sources) + 2
+    for wrong in (["--markdown=x.md", *BRIEF], ["--brief=80=double"]):
+        monkeypatch.setattr("sys.argv", ["check_cuda", *wrong])
+        with pytest.raises(SystemExit, match="2"):
+            check_cuda.main()
     asked.clear()
     monkeypatch.setattr("sys.argv", ["check_cuda", "--arch=all"])
     check_cuda.main()
@@ -324,35 +202,6 @@ def test_brief_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 # --- What setup.py has built --------------------------------------------------------------------
-
-
-def script(path: Path, text: str) -> str:
-    path.write_text(f"#!/bin/sh\n{text}")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_code_is_taken_out_of_an_object(tmp_path: Path) -> None:
-    """Of each architecture that is in it, with usage and instructions; a failure is one."""
-    (tmp_path / "usage").write_text(USAGE)
-    (tmp_path / "assembly").write_text(ASSEMBLY)
-    extract = "-xelf) touch x.1.sm_80.cubin x.2.sm_90a.cubin ;;"
-    text = f'case $1 in\n{extract}\n*) cat "{tmp_path}/usage" ;;\nesac\n'
-    cuobjdump = script(tmp_path / "cuobjdump", text)
-    nvdisasm = script(tmp_path / "nvdisasm", f'cat "{tmp_path}/assembly"\n')
-    source = check_cuda.CSRC / "cuda/x.cu"
-    found = check_cuda.take_out(cuobjdump, nvdisasm, tmp_path / "x.cu.o", source)
-    assert set(found) == {"80", "90a"}
-    for arch, compiled in found.items():
-        assert compiled.where == f"csrc/cuda/x.cu for sm_{arch}, as built"
-        assert not compiled.failure
-        first, second = compiled.functions
-        assert (first.arch, first.registers, first.threads) == (arch, 216, 512)
-        assert first.count("HMMA") == 2
-        assert not second.in_registers
-    nvdisasm = script(tmp_path / "nvdisasm", "echo no; exit 3\n")
-    found = check_cuda.take_out(cuobjdump, nvdisasm, tmp_path / "x.cu.o", source)
-    assert (found["80"].failure, found["80"].report) == ("nvdisasm", "no\n")
 
 
 def test_objects_of_other_sources_are_not_taken(
@@ -368,7 +217,10 @@ def test_objects_of_other_sources_are_not_taken(
     source.parent.mkdir()
     source.write_text("first")
     os.utime(source, (1e9, 1e9))  # well before what is made of it, however coarse the clock
-    setup.run_ninja(tmp_path / "cuda", [compiler], [(str(built), str(source))])
+    plan = setup.Plan(tmp_path)
+    plan.rule("cuda", [compiler])
+    plan.add("cuda", built, source)
+    plan.run()
     assert check_cuda.built_objects() == {source: built}
     os.utime(source, (2e9, 2e9))
     assert check_cuda.built_objects() == {}
