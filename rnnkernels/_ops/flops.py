@@ -18,13 +18,21 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from rnnkernels._core.late_import import when_imported
 
 Shape = Sequence[int]
 
 
 def register() -> None:
-    """Makes the formulas known to torch, which counts nothing of an op without one."""
+    """Makes the formulas known to torch, which counts nothing of an op without one; as soon as its
+    counter is there, which takes some tenths of a second to import, for Triton's sake."""
+    when_imported("torch.utils.flop_counter", _register)
+
+
+def _register() -> None:
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
     for library in (torch.ops.rnnkernels, torch.ops.rnnkernels_triton):
         register_flop_formula(library.sequence_forward)(_forward)
         register_flop_formula([library.sequence_backward, library.sequence_backward_])(_backward)
