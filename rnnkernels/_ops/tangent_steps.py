@@ -328,11 +328,14 @@ class Direction:
         """What backward takes at some steps, in torch's forward mode."""
         values = [t[at] for t in self.saved]
         gates = (part(self.dgx_in, at), part(self.dgh_in, at))
-        if not values or all(t is None for t in gates):
+        entered = [part(t.tangent, at) for t in self.prev]
+        if not values or all(t is None for t in (*gates, *entered)):
             return values
         zero = values[0].new_zeros(()).expand(*values[0].shape[:-1], self.dgx.size(-1))
         chunks = [(zero if t is None else t).chunk(self.cell.G, -1) for t in gates]
-        changes = self.cell.tangents(values, *chunks)
+        prev, next = ([t.value[at] for t in of] for of in (self.prev, self.next))
+        moved = [or_zero(t, p) for t, p in zip(entered, prev, strict=True)]
+        changes = self.cell.tangents(values, prev, next, *chunks, moved)
         return [joined(Dual(*pair)) for pair in zip(values, changes, strict=True)]
 
     def _dnext(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rnnkernels._backends import float32, vetting
 from rnnkernels._backends.triton import INTERPRETED, forced, sequence
-from rnnkernels._backends.triton.cells import PAIRS
+from rnnkernels._backends.triton.cells import pair
 from rnnkernels._backends.triton.plan import Layout, choose
 from rnnkernels._core.call import Call
 from rnnkernels.cells import CELLS
@@ -220,7 +220,7 @@ def forward(
         sequence.forward[(blocks, layout.parts, len(w_hh))](
             gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts,
             reset, carry, _counts(layout, w_hh), _fault(layout, w_hh), T, B,
-            -(-w_hh.size(2) // layout.block_k), first, last, block, CELL=PAIRS[cell][0],
+            -(-w_hh.size(2) // layout.block_k), first, last, block, CELL=pair(cell)[0],
             WIDE=_wide(layout, h0, y), **more,
         )  # fmt: skip
 
@@ -260,7 +260,7 @@ def backward(
             starts, reset, carry, _counts(layout, w_hh), _fault(layout, w_hh), pending, squares,
             parts,
             T, B, CELLS[cell].G * pieces, steps, rows, first, last, block, bound,
-            CELL=PAIRS[cell][1], A=CELLS[cell].A, CLIP=clip,
+            CELL=pair(cell)[1], A=CELLS[cell].A, CLIP=clip,
             FINISH=finish and (layout.kind != "step" or first == last), WIDE=False,
             **more,
         )  # fmt: skip
