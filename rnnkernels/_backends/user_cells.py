@@ -26,7 +26,7 @@ from rnnkernels import _ops
 from rnnkernels._backends import cache, headers
 from rnnkernels._core.call import Call
 from rnnkernels._core.compiling import constant_result
-from rnnkernels.cells import CELLS, DefinedCell
+from rnnkernels.cells import DefinedCell, find
 
 PACKAGE = Path(__file__).parents[1]
 FLAGS = (
@@ -63,7 +63,7 @@ def prepare(name: str) -> str | None:
     """Has the kernels of a cell loaded. Returns the reason where that cannot be."""
     with _lock:
         if name not in _found:
-            cell = CELLS[name]
+            cell = find(name)
             assert isinstance(cell, DefinedCell)
             _found[name] = _prepare(cell)
     return _found[name] or None
@@ -76,7 +76,7 @@ def tell(name: str) -> None:
     if reason and name not in _told:
         _told.add(name)
         warnings.warn(
-            f"rnnkernels: the cell {CELLS[name]} runs on the slow reference: {reason}",
+            f"rnnkernels: the cell {find(name)} runs on the slow reference: {reason}",
             stacklevel=2,
         )
 

@@ -79,7 +79,7 @@ def register_cell(cell: Cell) -> None:
 
 
 def load_cell(name: str, path: str) -> str:
-    """Loads the CPU kernels of such a cell from a library; the reason where it cannot, or ``''``."""
+    """Loads the CPU kernels of such a cell; the reason where it cannot, or ``''``."""
     found: str = _C.load_cell(name, path)
     return found
 

@@ -6,25 +6,26 @@ from rnnkernels.cells.elman import RNN_RELU, RNN_SIGMOID, RNN_TANH
 from rnnkernels.cells.gru import GRU
 from rnnkernels.cells.lstm import LSTM
 
-#: Every cell, by name: those of ``AllCells`` in ``csrc/common/cell_list.h``, in that order, and then those
-#: that users wrote.
+#: Every cell there is, by name, in the order of ``AllCells`` in ``csrc/common/cell_list.h``.
 CELLS: dict[str, Cell] = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU)}
 
+_written: dict[str, DefinedCell] = {}
 
 
 def find(name: str) -> Cell:
-    """The cell of this name.
+    """The cell of this name: one of :data:`CELLS`, or one that a user wrote.
 
     Raises:
         ValueError: there is none.
     """
-    if name in CELLS:
-        return CELLS[name]
-    written = "It was written with rnnkernels.cell: import the module that defines it first"
-    known = f"Expected one of {', '.join(CELLS)}"
-    raise ValueError(
-        f"cell: {name!r} is not known in this process. {written if '-' in name else known}"
-    )
+    found = CELLS.get(name) or _written.get(name)
+    if found is None:
+        written = "It was written with rnnkernels.cell: import the module that defines it first"
+        known = f"Expected one of {', '.join(CELLS)}"
+        raise ValueError(
+            f"cell: {name!r} is not known in this process. {written if '-' in name else known}"
+        )
+    return found
 
 
 def add(cell: DefinedCell) -> None:
@@ -33,10 +34,8 @@ def add(cell: DefinedCell) -> None:
     Raises:
         ValueError: another one has the name.
     """
-    if CELLS.setdefault(cell.name, cell) is not cell:
-        found = CELLS[cell.name]
-        if not isinstance(found, DefinedCell) or found.cpp != cell.cpp:
-            raise ValueError(f"cell: {cell.name!r} is another cell already. Rename the function")
+    if _written.setdefault(cell.name, cell).cpp != cell.cpp:
+        raise ValueError(f"cell: {cell.name!r} is another cell already. Rename the function")
 
 
 __all__ = ["CELLS", "Cell", "DefinedCell", "Values", "add", "define", "find"]

@@ -173,6 +173,12 @@ def _asked_for(expressions: Iterable[Node]) -> list[Node]:
     return [n for n in nodes if _is_value(n, memo) and not n.is_constant]
 
 
+def _follows(node: Node, reached: set[int]) -> bool:
+    """Whether a value is made of those that are reached, without the gates themselves."""
+    nodes = below([node], lambda n: n.index in reached)
+    return all(leaf.index in reached for leaf in leaves(nodes, "gx", "gh"))
+
+
 def _handed(expressions: Iterable[Node], known: dict[int, Node]) -> list[Node]:
     """The known nodes that expressions are made of."""
     nodes = below(expressions, lambda n: n.index in known)
@@ -192,14 +198,7 @@ def _saved(
         # Their own tangents have to follow from them as well.
         changes = [t for t in rules.tangents(saved) if t is not None]
         reached = {n.index for n in saved} | given
-        missing = [
-            node
-            for node in _asked_for(changes)
-            if any(
-                leaf.index not in reached
-                for leaf in leaves(below([node], lambda n: n.index in reached), "gx", "gh")
-            )
-        ]
+        missing = [node for node in _asked_for(changes) if not _follows(node, reached)]
         if not missing:
             return saved
         asked = [*asked, *missing]

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from rnnkernels.cells.derivative import Derived, Maybe
 from rnnkernels.cells.graph import CONSTANT, POWER, Node, below
 
+#: Statements, and the texts of some groups of expressions.
+Parts = tuple[list[str], list[list[str]]]
+
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _LONGEST = 60  # characters of an expression that is written where it is used
 
@@ -147,7 +150,7 @@ def _parts(
     like: str,
     zero: str,
     outputs: Sequence[Sequence[Maybe]],
-) -> tuple[list[str], list[list[str]]]:
+) -> Parts:
     """Statements, and the text of each output; ``zero`` is that of one that is None."""
     roots = [node for group in outputs for node in group if node is not None]
     writer = _Writer(language, known, like, roots)
@@ -169,7 +172,7 @@ def torch_text(of: Derived, title: str) -> str:
     backward = _parts(TORCH, of.known, "dnext[0]", zero, (of.dgx, of.dgh, of.dprev))
     tangents = _parts(TORCH, of.known, "dgx[0]", "torch.zeros_like(dgx[0])", (of.dsaved,))
 
-    def function(signature: str, parts: tuple[list[str], list[list[str]]]) -> str:
+    def function(signature: str, parts: Parts) -> str:
         lines, groups = parts
         found = [f"[{', '.join(group)}]" for group in groups]
         return "\n    ".join([f"def {signature}:", *lines, f"return {', '.join(found)}"])
@@ -192,7 +195,7 @@ def triton_text(of: Derived, title: str) -> str:
     forward = _parts(TRITON, {}, "gx[0]", "", (of.next, of.saved))
     backward = _parts(TRITON, of.known, "dnext[0]", zero, (of.dgx, of.dgh, of.dprev))
 
-    def function(signature: str, parts: tuple[list[str], list[list[str]]]) -> str:
+    def function(signature: str, parts: Parts) -> str:
         lines, groups = parts
         found = [f"({', '.join(g)}{',' * (len(g) == 1)})" for g in groups]
         head = f"@triton.jit\ndef {signature}:"
@@ -213,7 +216,7 @@ def triton_text(of: Derived, title: str) -> str:
 def cpp_text(of: Derived, name: str, gates: Sequence[str], states: int, split: int) -> str:
     """A file with a struct as those of ``csrc/common/cells.h``."""
 
-    def function(name: str, reads: str, writes: str, parts: tuple[list[str], list[list[str]]]) -> str:
+    def function(name: str, reads: str, writes: str, parts: Parts) -> str:
         lines, groups = parts
         body = list(lines)
         for to, texts in zip(writes.split(), groups, strict=True):

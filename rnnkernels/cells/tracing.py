@@ -116,7 +116,7 @@ class _Traced:
         )
 
     def __bool__(self) -> bool:
-        self._no("a branch", "Choose with torch.where(a > b, x, y): values differ from unit to unit")
+        self._no("a branch", "Choose by torch.where(a > b, x, y): values differ from unit to unit")
 
     def __len__(self) -> int:
         self._no("len()", "A value here is one number, of one unit at one step")
@@ -130,7 +130,7 @@ class _Traced:
     def __float__(self) -> float:
         self._no("a number", "Use torch's functions, as torch.exp in place of math.exp")
 
-    __int__ = __index__ = __complex__ = __float__  # type: ignore[assignment]
+    __int__ = __index__ = __complex__ = __float__
 
     def __matmul__(self, other: Any) -> Any:
         self._no("@", "Products with weights are the layer's: gates come with them done")
@@ -145,7 +145,10 @@ class _Traced:
     def __and__(self, other: Any) -> Any:
         self._no("& or | or ~", "Use torch.where inside of torch.where")
 
-    __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __and__  # type: ignore[assignment]
+    __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __and__
+
+    def __invert__(self) -> Any:
+        self._no("& or | or ~", "Use torch.where inside of torch.where")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -292,7 +295,8 @@ def _where(trace: _Trace, condition: Any, input: Any, other: Any) -> Value:
 
 
 def _pow(trace: _Trace, input: Any, exponent: Any) -> Value:
-    return Value(trace, trace.node(input, "torch.pow")) ** exponent
+    base = Value(trace, trace.node(input, "torch.pow"))
+    return base.__pow__(exponent)
 
 
 def _softplus(trace: _Trace, input: Any, beta: float = 1.0, threshold: float = 20.0) -> Value:
@@ -388,7 +392,8 @@ def trace(function: Callable[..., Any]) -> Traced:
 
 def _signature(function: FunctionType, run: _Trace) -> tuple[tuple[str, ...], tuple[str, ...]]:
     wanted = "gates by position and states by keyword, as in def mgu(f, n, *, h)"
-    gates, states = [], []
+    gates: list[str] = []
+    states: list[str] = []
     for p in inspect.signature(function).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.default is not p.empty:
             raise run.at_definition(

@@ -19,7 +19,7 @@ from rnnkernels import _backends, _ops
 from rnnkernels._core import checks
 from rnnkernels._core.call import Call, LayerWeights
 from rnnkernels._core.checks import GradClip, Truncate
-from rnnkernels.cells import CELLS, DefinedCell
+from rnnkernels.cells import DefinedCell, find
 from rnnkernels.functional import _sharded
 from rnnkernels.functional._spec import AllStates, Spec, State
 from rnnkernels.functional._stack import forward
@@ -146,7 +146,7 @@ def _layers(
         kind,
         cell,
         input_size=first.w_ih.size(1),
-        hidden_size=first.w_ih.size(0) // CELLS[cell].G,
+        hidden_size=first.w_ih.size(0) // find(cell).G,
         num_layers=num_layers,
         proj_size=0 if first.w_hr is None else first.w_hr.size(0),
         bidirectional=bidirectional,
@@ -236,7 +236,7 @@ def checked_cell(
             return checked_cell(kind, cell, x, hx, own, sizes, backend)
 
         return _sharded.cell(run, input, hx, weights)
-    has_c = CELLS[cell].S > 1
+    has_c = find(cell).S > 1
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):

@@ -168,7 +168,7 @@ class DefinedStep(RNNCellBase):
 
     def __setstate__(self, state: Any) -> None:
         _same(self.definition, state["cell"])
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
 
 def _same(cell: DefinedCell, saved: str) -> None:

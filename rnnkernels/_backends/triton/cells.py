@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from rnnkernels.cells import CELLS, DefinedCell
+from rnnkernels.cells import DefinedCell, find
 from rnnkernels.cells.definition import compiled
 
 
@@ -130,7 +130,7 @@ def pair(name: str) -> tuple[Any, Any]:
     """Those of a cell, which a user may have written."""
     if name in PAIRS:
         return PAIRS[name]
-    cell = CELLS[name]
+    cell = find(name)
     assert isinstance(cell, DefinedCell)
     names = compiled(cell.triton, f"<{name} in Triton>")
     return names["forward"], names["backward"]
