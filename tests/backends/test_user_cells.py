@@ -1,4 +1,4 @@
-"""CPU kernels of cells that users write: compiled once, kept, and what happens where they cannot be."""
+"""CPU kernels of cells that users write: compiled once and kept; where they cannot be, why."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_lock_that_was_left_behind(own_cache: Path) -> None:
 
 
 def fails(cell: DefinedCell, reason: str) -> None:
-    """The reference runs it, which is said once, with the reason; a wish for kernels is an error."""
+    """The reference runs it, which is said once, with the reason; else it is an error."""
     module = layer(cell)
     with pytest.warns(UserWarning, match=f"runs on the slow reference: .*{reason}"):
         y = module(X)[0]
