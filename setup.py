@@ -200,7 +200,9 @@ KERNELS, OPS, MODULE = "librnnkernels_kernels", "librnnkernels", "_C"
 
 
 #: What a cell that a user writes is compiled from: rnnkernels/_backends/headers.py.
-HEADERS: dict[str, Any] = runpy.run_path("rnnkernels/_backends/headers.py")
+HEADERS: dict[str, Any] = runpy.run_path(
+    str(Path(__file__).parent / "rnnkernels" / "_backends" / "headers.py")
+)
 
 
 class BuildPy(build_py):

@@ -78,7 +78,8 @@ RNN_HD Vec<float> log(Vec<float> x) {
   return where_less(x, V(kInfinity), y, x);  // infinity and NaN stay
 }
 
-// log(1 + e^x), and x above 20, as torch has it, to within 3 units in the last place. What 1 + e^x loses by rounding is added in the end.
+// log(1 + e^x), and x above 20, as torch has it, to within 3 units in the last place. What 1 + e^x loses by rounding is
+// added in the end.
 RNN_HD Vec<float> softplus(Vec<float> x) {
   using V = Vec<float>;
   const V e = exp(at_most(x, 21)), u = V(1) + e;

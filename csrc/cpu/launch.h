@@ -50,9 +50,11 @@ template <class IO>
 const CellKernels<IO>& kernels_of(const CellInfo& cell, const Entry<IO>& entry) {
   if (cell.built_in()) return entry.cells[cell.number];
   const CellLibrary* library = cell_library(cell.number);
-  TORCH_CHECK_NOT_IMPLEMENTED(library, "cell: the kernels of '", cell.name,
-                              "' were not compiled for this machine's CPU. Call it through rnnkernels, which compiles "
-                              "them, or ask for backend='reference'.");
+  if (!library) {
+    const std::string reason = compile_cell(std::string(cell.name));
+    library = cell_library(cell.number);
+    TORCH_CHECK_NOT_IMPLEMENTED(library, "cell: there are no CPU kernels of '", cell.name, "': ", reason);
+  }
   return *std::get<const CellKernels<IO>*>(library->kernels);
 }
 

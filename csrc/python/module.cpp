@@ -131,6 +131,19 @@ PYBIND11_MODULE(_C, module) {
       py::arg("name"), py::arg("path"),
       "Loads the CPU kernels of such a cell; returns the reason where it cannot, or ''.");
 
+  module.def(
+      "set_cell_compiler",
+      [](py::function compiler) {
+        // Never destroyed: a call may come while Python ends.
+        auto* const kept = new py::function(std::move(compiler));
+        rnn::cpu::set_cell_compiler([kept](const std::string& name) {
+          const py::gil_scoped_acquire gil;
+          return (*kept)(name).cast<std::string>();
+        });
+      },
+      py::arg("compiler"),
+      "compiler(name) has the CPU kernels of a cell loaded; it returns the reason where it cannot.");
+
   module.def("set_batch_invariant", &rnn::set_batch_invariant, py::arg("on"),
              "Whether results of a row may not depend on the batch that it is in, for the whole process.");
   module.def("batch_invariant", &rnn::batch_invariant, "What set_batch_invariant has set.");

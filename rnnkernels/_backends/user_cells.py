@@ -191,3 +191,7 @@ def _compile(
         link = [*compiler, "-shared", *objects, "-o", str(made)]
         subprocess.run(link, check=True, capture_output=True, text=True)
         os.replace(made, path)  # at once: nobody loads half of it
+
+
+if _ops.missing is None:
+    _ops.set_cell_compiler(lambda name: prepare(name) or "")

@@ -43,8 +43,9 @@ Shape = tuple[int | torch.SymInt, ...]
 
 
 def build_info() -> dict[str, Any]:
-    """How the compiled part was built: compiler, CUDA architectures (None: no CUDA), and the
-    instruction set its CPU kernels use on this machine. Empty where there is none."""
+    """How the compiled part was built: compiler, CUDA architectures (None: no CUDA), a digest of
+    the sources that cells of users are compiled with, and the instruction set its CPU kernels use
+    on this machine. Empty where there is none."""
     return {} if _C is None else dict(_C.build_info())
 
 
@@ -63,6 +64,8 @@ if _C is not None:
     forget_cuda_kernels = _C.forget_cuda_kernels
     set_cuda_inspector = _C.set_cuda_inspector
     open_short_ways = _C.open_short_ways
+    #: Who compiles cells that users write; see rnnkernels._backends.user_cells.
+    set_cell_compiler = _C.set_cell_compiler
     short_ways_open = _C.short_ways_open
     if hasattr(_C, "cuda_device"):  # only where there are kernels for it
         #: The limits of the current GPU.

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from types import ModuleType
 from typing import Any
 
 from rnnkernels.cells.contract import Cell
@@ -84,7 +85,7 @@ def define(function: Callable[..., Any]) -> DefinedCell:
     name = f"{traced.name.lower()}-{_digest(traced, derived)}"
     title = f"Written by rnnkernels.cell: {name}."
     text = torch_text(derived, title)
-    functions = compiled(text, f"<{name} in torch>")
+    functions = compiled(text, name, "torch")
     prev_h = any(n.op == "prev" and n.value == 0 for n in below(_all(derived)))
     return DefinedCell(
         name,
@@ -116,9 +117,13 @@ def _digest(traced: Traced, derived: Derived) -> str:
     return sha256(text.encode()).hexdigest()[:8]
 
 
-def compiled(text: str, file: str) -> dict[str, Any]:
-    """The names that a text defines; tracebacks, and whoever asks for sources, see it."""
+def compiled(text: str, name: str, language: str) -> dict[str, Any]:
+    """What the text of a cell in a language defines, as a module: tracebacks, and whoever asks for
+    sources or follows a function into its module, find it."""
+    file = f"<{name} in {language}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    names: dict[str, Any] = {"__name__": "rnnkernels.cells.written", "__file__": file}
-    exec(compile(text, file, "exec"), names)
-    return names
+    title = f"rnnkernels.cells.{name.replace('-', '_')}_in_{language}"
+    module = sys.modules[title] = ModuleType(title)
+    module.__file__ = file
+    exec(compile(text, file, "exec"), module.__dict__)
+    return module.__dict__

@@ -153,8 +153,9 @@ def test_forward_mode() -> None:
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
 
 
-def test_compile() -> None:
-    module = rnnkernels.layer(written_cells.mgu)(I, H, num_layers=2, dtype=F64)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_compile(backend: str) -> None:
+    module = rnnkernels.layer(written_cells.mgu)(I, H, num_layers=2, dtype=F64, backend=backend)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for got, want in zip(results(compiled, X), results(module, X), strict=True):  # type: ignore[arg-type]
         torch.testing.assert_close(got, want, **SAME)
@@ -171,9 +172,11 @@ def test_export(tmp_path: Path) -> None:
     done = run_python("-c", f"{load}; {run}")
     assert "is not known in this process" in done.stderr and "import the module" in done.stderr
     support = f"import sys; sys.path.append({str(ROOT / 'tests' / 'support')!r})"
-    ready = "import written_cells as w; from rnnkernels._backends import user_cells"
-    known = f"{ready}; user_cells.prepare(w.mgu.name)"
-    assert run_python("-c", f"{support}; {load}; {known}; {run}").stdout == "ran\n"
+    known = f"{support}; import written_cells"
+    assert run_python("-c", f"{known}; {load}; {run}").stdout == "ran\n"
+    none = {"XDG_CACHE_HOME": str(tmp_path), "CXX": "none"}
+    done = run_python("-c", f"{known}; {load}; {run}", **none)
+    assert f"no CPU kernels of {written_cells.mgu.name!r}: no C++ compiler" in done.stderr
 
 
 @pytest.mark.parametrize("make", [rnnkernels.layer, rnnkernels.cell_class], ids=["layer", "step"])

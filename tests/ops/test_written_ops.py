@@ -10,6 +10,7 @@ import torch
 from test_ops import OPTIONS, SIZES, TOLERANCES
 from torch import Tensor
 
+import drawn_cells
 import written_cells
 from cases import assert_equals_reference, gradients, make_call
 from op_calls import run
@@ -100,6 +101,14 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
     rtol, atol = TOLERANCES[dtype]
     written, built_in = gradients(run, as_written(name, call)), gradients(run, call)
     assert_same(written, built_in, rtol=rtol, atol=atol)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_random_cells(seed: int) -> None:
+    cell = drawn_cells.of_seed(seed)
+    assert user_cells.prepare(cell.name) is None
+    assert_equals_reference(make_call(cell.name, D=2, H=9, lengths=True, reset=True))
 
 
 def test_a_name_that_nobody_defined_here() -> None:

@@ -132,5 +132,5 @@ def pair(name: str) -> tuple[Any, Any]:
         return PAIRS[name]
     cell = find(name)
     assert isinstance(cell, DefinedCell)
-    names = compiled(cell.triton, f"<{name} in Triton>")
+    names = compiled(cell.triton, name, "triton")
     return names["forward"], names["backward"]
