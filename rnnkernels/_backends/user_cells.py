@@ -138,14 +138,12 @@ def _load(
     parts = (cell.cpp, digest, instructions, *compiler, _version(tuple(compiler)), *FLAGS)
     key = sha256("\0".join([*parts, torch.__version__]).encode()).hexdigest()[:16]
     path = cache.folder() / "cells" / f"{cell.name}-{key}.so"
-    if path.exists() and not _ops.load_cell(cell.name, str(path)):
+    if _is_whole(path) and not _ops.load_cell(cell.name, str(path)):
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
     with cache.turn(path, PATIENCE):
-        if path.exists():  # another process has made it, unless it is damaged
-            if not _ops.load_cell(cell.name, str(path)):
-                return ""
-            path.unlink()
+        if _is_whole(path) and not _ops.load_cell(cell.name, str(path)):
+            return ""  # another process has made it
         begin = time.perf_counter()
         _compile(cell, csrc, compiler, instructions, digest, path)
         seconds = time.perf_counter() - begin
@@ -156,6 +154,16 @@ def _load(
             flush=True,
         )
     return _ops.load_cell(cell.name, str(path))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there as it was written: loading a part of one ends the process."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    end = sha256().digest_size
+    return content[-end:] == sha256(content[:-end]).digest()
 
 
 def _compile(
@@ -190,6 +198,8 @@ def _compile(
         made = own / "made.so"
         link = [*compiler, "-shared", *objects, "-o", str(made)]
         subprocess.run(link, check=True, capture_output=True, text=True)
+        content = made.read_bytes()
+        made.write_bytes(content + sha256(content).digest())  # loaders take no notice of an end
         os.replace(made, path)  # at once: nobody loads half of it
 
 
