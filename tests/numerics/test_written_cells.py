@@ -103,6 +103,28 @@ def test_gates_behind_one_that_is_split_are_split() -> None:
     check(found)
 
 
+def test_a_value_that_only_a_choice_asks_for() -> None:
+    """It is saved for that alone, and how it changes has to follow from what is saved."""
+
+    def cell(a: Any, b: Any, *, h: Any) -> Any:
+        return torch.where(torch.sigmoid(a) * torch.tanh(b) > 0.1, h, -0.5 * h)
+
+    found = define(cell)
+    assert found.K == 2
+    check(found)
+
+
+def test_h_is_asked_for_only_where_that_saves_a_value() -> None:
+    def product(a: Any, b: Any, *, h: Any) -> Any:
+        return torch.exp(torch.sigmoid(a) * torch.tanh(b))
+
+    def alone(a: Any, *, h: Any) -> Any:
+        return torch.exp(a)
+
+    numbers = [(define(f).K, define(f).reads_h) for f in (product, alone)]
+    assert numbers == [(2, False), (0, True)]
+
+
 def bad_branch(a: Any, *, h: Any) -> Any:
     return a if a > 0 else h
 
