@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -205,6 +207,19 @@ def test_other_backends_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     cell = fresh()
     (choice,) = rnnkernels.explain(layer(cell), X).choices
     assert "torch.nn has no cell" in choice.refusals["torch"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
+def test_two_files_where_bfloat16_has_kernels_of_its_own(own_cache: Path) -> None:
+    """Compiled and linked; whether this machine runs it is another matter."""
+    csrc, compiler = headers.folder(user_cells.PACKAGE), user_cells.find_compiler()
+    assert csrc and compiler
+    own_cache.mkdir(parents=True)
+    path = own_cache / "amx.so"
+    user_cells._compile(fresh(), csrc, compiler, "amx", "digest", path)
+    names = (ctypes.c_char_p * 2).in_dll(ctypes.CDLL(str(path)), "rnnkernels_cell")
+    assert list(names) == [b"digest", b"amx"]
 
 
 @pytest.mark.slow
