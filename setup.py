@@ -16,6 +16,7 @@ Read from the environment:
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 try:
     import ninja  # noqa: F401 -- run as a program below
@@ -200,6 +202,25 @@ def build_folder() -> Path:
 KERNELS, OPS, MODULE = "librnnkernels_kernels", "librnnkernels", "_C"
 
 
+#: What a cell that a user writes is compiled from: rnnkernels/_backends/headers.py.
+HEADERS: dict[str, Any] = runpy.run_path(
+    str(Path(__file__).parent / "rnnkernels" / "_backends" / "headers.py")
+)
+
+
+class BuildPy(build_py):
+    """Puts the sources of cells into the package, where it is not used in place."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for path in HEADERS["files"](Path("csrc")):
+            to = Path(self.build_lib, "rnnkernels", HEADERS["INSTALLED"], path)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(Path("csrc", path)), str(to))
+
+
 class BuildExt(BuildExtension):
     """Links what one plan has compiled for all libraries."""
 
@@ -326,8 +347,12 @@ def without() -> list[str]:
 def in_one(name: str, files: list[str]) -> list[str]:
     """One file that includes the others: most of the time goes to what torch's headers have every
     file compile again."""
+    return written(name, "".join(f'#include "{os.path.relpath(file, "csrc")}"\n' for file in files))
+
+
+def written(name: str, text: str) -> list[str]:
+    """A source file of this text in the build folder."""
     path = build_folder() / f"{name}.cpp"
-    text = "".join(f'#include "{os.path.relpath(file, "csrc")}"\n' for file in files)
     # One that has not changed is left as it is: ninja would compile it again.
     if not path.exists() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -379,11 +404,17 @@ def kernels() -> Extension:
     files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
     left_out = without()
     files = [path for path in files if Path(path).stem.removeprefix("kernels_") not in left_out]
+    files += written(
+        "headers_digest",
+        '#include "cpu/cell_libraries.h"\n'
+        f'const char* const rnn::cpu::kHeadersDigest = "{HEADERS["digest"](Path("csrc"))}";\n',
+    )
+    options["extra_link_args"] += ["-ldl"]  # a part of the C library itself since glibc 2.34
     if cuda_toolkit():
         # A CUDA build of torch loads its own libcudart for the whole process; were ours visible
         # too, its functions would be bound to torch's, which may be of another version.
         options["extra_link_args"] += ["-Wl,--exclude-libs,libcudart_static.a"]
-        options["extra_link_args"] += ["-ldl", "-lrt", "-lpthread"]
+        options["extra_link_args"] += ["-lrt", "-lpthread"]
     return Extension(f"rnnkernels.{KERNELS}", files, language="c++", **options)
 
 
@@ -415,4 +446,8 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":
-    setup(license="Apache-2.0", ext_modules=extensions(), cmdclass={"build_ext": BuildExt})
+    setup(
+        license="Apache-2.0",
+        ext_modules=extensions(),
+        cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    )

@@ -15,6 +15,15 @@ def bring_reference(
 def build_info() -> dict[str, Any]:
     """How this module was built, and the instruction set that its CPU kernels use here."""
 
+def register_cell(name: str, gates: str, G: int, S: int, K: int, A: int, reads_h: bool) -> None:
+    """Makes a cell that a user wrote known to the ops; its name says what it computes."""
+
+def load_cell(name: str, path: str) -> str:
+    """Loads the CPU kernels of such a cell; returns the reason where it cannot, or ''."""
+
+def set_cell_compiler(compiler: Callable[[str], str]) -> None:
+    """``compiler(name)`` has the CPU kernels of a cell loaded; it returns the reason where not."""
+
 def set_batch_invariant(on: bool) -> None:
     """Whether a row's result may not depend on the batch that it is in, for the whole process."""
 

@@ -13,6 +13,7 @@ from rnnkernels.diagnostics import explain, verify
 from rnnkernels.functional import AllStates
 from rnnkernels.interop import convert, convertible, from_torch, revert, to_torch
 from rnnkernels.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from rnnkernels.nn.defined import cell, cell_class, layer
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,8 @@ __all__ = [
     "RNNCell",
     "batch_invariant",
     "build_info",
+    "cell",
+    "cell_class",
     "convert",
     "convertible",
     "diagnostics",
@@ -33,6 +36,7 @@ __all__ = [
     "from_torch",
     "functional",
     "is_batch_invariant",
+    "layer",
     "nn",
     "revert",
     "serving",

@@ -10,6 +10,11 @@ template <class... Cells>
 struct CellList {};
 using AllCells = CellList<RNNTanh, RNNRelu, RNNSigmoid, LSTM, GRU>;
 
+template <class... Cells>
+constexpr int count(CellList<Cells...>) {
+  return sizeof...(Cells);
+}
+
 // A cell's numbers, for whatever knows them only when it runs.
 struct CellSizes {
   int G, S, K, A;

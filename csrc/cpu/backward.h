@@ -1,35 +1,33 @@
 // The backward loop over time. Step s takes the gate gradients of step s + 1 through W_hh, adds what else reaches the
 // state, and runs the cell: the same form as forward, product first and cell behind it. Windows of truncated BPTT are
 // rows like any other; rows run in blocks whose state fits the cache, however many there are. The cell itself is in
-// backward_cells.h: whatever does not depend on it is compiled once.
+// backward_cells.h and called by pointer: the loop is compiled once for all.
 #pragma once
 
 #include <algorithm>
 
 #include "common/cell_list.h"
+#include "cpu/kernels.h"
 #include "cpu/loop.h"
 #include "cpu/row_statistic.h"
 
 namespace rnn::cpu::RNN_ISA {
 
 template <class IO>
-class BackwardLoop : public LoopBase<IO> {
+class BackwardLoop final : public LoopBase<IO> {
   using Base = LoopBase<IO>;
-
- protected:
   using Base::arena_, Base::kLanes, Base::left, Base::load_or_zero, Base::padded, Base::padded_factors;
   using typename Base::F, typename Base::T, typename Base::V;
 
- private:
   static constexpr int64_t kBlockRows = 48;                            // per thread; enough to read the weights rarely
   static constexpr int64_t kMostRows = 96;                             // of a block, whatever the number of threads
   static constexpr int64_t kActiveBytes = (kMostRows + 63) / 64 * 64;  // cache lines of a thread's own
 
  public:
-  BackwardLoop(const CellSizes& cell, const Backward<IO>& p, void* workspace, int threads)
-      : Base(workspace), p_(p), cell_(cell) {
+  BackwardLoop(const Backward<IO>& p, void* workspace, int threads, const CellKernels<IO>& kernels)
+      : Base(workspace), p_(p), kernels_(kernels), cell_(kernels.sizes) {
     const Sequence& q = p.seq;
-    const int64_t gates = padded_factors(cell.G * q.H);
+    const int64_t gates = padded_factors(cell_.G * q.H);
     const bool norm = p.clip.kind == Clip::kNorm;
     row_count_ = q.rows();
     if (q.starts && q.truncated()) {  // windows that no row reaches are left out
@@ -42,7 +40,7 @@ class BackwardLoop : public LoopBase<IO> {
     active_ = arena_.template take<bool>(threads * kActiveBytes);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
-      dir.hidden = {{cell.G * q.H, q.R, 1, kWidth}};
+      dir.hidden = {{cell_.G * q.H, q.R, 1, kWidth}};
       dir.hidden.data = arena_.template take<F>(dir.hidden.size());
       if (p.w_hr[d]) {
         dir.projection = {{q.R, q.H, 1, kWidth}};
@@ -52,7 +50,7 @@ class BackwardLoop : public LoopBase<IO> {
       dir.dgh[0] = arena_.template take<F>(slots_ * gates);
       dir.dgh[1] = q.steps() > 1 ? arena_.template take<F>(slots_ * gates) : dir.dgh[0];
       dir.dh = arena_.template take<T>(slots_ * padded(q.R));
-      if (cell.S > 1) dir.dc = arena_.template take<T>(slots_ * padded(q.H));
+      if (cell_.S > 1) dir.dc = arena_.template take<T>(slots_ * padded(q.H));
       if (norm) dir.unbounded = arena_.template take<T>(slots_ * columns() * q.H);
       if (norm) dir.gate_squares = take_row_statistic(arena_, slots_, last_product(d).tiles());
       for (RowStatistic& squares : dir.dh_squares)
@@ -97,7 +95,7 @@ class BackwardLoop : public LoopBase<IO> {
     }
   }
 
- protected:
+  // What a cell is handed and may ask for.
   static constexpr int kWidth = kMaxVectors;
   struct Direction {
     Panels<F> hidden;                 // W_hh
@@ -116,9 +114,6 @@ class BackwardLoop : public LoopBase<IO> {
     int64_t first, last, slot;
   };
 
-  // One step back of the cells of tile j. dh [rows, vectors, lanes] came through W_hh, or through W_hr.
-  virtual void cells(int64_t d, const Block& k, int64_t s, int64_t j, const T* dh) const = 0;
-
   int columns() const { return cell_.G + cell_.A; }  // of dgates
 
   const Backward<IO>& p_;
@@ -126,6 +121,11 @@ class BackwardLoop : public LoopBase<IO> {
   Direction directions_[kMaxDirections];
 
  private:
+  // One step back of the cells of tile j. dh [rows, vectors, lanes] came through W_hh, or through W_hr.
+  void cells(int64_t d, const Block& k, int64_t s, int64_t j, const T* dh) const {
+    kernels_.backward(this, d, &k, s, j, dh);
+  }
+
   // The windows of packed rows, the longest first, as rows of packed sequences always are: those that take part in a
   // step then stand in front of all others.
   void find_windows() {
@@ -315,6 +315,7 @@ class BackwardLoop : public LoopBase<IO> {
     }
   }
 
+  const CellKernels<IO>& kernels_;
   const CellSizes cell_;
   int64_t row_count_, slots_;
   T* products_;   // [threads, kMostRows, panel]: of one tile

@@ -1,4 +1,4 @@
-// The backward loop of one cell.
+// A cell's part in a step of the backward loop.
 #pragma once
 
 #include "cpu/backward.h"
@@ -6,29 +6,31 @@
 namespace rnn::cpu::RNN_ISA {
 
 template <class Cell, class IO>
-class BackwardCells final : public BackwardLoop<IO> {
-  using Base = BackwardLoop<IO>;
-  using Base::directions_, Base::kLanes, Base::kWidth, Base::left, Base::padded, Base::p_, Base::rows_;
-  using typename Base::Block, typename Base::F, typename Base::T, typename Base::V;
+class BackwardCells : LoopBase<IO> {
+  using Base = LoopBase<IO>;
+  using Base::kLanes, Base::left, Base::padded;
+  using typename Base::F, typename Base::T, typename Base::V;
+  using Loop = BackwardLoop<IO>;
+  using Block = typename Loop::Block;
+  static constexpr int kWidth = Loop::kWidth;
   using Unit = BackwardUnit<Cell, IO>;
 
  public:
-  template <class... More>
-  explicit BackwardCells(const Backward<IO>& p, More&&... more)
-      : Base(CellSizes::of(Cell{}), p, std::forward<More>(more)...) {}
-
- private:
-  void cells(int64_t d, const Block& k, int64_t s, int64_t j, const T* dh) const override {
-    for (int64_t r = k.first; r < k.last; ++r, dh += kWidth * kLanes) cell(d, r, r + k.slot, s, j, dh);
+  static void cells(const void* of, int64_t d, const void* block, int64_t s, int64_t j, const T* dh) {
+    const Loop& loop = *static_cast<const Loop*>(of);
+    const Block& k = *static_cast<const Block*>(block);
+    for (int64_t r = k.first; r < k.last; ++r, dh += kWidth * kLanes) cell(loop, d, r, r + k.slot, s, j, dh);
   }
 
+ private:
   // One step back of the units of tile j of a row. dh_tile [vectors, lanes] came through W_hh, or through W_hr.
-  void cell(int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) const {
-    const Sequence& q = p_.seq;
-    const auto& dir = directions_[d];
+  static void cell(const Loop& loop, int64_t d, int64_t r, int64_t slot, int64_t s, int64_t j, const T* dh_tile) {
+    const Backward<IO>& p = loop.p_;
+    const Sequence& q = p.seq;
+    const auto& dir = loop.directions_[d];
     const bool projected = dir.dprojected;
-    const RowStep now = RowStep::backward(q, d, rows_[r], s);
-    const StateBefore before = StateBefore::of(q, d, rows_[r], s, now);
+    const RowStep now = RowStep::backward(q, d, loop.rows_[r], s);
+    const StateBefore before = StateBefore::of(q, d, loop.rows_[r], s, now);
     SumOfSquares<V> dh_squares, gate_squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
@@ -38,11 +40,11 @@ class BackwardCells final : public BackwardLoop<IO> {
       T* const dc = Cell::S > 1 ? dir.dc + slot * padded(q.H) + i : nullptr;
       Unit unit;
       if (now.active) {
-        unit.read(p_, now, before, i, n, projected);
+        unit.read(p, now, before, i, n, projected);
         unit.dnext[0] = load(dh_tile + u * kLanes);
         if (!projected) {
           unit.dnext[0] += load(dh) + unit.dout[0];
-          if (p_.flow) dh_squares.add(unit.dnext[0], n);
+          if (p.flow) dh_squares.add(unit.dnext[0], n);
         }
         if constexpr (Cell::S > 1) unit.dnext[1] = load(dc) + unit.dout[1];
       }
@@ -58,16 +60,16 @@ class BackwardCells final : public BackwardLoop<IO> {
         unit.put_columns(dir.unbounded + slot * Unit::kColumns * q.H + i, q.H, n);
         continue;
       }
-      if (p_.clip.kind != Clip::kNone) {
-        for (V& x : unit.dgx) x = p_.clip.template elementwise<T>(x);
-        for (V& x : unit.dgh) x = p_.clip.template elementwise<T>(x);
+      if (p.clip.kind != Clip::kNone) {
+        for (V& x : unit.dgx) x = p.clip.template elementwise<T>(x);
+        for (V& x : unit.dgh) x = p.clip.template elementwise<T>(x);
       }
       // To the product of the step before, and to the result.
       F* dgh = dir.dgh[s & 1] + slot * Base::padded_factors(Cell::G * q.H) + i;
       for (int g = 0; g < Cell::G; ++g) store(dgh + g * q.H, now.handed_on(unit.dgh[g]), n);
-      unit.write(p_, now, i, n);
+      unit.write(p, now, i, n);
     }
-    if (p_.flow && !projected) dir.dh_squares[s & 1].part(slot, j) = dh_squares.sum();
+    if (p.flow && !projected) dir.dh_squares[s & 1].part(slot, j) = dh_squares.sum();
     if (dir.unbounded) dir.gate_squares.part(slot, j) = gate_squares.sum();
   }
 };

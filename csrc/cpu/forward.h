@@ -1,12 +1,13 @@
 // The forward loop over time: product, then the cell while the tile is hot. A chunk of steps ahead, each thread
 // projects the input for its own rows and units, so that the loop finds it in the thread's own cache; all of it is
-// never in memory. The cell itself is in forward_cells.h: whatever does not depend on it is compiled once.
+// never in memory. The cell itself is in forward_cells.h and called by pointer: the loop is compiled once for all.
 #pragma once
 
 #include <algorithm>
 
 #include "common/cell_list.h"
 #include "cpu/kept.h"
+#include "cpu/kernels.h"
 #include "cpu/loop.h"
 
 namespace rnn::cpu::RNN_ISA {
@@ -15,22 +16,19 @@ namespace rnn::cpu::RNN_ISA {
 constexpr int vectors_per_gate(int gates) { return gates >= kMaxVectors ? 1 : kMaxVectors / gates; }
 
 template <class IO>
-class ForwardLoop : public LoopBase<IO> {
+class ForwardLoop final : public LoopBase<IO> {
   using Base = LoopBase<IO>;
-
- protected:
   using Base::arena_, Base::kLanes, Base::left, Base::load_or_zero, Base::padded, Base::padded_factors;
   using typename Base::F, typename Base::T, typename Base::V;
 
- private:
   static constexpr int64_t kBlockRows = 128;         // at most so many go through all steps together
   static constexpr int64_t kChunkBytes = 384 << 10;  // of projected input, and of input, that a thread keeps
 
  public:
-  ForwardLoop(const CellSizes& cell, const Forward<IO>& p, void* workspace, int threads, const Packs& packs)
-      : Base(workspace), p_(p), cell_(cell), packs_(packs) {
+  ForwardLoop(const Forward<IO>& p, void* workspace, int threads, const CellKernels<IO>& kernels, const Packs& packs)
+      : Base(workspace), p_(p), kernels_(kernels), cell_(kernels.sizes), packs_(packs) {
     const Sequence& q = p.seq;
-    const int G = cell.G, width = vectors_per_gate(G);
+    const int G = cell_.G, width = vectors_per_gate(G);
     Arena kept(packs.memory);
     Arena& weights = packs.keep ? kept : arena_;
     rows_ = arena_.template take<Row>(q.B);
@@ -45,7 +43,7 @@ class ForwardLoop : public LoopBase<IO> {
       } else {
         std::copy(dir.h, dir.h + 2, dir.exact_h);
       }
-      if (cell.S > 1) dir.c = arena_.template take<T>(q.B * padded(q.H));
+      if (cell_.S > 1) dir.c = arena_.template take<T>(q.B * padded(q.H));
       if (p.w_hr[d]) {
         dir.projection = {{q.H, q.R, 1, kMaxVectors}, p.w_hr[d], packs, weights};
         dir.raw = arena_.template take<F>(q.B * padded_factors(q.H));
@@ -107,7 +105,7 @@ class ForwardLoop : public LoopBase<IO> {
     }
   }
 
- protected:
+  // What a cell is handed and may ask for.
   using Matrix = KeptPanels<F, IO>;
   struct Direction {
     Matrix input;        // W_ih
@@ -125,9 +123,6 @@ class ForwardLoop : public LoopBase<IO> {
     int64_t s, first, rows;
     const RowStep* now;
   };
-
-  // The cells of tile j at a step. gx and gh [rows, gates, vectors, lanes]: both parts of the gates, without biases.
-  virtual void cells(const Direction& dir, const Step& step, int64_t j, const T* gx, const T* gh) const = 0;
 
   // Where row b's state stands before and after a step.
   struct State {
@@ -152,6 +147,11 @@ class ForwardLoop : public LoopBase<IO> {
   const Forward<IO>& p_;
 
  private:
+  // The cells of tile j at a step. gx and gh [rows, gates, vectors, lanes]: both parts of the gates, without biases.
+  void cells(const Direction& dir, const Step& step, int64_t j, const T* gx, const T* gh) const {
+    kernels_.forward(this, &dir, &step, j, gx, gh);
+  }
+
   // What one thread keeps for itself.
   struct ThreadScratch {
     int64_t places;  // of a chunk: steps of rows
@@ -282,6 +282,7 @@ class ForwardLoop : public LoopBase<IO> {
     }
   }
 
+  const CellKernels<IO>& kernels_;
   const CellSizes cell_;
   const Packs packs_;
   bool stale_ = false;  // the packs hold other values than the weights do

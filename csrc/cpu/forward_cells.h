@@ -1,4 +1,4 @@
-// The forward loop of one cell.
+// A cell's part in a step of the forward loop.
 #pragma once
 
 #include "cpu/forward.h"
@@ -6,39 +6,44 @@
 namespace rnn::cpu::RNN_ISA {
 
 template <class Cell, class IO>
-class ForwardCells final : public ForwardLoop<IO> {
-  using Base = ForwardLoop<IO>;
-  using Base::kLanes, Base::padded, Base::padded_factors, Base::p_;
-  using typename Base::Direction, typename Base::State, typename Base::Step, typename Base::T, typename Base::V;
+class ForwardCells : LoopBase<IO> {
+  using Base = LoopBase<IO>;
+  using Base::kLanes, Base::padded, Base::padded_factors;
+  using typename Base::T, typename Base::V;
+  using Loop = ForwardLoop<IO>;
+  using Direction = typename Loop::Direction;
+  using State = typename Loop::State;
+  using Step = typename Loop::Step;
   static constexpr CellSizes kSizes = CellSizes::of(Cell{});
   static constexpr int kWidth = vectors_per_gate(Cell::G);
   static_assert(Cell::G * kWidth <= kMaxVectors, "a cell of more gates needs a wider product");
 
  public:
-  template <class... More>
-  explicit ForwardCells(const Forward<IO>& p, More&&... more) : Base(kSizes, p, std::forward<More>(more)...) {}
-
- private:
-  void cells(const Direction& dir, const Step& step, int64_t j, const T* gx, const T* gh) const override {
-    const int64_t H = p_.seq.H;
+  static void cells(const void* of, const void* direction, const void* at, int64_t j, const T* gx, const T* gh) {
+    const Loop& loop = *static_cast<const Loop*>(of);
+    const Direction& dir = *static_cast<const Direction*>(direction);
+    const Step& step = *static_cast<const Step*>(at);
+    const int64_t H = loop.p_.seq.H;
     for (int64_t r = 0; r < step.rows; ++r) {
-      const State state = this->state(dir, step.first + r, step.s);
+      const State state = loop.state(dir, step.first + r, step.s);
       for (int u = 0; u < kWidth; ++u) {
         const int64_t i = (j * kWidth + u) * kLanes, at = (r * Cell::G * kWidth + u) * kLanes;
         if (i + kLanes <= H) {
-          cell<true>(dir, step.now[r], state, i, gx + at, gh + at);
+          cell<true>(loop.p_, dir, step.now[r], state, i, gx + at, gh + at);
         } else if (i < H) {
-          cell<false>(dir, step.now[r], state, i, gx + at, gh + at);
+          cell<false>(loop.p_, dir, step.now[r], state, i, gx + at, gh + at);
         }
       }
     }
   }
 
+ private:
   // One step of kLanes units of a row from unit i on; only H - i of them exist if not `all`.
   // gx, gh: [G, kWidth, lanes].
   template <bool all>
-  void cell(const Direction& dir, const RowStep& now, const State& state, int64_t i, const T* gx, const T* gh) const {
-    const int64_t H = p_.seq.H;
+  static void cell(const Forward<IO>& p, const Direction& dir, const RowStep& now, const State& state, int64_t i,
+                   const T* gx, const T* gh) {
+    const int64_t H = p.seq.H;
     const int n = all ? kLanes : int(H - i);
     T* c = Cell::S > 1 ? dir.c + state.b * padded(H) + i : nullptr;
     ForwardUnit<Cell, IO> unit;
@@ -46,7 +51,7 @@ class ForwardCells final : public ForwardLoop<IO> {
       for (int g = 0; g < Cell::G; ++g) {
         unit.gx[g] = load(gx + g * kWidth * kLanes) + load(dir.bias[0] + g * padded(H) + i);
         unit.gh[g] = load(gh + g * kWidth * kLanes);
-        if (Base::split(kSizes, g)) unit.gh[g] += load(dir.bias[1] + g * padded(H) + i);
+        if (Loop::split(kSizes, g)) unit.gh[g] += load(dir.bias[1] + g * padded(H) + i);
       }
     }
     unit.prev[0] = dir.raw ? V(T(0)) : load(state.h + i);
@@ -57,10 +62,10 @@ class ForwardCells final : public ForwardLoop<IO> {
     if (dir.raw) {
       store(dir.raw + state.b * padded_factors(H) + i, unit.next[0], n);
     } else {
-      Base::keep(state, i, unit.state(now, 0), n);
+      Loop::keep(state, i, unit.state(now, 0), n);
     }
     if constexpr (Cell::S > 1) store(c, unit.state(now, 1));
-    unit.write(p_, now, i, n, dir.raw);
+    unit.write(p, now, i, n, dir.raw);
   }
 };
 

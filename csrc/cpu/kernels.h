@@ -1,6 +1,9 @@
 // The CPU kernels of one instruction set, behind plain function pointers.
 #pragma once
 
+#include <tuple>
+
+#include "common/cell_list.h"
 #include "common/layout.h"
 #include "common/storage.h"
 #include "cpu/thread_budget.h"
@@ -11,7 +14,6 @@ namespace rnn::cpu {
 using Allocate = void* (*)(int64_t bytes, void* context);
 
 struct Launch {
-  int cell;  // number in AllCells, where there is one
   ThreadBudget& threads;
   Allocate allocate;
   void* context;
@@ -62,19 +64,32 @@ struct OuterProducts {
   }
 };
 
+// A cell as the kernels of one instruction set and storage type have it: its sizes, and its arithmetic wherever they
+// call for it. What loops hand on of themselves has types that are known to code for the same instruction set alone.
 template <class IO>
-struct Entry {
-  // False: the packs are of other values than the weights have now, and no output was written.
-  bool (*forward)(const Launch&, const Forward<IO>&, const Packs&);
-  int64_t (*packed_bytes)(int cell, const Forward<IO>&, PackedType);
-  void (*backward)(const Launch&, const Backward<IO>&);
-  void (*rows)(const Launch&, const Rows<IO>&);
-  void (*outer)(const Launch&, const OuterProducts<IO>&);  // null where torch's are faster
+struct CellKernels {
+  using T = Arithmetic<IO>;
+  CellSizes sizes;
+  // The cells of tile j at a step of a ForwardLoop: forward.h.
+  void (*forward)(const void* loop, const void* direction, const void* step, int64_t j, const T* gx, const T* gh);
+  // The same of a BackwardLoop: backward.h.
+  void (*backward)(const void* loop, int64_t d, const void* block, int64_t s, int64_t j, const T* dh);
   // A single step of one direction, T == 1, without lengths, resets, projection and bounds; units first to last. Given
   // gh [B, G*H], W_hh h, it takes W_ih x from gx; else it computes both products, row by row.
-  void (*forward_step)(int cell, const Forward<IO>&, const IO* gh, int64_t first, int64_t last);
+  void (*forward_step)(const Forward<IO>&, const IO* gh, int64_t first, int64_t last);
   // Leaves the gradients of gh behind, [B, G*H], and in dh0 what goes around W_hh.
-  void (*backward_step)(int cell, const Backward<IO>&, Arithmetic<IO>* dgh, int64_t first, int64_t last);
+  void (*backward_step)(const Backward<IO>&, T* dgh, int64_t first, int64_t last);
+};
+
+template <class IO>
+struct Entry {
+  const CellKernels<IO>* cells;  // of AllCells, by number
+  // False: the packs are of other values than the weights have now, and no output was written.
+  bool (*forward)(const Launch&, const CellKernels<IO>&, const Forward<IO>&, const Packs&);
+  int64_t (*packed_bytes)(const CellKernels<IO>&, const Forward<IO>&, PackedType);
+  void (*backward)(const Launch&, const CellKernels<IO>&, const Backward<IO>&);
+  void (*rows)(const Launch&, const Rows<IO>&);
+  void (*outer)(const Launch&, const OuterProducts<IO>&);  // null where torch's are faster
   // out [R] += a [K] * w [K, R], columns first to last.
   void (*add_product)(const Arithmetic<IO>* a, const IO* w, int64_t K, int64_t R, int64_t first, int64_t last, IO* out);
 };
@@ -89,6 +104,17 @@ struct Kernels {
   Entry<BFloat16> bfloat16;
   Entry<Float16> float16;
 };
+
+// A cell that is not in AllCells, as a library of its own that is loaded when the process runs: what it exports under
+// the name kCellLibrary.
+struct CellLibrary {
+  const char* headers;          // the digest of the sources it was compiled from
+  const char* instruction_set;  // Kernels::name
+  std::tuple<const CellKernels<float>*, const CellKernels<double>*, const CellKernels<BFloat16>*,
+             const CellKernels<Float16>*>
+      kernels;
+};
+constexpr const char* kCellLibrary = "rnnkernels_cell";
 
 // The best that this processor runs, or the one that the environment variable RNNKERNELS_CPU_CAPABILITY names
 // (default, avx2, avx512, avx512_bf16, amx). Null where that name is unknown or not supported by this processor.

@@ -4,8 +4,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
-#include "cpu/kernels.h"
+#include "cpu/cell_libraries.h"
 #include "ops/fields.h"
+#include "ops/tables.h"
 
 namespace rnn::cpu {
 
@@ -45,11 +46,24 @@ void dispatch_dtype(at::ScalarType type, F&& f) {
   }
 }
 
+// A cell as the kernels of this storage type have it.
+template <class IO>
+const CellKernels<IO>& kernels_of(const CellInfo& cell, const Entry<IO>& entry) {
+  if (cell.built_in()) return entry.cells[cell.number];
+  const CellLibrary* library = cell_library(cell.number);
+  if (!library) {
+    const std::string reason = compile_cell(std::string(cell.name));
+    library = cell_library(cell.number);
+    TORCH_CHECK_NOT_IMPLEMENTED(library, "cell: there are no CPU kernels of '", cell.name, "': ", reason);
+  }
+  return *std::get<const CellKernels<IO>*>(library->kernels);
+}
+
 template <class Run>
-void with_launch(int cell, Run&& run) {
+void with_launch(Run&& run) {
   Workspace workspace;
   ThreadBudget threads(at::in_parallel_region() ? 1 : at::get_num_threads());
-  run(Launch{cell, threads, Workspace::allocate, &workspace});
+  run(Launch{threads, Workspace::allocate, &workspace});
 }
 
 }  // namespace rnn::cpu

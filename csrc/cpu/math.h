@@ -1,4 +1,4 @@
-// sigmoid and tanh of SIMD vectors: float32 without a branch, float64 lane by lane.
+// sigmoid and tanh of SIMD vectors, which all cells here take: float32 without a branch, float64 lane by lane.
 #pragma once
 
 #include <cmath>
@@ -42,11 +42,11 @@ RNN_HD Vec<float> at_least(Vec<float> x, float low) {
 // Its coefficients are a minimax fit of (e^r - 1 - r) / r^2.
 template <int Raised = 0>
 struct Exponential {
-  Vec<float> scale, rest;
+  Vec<float> shifted, scale, rest;  // shifted: n + Raised + 127 in its low bits
   RNN_HD explicit Exponential(Vec<float> x) {
     using V = Vec<float>;
     const V shift(12582912.0f + 127 + Raised);  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
-    const V shifted = x * V(1.44269504088896341f) + shift;
+    shifted = x * V(1.44269504088896341f) + shift;
     const V n = shifted - shift;
     const V r = x - n * V(0.693359375f) + n * V(2.12194440e-4f);  // ln(2) in two parts: n times the first is exact
     V p = V(1.3882516650e-3f) * r + V(8.3665475249e-3f);

@@ -26,7 +26,7 @@ void outer_products(const Tensor& out, const Tensor& a, const Tensor& b, bool ad
                         out.size(1) == a.size(2) && out.size(2) == b.size(2));
   if (out.numel() == 0) return;
   const Tensor left = with_whole_rows(a), right = with_whole_rows(b);
-  with_launch(0, [&](const Launch& launch) {
+  with_launch([&](const Launch& launch) {
     dispatch_dtype(out.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
       TORCH_INTERNAL_ASSERT(entry.outer);
       entry.outer(launch, {left.size(0), left.size(1), left.size(2), right.size(2), pointer<const IO>(left),
@@ -41,7 +41,7 @@ void row_products(const Tensor& out, const Tensor& a, const Tensor& w, bool adds
                         out.is_contiguous());
   if (out.numel() == 0) return;
   const Tensor left = with_whole_rows(a), right = w.contiguous();
-  with_launch(0, [&](const Launch& launch) {
+  with_launch([&](const Launch& launch) {
     dispatch_dtype(out.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
       entry.rows(launch, {left.size(0), left.size(1), right.size(1), pointer<const IO>(left), left.stride(0),
                           pointer<const IO>(right), pointer<IO>(out), adds});

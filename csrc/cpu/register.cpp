@@ -36,9 +36,10 @@ void check_values(const Steps& steps, const Sizes& n) {
 // keeps its packs for the calls to come: many weights are seen but once, such as those that autocast has made.
 template <class IO>
 void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& a) {
+  const CellKernels<IO>& cell = kernels_of(a.cell, entry);
   const Forward<IO> p = parameters<IO>(a);
   if (a.call.save) {
-    entry.forward(launch, p, {});
+    entry.forward(launch, cell, p, {});
     return;
   }
   PackTable& table = pack_table();
@@ -46,20 +47,20 @@ void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& 
   const auto found = table.find(key);
   const bool packed = found && found->pack.defined();
   const PackedType type = found ? found->type : PackedType::kOwn;
-  if (packed && entry.forward(launch, p, {true, found->pack.data_ptr(), true, type})) return;
-  const int64_t bytes = entry.packed_bytes(launch.cell, p, type);
+  if (packed && entry.forward(launch, cell, p, {true, found->pack.data_ptr(), true, type})) return;
+  const int64_t bytes = entry.packed_bytes(cell, p, type);
   if (found && !packed && bytes <= table.limit()) {
     const Tensor pack = fresh({bytes}, at::kByte);
-    entry.forward(launch, p, {true, pack.data_ptr(), false, type});
+    entry.forward(launch, cell, p, {true, pack.data_ptr(), false, type});
     table.put(key, a, pack, found);
   } else {
-    entry.forward(launch, p, {false, nullptr, false, type});
+    entry.forward(launch, cell, p, {false, nullptr, false, type});
     if (!found || packed) table.put(key, a, {}, found);
   }
 }
 template <class IO>
 void run_loop(const Entry<IO>& entry, const Launch& launch, const BackwardLayer& a) {
-  entry.backward(launch, parameters<IO>(a));
+  entry.backward(launch, kernels_of(a.cell, entry), parameters<IO>(a));
 }
 
 // Runs a layer, whose dtype is that of `like`, by the kernels of a single step where they take it.
@@ -67,7 +68,7 @@ template <class Layer>
 void run_layer(Layer& a, const Tensor& like) {
   dispatch_dtype(like.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
     if (is_single_step(a)) return run_single(a, entry);
-    with_launch(a.cell.number, [&](const Launch& launch) { run_loop(entry, launch, a); });
+    with_launch([&](const Launch& launch) { run_loop(entry, launch, a); });
   });
 }
 

@@ -63,8 +63,9 @@ void run_single(const ForwardLayer& a, const Entry<IO>& entry) {
   Forward<IO> p = parameters<IO>(a, gx);
   p.x = pointer<const IO>(x);
   const int64_t work = row ? n.B * a.cell.G * (n.I + n.H) : n.B * kWorkOfUnit;
+  const CellKernels<IO>& cell = kernels_of(a.cell, entry);
   share_out(n.H, work, [&](int64_t first, int64_t last) {
-    entry.forward_step(a.cell.number, p, row ? nullptr : pointer<const IO>(gh), first, last);
+    cell.forward_step(p, row ? nullptr : pointer<const IO>(gh), first, last);
   });
 }
 
@@ -75,8 +76,9 @@ void run_single(const BackwardLayer& a, const Entry<IO>& entry) {
   const int64_t gates = a.cell.G * n.H;
   const Tensor dgh = at::detail::empty_cpu({n.B, gates}, a.y.options().dtype(c10::CppTypeToScalarType<T>::value));
   const Backward<IO> p = parameters<IO>(a);
+  const CellKernels<IO>& cell = kernels_of(a.cell, entry);
   share_out(n.H, n.B * kWorkOfUnit,
-            [&](int64_t first, int64_t last) { entry.backward_step(a.cell.number, p, pointer<T>(dgh), first, last); });
+            [&](int64_t first, int64_t last) { cell.backward_step(p, pointer<T>(dgh), first, last); });
   if (!a.dh0.numel()) return;
   if (n.B == 1) {
     share_out(n.H, gates, [&](int64_t first, int64_t last) {

@@ -35,7 +35,9 @@ struct Vec {
 
   RNN_HD Vec() = default;
   RNN_HD Vec(T x) : v(x - Data{}) {}
-  RNN_HD explicit Vec(int x) : Vec(static_cast<T>(x)) {}
+  template <class N>
+    requires std::is_arithmetic_v<N>
+  RNN_HD explicit Vec(N x) : Vec(static_cast<T>(x)) {}
   RNN_HD Vec(Data x) : v(x) {}
 
   friend RNN_HD Vec operator+(Vec a, Vec b) { return a.v + b.v; }

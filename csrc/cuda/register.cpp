@@ -70,6 +70,8 @@ struct Launcher {
 // like: a tensor of the call's device and type.
 template <class Run>
 void run(const char* op, Run& all, const Tensor& like) {
+  TORCH_CHECK_NOT_IMPLEMENTED(all.cell().built_in(), "rnnkernels::", op, ": there are no CUDA kernels of the cell '",
+                              all.cell().name, "'. Ask for another backend (backend='triton').");
   const c10::DeviceGuard guard(like.device());
   const Launcher launcher(op, all.cell().number, like.device());
   Device limits{};

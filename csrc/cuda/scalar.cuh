@@ -17,11 +17,14 @@ struct Scalar {
 
   Scalar() = default;
   RNN_HD Scalar(T x) : v(x) {}
-  RNN_HD explicit Scalar(int x) : v(T(x)) {}
+  template <class N>
+    requires std::is_arithmetic_v<N>
+  RNN_HD explicit Scalar(N x) : v(T(x)) {}
 
   friend RNN_HD Scalar operator+(Scalar a, Scalar b) { return a.v + b.v; }
   friend RNN_HD Scalar operator-(Scalar a, Scalar b) { return a.v - b.v; }
   friend RNN_HD Scalar operator*(Scalar a, Scalar b) { return a.v * b.v; }
+  friend RNN_HD Scalar operator/(Scalar a, Scalar b) { return a.v / b.v; }
   friend RNN_HD Scalar operator-(Scalar a) { return -a.v; }
   RNN_HD Scalar& operator+=(Scalar b) {
     v += b.v;
@@ -45,6 +48,19 @@ struct Scalar {
     }
   }
   friend RNN_HD Scalar where_at_most_zero(Scalar x, Scalar a, Scalar b) { return x.v <= T(0) ? a : b; }
+
+  // What cells that users write may ask for: CUDA's own functions.
+  friend RNN_HD Scalar where_less(Scalar a, Scalar b, Scalar x, Scalar y) { return a.v < b.v ? x : y; }
+  friend RNN_HD Scalar where_at_most(Scalar a, Scalar b, Scalar x, Scalar y) { return a.v <= b.v ? x : y; }
+  friend RNN_HD Scalar where_equal(Scalar a, Scalar b, Scalar x, Scalar y) { return a.v == b.v ? x : y; }
+  friend RNN_HD Scalar minimum(Scalar a, Scalar b) { return a.v < b.v || a.v != a.v ? a : b; }  // NaN where either is
+  friend RNN_HD Scalar maximum(Scalar a, Scalar b) { return a.v > b.v || a.v != a.v ? a : b; }
+  friend RNN_HD Scalar abs(Scalar x) { return std::fabs(x.v); }
+  friend RNN_HD Scalar sqrt(Scalar x) { return std::sqrt(x.v); }
+  friend RNN_HD Scalar exp(Scalar x) { return std::exp(x.v); }
+  friend RNN_HD Scalar log(Scalar x) { return std::log(x.v); }
+  friend RNN_HD Scalar softplus(Scalar x) { return x.v > T(20) ? x.v : std::log1p(std::exp(x.v)); }
+  friend RNN_HD Scalar power(Scalar x, double exponent) { return std::pow(x.v, T(exponent)); }
 };
 
 // How a storage type is read and written; specialised for the types of 16 bits, whose conversions are the GPU's own.

@@ -3,6 +3,9 @@
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,7 +37,39 @@ std::string_view name_of(const Table& table, Value value) {
   TORCH_INTERNAL_ASSERT(false, "no such entry: ", int(value));
 }
 
+// Cells that were registered while the process runs. Nodes of a map stay where they are, and with them the texts.
+struct Registered {
+  struct Entry {
+    std::string gates;
+    CellInfo info;
+  };
+  std::shared_mutex mutex;
+  std::map<std::string, Entry, std::less<>> cells;
+};
+Registered& registered() {
+  static Registered all;
+  return all;
+}
+
+const CellInfo* find_registered(std::string_view name) {
+  const std::shared_lock lock(registered().mutex);
+  const auto found = registered().cells.find(name);
+  return found == registered().cells.end() ? nullptr : &found->second.info;
+}
+
 }  // namespace
+
+const CellInfo& register_cell(const std::string& name, const std::string& gates, const CellSizes& sizes, bool reads_h) {
+  const std::unique_lock lock(registered().mutex);
+  auto& cells = registered().cells;
+  const auto [place, added] = cells.try_emplace(name);
+  auto& [own_name, entry] = *place;
+  if (added) {
+    entry.gates = gates;
+    entry.info = {sizes, int(cells.size()) - 1 + count(AllCells{}), own_name, entry.gates, reads_h};
+  }
+  return entry.info;
+}
 
 const CellInfo& find_cell(std::string_view name) {
   static const auto table = [] {
@@ -44,6 +79,12 @@ const CellInfo& find_cell(std::string_view name) {
     });
     return t;
   }();
+  for (const auto& entry : table)
+    if (entry.first == name) return entry.second;
+  if (const CellInfo* found = find_registered(name)) return *found;
+  TORCH_CHECK_VALUE(name.find('-') == std::string_view::npos, "cell: '", name,
+                    "' is not known in this process. It was written with rnnkernels.cell: import the module that "
+                    "defines it first.");
   return find(table, name, "cell").second;
 }
 

@@ -1,6 +1,7 @@
 // What names stand for: cells, ways to merge directions, bounds of gradients.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include "common/cell_list.h"
@@ -9,14 +10,20 @@
 namespace rnn {
 
 struct CellInfo : CellSizes {
-  int number;  // in AllCells
+  int number;  // in AllCells; those that are registered are numbered on
   std::string_view name, gates;
   bool reads_h;
+
+  bool built_in() const { return number < count(AllCells{}); }
 
   // Whether the gradients of the gates fit the memory of what forward saves.
   bool fits_over_saved() const { return K > 0 && K == G + A; }
 };
 const CellInfo& find_cell(std::string_view name);
+
+// Adds a cell that is not in AllCells, for as long as the process runs. Its name says what it computes: one that is
+// there already is the same cell.
+const CellInfo& register_cell(const std::string& name, const std::string& gates, const CellSizes& sizes, bool reads_h);
 
 // How both directions of a layer become one output.
 enum class Merge { kConcat, kSum, kMean, kMul };

@@ -44,7 +44,8 @@ PyObject* py_cell_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   TORCH_CHECK_TYPE(PyDict_Check(args[1]) || (PyTuple_Check(args[1]) && PyTuple_GET_SIZE(args[1]) >= 4),
                    "cell_step: expected a dict of parameters, or a tuple of four, got ", Py_TYPE(args[1])->tp_name);
 
-  const bool has_c = find_cell(cell).S > 1;
+  const CellInfo& info = find_cell(cell);
+  const bool has_c = info.S > 1;
   const bool given = args[5] != Py_None;
   PyObject *h_object = args[5], *c_object = nullptr;
   if (has_c && given) {
@@ -57,7 +58,7 @@ PyObject* py_cell_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!given_x || !read_parameters(args[1], weights) || !undisturbed()) Py_RETURN_NONE;
   const Autocast autocast(given_x->device());
   if (given_x->dim() != 2 || given_x->size(1) != I || given_x->device() != weights[0].device() ||
-      !has_kernels(*given_x))
+      !has_kernels(*given_x, info))
     Py_RETURN_NONE;
   const Tensor x = autocast(*given_x);
   for (Tensor& t : weights) t = autocast(t);

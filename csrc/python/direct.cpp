@@ -11,6 +11,7 @@
 #include <array>
 #include <atomic>
 
+#include "cpu/cell_libraries.h"
 #include "cuda/plan.h"
 #include "ops/check.h"
 
@@ -51,8 +52,9 @@ const Tensor* exact_tensor(PyObject* object) {
   return at::isTensorSubclassLike(t) || t.is_nested() || t.layout() != at::kStrided ? nullptr : &t;
 }
 
-bool has_kernels(const Tensor& t) {
+bool has_kernels(const Tensor& t, const CellInfo& cell) {
   static const bool cuda = SequenceOps<Library::kCompiled>::forward().hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+  if (!cell.built_in()) return t.is_cpu() && cpu::cell_library(cell.number);
   if (t.is_cpu()) return true;
   return t.is_cuda() && cuda && !batch_invariant() && short_ways_open(t.get_device());
 }

@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include "ops/calls.h"
+#include "ops/tables.h"
 
 namespace rnn {
 
@@ -14,8 +15,8 @@ bool undisturbed();
 const Tensor* exact_tensor(PyObject* object);
 
 // Kernels for the device of a tensor are part of this build, do what has been asked of all, and need no further
-// question.
-bool has_kernels(const Tensor& t);
+// question; and have the cell.
+bool has_kernels(const Tensor& t, const CellInfo& cell);
 
 // Whether calls on the CUDA device of this number may go past Python, which chooses backends: once it has found that
 // kernels can run there.

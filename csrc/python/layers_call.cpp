@@ -88,8 +88,9 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t biases = each - 2 - (P > 0);
   if (biases < 0 || biases > 2 || count_of_weights != each * L * D) Py_RETURN_NONE;
 
+  const CellInfo& info = find_cell(cell);
   const Tensor* const given_x = exact_tensor(args[9]);
-  if (!given_x || given_x->dim() != 3 || given_x->size(2) != I || !has_kernels(*given_x) || !undisturbed())
+  if (!given_x || given_x->dim() != 3 || given_x->size(2) != I || !has_kernels(*given_x, info) || !undisturbed())
     Py_RETURN_NONE;
   const Autocast autocast(given_x->device());
   const Tensor* const first = PyList_GET_SIZE(args[1]) ? exact_tensor(PyList_GET_ITEM(args[1], 0)) : nullptr;
@@ -99,7 +100,7 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Tensor x = autocast(*given_x);
   if (x.scalar_type() != weights->front().scalar_type()) Py_RETURN_NONE;
 
-  const bool has_c = find_cell(cell).S > 1;
+  const bool has_c = info.S > 1;
   const std::array<int64_t, 3> h_shape{L * D, x.size(batch_first ? 0 : 1), P ? P : H},
       c_shape{h_shape[0], h_shape[1], H};
   States initial;

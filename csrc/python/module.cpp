@@ -8,7 +8,7 @@
 #include <functional>
 
 #include "common/cell_list.h"
-#include "cpu/kernels.h"
+#include "cpu/cell_libraries.h"
 #include "cpu/packs.h"
 #include "cuda/forced.h"
 #include "cuda/here.h"
@@ -16,6 +16,7 @@
 #include "cuda/vetting.h"
 #include "ops/check.h"
 #include "ops/float32.h"
+#include "ops/tables.h"
 #include "python/by_reference.h"
 #include "python/cell_step.h"
 #include "python/direct.h"
@@ -105,6 +106,7 @@ PYBIND11_MODULE(_C, module) {
         const rnn::cpu::Kernels* kernels = rnn::cpu::kernels();
         info["cpu_capability"] = kernels ? kernels->name : "none";
         info["compiler"] = __VERSION__;
+        info["headers"] = rnn::cpu::kHeadersDigest;
 #if defined(RNNKERNELS_CUDA)
         info["cuda_archs"] = RNNKERNELS_CUDA_ARCHS;
 #else
@@ -113,6 +115,34 @@ PYBIND11_MODULE(_C, module) {
         return info;
       },
       "How this module was built, and the instruction set that its CPU kernels use here.");
+
+  module.def(
+      "register_cell",
+      [](const std::string& name, const std::string& gates, int G, int S, int K, int A, bool reads_h) {
+        rnn::register_cell(name, gates, {G, S, K, A}, reads_h);
+      },
+      py::arg("name"), py::arg("gates"), py::arg("G"), py::arg("S"), py::arg("K"), py::arg("A"), py::arg("reads_h"),
+      "Makes a cell that a user wrote known to the ops; its name says what it computes.");
+  module.def(
+      "load_cell",
+      [](const std::string& name, const std::string& path) {
+        return rnn::cpu::load_cell_library(rnn::find_cell(name).number, path.c_str());
+      },
+      py::arg("name"), py::arg("path"),
+      "Loads the CPU kernels of such a cell; returns the reason where it cannot, or ''.");
+
+  module.def(
+      "set_cell_compiler",
+      [](py::function compiler) {
+        // Never destroyed: a call may come while Python ends.
+        auto* const kept = new py::function(std::move(compiler));
+        rnn::cpu::set_cell_compiler([kept](const std::string& name) {
+          const py::gil_scoped_acquire gil;
+          return (*kept)(name).cast<std::string>();
+        });
+      },
+      py::arg("compiler"),
+      "compiler(name) has the CPU kernels of a cell loaded; it returns the reason where it cannot.");
 
   module.def("set_batch_invariant", &rnn::set_batch_invariant, py::arg("on"),
              "Whether results of a row may not depend on the batch that it is in, for the whole process.");

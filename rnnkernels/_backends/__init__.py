@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from rnnkernels import _ops
-from rnnkernels._backends import gpu, onnx, recompute, triton, vetting
+from rnnkernels._backends import gpu, onnx, recompute, triton, user_cells, vetting
 from rnnkernels._backends import torch_nn as torch_backend
 from rnnkernels._core import checks, reference
 from rnnkernels._core.call import Call, Result, needs_gradient
@@ -93,7 +93,14 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("reference", lambda call: None, _checked(reference.run)),
-        Backend("cpu", _kernels("cpu"), _ops.run, invariant=True, detail=_packed),
+        Backend(
+            "cpu",
+            _kernels("cpu", user_cells.refusal),
+            _ops.run,
+            invariant=True,
+            detail=_packed,
+            ready=user_cells.ready,
+        ),
         Backend(
             "cuda",
             _kernels("cuda", gpu.cuda_refusal),
@@ -239,6 +246,8 @@ def select(call: Call, name: str | None = None) -> Backend:
         for candidate in AUTOMATIC:
             reasons[candidate] = final_refusal(BACKENDS[candidate], call)
             if reasons[candidate] is None:
+                if candidate == "reference":
+                    user_cells.tell(call.cell_name)
                 return BACKENDS[candidate]
         because = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
         raise RuntimeError(f"backend: none can run this layer ({because})")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels import _ops
-from rnnkernels._backends import cuda_plan, devices, float32, triton, vetting
+from rnnkernels._backends import cuda_plan, devices, float32, triton, user_cells, vetting
 from rnnkernels._core.call import Call, Result, needs_gradient
 
 
@@ -17,6 +17,8 @@ def _real(call: Call) -> bool:
 
 def cuda_refusal(call: Call) -> str | None:
     """Why the CUDA kernels cannot run a call that is on a GPU, as far as that is known."""
+    if user_cells.written_by_user(call.cell_name):
+        return "it has no kernels of cells that users write; those of triton are made for them"
     return devices.cannot_run(call.x.device) or vetting.refusal("cuda", call.x.device)
 
 

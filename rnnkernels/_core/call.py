@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnnkernels.cells import CELLS, Cell
+from rnnkernels.cells import Cell, find
 
 
 class Clip(NamedTuple):
@@ -104,7 +104,7 @@ class Call(NamedTuple):
 
     @property
     def cell(self) -> Cell:
-        return CELLS[self.cell_name]
+        return find(self.cell_name)
 
     @property
     def T(self) -> int:
@@ -186,7 +186,7 @@ class Layer(NamedTuple):
 
     @property
     def cell(self) -> Cell:
-        return CELLS[self.cell_name]
+        return find(self.cell_name)
 
     @property
     def T(self) -> int:

@@ -23,7 +23,7 @@ from rnnkernels._core import checks
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype
 from rnnkernels._ops import by_reference, flops, lanes
 from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import Cell, find
 
 try:
     from rnnkernels import _C
@@ -43,8 +43,9 @@ Shape = tuple[int | torch.SymInt, ...]
 
 
 def build_info() -> dict[str, Any]:
-    """How the compiled part was built: compiler, CUDA architectures (None: no CUDA), and the
-    instruction set its CPU kernels use on this machine. Empty where there is none."""
+    """How the compiled part was built: compiler, CUDA architectures (None: no CUDA), a digest of
+    the sources that cells of users are compiled with, and the instruction set its CPU kernels use
+    on this machine. Empty where there is none."""
     return {} if _C is None else dict(_C.build_info())
 
 
@@ -63,12 +64,27 @@ if _C is not None:
     forget_cuda_kernels = _C.forget_cuda_kernels
     set_cuda_inspector = _C.set_cuda_inspector
     open_short_ways = _C.open_short_ways
+    #: Who compiles cells that users write; see rnnkernels._backends.user_cells.
+    set_cell_compiler = _C.set_cell_compiler
     short_ways_open = _C.short_ways_open
     if hasattr(_C, "cuda_device"):  # only where there are kernels for it
         #: The limits of the current GPU.
         cuda_device = _C.cuda_device
         #: Why kernels cannot run on the current GPU, or an empty text.
         cuda_probe = _C.cuda_probe
+
+
+def register_cell(cell: Cell) -> None:
+    """Makes a cell that a user wrote known to the compiled ops."""
+    if _C is not None:
+        names = " ".join(cell.gates)
+        _C.register_cell(cell.name, names, cell.G, cell.S, cell.K, cell.A, cell.reads_h)
+
+
+def load_cell(name: str, path: str) -> str:
+    """Loads the CPU kernels of such a cell; the reason where it cannot, or ``''``."""
+    found: str = _C.load_cell(name, path)
+    return found
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -195,7 +211,7 @@ class _Sizes:
     def __init__(self, a: Any, steps: Shape) -> None:
         self.steps, self.L, self.D, self.B = steps, a.layers, a.directions, a.h0.size(1)
         self.H, self.R = (a.h0 if a.c0 is None else a.c0).size(2), a.h0.size(2)
-        self.cell, self.has_c = CELLS[a.cell], a.c0 is not None
+        self.cell, self.has_c = find(a.cell), a.c0 is not None
         self.projected = a.projected
         self.merged = a.directions > 1 and a.merge_mode != "concat"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import find
 
 Maybe = Tensor | None
 _BLOCK = 1 << 17  # numbers of a state: about as many as a few dozens of go into a cache
@@ -74,7 +74,7 @@ def _units(like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 @cache
 def _reaches(cell_name: str) -> list[bool]:
     """Of each state whether the next ones depend on it other than by the hidden part of gates."""
-    cell, drawn = CELLS[cell_name], torch.Generator().manual_seed(0)
+    cell, drawn = find(cell_name), torch.Generator().manual_seed(0)
 
     def some(n: int) -> list[Tensor]:
         return list(torch.randn(n, 64, dtype=torch.float64, generator=drawn))
@@ -175,7 +175,7 @@ class Direction:
         h_raw: Maybe,
         saved: Tensor,
     ) -> None:
-        self.cell, self.steps, self.weights = CELLS[a.cell], Steps(a, d), weights
+        self.cell, self.steps, self.weights = find(a.cell), Steps(a, d), weights
         self.x = self.steps.quiet_dual(x)  # which may hold anything there
         self.w_hh, self.w_hr, self.initial = weights["w_hh"], weights.get("w_hr"), initial
         self.h_raw = None if h_raw is None else Dual(h_raw)
@@ -322,17 +322,22 @@ class Direction:
             for j, out in of_prev.items():
                 value, t = apart(dprev[j])
                 out[at] = or_zero(t, value)
+        # A cell may have no derivative at the zeros that stand in the padding.
+        of_gx, of_gh = self.steps.quiet(of_gx), self.steps.quiet(of_gh)
         return of_gx, of_gh, [of_prev.get(j) for j in range(cell.S)]
 
     def _saved(self, at: slice) -> list[Tensor]:
         """What backward takes at some steps, in torch's forward mode."""
         values = [t[at] for t in self.saved]
         gates = (part(self.dgx_in, at), part(self.dgh_in, at))
-        if not values or all(t is None for t in gates):
+        entered = [part(t.tangent, at) for t in self.prev]
+        if not values or all(t is None for t in (*gates, *entered)):
             return values
         zero = values[0].new_zeros(()).expand(*values[0].shape[:-1], self.dgx.size(-1))
         chunks = [(zero if t is None else t).chunk(self.cell.G, -1) for t in gates]
-        changes = self.cell.tangents(values, *chunks)
+        prev, next = ([t.value[at] for t in of] for of in (self.prev, self.next))
+        moved = [or_zero(t, p) for t, p in zip(entered, prev, strict=True)]
+        changes = self.cell.tangents(values, prev, next, chunks[0], chunks[1], moved)
         return [joined(Dual(*pair)) for pair in zip(values, changes, strict=True)]
 
     def _dnext(

@@ -1,11 +1,41 @@
 """The cells, a file for each family; ``contract`` says what one is."""
 
 from rnnkernels.cells.contract import Cell, Values
+from rnnkernels.cells.definition import DefinedCell, define
 from rnnkernels.cells.elman import RNN_RELU, RNN_SIGMOID, RNN_TANH
 from rnnkernels.cells.gru import GRU
 from rnnkernels.cells.lstm import LSTM
 
-#: Every cell, by name, in the order of ``AllCells`` in ``csrc/common/cells.h``.
+#: Every cell there is, by name, in the order of ``AllCells`` in ``csrc/common/cell_list.h``.
 CELLS: dict[str, Cell] = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU)}
 
-__all__ = ["CELLS", "Cell", "Values"]
+_written: dict[str, DefinedCell] = {}
+
+
+def find(name: str) -> Cell:
+    """The cell of this name: one of :data:`CELLS`, or one that a user wrote.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = CELLS.get(name) or _written.get(name)
+    if found is None:
+        written = "It was written with rnnkernels.cell: import the module that defines it first"
+        known = f"Expected one of {', '.join(CELLS)}"
+        raise ValueError(
+            f"cell: {name!r} is not known in this process. {written if '-' in name else known}"
+        )
+    return found
+
+
+def add(cell: DefinedCell) -> None:
+    """Makes a cell known by its name, which says what it computes.
+
+    Raises:
+        ValueError: another one has the name.
+    """
+    if _written.setdefault(cell.name, cell).cpp != cell.cpp:
+        raise ValueError(f"cell: {cell.name!r} is another cell already. Rename the function")
+
+
+__all__ = ["CELLS", "Cell", "DefinedCell", "Values", "add", "define", "find"]

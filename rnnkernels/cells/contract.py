@@ -34,19 +34,19 @@ class Cell:
 
     ``forward(gx, gh, prev) -> (next, saved)`` and
     ``backward(saved, prev, next, dnext) -> (dgx, dgh, dprev)``, where ``dprev`` is only what
-    reaches the previous state around ``W_hh``. ``tangents(saved, dgx, dgh) -> dsaved`` is how what
-    is saved changes with the gates (forward mode).
+    reaches the previous state around ``W_hh``. ``tangents(saved, prev, next, dgx, dgh, dprev) ->
+    dsaved`` is how what is saved changes with gates and states (forward mode).
     """
 
     name: str
-    gates: str
+    gates: Sequence[str]
     S: int
     K: int
     A: int
     reads_h: bool
     forward: Callable[[Values, Values, Values], tuple[Values, Values]]
     backward: Callable[[Values, Values, Values, Values], tuple[Values, Values, Values]]
-    tangents: Callable[[Values, Values, Values], Values]
+    tangents: Callable[[Values, Values, Values, Values, Values, Values], Values]
 
     @property
     def G(self) -> int:

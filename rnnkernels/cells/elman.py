@@ -24,7 +24,9 @@ def elman(
         d = gradient(next[0], dnext[0])
         return [d], [d], [torch.zeros_like(d)]
 
-    def tangents(saved: Values, dgx: Values, dgh: Values) -> Values:
+    def tangents(
+        saved: Values, prev: Values, next: Values, dgx: Values, dgh: Values, dprev: Values
+    ) -> Values:
         return []  # nothing is saved
 
     return Cell(

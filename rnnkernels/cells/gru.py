@@ -24,7 +24,9 @@ def backward(
     return [dr, dz, dn], [dr, dz, dn * r], [dnext[0] * z]
 
 
-def tangents(saved: Values, dgx: Values, dgh: Values) -> Values:
+def tangents(
+    saved: Values, prev: Values, next: Values, dgx: Values, dgh: Values, dprev: Values
+) -> Values:
     r, z, n, gh_n = saved
     dr = (dgx[0] + dgh[0]) * r * (1 - r)
     dz = (dgx[1] + dgh[1]) * z * (1 - z)

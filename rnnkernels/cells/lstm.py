@@ -31,7 +31,9 @@ def backward(
     return d, d, [torch.zeros_like(dc), dc * f]
 
 
-def tangents(saved: Values, dgx: Values, dgh: Values) -> Values:
+def tangents(
+    saved: Values, prev: Values, next: Values, dgx: Values, dgh: Values, dprev: Values
+) -> Values:
     i, f, g, o = saved
     d = [x + h for x, h in zip(dgx, dgh, strict=True)]
     return [d[0] * i * (1 - i), d[1] * f * (1 - f), d[2] * (1 - g * g), d[3] * o * (1 - o)]

@@ -19,14 +19,14 @@ from rnnkernels import _backends, _ops
 from rnnkernels._core import checks
 from rnnkernels._core.call import Call, LayerWeights
 from rnnkernels._core.checks import GradClip, Truncate
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import DefinedCell, find
 from rnnkernels.functional import _sharded
 from rnnkernels.functional._spec import AllStates, Spec, State
 from rnnkernels.functional._stack import forward
 
 Weights = Sequence[Sequence[Tensor]]
 
-__all__ = ["AllStates", "cell", "gru", "lstm", "rnn"]
+__all__ = ["AllStates", "cell", "gru", "layers", "lstm", "rnn"]
 
 
 def rnn(
@@ -85,6 +85,26 @@ def lstm(
     return _layers("LSTM", "lstm", input, hx, weights, **options)
 
 
+def layers(
+    cell: DefinedCell,
+    input: Tensor | PackedSequence,
+    hx: State | None,
+    weights: Weights,
+    **options: Any,
+) -> Any:
+    """Layers of a cell that :func:`rnnkernels.cell` made.
+
+    Arguments, shapes and errors are those of :func:`lstm` where the cell has two states, else those
+    of :func:`gru`; ``weights`` have the rows of the gates in the order of its signature.
+    """
+    if not isinstance(cell, DefinedCell):
+        raise TypeError(
+            f"cell: expected what rnnkernels.cell returned, got {type(cell).__name__}. For those "
+            "of torch.nn there are rnn, gru and lstm"
+        )
+    return _layers(cell.title, cell.name, input, hx, weights, **options)
+
+
 def _layers(
     kind: str,
     cell: str,
@@ -126,7 +146,7 @@ def _layers(
         kind,
         cell,
         input_size=first.w_ih.size(1),
-        hidden_size=first.w_ih.size(0) // CELLS[cell].G,
+        hidden_size=first.w_ih.size(0) // find(cell).G,
         num_layers=num_layers,
         proj_size=0 if first.w_hr is None else first.w_hr.size(0),
         bidirectional=bidirectional,
@@ -152,7 +172,7 @@ def _layers(
 
 def cell(
     kind: str,
-    cell: str,
+    cell: str | DefinedCell,
     input: Tensor,
     hx: State | None,
     weights: LayerWeights,
@@ -164,7 +184,7 @@ def cell(
 
     Args:
         kind: the name that errors use, such as ``'LSTMCell'``.
-        cell: a name in :data:`rnnkernels.cells.CELLS`.
+        cell: a name in :data:`rnnkernels.cells.CELLS`, or what :func:`rnnkernels.cell` returned.
         input: ``[B, I]`` or ``[I]``.
         hx: h ``[B, H]`` or ``[H]`` (for an LSTM the pair of h and c), or None for zeros.
         weights: the cell's weights; biases may be None.
@@ -179,6 +199,7 @@ def cell(
         ValueError: wrong number of dimensions, or c or a bias of another dtype.
         RuntimeError: wrong sizes or devices, or what a product multiplies has two dtypes.
     """
+    cell = cell.name if isinstance(cell, DefinedCell) else cell
     sizes = sizes or (weights.w_ih.size(-1), weights.w_hh.size(-1))
     if is_overridden():
         return handle_torch_function(
@@ -215,7 +236,7 @@ def checked_cell(
             return checked_cell(kind, cell, x, hx, own, sizes, backend)
 
         return _sharded.cell(run, input, hx, weights)
-    has_c = CELLS[cell].S > 1
+    has_c = find(cell).S > 1
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):

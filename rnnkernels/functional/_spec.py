@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rnnkernels._core.call import NO_CLIP, Clip
 from rnnkernels._core.checks import Truncate
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import find
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -58,7 +58,7 @@ class Spec:
 
     @property
     def has_c(self) -> bool:
-        return CELLS[self.cell].S > 1
+        return find(self.cell).S > 1
 
     @property
     def drops(self) -> bool:

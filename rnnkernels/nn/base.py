@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnkernels import _backends, _ops
 from rnnkernels._core import checks
 from rnnkernels._core.checks import GradClip, Truncate
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import find
 from rnnkernels.functional._spec import Spec, State
 from rnnkernels.functional._stack import forward
 from rnnkernels.nn import flat_weights, tracing
@@ -103,7 +103,7 @@ class RNNBase(flat_weights.Holder):
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters of one layer and direction, in torch's order."""
-        rows = CELLS[self.cell].G * self.hidden_size
+        rows = find(self.cell).G * self.hidden_size
         state = self.proj_size or self.hidden_size
         halves = 2 if self.bidirectional and self.merge_mode == "concat" else 1
         shapes: dict[str, tuple[int, ...]] = {

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rnnkernels import _backends, _ops, functional
 from rnnkernels._core import checks
 from rnnkernels._core.call import LayerWeights
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import find
 from rnnkernels.functional._spec import State
 from rnnkernels.nn import tracing
 
@@ -42,7 +42,7 @@ class RNNCellBase(nn.RNNCellBase):
             checks.size("input_size", input_size, minimum=0),
             checks.size("hidden_size", hidden_size, minimum=0),
             checks.flag("bias", bias),
-            num_chunks=CELLS[cell].G,
+            num_chunks=find(cell).G,
             device=device,
             dtype=dtype,
         )

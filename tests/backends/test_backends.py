@@ -265,7 +265,7 @@ def test_build_info() -> None:
     if not HAS_CPU:
         assert info == {}
         return
-    assert info.keys() == {"cpu_capability", "compiler", "cuda_archs"}
+    assert info.keys() == {"cpu_capability", "compiler", "cuda_archs", "headers"}
     assert info["cpu_capability"] in ("default", "avx2", "avx512", "avx512_bf16", "amx")
     assert (info["cuda_archs"] is not None) == HAS_CUDA
     info["compiler"] = "changed"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from helpers import run_python
 from rnnkernels import verification
-from rnnkernels._backends import gpu, vetting
+from rnnkernels._backends import cache, gpu, vetting
 from rnnkernels._backends.vetting import store
 from stand_in import CASES, GPU, StandIn, one_more, settle
 
@@ -270,13 +270,13 @@ def test_no_folder(kernels: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store.folder() == tmp_path / "rnnkernels"
+    assert cache.folder() == tmp_path / "rnnkernels"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert store.folder() == tmp_path / ".cache" / "rnnkernels"
+    assert cache.folder() == tmp_path / ".cache" / "rnnkernels"
     monkeypatch.setattr("sys.platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert store.folder() == tmp_path / "local" / "rnnkernels" / "Cache"
+    assert cache.folder() == tmp_path / "local" / "rnnkernels" / "Cache"
 
 
 def test_build_follows_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ from torch import Tensor
 import nonfinite
 import op_parity
 import triton_programs
+import written_cells
 from op_parity import ALL, CASES, OVER_SAVED, Case
 from rnnkernels._backends import vetting
 from rnnkernels._backends.triton import launch, sequence
 from rnnkernels._backends.triton.plan import Layout
 from rnnkernels._core import reference
 from rnnkernels._core.call import Clip
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, DefinedCell
 from stand_in import GPU, on_gpu
 from triton_interpreted import KINDS, Forced, laid_out, number_of, ops, run, same
 
@@ -225,6 +226,22 @@ def test_nan_goes_on(cell: str) -> None:
     assert nan.any()
     assert not nan.all()
     assert torch.equal(results.out[0].isnan(), nan)
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        (written_cells.gru, "grid"),
+        (written_cells.peephole, "step"),
+        (written_cells.odd, "resident"),
+    ],
+    ids=lambda v: getattr(v, "title", v),
+)
+def test_cells_that_users_write(cell: DefinedCell, kind: str) -> None:
+    case = Case(cell.name, 2, window=2, **ALL)
+    results = run(case, chosen(case, kind))
+    assert results.padding_is_zero()
+    assert max(results.errors()) <= 2 * TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize(

@@ -163,15 +163,16 @@ def test_cells_say_how_what_they_save_changes(name: str) -> None:
     cell = CELLS[name]
     gx, gh = ([draw(5, seed=10 * part + i, dtype=F64) for i in range(cell.G)] for part in range(2))
     dgx, dgh = ([draw(5, seed=50 + 10 * p + i, dtype=F64) for i in range(cell.G)] for p in range(2))
-    prev = [draw(5, seed=90 + i, dtype=F64) for i in range(cell.S)]
+    prev, dprev = ([draw(5, seed=90 + 5 * p + i, dtype=F64) for i in range(cell.S)] for p in (0, 1))
     with forward_ad.dual_level():  # type: ignore[no-untyped-call]
         make = forward_ad.make_dual
         duals = [
             [make(t, d) for t, d in zip(ts, ds, strict=True)]  # type: ignore[no-untyped-call]
-            for ts, ds in ((gx, dgx), (gh, dgh))
+            for ts, ds in ((gx, dgx), (gh, dgh), (prev, dprev))
         ]
-        right = [tangent(t) for t in cell.forward(duals[0], duals[1], prev)[1]]
-    got = cell.tangents(cell.forward(gx, gh, prev)[1], dgx, dgh)
+        right = [tangent(t) for t in cell.forward(*duals)[1]]
+    next, saved = cell.forward(gx, gh, prev)
+    got = cell.tangents(saved, prev, next, dgx, dgh, dprev)
     torch.testing.assert_close(list(got), right, rtol=1e-12, atol=1e-12)
 
 

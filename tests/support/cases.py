@@ -13,7 +13,7 @@ from helpers import counted, same_bits
 from op_calls import backward, forward, run
 from rnnkernels._core import reference
 from rnnkernels._core.call import Layer, LayerResult
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, find
 
 NAMES = list(CELLS)
 #: How far float64 results may be apart that add the same numbers in another order.
@@ -49,7 +49,7 @@ def make_call(
         gain: a factor of all weights; less than 1 keeps long sums of 16-bit numbers small.
     """
     gen = torch.Generator().manual_seed(seed)
-    contract, R = CELLS[cell], proj or H
+    contract, R = find(cell), proj or H
     rows = contract.G * H
 
     def tensor(*shape: int, scale: float = 1.0) -> Tensor:
@@ -116,7 +116,7 @@ def assert_keeping_the_graph_changes_no_bit(
     used = [backward(keep) for keep in (True, True, False)]
     assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
     assert all(apart in u and over not in u for u in used[:2])
-    fits = CELLS[cell].K == CELLS[cell].G + CELLS[cell].A
+    fits = find(cell).K == find(cell).G + find(cell).A
     assert (over in used[2]) == fits and (apart in used[2]) == (not fits)
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         backward(False)

@@ -15,7 +15,7 @@ import op_parity
 from op_parity import CLIPS, Case
 from rnnkernels._core import reference
 from rnnkernels._core.call import Layer
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, find
 
 INF, NAN = torch.inf, torch.nan
 ROW, STEP = 2, 2  # where it is one number that is special; the row is whole, whatever the lengths
@@ -89,7 +89,7 @@ def _means_something(case: Case, title: str) -> bool:
         return False  # a state of zeros may be multiplied by it, or skipped
     if title == "closed" and not case.bias:
         return False
-    return CELLS[case.cell].S > 1 or not title.endswith("c0")
+    return find(case.cell).S > 1 or not title.endswith("c0")
 
 
 def special(call: Layer, name: str) -> Layer:

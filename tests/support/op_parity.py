@@ -12,7 +12,7 @@ import op_calls
 from cases import make_call
 from rnnkernels._core import reference
 from rnnkernels._core.call import Clip, Layer
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, find
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Layer:
         bias="double" if case.bias else "none",
         lengths=lengths.tolist() if case.lengths or case.packed else False,
         reset=reset if case.reset else False,
-        all_states=CELLS[case.cell].S > 1,
+        all_states=find(case.cell).S > 1,
         grad=False,
         gain=0.5,
         dtype=dtype,

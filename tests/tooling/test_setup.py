@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -208,7 +209,8 @@ def test_kernels_under_sanitizers(
     monkeypatch.setattr(setup, "SANITIZE", "address,undefined")
     built = setup.kernels()
     assert set(setup.without()) == left_out
-    assert every - set(built.sources) == {f"csrc/cpu/kernels_{name}.cpp" for name in left_out}
+    missing = {Path(path).name for path in every} - {Path(path).name for path in built.sources}
+    assert missing == {f"kernels_{name}.cpp" for name in left_out}
     said = {name for name, _ in built.define_macros}
     assert said == {f"RNNKERNELS_WITHOUT_{name.upper()}" for name in left_out}
 
@@ -226,3 +228,19 @@ def test_torchs_headers_once(setup: Any, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert Path(made).stat().st_mtime_ns == before
     setup.in_one("module", files[1:])
     assert Path(made).read_text().count("#include") == len(files) - 1
+
+
+def test_sources_of_cells_are_in_the_package(setup: Any, tmp_path: Path) -> None:
+    """What a user's cell is compiled from, as the kernels were: an installed package has it."""
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path)],
+        env={**os.environ, "RNNKERNELS_EXTENSION": "0"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = setup.HEADERS["folder"](tmp_path / "rnnkernels")
+    assert found == tmp_path / "rnnkernels" / "_csrc"
+    assert setup.HEADERS["digest"](found) == setup.HEADERS["digest"](ROOT / "csrc")
+    assert setup.HEADERS["folder"](ROOT / "rnnkernels") == ROOT / "csrc"

@@ -5,8 +5,14 @@ Each is a pair of functions on tuples of blocks of units, in float32, with the s
 ``backward(saved, prev, next, dnext) -> dgx, dgh, dprev``. Sequence kernels take them as constants.
 """
 
+from functools import cache
+from typing import Any
+
 import triton
 import triton.language as tl
+
+from rnnkernels.cells import DefinedCell, find
+from rnnkernels.cells.definition import compiled
 
 
 @triton.jit
@@ -24,8 +30,16 @@ def tanh(x):
 
 
 @triton.jit
-def _sigmoid(x):
+def sigmoid(x):
     return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), and x above 20, as torch has it; what 1 + exp(x) rounds away is added."""
+    e = tl.exp(tl.minimum(x, 21.0, propagate_nan=tl.PropagateNan.ALL))
+    u = 1 + e
+    return tl.where(x > 20, x, tl.log(u) + (e - (u - 1)) / u)
 
 
 @triton.jit
@@ -53,7 +67,7 @@ def rnn_relu_backward(saved, prev, next, dnext):
 
 @triton.jit
 def rnn_sigmoid_forward(gx, gh, prev):
-    return (_sigmoid(gx[0] + gh[0]),), ()
+    return (sigmoid(gx[0] + gh[0]),), ()
 
 
 @triton.jit
@@ -64,10 +78,10 @@ def rnn_sigmoid_backward(saved, prev, next, dnext):
 
 @triton.jit
 def lstm_forward(gx, gh, prev):
-    i = _sigmoid(gx[0] + gh[0])
-    f = _sigmoid(gx[1] + gh[1])
+    i = sigmoid(gx[0] + gh[0])
+    f = sigmoid(gx[1] + gh[1])
     g = tanh(gx[2] + gh[2])
-    o = _sigmoid(gx[3] + gh[3])
+    o = sigmoid(gx[3] + gh[3])
     c = f * prev[1] + i * g
     return (o * tanh(c), c), (i, f, g, o)
 
@@ -86,8 +100,8 @@ def lstm_backward(saved, prev, next, dnext):
 
 @triton.jit
 def gru_forward(gx, gh, prev):
-    r = _sigmoid(gx[0] + gh[0])
-    z = _sigmoid(gx[1] + gh[1])
+    r = sigmoid(gx[0] + gh[0])
+    z = sigmoid(gx[1] + gh[1])
     n = tanh(gx[2] + r * gh[2])
     return (n + z * (prev[0] - n),), (r, z, n, gh[2])
 
@@ -109,3 +123,14 @@ PAIRS = {
     "lstm": (lstm_forward, lstm_backward),
     "gru": (gru_forward, gru_backward),
 }
+
+
+@cache
+def pair(name: str) -> tuple[Any, Any]:
+    """Those of a cell, which a user may have written."""
+    if name in PAIRS:
+        return PAIRS[name]
+    cell = find(name)
+    assert isinstance(cell, DefinedCell)
+    names = compiled(cell.triton, name, "triton")
+    return names["forward"], names["backward"]

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rnnkernels._backends import float32, vetting
 from rnnkernels._backends.triton import INTERPRETED, forced, sequence
-from rnnkernels._backends.triton.cells import PAIRS
+from rnnkernels._backends.triton.cells import pair
 from rnnkernels._backends.triton.plan import Layout, choose
 from rnnkernels._core.call import Call
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import find
 
 REGISTERS = 65536  # of an NVIDIA multiprocessor
 #: How often a program looks whether the others have come as far as it has. A look takes about a
@@ -127,7 +127,7 @@ def _launches(layout: Layout, rows: int, rounds: int) -> Iterator[tuple[int, int
 
 def _more(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
     """The constants of both kernels, and how they are to be compiled and started."""
-    contract, (D, _, H), (gpu, _) = CELLS[cell], w_hh.shape, device_of(w_hh)
+    contract, (D, _, H), (gpu, _) = find(cell), w_hh.shape, device_of(w_hh)
     found: dict[str, Any] = {
         "G": contract.G, "S": contract.S, "K": contract.K, "D": D, "H": H,
         "BLOCK_B": layout.block_b, "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
@@ -214,13 +214,13 @@ def forward(
     _raise_fault(y.device)
     B = h0.size(1)
     layout = layout_of(w_hh, B, False)
-    carry = _carry(layout, CELLS[cell].S, B, w_hh)
+    carry = _carry(layout, find(cell).S, B, w_hh)
     more = _more(cell, w_hh, layout)
     for first, last, block, blocks in _launches(layout, B, T):
         sequence.forward[(blocks, layout.parts, len(w_hh))](
             gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts,
             reset, carry, _counts(layout, w_hh), _fault(layout, w_hh), T, B,
-            -(-w_hh.size(2) // layout.block_k), first, last, block, CELL=PAIRS[cell][0],
+            -(-w_hh.size(2) // layout.block_k), first, last, block, CELL=pair(cell)[0],
             WIDE=_wide(layout, h0, y), **more,
         )  # fmt: skip
 
@@ -240,7 +240,7 @@ def backward(
     (D, B, _), width = h0.shape, dgates.size(-1)
     norm = clip == "norm"
     layout = layout_of(w_hh, rows, norm)
-    carry = _carry(layout, CELLS[cell].S, rows, w_hh)
+    carry = _carry(layout, find(cell).S, rows, w_hh)
     pending = squares = parts = None
     if norm:
         pending = torch.empty(2, D, rows, width, dtype=torch.float32, device=y.device)
@@ -259,8 +259,8 @@ def backward(
             dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths,
             starts, reset, carry, _counts(layout, w_hh), _fault(layout, w_hh), pending, squares,
             parts,
-            T, B, CELLS[cell].G * pieces, steps, rows, first, last, block, bound,
-            CELL=PAIRS[cell][1], A=CELLS[cell].A, CLIP=clip,
+            T, B, find(cell).G * pieces, steps, rows, first, last, block, bound,
+            CELL=pair(cell)[1], A=find(cell).A, CLIP=clip,
             FINISH=finish and (layout.kind != "step" or first == last), WIDE=False,
             **more,
         )  # fmt: skip

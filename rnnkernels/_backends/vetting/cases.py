@@ -13,7 +13,7 @@ from torch import Tensor
 from rnnkernels._core import reference
 from rnnkernels._core.call import ARGUMENTS, NO_CLIP, Call, Clip
 from rnnkernels._core.closeness import relative_error
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, find
 
 #: Largest differences that rounding may make, relative to the greatest magnitude of a result, over
 #: the few steps of a case. Whatever a fault of a hand-off leaves out or adds twice is far larger.
@@ -58,7 +58,7 @@ def make(case: Case) -> Call:
     The first W_ih is the identity: what each gate gets is x, and its gradient that of x.
     """
     gen = torch.Generator().manual_seed(crc32(str(case).encode()))
-    cell = CELLS[case.cell]
+    cell = find(case.cell)
     GH = cell.G * case.H
 
     def values(*shape: int, scale: float = 1.0) -> Tensor:

@@ -7,9 +7,6 @@ that cannot be read or written is no error, and what it would have held is found
 from __future__ import annotations
 
 import json
-import os
-import sys
-import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,15 +14,9 @@ from zlib import crc32
 
 import torch
 
+from rnnkernels._backends import cache
+
 PACKAGE = Path(__file__).parents[2]
-
-
-def folder() -> Path:
-    """Where files are kept: ``rnnkernels`` in the user's cache folder."""
-    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        return Path(os.environ["LOCALAPPDATA"]) / "rnnkernels" / "Cache"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base) / "rnnkernels" if base else Path.home() / ".cache" / "rnnkernels"
 
 
 def build() -> str:
@@ -65,7 +56,7 @@ class Store:
         self._name = f"kernels-{name}.json"
 
     def path(self) -> Path:
-        return folder() / self._name
+        return cache.folder() / self._name
 
     def load(self) -> dict[str, str]:
         """Results by name: ``''`` for what was right, else the reason why it is refused."""
@@ -87,12 +78,6 @@ class Store:
         """Adds results to those that are there."""
         content = {"key": self._key, "results": self.load() | changes}
         try:
-            path = self.path()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
-            ) as file:
-                json.dump(content, file, indent=1)
-            os.replace(file.name, path)  # at once: nobody reads half of it
+            cache.write(self.path(), json.dumps(content, indent=1))
         except (OSError, RuntimeError):
             return  # the next process looks for itself

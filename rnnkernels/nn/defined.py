@@ -1,0 +1,213 @@
+"""Modules of cells that users write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rnnkernels import _ops, cells
+from rnnkernels.cells import DefinedCell
+from rnnkernels.functional._spec import State
+from rnnkernels.nn.base import RNNBase
+from rnnkernels.nn.cells import RNNCellBase
+
+
+def cell(function: Callable[..., Any]) -> DefinedCell:
+    """Makes a cell of a function of gates and states; a decorator.
+
+    The function takes gates by position and states by keyword, and returns the next states::
+
+        @rnnkernels.cell
+        def mgu(f, n, *, h):
+            f = torch.sigmoid(f)
+            n = torch.tanh(n.x + f * n.h)
+            return (1 - f) * h + f * n
+
+        MGU = rnnkernels.layer(mgu)
+        y, h_n = MGU(10, 20, num_layers=2)(torch.randn(5, 3, 10))
+
+    It is called once, with symbols in place of numbers, and says what one hidden unit does in one
+    step. A gate is its pre-activation ``W_ih x + b_ih + W_hh h + b_hh``; ``n.x`` and ``n.h`` are
+    its input part ``W_ih x + b_ih`` and its hidden part ``W_hh h + b_hh``. The first state is h,
+    which W_hh is multiplied by and which is the output. There may be one more, and up to four
+    gates, whose rows the weights have in the order of the signature.
+
+    Values are combined by ``+ - * /``, ``**`` with a number, and torch's ``exp``, ``log``,
+    ``sigmoid``, ``tanh``, ``relu``, ``abs``, ``sqrt``, ``square``, ``minimum``, ``maximum``,
+    ``clamp``, ``where`` of a comparison, and ``torch.nn.functional.softplus``. Numbers from outside
+    are constants of the cell.
+
+    From it follow kernels of forward and backward and all derivatives: see docs/cells.md. CPU
+    kernels are compiled when the cell first runs.
+
+    Raises:
+        TypeError, ValueError: the function cannot be a cell; with file and line, what was expected,
+            what came, and what to do.
+    """
+    found = cells.define(function)
+    cells.add(found)
+    _ops.register_cell(found)
+    return found
+
+
+def layer(cell: DefinedCell) -> type[DefinedLayer]:
+    """The layers of a cell that :func:`cell` made, as a class of modules.
+
+    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.GRU` where the cell
+    has one state, of :class:`rnnkernels.LSTM` where it has two; ``proj_size`` only where nothing
+    but the output needs h. One cell has one class.
+
+    Raises:
+        TypeError: ``cell`` is something else.
+    """
+    return _layer(_checked(cell))
+
+
+def cell_class(cell: DefinedCell) -> type[DefinedStep]:
+    """A single step of a cell that :func:`cell` made, as a class of modules.
+
+    Arguments, calls, shapes and errors are those of :class:`rnnkernels.GRUCell` where the cell has
+    one state, of :class:`rnnkernels.LSTMCell` where it has two.
+
+    Raises:
+        TypeError: ``cell`` is something else.
+    """
+    return _cell_class(_checked(cell))
+
+
+def _checked(cell: Any) -> DefinedCell:
+    if not isinstance(cell, DefinedCell):
+        raise TypeError(
+            f"cell: expected what rnnkernels.cell returned, got {type(cell).__name__}. Put "
+            "@rnnkernels.cell above the function"
+        )
+    return cell
+
+
+class DefinedLayer(RNNBase):
+    """Layers of a cell that a user wrote; :func:`rnnkernels.layer` makes a class of it."""
+
+    definition: ClassVar[DefinedCell]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        own = self.definition
+        if proj_size and (len(own.states) < 2 or own.reads_own_h):
+            needs = "has no state beside h" if len(own.states) < 2 else "computes with h itself"
+            raise ValueError(
+                f"proj_size: expected 0 for the cell {own.title}, which {needs}: a projected h is "
+                f"of another size. Got {proj_size}"
+            )
+        super().__init__(
+            own.name,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+            **options,
+        )
+
+    @property
+    def _kind(self) -> str:
+        return self.definition.title
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _empty_layer, (self.definition,), self.__dict__.copy()
+
+    def __setstate__(self, state: Any) -> None:
+        _same(self.definition, state["mode"])
+        super().__setstate__(state)
+
+
+class DefinedStep(RNNCellBase):
+    """A step of a cell that a user wrote; :func:`rnnkernels.cell_class` makes a class of it."""
+
+    definition: ClassVar[DefinedCell]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias_mode: str = "double",
+        backend: str | None = None,
+    ) -> None:
+        name = self.definition.name
+        super().__init__(input_size, hidden_size, bias, name, device, dtype, bias_mode, backend)
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        return self._step(input, hx)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _empty_step, (self.definition,), self.__dict__.copy()
+
+    def __setstate__(self, state: Any) -> None:
+        _same(self.definition, state["cell"])
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+
+
+def _same(cell: DefinedCell, saved: str) -> None:
+    if saved != cell.name:
+        raise ValueError(
+            f"cell {cell.title!r}: the module was saved when it was {saved!r}, and it is "
+            f"{cell.name!r} now: the function has changed. Load its state_dict instead, if the "
+            "weights still fit"
+        )
+
+
+@cache
+def _layer(cell: DefinedCell) -> type[DefinedLayer]:
+    names: dict[str, Any] = {"definition": cell, "__doc__": _documented(cell, "Layers")}
+    if len(cell.states) > 1:  # torch gives LSTM its own versions of these, for a pair of states
+        for name in ("get_expected_cell_size", "check_forward_args", "permute_hidden"):
+            names[name] = getattr(nn.LSTM, name)
+    return type(f"{_camel(cell.title)}Layer", (DefinedLayer,), names)
+
+
+@cache
+def _cell_class(cell: DefinedCell) -> type[DefinedStep]:
+    names = {"definition": cell, "__doc__": _documented(cell, "A single step")}
+    return type(f"{_camel(cell.title)}Cell", (DefinedStep,), names)
+
+
+def _documented(cell: DefinedCell, what: str) -> str:
+    return f"{what} of the cell {cell.title}.\n\n{cell.function.__doc__ or ''}".rstrip()
+
+
+def _camel(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def _empty_layer(cell: DefinedCell) -> DefinedLayer:
+    found = layer(cell)
+    return found.__new__(found)
+
+
+def _empty_step(cell: DefinedCell) -> DefinedStep:
+    found = cell_class(cell)
+    return found.__new__(found)

@@ -1,0 +1,72 @@
+"""Cells as users write them, for tests: those of torch.nn, one that torch.nn has not, others with
+everything that a cell may be made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import softplus
+
+import rnnkernels
+
+
+@rnnkernels.cell
+def elman(a: Any, *, h: Any) -> Any:
+    return torch.tanh(a)
+
+
+@rnnkernels.cell
+def rectified(a: Any, *, h: Any) -> Any:
+    return torch.relu(a)
+
+
+@rnnkernels.cell
+def logistic(a: Any, *, h: Any) -> Any:
+    return torch.sigmoid(a)
+
+
+@rnnkernels.cell
+def lstm(i: Any, f: Any, g: Any, o: Any, *, h: Any, c: Any) -> Any:
+    """As torch.nn.LSTM."""
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+@rnnkernels.cell
+def gru(r: Any, z: Any, n: Any, *, h: Any) -> Any:
+    r, z = torch.sigmoid(r), torch.sigmoid(z)
+    n = torch.tanh(n.x + r * n.h)
+    return n + z * (h - n)
+
+
+@rnnkernels.cell
+def mgu(f: Any, n: Any, *, h: Any) -> Any:
+    f = torch.sigmoid(f)
+    n = torch.tanh(n.x + f * n.h)
+    return (1 - f) * h + f * n
+
+
+@rnnkernels.cell
+def peephole(i: Any, f: Any, g: Any, o: Any, *, h: Any, c: Any) -> Any:
+    """Gates that look at c, with a step of leaking away (Gers and Schmidhuber 2000)."""
+    next_c = torch.sigmoid(f + 0.3 * c) * c + torch.sigmoid(i + 0.2 * c) * torch.tanh(g)
+    return torch.sigmoid(o - 0.1 * next_c) * torch.tanh(next_c), next_c
+
+
+@rnnkernels.cell
+def odd(a: Any, b: Any, *, h: Any, c: Any) -> Any:
+    """A choice, a bound, an exponential, a division, a power, both parts of a gate apart."""
+    e = torch.exp(torch.clamp(a, max=2))
+    next_c = c * torch.where(b > 0.5, 0.9, 0.1) + e / (1 + softplus(b.x) ** 2)
+    return torch.relu(next_c) * abs(h) + torch.minimum(b.h, next_c) - 2**0.5 * next_c, next_c
+
+
+#: The built-in cells that some of them are.
+BUILT_IN = {
+    "rnn_tanh": elman,
+    "rnn_relu": rectified,
+    "rnn_sigmoid": logistic,
+    "lstm": lstm,
+    "gru": gru,
+}
