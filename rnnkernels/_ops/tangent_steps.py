@@ -2,66 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from rnnkernels._ops.duals import (
+    Dual,
+    Maybe,
+    apart,
+    joined,
+    or_zero,
+    over_steps,
+    part,
+    product,
+    total,
+)
 from rnnkernels.cells import find
 
-Maybe = Tensor | None
 _BLOCK = 1 << 17  # numbers of a state: about as many as a few dozens of go into a cache
-
-
-class Dual(NamedTuple):
-    """A tensor and its tangent; None is zero."""
-
-    value: Tensor
-    tangent: Maybe = None
-
-
-def joined(t: Dual) -> Tensor:
-    """Both in one tensor of torch's forward mode."""
-    if t.tangent is None:
-        return t.value
-    # Not forward_ad.make_dual, which first compiles what torch has for ops without a formula.
-    found: Tensor = torch._VF._make_dual(t.value, t.tangent.expand_as(t.value), level=0)
-    return found
-
-
-def apart(t: Tensor) -> Dual:
-    """The way back."""
-    return Dual(*forward_ad.unpack_dual(t, level=0))  # type: ignore[no-untyped-call]
-
-
-def total(*terms: Maybe) -> Maybe:
-    """The sum of terms, each of which may be zero."""
-    there = [t for t in terms if t is not None]
-    return sum(there[1:], start=there[0]) if there else None
-
-
-def product(a: Maybe, b: Maybe) -> Maybe:
-    """a @ b, where either may be zero."""
-    return None if a is None or b is None else a @ b
-
-
-def over_steps(a: Maybe, b: Maybe) -> Maybe:
-    """The sum over steps and rows of a^T b."""
-    return product(
-        None if a is None else a.flatten(0, 1).t(), None if b is None else b.flatten(0, 1)
-    )
-
-
-def or_zero(t: Maybe, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if t is None else t
-
-
-def part(t: Maybe, *at: Any) -> Maybe:
-    return None if t is None else t[at]
 
 
 def _units(like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -161,7 +123,7 @@ class Direction:
 
     ``weights`` are by the names of :class:`rnnkernels._core.call.LayerWeights`; ``initial`` are the
     first states [B, n], ``states`` those after each step [T, B, n], ``h_raw`` [T, B, H] is h before
-    the projection, where there is one.
+    the projection, where there is one. ``backward`` is the op of the loop backwards.
     """
 
     def __init__(
@@ -174,8 +136,10 @@ class Direction:
         states: Sequence[Tensor],
         h_raw: Maybe,
         saved: Tensor,
+        backward: Callable[..., Sequence[Tensor]],
     ) -> None:
         self.cell, self.steps, self.weights = find(a.cell), Steps(a, d), weights
+        self.backward = backward
         self.x = self.steps.quiet_dual(x)  # which may hold anything there
         self.w_hh, self.w_hr, self.initial = weights["w_hh"], weights.get("w_hr"), initial
         self.h_raw = None if h_raw is None else Dual(h_raw)
@@ -217,17 +181,11 @@ class Direction:
         sources = [self.dgx_in, self.dgh_in, moved, *(t.tangent for t in self.initial)]
         if all(t is None for t in sources):
             return [None] * self.cell.S, [None] * self.cell.S
-        pairs = [(self.of_gx, self.dgx_in), (self.of_gh, self.dgh_in)]
-        if not self.cell.A:
-            pairs = [(self.of_gx, total(self.dgx_in, self.dgh_in))]
-        u = torch.zeros_like(self.of_gx[:, :, :, 0])  # [T, B, S, H]
-        for jacobian, t in pairs:
-            for k, of_gate in enumerate(() if t is None else t.chunk(self.cell.G, -1)):
-                u.addcmul_(jacobian[:, :, :, k], of_gate[:, :, None])
-        if moved is not None:
-            assert self.h_raw is not None
-            moved = self.h_raw.value @ moved.t()
-        every, raw, by_h, state = self._loop(u, moved)
+        if self._by_kernel():
+            every = [self._loop_by_kernel(total(self.dgx_in, self.dgh_in))]
+            raw, by_h, state = every[0], None, [every[0][self.steps.order[-1]]]
+        else:
+            every, raw, by_h, state = self._loop(*self._sources(moved))
         self.dgh_in = total(self.dgh_in, by_h)
         if self.h_raw is not None:
             self.h_raw = Dual(self.h_raw.value, self.steps.quiet(raw))
@@ -240,6 +198,47 @@ class Direction:
             for p, s, first in zip(self.prev, every, self.initial, strict=True)
         ]
         return [self.steps.quiet(t) for t in every], list(state)
+
+    def _sources(self, moved: Maybe) -> tuple[Tensor, Maybe]:
+        """What enters the loop from outside of it at each step: u [T, B, S, H], and what the change
+        of the projection adds to h behind it [T, B, R]."""
+        pairs = [(self.of_gx, self.dgx_in), (self.of_gh, self.dgh_in)]
+        if not self.cell.A:
+            pairs = [(self.of_gx, total(self.dgx_in, self.dgh_in))]
+        u = torch.zeros_like(self.of_gx[:, :, :, 0])  # [T, B, S, H]
+        for jacobian, t in pairs:
+            for k, of_gate in enumerate(() if t is None else t.chunk(self.cell.G, -1)):
+                u.addcmul_(jacobian[:, :, :, k], of_gate[:, :, None])
+        if moved is not None:
+            assert self.h_raw is not None
+            moved = self.h_raw.value @ moved.t()
+        return u, moved
+
+    def _by_kernel(self) -> bool:
+        """Whether the kernel of backward's loop can run this one: where the next state of a unit
+        depends on one gate and nothing else, its Jacobian is one number, and both loops are alike.
+        """
+        cell, steps = self.cell, self.steps
+        one = cell.G == cell.S == 1 and cell.K == cell.A == 0 and self.of_states[0] is None
+        return one and self.w_hr is None and steps.still is None and steps.cut is None
+
+    def _loop_by_kernel(self, gates: Maybe) -> Tensor:
+        """``h' = J (gates + W_hh h')`` [T, B, H]: backward's ``dgates = J (dy + W_hh^T dgates)``,
+        with the steps the other way round and W_hh transposed."""
+        y, first, d = self.next[0].value, self.initial[0].tangent, self.steps.d
+        w, empty, dy = self.w_hh.value.t(), y.new_empty(0), or_zero(gates, y)
+        if first is not None:
+            dy = dy.clone()
+            dy[self.steps.order[0]] += first @ w
+        if d == 0:
+            y, dy = y.flip(0), dy.flip(0)
+        dgates = self.backward(
+            self.cell.name, 1, 1, False, "concat", 0, "none", 1.0, dy, None, None, None, None,
+            [w, w], torch.zeros_like(y[:1]), None, None, y, empty, empty, empty,
+            None, None, None, False, False, False,
+        )[0]  # fmt: skip
+        found = dgates[0, :, :, 0]
+        return found.flip(0) if d == 0 else found
 
     def _loop(self, u: Tensor, moved: Maybe) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
         """``next' = u + J_gh (W_hh h') + J_prev prev'``: all states, h before the projection,
@@ -351,6 +350,11 @@ class Direction:
             moved = product(self.dproj, self.w_hr.tangent)
             given = Dual(self.dproj @ self.w_hr.value, moved)
         carried = [or_zero(t, i.value) for t, i in zip(of_last, self.initial, strict=True)]
+        if given is None and steps.still is None and all(t is None for t in self.of_states):
+            every, _ = steps.leaving(by_hidden)  # of one state, and nothing goes around W_hh
+            assert every is not None
+            every[steps.order[-1]] += carried[0]
+            return [Dual(every if (given_h := of_states[0]) is None else every + given_h)]
         found: list[list[Tensor]] = [[] for _ in carried]
         for t in reversed(steps.order):
             now = [c if of is None else c + of[t] for c, of in zip(carried, of_states, strict=True)]
@@ -358,7 +362,7 @@ class Direction:
                 now[0] = given.value[t]
             for of, g in zip(found, now, strict=True):
                 of.append(g)
-            together = torch.stack(now, 1)
+            together = torch.stack(now, 1) if len(now) > 1 else now[0][:, None]
             before = [by_hidden[t], *(torch.zeros_like(g) for g in now[1:])]
             for j, at in enumerate(self.of_states):
                 if at is not None:

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, merge
+from rnnkernels._ops.duals import Dual, Maybe, apart, joined, part, total
 from rnnkernels._ops.schema import FIRST_WEIGHT, OF_STEPS
-from rnnkernels._ops.tangent_steps import Direction, Dual, Maybe, apart, joined, part, total
+from rnnkernels._ops.tangent_steps import Direction
 
 
 class Found(NamedTuple):
@@ -197,7 +198,8 @@ class _Layer:
             raw = h_raw[0, :, :, d] if a.projected else None
             kept = self.saved[0, :, :, d] if self.saved.dim() > 1 else self.saved
             named = dict(zip(names, own, strict=True))
-            self.directions.append(Direction(a, d, x, named, initial, states, raw, kept))
+            loop = self.ops.sequence_backward
+            self.directions.append(Direction(a, d, x, named, initial, states, raw, kept, loop))
             self.names.append(names)
 
     def _results(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
