@@ -45,10 +45,10 @@ TENSOR_CORE = {
 }
 LOCAL_MEMORY = re.compile(r"(?:LDL|STL)\b")
 STORAGE = ("float", "bfloat16", "float16")
+BRIEF_CELL = "LSTM"
 ATOMIC = re.compile(r"U?(?:ATOM|RED(?!UX)|BLKRED)")
 REGISTERS = 65536  # of a multiprocessor, since sm_80; given out to warps in units of 8 per thread
-#: Seconds of processor time; three times what all sources for two architectures and those of one
-#: storage type for two more took with nvcc 13.0.
+#: Seconds of processor time; three times what two architectures took with nvcc 13.0.
 LIMIT = 660.0
 
 
@@ -89,12 +89,15 @@ class Compiled:
     failure: str = ""  # the program that did not come to a good end
 
 
-def compile_one(nvcc: str, nvdisasm: str | None, source: Path, arch: str) -> Compiled:
+def compile_one(
+    nvcc: str, nvdisasm: str | None, source: Path, arch: str, cell: str = ""
+) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
         cubin = str(Path(folder, "out.cubin"))
         command = [nvcc, "-cubin", "-gencode", f"arch=compute_{arch},code=sm_{arch}"]
         command += ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v,-warn-spills"]
         command += [f"-I{CSRC}", "-DRNNKERNELS_CUDA", "-o", cubin, str(source)]
+        command += [f"-DRNNKERNELS_CUDA_CELL={cell}"] if cell else []
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
@@ -105,7 +108,7 @@ def compile_one(nvcc: str, nvdisasm: str | None, source: Path, arch: str) -> Com
             process.returncode = os.waitstatus_to_exitcode(status)
         functions = read_report(report, arch)
         compiled = Compiled(
-            f"{source.relative_to(ROOT)} for sm_{arch}",
+            f"{source.relative_to(ROOT)} for sm_{arch}" + (f", {cell} alone" if cell else ""),
             list(functions.values()),
             usage.ru_utime + usage.ru_stime,
             report,
@@ -278,8 +281,8 @@ def arguments() -> argparse.Namespace:
         default=[],
         type=brief,
         metavar="ARCH[=TYPE]",
-        help="an architecture for which the kernels of one storage type alone are compiled: float, "
-        "bfloat16 (if it is left out) or float16; repeatable",
+        help="an architecture for which the LSTM's kernels of one storage type alone are compiled, "
+        "those with the most gates: float, bfloat16 (if it is left out) or float16; repeatable",
     )
     parser.add_argument(
         "--jobs",
@@ -339,15 +342,13 @@ def main() -> int:
         if args.instructions or args.markdown:
             return 1
 
-    jobs = [
-        (path, arch)
-        for path in sorted((CSRC / "cuda").glob("*.cu"))
-        for arch in (*archs, *(arch for stem, arch in args.brief if stem == path.stem))
-    ]
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    jobs = [(path, arch, "") for path in sources for arch in archs]
+    jobs += [(CSRC / "cuda" / f"{stem}.cu", arch, BRIEF_CELL) for stem, arch in args.brief]
     known = as_built(nvcc, nvdisasm) if args.built else {}
     with ThreadPoolExecutor(args.jobs) as pool:
         results = list(
-            pool.map(lambda job: known.get(job) or compile_one(nvcc, nvdisasm, *job), jobs)
+            pool.map(lambda job: known.get(job[:2]) or compile_one(nvcc, nvdisasm, *job), jobs)
         )
     for result in results:
         if result.failure:

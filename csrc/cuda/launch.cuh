@@ -148,12 +148,25 @@ std::string pass_runs_here(const Plan& plan, int D) {
   return reason;
 }
 
+// Calls f(Cell{}) for the cell with this number, or for what it is one of. A compiler whose report on one cell's
+// kernels is all that is wanted is spared the others: RNNKERNELS_CUDA_CELL names it.
+template <class F>
+void dispatch_compiled(int cell, F&& f) {
+  dispatch_cell_or_group(cell, [&](auto of) {
+#if defined(RNNKERNELS_CUDA_CELL)
+    if constexpr (same<decltype(of), RNNKERNELS_CUDA_CELL>) f(of);
+#else
+    f(of);
+#endif
+  });
+}
+
 }  // namespace
 
 template <class IO>
 Outcome launch(int cell, const ForwardStages<IO>& stages, const Plan& plan, const Part& part, Stream stream) {
   Outcome outcome{"no such cell", false};
-  dispatch_cell_or_group(
+  dispatch_compiled(
       cell, [&](auto of) { outcome = launch_pass<ForwardPass<decltype(of), IO>>(cell, stages, plan, part, stream); });
   return outcome;
 }
@@ -161,7 +174,7 @@ Outcome launch(int cell, const ForwardStages<IO>& stages, const Plan& plan, cons
 template <class IO>
 Outcome launch(int cell, const BackwardStages<IO>& stages, const Plan& plan, const Part& part, Stream stream) {
   Outcome outcome{"no such cell", false};
-  dispatch_cell_or_group(
+  dispatch_compiled(
       cell, [&](auto of) { outcome = launch_pass<BackwardPass<decltype(of), IO>>(cell, stages, plan, part, stream); });
   return outcome;
 }
@@ -169,7 +182,7 @@ Outcome launch(int cell, const BackwardStages<IO>& stages, const Plan& plan, con
 template <class IO>
 std::string runs_here(int cell, bool backward, const Plan& plan, int D) {
   std::string reason = "no such cell";
-  dispatch_cell_or_group(cell, [&](auto of) {
+  dispatch_compiled(cell, [&](auto of) {
     using Cell = decltype(of);
     reason =
         backward ? pass_runs_here<BackwardPass<Cell, IO>>(plan, D) : pass_runs_here<ForwardPass<Cell, IO>>(plan, D);

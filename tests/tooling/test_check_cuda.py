@@ -174,23 +174,24 @@ BRIEF = ["--brief=100f", "--brief=120f=float"]
 
 
 def test_brief_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All sources for some architectures, one storage type's kernels for others; no table of
-    these."""
-    asked: list[tuple[str, str]] = []
+    """All sources for some architectures, for others one cell's kernels of one storage type; no
+    table of these."""
+    asked: list[tuple[str, str, str]] = []
 
-    def compile_one(nvcc: str, nvdisasm: str | None, source: Path, arch: str) -> Compiled:
-        asked.append((source.stem, arch))
+    def compile_one(
+        nvcc: str, nvdisasm: str | None, source: Path, arch: str, cell: str
+    ) -> Compiled:
+        asked.append((source.stem, arch, cell))
         return Compiled(f"{source.stem} for {arch}", [], 0.0, "")
 
     monkeypatch.setattr(check_cuda, "find_nvcc", lambda: "nvcc")
     monkeypatch.setattr(check_cuda, "compile_one", compile_one)
+    every = {path.stem for path in (check_cuda.CSRC / "cuda").glob("*.cu")}
     monkeypatch.setattr("sys.argv", ["check_cuda", "--arch=80", *BRIEF])
     check_cuda.main()
-    all_sources = {path.stem for path in (check_cuda.CSRC / "cuda").glob("*.cu")}
-    assert {stem for stem, arch in asked if arch == "80"} == all_sources
-    others = {arch: stem for stem, arch in asked if arch != "80"}
-    assert others == {"100f": "persistent_bfloat16", "120f": "persistent_float"}
-    assert len(asked) == len(all_sources) + 2
+    whole = {(stem, "80", "") for stem in every}
+    others = {("persistent_bfloat16", "100f", "LSTM"), ("persistent_float", "120f", "LSTM")}
+    assert set(asked) == whole | others and len(asked) == len(every) + 2
     for wrong in (["--markdown=x.md", *BRIEF], ["--brief=80=double"]):
         monkeypatch.setattr("sys.argv", ["check_cuda", *wrong])
         with pytest.raises(SystemExit, match="2"):
@@ -198,7 +199,7 @@ def test_brief_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     asked.clear()
     monkeypatch.setattr("sys.argv", ["check_cuda", "--arch=all"])
     check_cuda.main()
-    assert {arch for _, arch in asked} == {"80", "90a", "100f", "120f"}
+    assert set(asked) == {(s, arch, "") for s in every for arch in ("80", "90a", "100f", "120f")}
 
 
 # --- What setup.py has built --------------------------------------------------------------------
@@ -232,7 +233,9 @@ def test_what_was_built_is_not_compiled_again(
     """Also what was built wrong is found; and without the tools for it, all is compiled."""
     asked: list[str] = []
 
-    def compile_one(nvcc: str, nvdisasm: str | None, source: Path, arch: str) -> Compiled:
+    def compile_one(
+        nvcc: str, nvdisasm: str | None, source: Path, arch: str, cell: str
+    ) -> Compiled:
         asked.append(arch)
         return Compiled(f"{source.stem} for {arch}", [], 0.0, "")
 
