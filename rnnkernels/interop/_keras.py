@@ -85,7 +85,8 @@ def from_keras(
         :class:`rnnkernels.RNN`, :class:`~rnnkernels.LSTM` or :class:`~rnnkernels.GRU`, with one
         bias vector (``bias_mode="single"``) where Keras has one; for ``reset_after=False`` a
         :class:`GRUResetBefore`, which no kernel runs. Its output is what Keras returns with
-        ``return_sequences=True``, its h_n what it returns without.
+        ``return_sequences=True``, its h_n, of each direction, what Keras returns without. A mask
+        that ends rows early is ``lengths=``.
 
     Raises:
         TypeError: ``layer`` is something else; ``weights`` or options beside a Keras layer, or no
@@ -230,9 +231,10 @@ def _check(options: _Options) -> None:
     for name, known in _KINDS[options.kind].items():
         value = getattr(options, name)
         if value not in known:
+            got = repr(value) if isinstance(value, str) else "a function of its own"
             raise ValueError(
                 f"{name}: expected {' or '.join(map(repr, known))} for {options.kind}, got "
-                f"{value!r}, which the kernels have not. A cell of your own may have it: "
+                f"{got}, which the kernels have not. A cell of your own may have it: "
                 "rnnkernels.cell"
             )
     for name in ("reset_after", "bidirectional"):

@@ -218,6 +218,10 @@ REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
         *((layer("LSTM", LSTM, recurrent_activation="hard_sigmoid"),), {}, ValueError),
         "recurrent_activation: expected 'sigmoid' for LSTM, got 'hard_sigmoid'",
     ),
+    "function of a layer": (
+        *((layer("SimpleRNN", RNN, activation={"class_name": "function"}),), {}, ValueError),
+        "activation: expected .* for SimpleRNN, got a function of its own, which the kernels have",
+    ),
     "merge_mode": (
         *(("GRU", GRU * 2), {"bidirectional": True, "merge_mode": "max"}, ValueError),
         "merge_mode: expected one of 'concat', 'sum', 'ave', 'mul', got 'max'",
