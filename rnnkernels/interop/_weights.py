@@ -60,7 +60,7 @@ def array(name: str, value: Any, shape: Sequence[int | None]) -> Array:
     if not fits:
         sizes = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: expected shape [{sizes}], got {list(found.shape)}")
-    return found
+    return found.astype(found.dtype.newbyteorder("="), copy=False)  # files have either
 
 
 def from_order(a: Array, cell: str, framework: str) -> Array:
