@@ -1,6 +1,6 @@
 """Fused RNN, LSTM and GRU layers for PyTorch: drop-in for torch.nn, on hand-written kernels."""
 
-from rnnkernels import diagnostics, functional, nn, serving, streaming, torch_types
+from rnnkernels import diagnostics, functional, interop, nn, serving, streaming, torch_types
 from rnnkernels._backends import (
     batch_invariant,
     is_batch_invariant,
@@ -35,6 +35,7 @@ __all__ = [
     "explain",
     "from_torch",
     "functional",
+    "interop",
     "is_batch_invariant",
     "layer",
     "nn",

@@ -16,32 +16,30 @@ import torch
 from torch import Tensor
 
 from rnnkernels._core.call import Call, Layer, LayerResult, Result, in_turn
+from rnnkernels.cells.orders import places
 
 
-class _Operator(NamedTuple):
-    """What ONNX has for a cell: its gates as indices among ours, its functions for each direction,
-    other attributes."""
+class Operator(NamedTuple):
+    """What ONNX has for a cell: its functions for each direction, other attributes."""
 
     name: str
-    gates: tuple[int, ...]
     functions: tuple[str, ...]
     attributes: dict[str, int]
 
 
-_OPERATORS = {
-    "rnn_tanh": _Operator("RNN", (0,), ("Tanh",), {}),
-    "rnn_relu": _Operator("RNN", (0,), ("Relu",), {}),
-    "rnn_sigmoid": _Operator("RNN", (0,), ("Sigmoid",), {}),
-    # i f g o becomes i o f g
-    "lstm": _Operator("LSTM", (0, 3, 1, 2), ("Sigmoid", "Tanh", "Tanh"), {}),
-    # r z n becomes z r n; the reset gate takes its part after the recurrent product
-    "gru": _Operator("GRU", (1, 0, 2), ("Sigmoid", "Tanh"), {"linear_before_reset": 1}),
+OPERATORS = {
+    "rnn_tanh": Operator("RNN", ("Tanh",), {}),
+    "rnn_relu": Operator("RNN", ("Relu",), {}),
+    "rnn_sigmoid": Operator("RNN", ("Sigmoid",), {}),
+    "lstm": Operator("LSTM", ("Sigmoid", "Tanh", "Tanh"), {}),
+    # The reset gate takes its part after the recurrent product.
+    "gru": Operator("GRU", ("Sigmoid", "Tanh"), {"linear_before_reset": 1}),
 }
 
 
 def refusal(call: Call) -> str | None:
     """None where ONNX can say what the call does, else what it cannot."""
-    if call.cell_name not in _OPERATORS:
+    if call.cell_name not in OPERATORS:
         return f"none of them is the cell {call.cell_name}"
     if call.reset is not None:
         return "reset: none of them sets the state back inside a sequence"
@@ -59,16 +57,17 @@ def run(call: Call) -> Result:
 
 def _layer(layer: Layer) -> LayerResult:
     """One layer, both directions at once. What bounds or cuts gradients leaves no trace."""
-    operator, D, H = _OPERATORS[layer.cell_name], len(layer.w_hh), layer.w_hh[0].size(1)
+    operator, D, H = OPERATORS[layer.cell_name], len(layer.w_hh), layer.w_hh[0].size(1)
     T, B = layer.x.shape[:2]
+    gates = places(layer.cell_name, "onnx")
     initial = [layer.h0] if layer.c0 is None else [layer.h0, layer.c0]
     y, *states = torch.onnx.ops.symbolic_multi_out(
         operator.name,
         [
             layer.x,
-            _ordered(layer.w_ih, operator),  # [D, G*H, I]
-            _ordered(layer.w_hh, operator),  # [D, G*H, H]
-            _biases(layer, operator),
+            _ordered(layer.w_ih, gates),  # [D, G*H, I]
+            _ordered(layer.w_hh, gates),  # [D, G*H, H]
+            _biases(layer, gates),
             None if layer.lengths is None else layer.lengths.to(torch.int32),
             *initial,
         ],
@@ -89,19 +88,19 @@ def _layer(layer: Layer) -> LayerResult:
     return LayerResult(y.transpose(1, 2).flatten(2), states[0], (*states, None)[1], None)
 
 
-def _ordered(weights: list[Tensor], operator: _Operator) -> Tensor:
+def _ordered(weights: list[Tensor], gates: tuple[int, ...]) -> Tensor:
     """A weight or bias [G*H, ...] of each direction as one tensor, its gates in ONNX's order."""
     stacked = torch.stack(weights)  # [D, G*H, ...]
-    if len(operator.gates) == 1:
+    if len(gates) == 1:
         return stacked
-    H = stacked.size(1) // len(operator.gates)
-    rows = torch.tensor([gate * H + unit for gate in operator.gates for unit in range(H)])
+    H = stacked.size(1) // len(gates)
+    rows = torch.tensor([gate * H + unit for gate in gates for unit in range(H)])
     return stacked.index_select(1, rows.to(stacked.device))
 
 
-def _biases(layer: Layer, operator: _Operator) -> Tensor | None:
+def _biases(layer: Layer, gates: tuple[int, ...]) -> Tensor | None:
     """[D, 2*G*H]: of each direction those of the input, then those of the state."""
     if not layer.b_ih:
         return None
     of_state = layer.b_hh or [torch.zeros_like(b) for b in layer.b_ih]
-    return torch.cat([_ordered(layer.b_ih, operator), _ordered(of_state, operator)], dim=1)
+    return torch.cat([_ordered(layer.b_ih, gates), _ordered(of_state, gates)], dim=1)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from rnnkernels.interop import _holders as holders
+from rnnkernels.interop._layers import GRUResetBefore
 from rnnkernels.nn.base import RNNBase
 from rnnkernels.nn.cells import RNNCellBase
 from rnnkernels.torch_types import KEEPING, OURS, Table
@@ -114,7 +115,11 @@ def check_module(argument: str, value: object) -> None:
 def type_name(cls: type) -> str:
     """A class as users import it."""
     module = cls.__module__
-    for package, shown in (("torch.nn.modules", "torch.nn"), ("rnnkernels.nn", "rnnkernels")):
+    for package, shown in (
+        ("torch.nn.modules", "torch.nn"),
+        ("rnnkernels.nn", "rnnkernels"),
+        ("rnnkernels.interop._layers", "rnnkernels.interop"),
+    ):
         if module == package or module.startswith(package + "."):
             module = shown
     return cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}"
@@ -183,7 +188,8 @@ def _recurrent(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def is_recurrent(module: nn.Module) -> bool:
     """Whether a module is a recurrent layer or cell of torch's, ours, or a quantised one."""
-    return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or _quantised(module)
+    kinds = (nn.RNNBase, nn.RNNCellBase, GRUResetBefore)
+    return isinstance(module, kinds) or _quantised(module)
 
 
 def _quantised(module: nn.Module) -> bool:
@@ -223,6 +229,11 @@ def _why_not(module: nn.Module) -> str:
         )
     if type(module).__module__.startswith("torch.ao.nn."):
         return "quantised weights, for which rnnkernels has no kernels. Convert before quantising"
+    if isinstance(module, GRUResetBefore):
+        return (
+            "its reset gate acts before the recurrent product, for which there is no kernel: a "
+            "loop of torch operations runs it"
+        )
     base = next((cls for cls in type(module).__mro__ if cls in OURS), None)
     if base is None:
         return "it is none of torch.nn's layers and cells, and may compute anything"

@@ -198,7 +198,7 @@ def test_names_what_onnx_has_not(named: str, exporting: None) -> None:
 
 
 def test_names_a_cell_that_onnx_has_not(exporting: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(onnx._OPERATORS, "gru")
+    monkeypatch.delitem(onnx.OPERATORS, "gru")
     with pytest.raises(RuntimeError, match="ONNX's operators: none of them is the cell gru"):
         torch.export.export(rnnkernels.GRU(I, H), (X,), strict=False)
 

@@ -1,5 +1,5 @@
-"""Links of the documents that lead into the repository: the file is there, and the heading. And the
-variables that they give to make."""
+"""Links of the documents that lead into the repository: the file is there, and the heading. The
+variables that they give to make. And examples that stand by themselves."""
 
 from __future__ import annotations
 
@@ -83,3 +83,20 @@ def test_variables_of_make() -> None:
             cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert "so-it-is-said" in done.stdout, f"make {target} has no use for {name}"
+
+
+EXAMPLES = re.findall(
+    r"^```python\n(.*?)^```",
+    (ROOT / "docs/interop.md").read_text("utf-8"),
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other frameworks
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_examples_of_interop(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run as they are written, where what they import is installed."""
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    for name in re.findall(r"\w+", EXAMPLES[number].splitlines()[0].removeprefix("import")):
+        pytest.importorskip(name)
+    exec(EXAMPLES[number], {})
