@@ -15,7 +15,9 @@ def bring_reference(
 def build_info() -> dict[str, Any]:
     """How this module was built, and the instruction set that its CPU kernels use here."""
 
-def register_cell(name: str, gates: str, G: int, S: int, K: int, A: int, reads_h: bool) -> None:
+def register_cell(
+    name: str, gates: str, params: str, G: int, S: int, K: int, A: int, P: int, reads_h: bool
+) -> None:
     """Makes a cell that a user wrote known to the ops; its name says what it computes."""
 
 def load_cell(name: str, path: str) -> str:

@@ -9,21 +9,41 @@ from rnnkernels._backends import (
 )
 from rnnkernels._backends.vetting import verification
 from rnnkernels._ops import build_info
+from rnnkernels.cells import per_unit
 from rnnkernels.diagnostics import explain, verify
 from rnnkernels.functional import AllStates
 from rnnkernels.interop import convert, convertible, from_torch, revert, to_torch
-from rnnkernels.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from rnnkernels.nn import (
+    CIFG,
+    GRU,
+    LSTM,
+    MGU,
+    RNN,
+    CIFGCell,
+    GRUCell,
+    LSTMCell,
+    MGUCell,
+    PeepholeLSTM,
+    PeepholeLSTMCell,
+    RNNCell,
+)
 from rnnkernels.nn.defined import cell, cell_class, layer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CIFG",
     "GRU",
     "LSTM",
+    "MGU",
     "RNN",
     "AllStates",
+    "CIFGCell",
     "GRUCell",
     "LSTMCell",
+    "MGUCell",
+    "PeepholeLSTM",
+    "PeepholeLSTMCell",
     "RNNCell",
     "batch_invariant",
     "build_info",
@@ -39,6 +59,7 @@ __all__ = [
     "is_batch_invariant",
     "layer",
     "nn",
+    "per_unit",
     "revert",
     "serving",
     "set_batch_invariant",

@@ -44,13 +44,15 @@ class GradientSums {
         lanes_(how.lanes),
         D_(directions),
         split_(cell.A > 0),
+        gates_alone_(cell.columns() == cell.G),
         T_(steps.starts ? steps.starts->sym_size(0) - 1 : layer.x.sym_size(0)),
         B_(layer.h0.sym_size(1)),
         N_(steps.starts ? layer.x.sym_size(0) : T_ * B_),
         R_(layer.h0.sym_size(2)),
         rows_(weights.get(kWHh, layer.index, 0).sym_size(0)) {
     const SymInt width = rows_ / cell.G * cell.A;  // of the gates that are split
-    columns_ = rows_ + width;
+    unit_ = {rows_ + width, 0, rows_ / cell.G};
+    columns_ = rows_ + width + unit_.width * cell.P;
     hidden_ = {{0, 0, rows_ - width}};
     if (split_) hidden_.push_back({rows_, rows_ - width, width});
     dgates_ = layer.dgates.view_symint({N_, D_ * columns_});
@@ -82,6 +84,10 @@ class GradientSums {
     if (Tensor* dw_hr = want(kWHr)) {
       const auto flat = [&](const Tensor& t) { return t.select(-2, d).reshape_symint({N_, t.sym_size(-1)}); };
       product(flat(layer_.dproj), flat(layer_.h_raw), *dw_hr);
+    }
+    for (int64_t k = 0; k < weights_.params(); ++k) {
+      const size_t i = kFirstWeight + weights_.param_index(k, layer_.index, d);
+      if (wanted[i]) grads[i] = bias(d, {{unit_.column + unit_.width * k, 0, unit_.width}});
     }
     // Last: what the others need for a while is gone before its memory is taken.
     if (!layer_.wants_dx) return;
@@ -138,8 +144,7 @@ class GradientSums {
 
   // Columns of direction d [N, width].
   Tensor columns(int64_t d, const Part& part) const {
-    const bool all = D_ == 1 && !split_;
-    return all ? dgates_ : dgates_.narrow_symint(1, d * columns_ + part.column, part.width);
+    return D_ == 1 && gates_alone_ ? dgates_ : dgates_.narrow_symint(1, d * columns_ + part.column, part.width);
   }
 
   // The sums over all columns are taken once, and copied: every bias has a gradient of its own, which callers may
@@ -256,13 +261,15 @@ class GradientSums {
   const Layer& layer_;
   const bool plain_;
   const int64_t lanes_, D_;
-  const bool split_;  // some gates of the cell are split: gx and gh have gradients of their own
+  const bool split_;        // some gates of the cell are split: gx and gh have gradients of their own
+  const bool gates_alone_;  // there are no columns but the gradients of gx
   const SymInt T_, B_, N_, R_;
   const SymInt rows_;         // of the weights: G*H
-  SymInt columns_;            // of one direction: (G+A)*H
+  SymInt columns_;            // of one direction: X*H
   std::vector<Part> hidden_;  // the gradient of gh
-  Tensor dgates_;             // [N, D*(G+A)*H]
-  Tensor sums_;               // [D*(G+A)*H], of each lane, once a bias has asked for them
+  Part unit_;                 // what a step adds to the gradient of the cell's first parameter
+  Tensor dgates_;             // [N, D*X*H]
+  Tensor sums_;               // [D*X*H], of each lane, once a bias has asked for them
   int64_t of_direction_ = -1;
   Tensor entered_;  // [N, R], of that direction
   Tensor before_;   // [N - B]: the place of the step before, of all packed steps but the rows' first

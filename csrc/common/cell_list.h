@@ -18,11 +18,17 @@ constexpr int count(CellList<Cells...>) {
 // A cell's numbers, for whatever knows them only when it runs.
 struct CellSizes {
   int G, S, K, A;
+  int P = 0;
 
   template <class Cell>
   static constexpr CellSizes of(Cell) {
-    return {Cell::G, Cell::S, Cell::K, Cell::A};
+    CellSizes sizes{Cell::G, Cell::S, Cell::K, Cell::A};
+    if constexpr (requires { Cell::P; }) sizes.P = Cell::P;
+    return sizes;
   }
+
+  // Columns of the gradients of a step, H wide each.
+  constexpr int columns() const { return G + A + P; }
 };
 
 // Calls f(Cell{}) for the cell with this number; returns false where there is none.

@@ -1,14 +1,16 @@
 // Sizes, memory layouts and the order of steps, for every backend. Layouts are defined here and nowhere else.
 //
 //   T time, B batch, D directions, H hidden units, R size of the recurrent state (H, or the projection's size),
-//   G gates, K saved values, A split gates: the last ones, whose hidden part has a gradient of its own
+//   G gates, K saved values, A split gates: the last ones, whose hidden part has a gradient of its own,
+//   P parameters of the cell, a number for each unit
 //
 //   gx     [T, B, D, G*H]      y      [T, B, D*R]        h0, h_n, dh0  [D, B, R]
 //   saved  [T, B, D, K*H]      c      [T, B, D, H]       c0, c_n, dc0  [D, B, H]
-//   dgates [T, B, D, (G+A)*H]  h_raw  [T, B, D, H]       dproj         [T, B, D, R]
+//   dgates [T, B, D, X*H]      h_raw  [T, B, D, H]       dproj         [T, B, D, R]
 //   flow   [T, B, D]
 //
-// dgates holds the G gradients of gx, then the hidden gradients of the last A gates.
+// dgates holds X = G+A+P columns: the G gradients of gx, the hidden gradients of the last A gates, then what the step
+// adds to the gradients of the parameters.
 //
 // Packed sequences have no padding: rows stand longest first, and of each step only those that reach it, so that [N]
 // takes the place of [T, B] in all of these, and of x and reset, with N the sum of the lengths. `starts` has the place
@@ -118,6 +120,7 @@ struct Forward {
   const IO* b_ih[kMaxDirections];  // [G*H] each, or null; added here, not in a pass over gx of its own
   const IO* b_hh[kMaxDirections];  // [G*H] each, or null
   const IO* w_hr[kMaxDirections];  // [R, H] each, or null: no projection
+  const IO* unit[kMaxDirections];  // [P, H] each, or null: the parameters of the cell
   const IO* h0;                    // [D, B, R]
   const IO* c0;                    // [D, B, H] or null
   IO* y;                           // [T, B, D*R]
@@ -143,12 +146,13 @@ struct Backward {
   const IO* dc;                    // [T, B, D, H] or null: zero
   const IO* w_hh[kMaxDirections];  // [G*H, R] each
   const IO* w_hr[kMaxDirections];  // [R, H] each, or null: no projection
+  const IO* unit[kMaxDirections];  // [P, H] each, or null: the parameters of the cell
   const IO* h0;                    // [D, B, R]
   const IO* c0;                    // [D, B, H] or null
   const IO* y;                     // [T, B, D*R]
   const IO* c;                     // [T, B, D, H] or null
   const IO* saved;                 // [T, B, D, K*H] or null
-  IO* dgates;                      // [T, B, D, (G+A)*H]; may be saved itself where K == G + A
+  IO* dgates;                      // [T, B, D, X*H]; may be saved itself where K == X
   IO* dproj;                       // [T, B, D, R] or null: gradient of the projected h, for dW_hr
   IO* dh0;                         // [D, B, R] or null: not asked for
   IO* dc0;                         // [D, B, H] or null

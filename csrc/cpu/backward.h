@@ -104,7 +104,7 @@ class BackwardLoop final : public LoopBase<IO> {
     F* dgh[2] = {};                   // [slots, G*H] each: gradient of gh of even and odd steps
     T* dh = nullptr;                  // [slots, R]: what reaches h of this step around W_hh
     T* dc = nullptr;                  // [slots, H]
-    T* unbounded = nullptr;           // [slots, (G+A)*H]: gradients of the gates before they are bounded by their norm
+    T* unbounded = nullptr;           // [slots, X*H]: dgates before those of gates are bounded by their norm
     RowStatistic gate_squares = {};   // of dgx, for its norm; rows are slots, parts tiles
     RowStatistic dh_squares[2] = {};  // of the gradient of h of even and odd steps, for the flow
   };
@@ -114,7 +114,7 @@ class BackwardLoop final : public LoopBase<IO> {
     int64_t first, last, slot;
   };
 
-  int columns() const { return cell_.G + cell_.A; }  // of dgates
+  int columns() const { return cell_.columns(); }  // of dgates
 
   const Backward<IO>& p_;
   Row* rows_;
@@ -289,18 +289,20 @@ class BackwardLoop final : public LoopBase<IO> {
     });
   }
 
-  // The gate gradients of a vector of units, times a factor: to the result, and to the product of the step before. What
-  // the last columns hold is, of the split gates, what goes through that product.
+  // The gate gradients of a vector of units, times a factor: to the result, and to the product of the step before. Of
+  // the split gates, the columns behind all gates hold what goes through that product. Those of parameters follow, as
+  // they are.
   void hand_on_bounded(int64_t d, int64_t slot, int64_t s, int64_t i, const RowStep& now, V factor) const {
     const int64_t H = p_.seq.H;
     const int n = left(H, i);
     const T* from = directions_[d].unbounded + slot * columns() * H + i;
     F* dgh = directions_[d].dgh[s & 1] + slot * padded_factors(cell_.G * H) + i;
     for (int column = 0; column < columns(); ++column) {
-      const V gradient = load(from + column * H, n) * factor;
+      const bool of_gate = column < cell_.G + cell_.A;
+      const V gradient = load(from + column * H, n) * (of_gate ? factor : V(T(1)));
       if (!now.outside) store(p_.dgates + (now.n * columns() + column) * H + i, gradient, n);
       const bool split = column >= cell_.G - cell_.A;
-      if (split && column < cell_.G) continue;
+      if (!of_gate || (split && column < cell_.G)) continue;
       store(dgh + (split ? column - cell_.A : column) * H, now.handed_on(gradient), n);
     }
   }

@@ -40,7 +40,7 @@ class BackwardCells : LoopBase<IO> {
       T* const dc = Cell::S > 1 ? dir.dc + slot * padded(q.H) + i : nullptr;
       Unit unit;
       if (now.active) {
-        unit.read(p, now, before, i, n, projected);
+        unit.read(p, d, now, before, i, n, projected);
         unit.dnext[0] = load(dh_tile + u * kLanes);
         if (!projected) {
           unit.dnext[0] += load(dh) + unit.dout[0];

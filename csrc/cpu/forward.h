@@ -34,6 +34,7 @@ class ForwardLoop final : public LoopBase<IO> {
     rows_ = arena_.template take<Row>(q.B);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
+      dir.unit = p.unit[d];
       dir.input = {{p.I, q.H, G, width}, p.w_ih[d], packs, weights};
       dir.hidden = {{q.R, q.H, G, width}, p.w_hh[d], packs, weights};
       for (T*& bias : dir.bias) bias = arena_.template take<T>(G * padded(q.H));
@@ -108,14 +109,15 @@ class ForwardLoop final : public LoopBase<IO> {
   // What a cell is handed and may ask for.
   using Matrix = KeptPanels<F, IO>;
   struct Direction {
-    Matrix input;        // W_ih
-    Matrix hidden;       // W_hh
-    Matrix projection;   // W_hr
-    T* bias[2] = {};     // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
-    F* h[2] = {};        // [B, R] each: state entering even and odd steps
-    T* exact_h[2] = {};  // the same before it was rounded to what products take
-    T* c = nullptr;      // [B, H]
-    F* raw = nullptr;    // [B, H]: h before the projection
+    Matrix input;              // W_ih
+    Matrix hidden;             // W_hh
+    Matrix projection;         // W_hr
+    T* bias[2] = {};           // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
+    F* h[2] = {};              // [B, R] each: state entering even and odd steps
+    T* exact_h[2] = {};        // the same before it was rounded to what products take
+    T* c = nullptr;            // [B, H]
+    F* raw = nullptr;          // [B, H]: h before the projection
+    const IO* unit = nullptr;  // [P, H]: parameters of the cell
   };
 
   // Of a direction, at step s: rows from `first` on, and what each does.

@@ -56,6 +56,7 @@ class ForwardCells : LoopBase<IO> {
     }
     unit.prev[0] = dir.raw ? V(T(0)) : load(state.h + i);
     if constexpr (Cell::S > 1) unit.prev[1] = load(c);
+    unit.read_parameters(dir.unit, H, i, n);
 
     unit.run(now);
 

@@ -97,6 +97,7 @@ void forward_step(const Forward<IO>& p, const IO* hidden, int64_t first, int64_t
       }
       unit.prev[0] = load(p.h0 + at, n);
       if constexpr (Cell::S > 1) unit.prev[1] = load(p.c0 + at, n);
+      unit.read_parameters(p.unit[0], H, i, n);
 
       unit.run(only_step(b));
 
@@ -116,7 +117,7 @@ void backward_step(const Backward<IO>& p, Arithmetic<IO>* dgh, int64_t first, in
       const int n = S::left(H, i);
       const int64_t at = b * H + i;
       BackwardUnit<Cell, IO> unit;
-      unit.read(p, only_step(b), StateBefore{false, true, b}, i, n, false);
+      unit.read(p, 0, only_step(b), StateBefore{false, true, b}, i, n, false);
       unit.dnext[0] = unit.dout[0] + S::load_or_zero(p.dh_n, at, n);
       if constexpr (Cell::S > 1) unit.dnext[1] = unit.dout[1] + S::load_or_zero(p.dc_n, at, n);
 

@@ -5,6 +5,7 @@
 // Units that a vector has beyond the last are computed and not written: `n` of them exist.
 #pragma once
 
+#include "common/cell_list.h"
 #include "common/layout.h"
 #include "cpu/math.h"
 
@@ -66,11 +67,16 @@ struct StateBefore {
 };
 
 // Forward. The caller fills in gx and gh, of a step that is there, and prev; where h is projected its own value is
-// neither known nor asked for.
+// neither known nor asked for. Behind the states, prev has the parameters of the cell, which stand still.
 template <class Cell, class IO>
 struct ForwardUnit : Lanes<IO> {
   using typename Lanes<IO>::V;
-  V gx[Cell::G], gh[Cell::G], prev[Cell::S], next[Cell::S], saved[Cell::K + 1];
+  static constexpr int P = CellSizes::of(Cell{}).P;
+  V gx[Cell::G], gh[Cell::G], prev[Cell::S + P], next[Cell::S], saved[Cell::K + 1];
+
+  RNN_HD void read_parameters(const IO* unit, int64_t H, int64_t i, int n) {
+    for (int k = 0; k < P; ++k) prev[Cell::S + k] = load(unit + k * H + i, n);
+  }
 
   RNN_HD void run(const RowStep& now) {
     if (now.active) {
@@ -99,19 +105,22 @@ struct ForwardUnit : Lanes<IO> {
 };
 
 // Backward. The caller reads, and then fills in dnext: dout, which is what reaches the step's results from outside of
-// the loop, and all that comes from the step after it.
+// the loop, and all that comes from the step after it. Behind the states, prev and dprev have the parameters of the
+// cell, and what the step adds to their gradients.
 template <class Cell, class IO>
 struct BackwardUnit : Lanes<IO> {
   using typename Lanes<IO>::V;
   using Lanes<IO>::load_or_zero;
-  static constexpr int kColumns = Cell::G + Cell::A;  // of dgates
-  V saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dout[Cell::S], dnext[Cell::S];
-  V dgx[Cell::G], dgh[Cell::G], dprev[Cell::S];
+  static constexpr int P = CellSizes::of(Cell{}).P;
+  static constexpr int kColumns = CellSizes::of(Cell{}).columns();  // of dgates
+  V saved[Cell::K + 1], prev[Cell::S + P], next[Cell::S], dout[Cell::S], dnext[Cell::S];
+  V dgx[Cell::G], dgh[Cell::G], dprev[Cell::S + P];
 
   // Of a step that is there.
-  RNN_HD void read(const Backward<IO>& p, const RowStep& now, const StateBefore& before, int64_t i, int n,
+  RNN_HD void read(const Backward<IO>& p, int64_t d, const RowStep& now, const StateBefore& before, int64_t i, int n,
                    bool projected) {
     const int64_t H = p.seq.H, at = now.n * H + i;
+    for (int k = 0; k < P; ++k) prev[Cell::S + k] = load(p.unit[d] + k * H + i, n);
     for (int k = 0; k < Cell::K; ++k) saved[k] = load(p.saved + (now.n * Cell::K + k) * H + i, n);
     if (projected) {  // h before the projection: no cell with a projection asks for its value
       prev[0] = next[0] = dout[0] = V(0);
@@ -131,10 +140,11 @@ struct BackwardUnit : Lanes<IO> {
   RNN_HD void run(const RowStep& now) {
     if (now.active) {
       Cell::backward(saved, prev, next, dnext, dgx, dgh, dprev);
-      for (V& x : dprev) x = now.handed_on(x);
+      for (int k = 0; k < Cell::S; ++k) dprev[k] = now.handed_on(dprev[k]);
     } else {
       for (V& x : dgx) x = V(0);
       for (V& x : dgh) x = V(0);
+      for (int k = 0; k < P; ++k) dprev[Cell::S + k] = V(0);
     }
   }
 
@@ -147,6 +157,7 @@ struct BackwardUnit : Lanes<IO> {
   RNN_HD void put_columns(To* to, int64_t H, int n) const {
     for (int g = 0; g < Cell::G; ++g) store(to + g * H, dgx[g], n);
     for (int a = 0; a < Cell::A; ++a) store(to + (Cell::G + a) * H, dgh[Cell::G - Cell::A + a], n);
+    for (int k = 0; k < P; ++k) store(to + (Cell::G + Cell::A + k) * H, dprev[Cell::S + k], n);
   }
 };
 

@@ -13,7 +13,7 @@
 //   h0, h_n [L*D, B, R]                c0, c_n [L*D, B, H]
 //   ys [L or L-1, T, B, D*R]: y of each layer before its directions are merged; of the last one only where that
 //                             differs from y
-//   c, h_raw [L, T, B, D, H]           saved [L, T, B, D, K*H]          dgates [L, T, B, D, (G+A)*H]
+//   c, h_raw [L, T, B, D, H]           saved [L, T, B, D, K*H]          dgates [L, T, B, D, X*H]
 //
 // An output that is not kept or not asked for is an empty tensor.
 #pragma once
@@ -28,7 +28,7 @@ namespace rnn {
 struct Settings {
   c10::string_view cell;
   int64_t layers = 1, directions = 1;
-  bool projected = false;                  // the last weight of each layer and direction is w_hr
+  bool projected = false;                  // each layer and direction has a w_hr
   c10::string_view merge_mode = "concat";  // how both directions become one output
   int64_t window = 0;                      // steps after which no gradient flows on (truncated BPTT); 0: none
   c10::string_view clip = "none";          // how backward bounds the gradients of the gates: clip.h
@@ -43,7 +43,7 @@ struct Settings {
 };
 
 struct Model {
-  TensorList weights;  // in torch's order: for each layer and direction w_ih, w_hh, then b_ih, b_hh, w_hr as there are
+  TensorList weights;  // as weights.h has them: torch's order, for each layer and direction
   Tensor h0;
   OptionalTensor c0;   // where the cell has a c
   OptionalList masks;  // factors of y on its way to the next layer (dropout), one between any two layers
@@ -201,7 +201,7 @@ auto with_ops(Library library, F&& f) {
   return library == Library::kTriton ? f(SequenceOps<Library::kTriton>()) : f(SequenceOps<Library::kCompiled>());
 }
 
-// dx [T, B, I] of dgates [T, B, D, (G+A)*H], packed or not, and w_ih [G*H, I] of each direction.
+// dx [T, B, I] of dgates [T, B, D, X*H], packed or not, and w_ih [G*H, I] of each direction.
 inline constexpr const char* kInputGradientSchema = "input_gradient(Tensor dgates, Tensor[] w_ih) -> Tensor dx";
 inline const auto& input_gradient_op() {
   static const auto op = c10::Dispatcher::singleton()

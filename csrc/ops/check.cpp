@@ -27,7 +27,8 @@ struct Checker {
   }
 
   // In backward the weights of the input of the first layer have no say.
-  void weights(const Weights& weights, const Sizes& n, int64_t rows, bool forward, bool step) const {
+  void weights(const Weights& weights, const Sizes& n, const CellInfo& cell, bool forward, bool step) const {
+    const int64_t rows = cell.G * n.H;
     for (int64_t l = 0; l < n.L; ++l) {
       const auto each = [&](Weight kind, at::IntArrayRef shape, const char* meaning) {
         if (!weights.has(kind)) return;
@@ -40,6 +41,9 @@ struct Checker {
       if (forward || l > 0) each(kWIh, {rows, l > 0 ? n.width() : n.I}, "gates * hidden_size, input");
       each(kWHh, {rows, n.R}, "gates * hidden_size, state");
       each(kWHr, {n.R, n.H}, "proj_size, hidden_size");
+      for (int64_t d = 0; d < n.D; ++d)
+        for (int64_t k = 0; k < weights.params(); ++k)
+          tensor(weights.param(k, l, d), parameter_name(cell, k, l, d, step), {n.H}, "hidden_size");
       if (!forward) continue;
       each(kBIh, {rows}, "gates * hidden_size");
       each(kBHh, {rows}, "gates * hidden_size");
@@ -147,7 +151,7 @@ Sizes check(ForwardCall& call) {
   const Checker like{call.x};
   like.tensor(call.h0, "hx", {n.L * n.D, B, n.R}, "layers * directions, batch, state");
   like.optional(call.c0, "cx", {n.L * n.D, B, n.H}, "layers * directions, batch, hidden");
-  like.weights(weights, n, cell.G * n.H, true, call.step);
+  like.weights(weights, n, cell, true, call.step);
   like.masks(call.masks, n);
   like.steps(call, n);
   make_contiguous(call.h0);
@@ -169,7 +173,7 @@ Sizes check(BackwardCall& call) {
   if (n.inner()) like.tensor(call.ys, "ys", inner(), "layers, time, batch, directions * state");
   like.tensor(call.h0, "h0", {n.L * n.D, n.B, n.R}, "layers * directions, batch, state");
   like.optional(call.c0, "c0", {n.L * n.D, n.B, n.H}, "layers * directions, batch, hidden");
-  like.weights(weights, n, cell.G * n.H, false, call.layers == 0);
+  like.weights(weights, n, cell, false, call.layers == 0);
   like.masks(call.masks, n);
   like.optional(call.dy, "dy", call.y.sizes(), "the shape of y");
   like.optional(call.dh_n, "dh_n", call.h0.sizes(), "the shape of h0");

@@ -4,6 +4,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/stack.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -66,6 +67,15 @@ LayerWeights::List weights_of(const Weights& weights, Weight kind, int64_t layer
     list.push_back(weights.get(kind, layer, d).contiguous());
   return list;
 }
+LayerWeights::List params_of(const Weights& weights, int64_t layer, int64_t directions) {
+  LayerWeights::List list;
+  for (int64_t d = 0; weights.params() && d < directions; ++d) {
+    std::vector<Tensor> rows;
+    for (int64_t k = 0; k < weights.params(); ++k) rows.push_back(weights.param(k, layer, d));
+    list.push_back(at::stack(rows));
+  }
+  return list;
+}
 
 }  // namespace
 
@@ -120,7 +130,7 @@ ForwardLayer ForwardRun::layer(int64_t l, const Tensor& x) {
           l,
           x.numel() == 0 || x.stride(-1) == 1 ? x : x.contiguous(),
           {weights_of(weights_, kWIh, l, n.D), weights_of(weights_, kWHh, l, n.D), weights_of(weights_, kBIh, l, n.D),
-           weights_of(weights_, kBHh, l, n.D), weights_of(weights_, kWHr, l, n.D)},
+           weights_of(weights_, kBHh, l, n.D), weights_of(weights_, kWHr, l, n.D), params_of(weights_, l, n.D)},
           states_part(call_.h0, n, l),
           states_part(call_.c0, n, l),
           std::move(y),
@@ -144,7 +154,7 @@ ForwardOutputs ForwardRun::outputs() && {
 BackwardRun::BackwardRun(BackwardCall& call) : Run(call), clip_(find_clip(call.clip, call.bound)) {
   const auto options = call.y.options();
   const auto wide = options.dtype(call.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  out_.dgates = call.over_saved ? call.saved : steps(true, n_.L, {n_.D, (cell_.G + cell_.A) * n_.H}, options);
+  out_.dgates = call.over_saved ? call.saved : steps(true, n_.L, {n_.D, cell_.columns() * n_.H}, options);
   out_.dh0 = states(call.initial, n_.R, options);
   out_.dc0 = states(call.initial && cell_.S > 1, n_.H, options);
   out_.dproj = steps(projected(), n_.L, {n_.D, n_.R}, options);
@@ -155,6 +165,7 @@ BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
   LayerWeights w;
   w.w_hh = weights_of(weights_, kWHh, l, n_.D);
   w.w_hr = weights_of(weights_, kWHr, l, n_.D);
+  w.unit = params_of(weights_, l, n_.D);
   return {call_,
           cell_,
           n_,
@@ -209,9 +220,9 @@ OptionalTensor BackwardRun::whole(int64_t l, const Tensor& dgates_above) const {
   if (call_.invariant || products_for(dgates_above)) {
     std::vector<Tensor> w_ih;
     for (int64_t d = 0; d < n_.D; ++d) w_ih.push_back(weights_.get(kWIh, l + 1, d));
-    dx = input_gradient_op().call(dgates_above.view(n_.shape({n_.D, (cell_.G + cell_.A) * n_.H})), w_ih);
+    dx = input_gradient_op().call(dgates_above.view(n_.shape({n_.D, cell_.columns() * n_.H})), w_ih);
   } else {
-    const Tensor columns = dgates_above.view({n_.N, n_.D, (cell_.G + cell_.A) * n_.H});
+    const Tensor columns = dgates_above.view({n_.N, n_.D, cell_.columns() * n_.H});
     dx = fresh({n_.N, n_.width()}, columns.options());
     for (int64_t d = 0; d < n_.D; ++d) {
       const Tensor dgx = columns.select(1, d).narrow(1, 0, rows);

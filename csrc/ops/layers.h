@@ -12,10 +12,10 @@ namespace rnn {
 // of them: huge pages are asked for.
 Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options);
 
-// Contiguous, one per direction; empty where there is none.
+// Contiguous, one per direction; empty where there is none. `unit` has the parameters of the cell side by side, [P, H].
 struct LayerWeights {
   using List = c10::SmallVector<Tensor, 2>;
-  List w_ih, w_hh, b_ih, b_hh, w_hr;
+  List w_ih, w_hh, b_ih, b_hh, w_hr, unit;
 };
 
 // What a backend is asked to do for one layer; shapes as in layout.h. It writes the outputs, of which those that are
@@ -38,7 +38,7 @@ struct BackwardLayer {
   Sizes n;  // whose I is not known
   Clip clip;
   OptionalTensor dy, dh_n, dc_n, dc;
-  LayerWeights w;  // w_hh and w_hr alone
+  LayerWeights w;  // w_hh, w_hr and unit alone
   Tensor h0;
   OptionalTensor c0;
   Tensor y, c, saved;

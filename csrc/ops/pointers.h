@@ -52,6 +52,7 @@ Forward<IO> parameters(const ForwardLayer& a, const Tensor& gx = {}) {
     if (!a.w.b_ih.empty()) p.b_ih[d] = pointer<const IO>(a.w.b_ih[d]);
     if (!a.w.b_hh.empty()) p.b_hh[d] = pointer<const IO>(a.w.b_hh[d]);
     if (!a.w.w_hr.empty()) p.w_hr[d] = pointer<const IO>(a.w.w_hr[d]);
+    if (!a.w.unit.empty()) p.unit[d] = pointer<const IO>(a.w.unit[d]);
   }
   p.h0 = pointer<const IO>(a.h0);
   p.c0 = pointer<const IO>(a.c0);
@@ -77,6 +78,7 @@ Backward<IO> parameters(const BackwardLayer& a) {
   for (int64_t d = 0; d < a.n.D; ++d) {
     p.w_hh[d] = pointer<const IO>(a.w.w_hh[d]);
     if (!a.w.w_hr.empty()) p.w_hr[d] = pointer<const IO>(a.w.w_hr[d]);
+    if (!a.w.unit.empty()) p.unit[d] = pointer<const IO>(a.w.unit[d]);
   }
   p.h0 = pointer<const IO>(a.h0);
   p.c0 = pointer<const IO>(a.c0);

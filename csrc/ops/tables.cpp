@@ -40,7 +40,7 @@ std::string_view name_of(const Table& table, Value value) {
 // Cells that were registered while the process runs. Nodes of a map stay where they are, and with them the texts.
 struct Registered {
   struct Entry {
-    std::string gates;
+    std::string gates, params;
     CellInfo info;
   };
   std::shared_mutex mutex;
@@ -59,14 +59,16 @@ const CellInfo* find_registered(std::string_view name) {
 
 }  // namespace
 
-const CellInfo& register_cell(const std::string& name, const std::string& gates, const CellSizes& sizes, bool reads_h) {
+const CellInfo& register_cell(const std::string& name, const std::string& gates, const std::string& params,
+                              const CellSizes& sizes, bool reads_h) {
   const std::unique_lock lock(registered().mutex);
   auto& cells = registered().cells;
   const auto [place, added] = cells.try_emplace(name);
   auto& [own_name, entry] = *place;
   if (added) {
     entry.gates = gates;
-    entry.info = {sizes, int(cells.size()) - 1 + count(AllCells{}), own_name, entry.gates, reads_h};
+    entry.params = params;
+    entry.info = {sizes, int(cells.size()) - 1 + count(AllCells{}), own_name, entry.gates, reads_h, entry.params};
   }
   return entry.info;
 }

@@ -13,17 +13,19 @@ struct CellInfo : CellSizes {
   int number;  // in AllCells; those that are registered are numbered on
   std::string_view name, gates;
   bool reads_h;
+  std::string_view params = {};  // names, with a space between any two
 
   bool built_in() const { return number < count(AllCells{}); }
 
   // Whether the gradients of the gates fit the memory of what forward saves.
-  bool fits_over_saved() const { return K > 0 && K == G + A; }
+  bool fits_over_saved() const { return K > 0 && K == columns(); }
 };
 const CellInfo& find_cell(std::string_view name);
 
 // Adds a cell that is not in AllCells, for as long as the process runs. Its name says what it computes: one that is
 // there already is the same cell.
-const CellInfo& register_cell(const std::string& name, const std::string& gates, const CellSizes& sizes, bool reads_h);
+const CellInfo& register_cell(const std::string& name, const std::string& gates, const std::string& params,
+                              const CellSizes& sizes, bool reads_h);
 
 // How both directions of a layer become one output.
 enum class Merge { kConcat, kSum, kMean, kMul };

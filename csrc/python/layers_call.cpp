@@ -85,10 +85,10 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   TORCH_CHECK_TYPE(PyList_Check(args[1]), "layers_call: expected a list of weights, got ", Py_TYPE(args[1])->tp_name);
   const auto [I, H, P, L, D, batch_first] = sizes;
   const int64_t count_of_weights = PyList_GET_SIZE(args[1]), each = L * D > 0 ? count_of_weights / (L * D) : 0;
-  const int64_t biases = each - 2 - (P > 0);
+  const CellInfo& info = find_cell(cell);
+  const int64_t biases = each - 2 - (P > 0) - info.P;
   if (biases < 0 || biases > 2 || count_of_weights != each * L * D) Py_RETURN_NONE;
 
-  const CellInfo& info = find_cell(cell);
   const Tensor* const given_x = exact_tensor(args[9]);
   if (!given_x || given_x->dim() != 3 || given_x->size(2) != I || !has_kernels(*given_x, info) || !undisturbed())
     Py_RETURN_NONE;

@@ -26,8 +26,11 @@ void launch(const char* pass, c10::Device device, const py::dict& arguments) {
   py::module_::import("rnnkernels._backends.triton.launch").attr(pass)(**arguments);
 }
 
-void refuse(const Tensor& like, const LayerWeights::List& w_hr) {
-  TORCH_CHECK_NOT_IMPLEMENTED(w_hr.empty(),
+void refuse(const Tensor& like, const LayerWeights& w) {
+  TORCH_CHECK_NOT_IMPLEMENTED(w.unit.empty(),
+                              "rnnkernels: the triton backend has no cells with parameters of their own. Ask for "
+                              "another backend.");
+  TORCH_CHECK_NOT_IMPLEMENTED(w.w_hr.empty(),
                               "rnnkernels: the triton backend has no projections. Leave out proj_size, "
                               "or ask for another backend.");
   TORCH_CHECK_NOT_IMPLEMENTED(like.scalar_type() != at::kDouble,
@@ -51,7 +54,7 @@ py::dict common(const Layer& a, const Tensor& w_hh) {
 }
 
 void forward_layer(const ForwardLayer& a) {
-  refuse(a.x, a.w.w_hr);
+  refuse(a.x, a.w);
   const Tensor gx = project_input(a);
   if (a.n.T == 0 || a.n.B == 0) {
     a.h_n.copy_(a.h0);
@@ -78,7 +81,7 @@ void forward_layer(const ForwardLayer& a) {
 }
 
 void backward_layer(const BackwardLayer& a) {
-  refuse(a.y, a.w.w_hr);
+  refuse(a.y, a.w);
   if (a.n.T == 0 || a.n.B == 0) {
     const auto same = [](const Tensor& to, const OptionalTensor& from) {
       if (to.numel() && from) to.copy_(*from);

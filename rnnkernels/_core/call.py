@@ -42,27 +42,48 @@ class LayerWeights(NamedTuple):
     b_ih: Tensor | None = None  # [G*H]
     b_hh: Tensor | None = None  # [G*H]
     w_hr: Tensor | None = None  # [R, H]; None: no projection, R = H
+    params: tuple[Tensor, ...] = ()  # [H] each: those of the cell itself, in its order
 
     @classmethod
-    def from_list(cls, weights: Sequence[Tensor], projected: bool | None = None) -> LayerWeights:
-        """From torch's order: w_ih, w_hh, then b_ih, b_hh and w_hr as far as they exist.
+    def from_list(
+        cls, weights: Sequence[Tensor], projected: bool | None = None, params: int = 0
+    ) -> LayerWeights:
+        """From torch's order: w_ih, w_hh, then b_ih, b_hh and w_hr as far as they exist, and behind
+        them as many parameters of the cell as said.
 
         Where ``projected`` does not say whether there is a w_hr, a last matrix is one.
         """
         for w in weights:
             if not isinstance(w, Tensor):
                 raise TypeError(f"weights: expected tensors, got {type(w).__name__}")
+        own = len(weights) - params  # the others
         if projected is None:
-            projected = len(weights) > 2 and weights[-1].dim() == 2
-        if not 2 <= len(weights) - projected <= 4:
+            projected = own > 2 and weights[own - 1].dim() == 2
+        if not 2 <= own - projected <= 4:
+            behind = f", and behind them the parameters of the cell, {params}" if params else ""
             raise ValueError(
                 "weights: expected [w_ih, w_hh, b_ih, b_hh, w_hr] as far as they exist for each "
-                f"layer and direction, got {len(weights)} tensors"
+                f"layer and direction{behind}, got {len(weights)} tensors"
             )
-        w_ih, w_hh, *rest = weights
+        w_ih, w_hh, *rest = weights[:own]
         w_hr = rest[-1] if projected else None
         b_ih, b_hh = [*rest[: len(rest) - projected], None, None][:2]
-        return cls(w_ih, w_hh, b_ih, b_hh, w_hr)
+        return cls(w_ih, w_hh, b_ih, b_hh, w_hr, tuple(weights[own:]))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that there are, in the order of the ops."""
+        return [w for w in self[:5] if w is not None] + list(self.params)
+
+    def each(self, f: Callable[[Tensor], Tensor]) -> LayerWeights:
+        """The same with f(tensor) in place of each."""
+
+        def some(w: Tensor | None) -> Tensor | None:
+            return None if w is None else f(w)
+
+        b_ih, b_hh, w_hr = some(self.b_ih), some(self.b_hh), some(self.w_hr)
+        params = tuple(map(f, self.params))
+        return LayerWeights(f(self.w_ih), f(self.w_hh), b_ih, b_hh, w_hr, params)
 
 
 class Call(NamedTuple):
@@ -75,7 +96,7 @@ class Call(NamedTuple):
     cell_name: str
     layers: int
     directions: int
-    projected: bool  # the last weight of each layer and direction is w_hr
+    projected: bool  # each layer and direction has a w_hr
     merge_mode: str  # how both directions become one output
     window: int  # no gradient crosses a boundary of windows of so many steps; 0: no windows
     clip: str  # see Clip
@@ -133,7 +154,9 @@ class Call(NamedTuple):
         D = self.directions
         each = len(self.weights) // (self.layers * D)
         groups = [
-            LayerWeights.from_list(self.weights[(index * D + d) * each :][:each], self.projected)
+            LayerWeights.from_list(
+                self.weights[(index * D + d) * each :][:each], self.projected, self.cell.P
+            )
             for d in range(D)
         ]
         rows = slice(index * D, (index + 1) * D)
@@ -155,6 +178,7 @@ class Call(NamedTuple):
             window=self.window,
             clip=Clip(self.clip, self.bound),
             flow=None if self.flow is None else self.flow[index],
+            params=[list(w.params) for w in groups],
         )
 
 
@@ -183,6 +207,7 @@ class Layer(NamedTuple):
     clip: Clip = NO_CLIP
     flow: Tensor | None = None  # [T, B, D]
     starts: Tensor | None = None
+    params: Sequence[list[Tensor]] = ()  # of each direction those of the cell, [H] each
 
     @property
     def cell(self) -> Cell:
@@ -205,12 +230,14 @@ class Layer(NamedTuple):
         """Every tensor that a gradient may be asked for."""
         lists = (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr)
         states = [self.h0, *([] if self.c0 is None else [self.c0])]
-        return [self.x, *(t for some in lists for t in some), *states]
+        params = [t for some in self.params for t in some]
+        return [self.x, *(t for some in lists for t in some), *states, *params]
 
     def call(self) -> Call:
         """The call of this layer alone."""
         lists = (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr)
         D = len(self.w_hh)
+        params = self.params or [[]] * D
         return Call(
             self.cell_name,
             layers=1,
@@ -221,7 +248,9 @@ class Layer(NamedTuple):
             clip=self.clip.kind,
             bound=self.clip.bound,
             x=self.x,
-            weights=[some[d] for d in range(D) for some in lists if some],
+            weights=[
+                t for d in range(D) for t in (*(some[d] for some in lists if some), *params[d])
+            ],
             h0=self.h0,
             c0=self.c0,
             lengths=self.lengths,

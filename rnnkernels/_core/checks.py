@@ -233,7 +233,10 @@ def parameters(call: Call) -> None:
         shapes = (rows, x), (rows, R), (rows,), (rows,), (R, call.H)
         layer = call.layer(index, call.x)
         lists = (layer.w_ih, layer.w_hh, layer.b_ih, layer.b_hh, layer.w_hr)
-        for name, tensors, shape in zip(WEIGHT_NAMES, lists, shapes, strict=True):
+        every = list(zip(WEIGHT_NAMES, lists, shapes, strict=True))
+        for k, own in enumerate(call.cell.params):
+            every.append((f"weight_{own}", [params[k] for params in layer.params], (call.H,)))
+        for name, tensors, shape in every:
             for d, t in enumerate(tensors):
                 if t.shape != shape or t.dtype != call.x.dtype or t.device != call.x.device:
                     _refuse_parameter(parameter_name(name, layer.number, d), t, shape, call.x)

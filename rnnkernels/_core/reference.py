@@ -91,6 +91,7 @@ def run_direction(
     cell, T, packed = call.cell, call.T, call.starts is not None
     b_ih = call.b_ih[d] if call.b_ih else None
     b_hh = call.b_hh[d] if call.b_hh else None
+    params = call.params[d] if call.params else ()
     gx = F.linear(call.x, call.w_ih[d], b_ih)  # [T, B, G*H]
     initial = [call.h0[d]] if call.c0 is None else [call.h0[d], call.c0[d]]
     state = [s[:0] for s in initial] if packed and d == 1 else initial
@@ -103,7 +104,10 @@ def run_direction(
             gx, gh = gx.masked_fill(~active, 0), gh.masked_fill(~active, 0)
         if call.clip.kind != "none":
             gx, gh = _bounded(gx, gh, call.clip)
-        values, _ = cell.forward(gx.chunk(cell.G, -1), gh.chunk(cell.G, -1), prev)
+        gates = gx.chunk(cell.G, -1)
+        values, _ = cell.forward(
+            gates, gh.chunk(cell.G, -1), [*prev, *(p.expand_as(gates[0]) for p in params)]
+        )
         next = list(values)
         if call.w_hr:
             next[0] = F.linear(next[0], call.w_hr[d])

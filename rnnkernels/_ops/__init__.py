@@ -77,8 +77,9 @@ if _C is not None:
 def register_cell(cell: Cell) -> None:
     """Makes a cell that a user wrote known to the compiled ops."""
     if _C is not None:
-        names = " ".join(cell.gates)
-        _C.register_cell(cell.name, names, cell.G, cell.S, cell.K, cell.A, cell.reads_h)
+        gates, params = " ".join(cell.gates), " ".join(cell.params)
+        sizes = cell.G, cell.S, cell.K, cell.A, cell.P
+        _C.register_cell(cell.name, gates, params, *sizes, cell.reads_h)
 
 
 def load_cell(name: str, path: str) -> str:
@@ -199,8 +200,10 @@ _USERS_NAMES = {"h0": "hx", "c0": "cx"}
 def _name_of_weight(a: Any, index: int) -> str:
     each = len(a.weights) // (a.layers * a.directions)
     group, place = divmod(index, each)
-    weights = LayerWeights.from_list(a.weights[group * each :][:each], a.projected)
-    names = [n for n, w in zip(checks.WEIGHT_NAMES, weights, strict=True) if w is not None]
+    cell = find(a.cell)
+    weights = LayerWeights.from_list(a.weights[group * each :][:each], a.projected, cell.P)
+    names = [n for n, w in zip(checks.WEIGHT_NAMES, weights, strict=False) if w is not None]
+    names += [f"weight_{name}" for name in cell.params]
     layer = -1 if getattr(a, "step", False) else group // a.directions
     return checks.parameter_name(names[place], layer, group % a.directions)
 
@@ -255,7 +258,7 @@ def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
         return found
 
     return (
-        empty(True, *n.every((n.cell.G + n.cell.A) * n.H)),
+        empty(True, *n.every((n.cell.G + n.cell.A + n.cell.P) * n.H)),
         empty(a.initial, *n.states(n.R)),
         empty(a.initial and n.has_c, *n.states(n.H)),
         empty(n.projected, *n.every(n.R)),

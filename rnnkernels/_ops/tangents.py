@@ -29,6 +29,7 @@ from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, merge
 from rnnkernels._ops.duals import Dual, Maybe, apart, joined, part, total
 from rnnkernels._ops.schema import FIRST_WEIGHT, OF_STEPS
 from rnnkernels._ops.tangent_steps import Direction
+from rnnkernels.cells import find as find_cell
 
 
 class Found(NamedTuple):
@@ -41,11 +42,12 @@ class Found(NamedTuple):
 
 def takes(a: SimpleNamespace, tensors: Sequence[Maybe], gradients: bool) -> bool:
     """Whether this is a way for a call: where gradients are asked for, without bounds and windows,
-    which make the loop that of another function."""
+    which make the loop that of another function; for cells that have no parameters, whose part in a
+    step it does not know."""
     plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
     if not plain or a.x.size(0) == 0 or a.x.dtype not in (torch.float32, torch.float64):
         return False
-    if any(transformed(t) for t in tensors if t is not None):
+    if find_cell(a.cell).P or any(transformed(t) for t in tensors if t is not None):
         return False
     return not gradients or not (a.lanes or a.clip != "none" or 0 < a.window < a.x.size(0))
 
@@ -187,7 +189,7 @@ class _Layer:
         for d in range(self.D):
             own = list(weights[d * each : (d + 1) * each])
             values = LayerWeights.from_list([w.value for w in own], a.projected)
-            present = zip(LayerWeights._fields, values, strict=True)
+            present = zip(LayerWeights._fields, values[:-1], strict=False)
             names = [name for name, value in present if value is not None]
             initial = [Dual(h0.value[d], part(h0.tangent, d))]
             states = [self.y[..., d * self.R : (d + 1) * self.R]]

@@ -5,6 +5,7 @@ from rnnkernels.cells.definition import DefinedCell, define
 from rnnkernels.cells.elman import RNN_RELU, RNN_SIGMOID, RNN_TANH
 from rnnkernels.cells.gru import GRU
 from rnnkernels.cells.lstm import LSTM
+from rnnkernels.cells.parameters import per_unit
 
 #: Every cell there is, by name, in the order of ``AllCells`` in ``csrc/common/cell_list.h``.
 CELLS: dict[str, Cell] = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU)}
@@ -38,4 +39,4 @@ def add(cell: DefinedCell) -> None:
         raise ValueError(f"cell: {cell.name!r} is another cell already. Rename the function")
 
 
-__all__ = ["CELLS", "Cell", "DefinedCell", "Values", "add", "define", "find"]
+__all__ = ["CELLS", "Cell", "DefinedCell", "Values", "add", "define", "find", "per_unit"]

@@ -1,6 +1,6 @@
 """The contract of a cell: what one hidden unit does in one step, in torch operations.
 
-A cell is three functions on gate values ``[..., H]`` and five numbers. Two of them, ``forward`` and
+A cell is three functions on gate values ``[..., H]`` and six numbers. Two of them, ``forward`` and
 ``backward``, stand in ``csrc/common/cells.h`` for CPU and GPU kernels as well; tests hold the
 statements against each other.
 
@@ -9,19 +9,22 @@ symbol    meaning                                               count
 ========  ====================================================  =====
 ``gx``    input part of the gates, ``W_ih x + b_ih``            G
 ``gh``    hidden part of the gates, ``W_hh h + b_hh``           G
-``prev``  state before the step; slot 0 is h, slot 1 is c       S
+``prev``  state before the step; slot 0 is h, slot 1 is c;      S + P
+          behind them the parameters of the cell itself
 ``next``  state after the step                                  S
 ``saved`` what backward needs beyond ``prev`` and ``next``      K
 ========  ====================================================  =====
 
 ``A`` is the number of trailing gates whose hidden part is kept apart: only for them do the
-gradients of ``gx`` and ``gh`` differ. ``reads_h`` says whether backward reads ``next[0]``.
+gradients of ``gx`` and ``gh`` differ. ``reads_h`` says whether backward reads ``next[0]``. ``P`` is
+the number of parameters: numbers of each unit that are learnt and stand still over time, for which
+``dprev`` has what the step adds to their gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -47,7 +50,12 @@ class Cell:
     forward: Callable[[Values, Values, Values], tuple[Values, Values]]
     backward: Callable[[Values, Values, Values, Values], tuple[Values, Values, Values]]
     tangents: Callable[[Values, Values, Values, Values, Values, Values], Values]
+    params: Sequence[str] = field(default=(), kw_only=True)
 
     @property
     def G(self) -> int:
         return len(self.gates)
+
+    @property
+    def P(self) -> int:
+        return len(self.params)

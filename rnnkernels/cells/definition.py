@@ -13,6 +13,7 @@ from typing import Any
 from rnnkernels.cells.contract import Cell
 from rnnkernels.cells.derivative import Derived, derive
 from rnnkernels.cells.graph import below
+from rnnkernels.cells.parameters import PerUnit
 from rnnkernels.cells.text import cpp_text, torch_text, triton_text
 from rnnkernels.cells.tracing import Traced, trace
 
@@ -24,6 +25,7 @@ class DefinedCell(Cell):
     Attributes:
         function: what it was written as.
         states: the names of the states.
+        initial: how each of ``params`` begins.
         cpp: the struct of the kernels, as those of ``csrc/common/cells.h``.
         torch: its functions of torch operations.
         triton: its functions for Triton.
@@ -33,6 +35,7 @@ class DefinedCell(Cell):
 
     function: Callable[..., Any] = field(repr=False)
     states: tuple[str, ...]
+    initial: tuple[PerUnit, ...]
     cpp: str = field(repr=False)
     torch: str = field(repr=False)
     triton: str = field(repr=False)
@@ -48,10 +51,8 @@ class DefinedCell(Cell):
         return self.function.__name__
 
     def __repr__(self) -> str:
-        return (
-            f"<cell {self.title}({', '.join(self.gates)}, *, {', '.join(self.states)}), "
-            f"which is {self.name}>"
-        )
+        keywords = ", ".join((*self.states, *self.params))
+        return f"<cell {self.title}({', '.join(self.gates)}, *, {keywords}), which is {self.name}>"
 
     def __reduce__(self) -> str:
         """By the name that it has in its module.
@@ -81,7 +82,8 @@ class DefinedCell(Cell):
 def define(function: Callable[..., Any]) -> DefinedCell:
     """The cell that a function of gates and states is: see :func:`rnnkernels.cell`."""
     traced = trace(function)
-    derived = derive(traced.graph, traced.next, len(traced.gates), len(traced.states))
+    before = len(traced.states) + len(traced.params)
+    derived = derive(traced.graph, traced.next, len(traced.gates), before)
     name = f"{traced.name.lower()}-{_digest(traced, derived)}"
     title = f"Written by rnnkernels.cell: {name}."
     text = torch_text(derived, title)
@@ -99,7 +101,9 @@ def define(function: Callable[..., Any]) -> DefinedCell:
         tangents=functions["tangents"],
         function=function,
         states=traced.states,
-        cpp=cpp_text(derived, name, traced.gates, len(traced.states), traced.split),
+        params=tuple(traced.params),
+        initial=tuple(traced.params.values()),
+        cpp=_cpp(traced, derived, name),
         torch=text,
         triton=triton_text(derived, title),
         reads_own_h=prev_h or derived.reads_h,
@@ -113,8 +117,12 @@ def _all(derived: Derived) -> list[Any]:
 
 def _digest(traced: Traced, derived: Derived) -> str:
     """Of what a cell computes, whatever its functions are called."""
-    text = cpp_text(derived, "", traced.gates, len(traced.states), traced.split)
-    return sha256(text.encode()).hexdigest()[:8]
+    return sha256(_cpp(traced, derived, "").encode()).hexdigest()[:8]
+
+
+def _cpp(traced: Traced, derived: Derived, name: str) -> str:
+    sizes = len(traced.states), traced.split
+    return cpp_text(derived, name, traced.gates, tuple(traced.params), *sizes)
 
 
 def compiled(text: str, name: str, language: str) -> dict[str, Any]:

@@ -130,15 +130,16 @@ class Derived:
     reads_h: bool
 
 
-def derive(graph: Graph, next: Sequence[Node], gates: int, states: int) -> Derived:
-    """The derivatives of a cell, and the fewest values to save for them."""
+def derive(graph: Graph, next: Sequence[Node], gates: int, before: int) -> Derived:
+    """The derivatives of a cell, and the fewest values to save for them. ``before`` counts states
+    and parameters."""
     rules = Calculus(graph)
     found = rules.gradients([(n, graph.leaf("dnext", s)) for s, n in enumerate(next)])
 
     def of(name: str, count: int) -> list[Maybe]:
         return [found.get(graph.leaf(name, i).index) for i in range(count)]
 
-    dgx, dgh, dprev = of("gx", gates), of("gh", gates), of("prev", states)
+    dgx, dgh, dprev = of("gx", gates), of("gh", gates), of("prev", before)
     back = [node for node in (*dgx, *dgh, *dprev) if node is not None]
     # Which of several cells of as many saved values is taken: one that asks for h least.
     with_h, without_h = (_saved(rules, next, back, own) for own in (next, next[1:]))

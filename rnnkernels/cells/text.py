@@ -213,7 +213,9 @@ def triton_text(of: Derived, title: str) -> str:
     )
 
 
-def cpp_text(of: Derived, name: str, gates: Sequence[str], states: int, split: int) -> str:
+def cpp_text(
+    of: Derived, name: str, gates: Sequence[str], params: Sequence[str], states: int, split: int
+) -> str:
     """A file with a struct as those of ``csrc/common/cells.h``."""
 
     def function(name: str, reads: str, writes: str, parts: Parts) -> str:
@@ -228,6 +230,10 @@ def cpp_text(of: Derived, name: str, gates: Sequence[str], states: int, split: i
         return "\n    ".join([head, *body]) + "\n  }"
 
     sizes = f"G = {len(gates)}, S = {states}, K = {len(of.saved)}, A = {split}"
+    own = ""
+    if params:
+        sizes += f", P = {len(params)}"
+        own = f'\n  static constexpr const char* kParams = "{" ".join(params)}";'
     forward = _parts(CPP, {}, "", "", (of.next, of.saved))
     backward = _parts(CPP, of.known, "", "V(0)", (of.dgx, of.dgh, of.dprev))
     return f"""\
@@ -240,7 +246,7 @@ namespace rnn {{
 
 struct UserCell {{
   static constexpr const char* kName = "{name}";
-  static constexpr const char* kGates = "{" ".join(gates)}";
+  static constexpr const char* kGates = "{" ".join(gates)}";{own}
   static constexpr int {sizes};
   static constexpr bool kReadsH = {str(of.reads_h).lower()};
 

@@ -9,6 +9,7 @@ from types import FunctionType
 from typing import Any
 
 from rnnkernels.cells.graph import Graph, Node, below, leaves
+from rnnkernels.cells.parameters import TAKEN, PerUnit, per_unit
 from rnnkernels.cells.symbols import Gate, Symbol, Symbolic, Trace, Value
 
 MOST_GATES, MOST_STATES = 4, 2
@@ -21,6 +22,7 @@ class Traced:
     name: str
     gates: tuple[str, ...]
     states: tuple[str, ...]
+    params: dict[str, PerUnit]
     next: list[Node]
     graph: Graph
     split: int  # A: gates from the first one on whose parts are used apart
@@ -38,9 +40,10 @@ def trace(function: Callable[..., Any]) -> Traced:
             f"{function!r}. Write def mgu(f, n, *, h): ..."
         )
     run = Trace(function.__name__, function.__code__)
-    gates, states = _signature(function, run)
+    gates, states, params = _signature(function, run)
     symbols = [Gate(run, i, name) for i, name in enumerate(gates)]
-    prev = {name: Value(run, run.graph.leaf("prev", i)) for i, name in enumerate(states)}
+    before = (*states, *params)
+    prev = {name: Value(run, run.graph.leaf("prev", i)) for i, name in enumerate(before)}
     try:
         result = function(*symbols, **prev)
     except Exception as error:
@@ -61,17 +64,42 @@ def trace(function: Callable[..., Any]) -> Traced:
                 f"state {name}: expected every state but the first, which the hidden parts of "
                 f"gates are made of, to be used, got one that nothing depends on. Leave it out"
             )
-    return Traced(run.name, gates, states, next, run.graph, _split(run.graph, nodes, next, gates))
+    for i, name in enumerate(params, len(states)):
+        if ("prev", i) not in used:
+            raise run.at_definition(
+                f"parameter {name}: expected every parameter to be used, got one that nothing "
+                "depends on. Leave it out"
+            )
+    split = _split(run.graph, nodes, next, gates)
+    return Traced(run.name, gates, states, params, next, run.graph, split)
 
 
-def _signature(function: FunctionType, run: Trace) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _signature(
+    function: FunctionType, run: Trace
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, PerUnit]]:
     wanted = "gates by position and states by keyword, as in def mgu(f, n, *, h)"
     gates: list[str] = []
     states: list[str] = []
+    params: dict[str, PerUnit] = {}
     for p in inspect.signature(function).parameters.values():
+        default = PerUnit() if p.default is per_unit else p.default
+        if p.kind is p.KEYWORD_ONLY and isinstance(default, PerUnit):
+            if p.name in TAKEN:
+                raise run.at_definition(
+                    f"parameter {p.name}: expected another name than those of a layer's weights, "
+                    f"got weight_{p.name}. Rename it"
+                )
+            params[p.name] = default
+            continue
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.default is not p.empty:
             raise run.at_definition(
-                f"parameter {p}: expected {wanted}, without defaults, *args and **kwargs"
+                f"parameter {p}: expected {wanted}, without defaults, *args and **kwargs. A "
+                "parameter of each unit is a keyword with rnnkernels.per_unit as its default"
+            )
+        if params:
+            raise run.at_definition(
+                f"state {p.name}: expected states in front of parameters, got one behind "
+                f"{next(reversed(params))}. Move it to the front"
             )
         (states if p.kind is p.KEYWORD_ONLY else gates).append(p.name)
     if not 1 <= len(gates) <= MOST_GATES:
@@ -85,7 +113,7 @@ def _signature(function: FunctionType, run: Trace) -> tuple[tuple[str, ...], tup
             "multiplied by and which is the output, and beside it at most one more, as the c of "
             "an LSTM"
         )
-    return tuple(gates), tuple(states)
+    return tuple(gates), tuple(states), params
 
 
 def _results(run: Trace, result: Any, states: tuple[str, ...]) -> list[Node]:

@@ -2,7 +2,8 @@
 
 ``weights`` lists the tensors of each layer and direction in torch's order, as
 ``module.all_weights`` does: for every layer the forward direction, then the reverse one, each
-``[w_ih, w_hh, b_ih, b_hh, w_hr]`` as far as they exist (one bias means ``bias_mode='single'``).
+``[w_ih, w_hh, b_ih, b_hh, w_hr]`` as far as they exist (one bias means ``bias_mode='single'``), and
+behind them the parameters of the cell itself, ``[H]`` each, if it has any.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def _layers(
             f"weights: expected one list of tensors per layer and direction, {D} per layer, "
             f"got {len(weights)}"
         )
-    groups = [LayerWeights.from_list(group) for group in weights]
+    groups = [LayerWeights.from_list(group, params=find(cell).P) for group in weights]
     first = groups[0]
     for group in groups:
         if [w is None for w in group] != [w is None for w in first]:
@@ -206,7 +207,7 @@ def cell(
             _cell, (input,), kind, cell, input, hx, weights, sizes=sizes, backend=backend
         )
     if sizes[1] and _backends.undisturbed(backend):
-        state: State | None = _ops.cell_step(cell, weights, *sizes, input, hx)
+        state: State | None = _ops.cell_step(cell, weights[:4], *sizes, input, hx)
         if state is not None:
             return state
     return checked_cell(kind, cell, input, hx, weights, sizes, backend)
@@ -230,7 +231,7 @@ def checked_cell(
     backend: str | None,
 ) -> State:
     """:func:`cell` by the way that takes whatever is allowed, and tells what is wrong."""
-    if _sharded.involved((input, *weights)):
+    if _sharded.involved((input, *weights.tensors)):
 
         def run(x: Tensor, hx: Any, own: LayerWeights) -> State:
             return checked_cell(kind, cell, x, hx, own, sizes, backend)
@@ -256,7 +257,7 @@ def checked_cell(
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, states = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in states]
-        weights = LayerWeights(*(None if w is None else _ops.cast(w, dtype) for w in weights))  # type: ignore[arg-type]
+        weights = weights.each(lambda w: _ops.cast(w, dtype))
     if H == 0:
         return _without_units(x, states, weights, batched)
     if weights.b_ih is None and weights.b_hh is not None:  # a single bias is b_ih
@@ -271,7 +272,7 @@ def checked_cell(
         clip="none",
         bound=1.0,
         x=x.unsqueeze(0),
-        weights=[w for w in weights if w is not None],
+        weights=weights.tensors,
         h0=states[0].unsqueeze(0),
         c0=states[1].unsqueeze(0) if has_c else None,
         step=True,
@@ -289,6 +290,8 @@ def _without_units(x: Tensor, states: list[Tensor], weights: LayerWeights, batch
     h = nn.functional.linear(x, weights.w_ih, weights.b_ih)
     h = h + nn.functional.linear(states[0], weights.w_hh, weights.b_hh)
     h = h + states[-1]
+    for p in weights.params:
+        h = h + p
     h = h if batched else h[0]
     return (h, h.clone()) if states[1:] else h
 

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map_only
 
 from rnnkernels._core import checks
+from rnnkernels._core.call import LayerWeights
 from rnnkernels._core.compiling import constant_result
 from rnnkernels.functional._spec import Spec, State
 
@@ -195,15 +196,19 @@ def forward(
     return (y, h_n, *more)
 
 
-def cell(run: Callable[..., Any], input: Any, hx: Any, weights: Any) -> State:
+def cell(run: Callable[..., Any], input: Any, hx: Any, weights: LayerWeights) -> State:
     """A step of a cell, ``run(input, hx, weights)`` being that of one process.
 
     Raises:
         TypeError, ValueError: see :func:`rows_of`.
     """
     by = 0 if isinstance(input, Tensor) and input.dim() == 2 else None
-    rows = rows_of(input, weights, by)
-    own = type(weights)(*(None if w is None else rows.local(w, None) for w in weights))
+    rows = rows_of(input, weights.tensors, by)
+
+    def local(w: Any) -> Tensor:
+        return rows.local(w, None)
+
+    own = weights.each(local)
     found = run(rows.local(input, by), states(rows, hx, by), own)
     result: State = tree_map_only(Tensor, lambda t: rows.of_all(t, by), found)
     return result

@@ -62,13 +62,18 @@ class RNNCellBase(nn.RNNCellBase):
         proxy = tracing.fx_proxy(input, hx)
         if proxy is not None:
             return tracing.fx_leaf(self, proxy, input, hx=hx)  # type: ignore[return-value]
-        weights = LayerWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        own = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        weights = LayerWeights(*own, params=self._params())
         kind, sizes = type(self).__name__, (self.input_size, self.hidden_size)
         if functional.is_overridden():
             return functional.cell(
                 kind, self.cell, input, hx, weights, sizes=sizes, backend=self.backend
             )
         return functional.checked_cell(kind, self.cell, input, hx, weights, sizes, self.backend)
+
+    def _params(self) -> tuple[Tensor, ...]:
+        """Those of the cell itself."""
+        return ()
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles: torch.nn's cell, with a warning."""

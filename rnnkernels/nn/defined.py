@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
@@ -29,6 +30,8 @@ def cell(function: Callable[..., Any]) -> DefinedCell:
 
         MGU = rnnkernels.layer(mgu)
         y, h_n = MGU(10, 20, num_layers=2)(torch.randn(5, 3, 10))
+
+    Keywords behind the states may be parameters, which :func:`rnnkernels.per_unit` marks.
 
     It is called once, with symbols in place of numbers, and says what one hidden unit does in one
     step. A gate is its pre-activation ``W_ih x + b_ih + W_hh h + b_hh``; ``n.x`` and ``n.h`` are
@@ -129,12 +132,34 @@ class DefinedLayer(RNNBase):
             **options,
         )
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "definition" in cls.__dict__ and len(cls.definition.states) > 1:
+            # torch gives LSTM its own versions of these, for a pair of states
+            for name in ("get_expected_cell_size", "check_forward_args", "permute_hidden"):
+                setattr(cls, name, getattr(nn.LSTM, name))
+
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        own = {f"weight_{name}": (self.hidden_size,) for name in self.definition.params}
+        return super()._shapes(layer) | own
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's layers, but for parameters of the cell that begin otherwise."""
+        super().reset_parameters()
+        initial = self.definition.initial
+        for group in self._all_weights:
+            for name, begin in zip(group[len(group) - len(initial) :], initial, strict=True):
+                begin.fill(getattr(self, name))
+
     @property
     def _kind(self) -> str:
         return self.definition.title
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _empty_layer, (self.definition,), self.__dict__.copy()
+        state = self.__dict__.copy()
+        if type(self) is not _layer(self.definition):  # a class that is found by its own name
+            return copyreg.__newobj__, (type(self),), state  # type: ignore[attr-defined]
+        return _empty_layer, (self.definition,), state
 
     def __setstate__(self, state: Any) -> None:
         _same(self.definition, state["mode"])
@@ -159,12 +184,30 @@ class DefinedStep(RNNCellBase):
     ) -> None:
         name = self.definition.name
         super().__init__(input_size, hidden_size, bias, name, device, dtype, bias_mode, backend)
+        for own in self.definition.params:
+            parameter = nn.Parameter(torch.empty(self.hidden_size, device=device, dtype=dtype))
+            setattr(self, f"weight_{own}", parameter)
+        if self.definition.params:
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's cells, but for parameters of the cell that begin otherwise."""
+        super().reset_parameters()
+        for name, begin in zip(self.definition.params, self.definition.initial, strict=True):
+            if hasattr(self, f"weight_{name}"):  # not yet, when torch's own are made
+                begin.fill(getattr(self, f"weight_{name}"))
+
+    def _params(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, f"weight_{name}") for name in self.definition.params)
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         return self._step(input, hx)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _empty_step, (self.definition,), self.__dict__.copy()
+        state = self.__dict__.copy()
+        if type(self) is not _cell_class(self.definition):
+            return copyreg.__newobj__, (type(self),), state  # type: ignore[attr-defined]
+        return _empty_step, (self.definition,), state
 
     def __setstate__(self, state: Any) -> None:
         _same(self.definition, state["cell"])
@@ -182,10 +225,7 @@ def _same(cell: DefinedCell, saved: str) -> None:
 
 @cache
 def _layer(cell: DefinedCell) -> type[DefinedLayer]:
-    names: dict[str, Any] = {"definition": cell, "__doc__": _documented(cell, "Layers")}
-    if len(cell.states) > 1:  # torch gives LSTM its own versions of these, for a pair of states
-        for name in ("get_expected_cell_size", "check_forward_args", "permute_hidden"):
-            names[name] = getattr(nn.LSTM, name)
+    names = {"definition": cell, "__doc__": _documented(cell, "Layers")}
     return type(f"{_camel(cell.title)}Layer", (DefinedLayer,), names)
 
 

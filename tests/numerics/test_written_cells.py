@@ -35,10 +35,11 @@ def close(got: Tensor, want: Tensor) -> None:
 
 def check(cell: DefinedCell) -> None:
     """Forward is differentiated by autograd; backward and tangents must say the same."""
-    G, S = cell.G, cell.S
+    G, S, before = cell.G, cell.S, cell.S + cell.P
     gx, gh = ([draw(N, seed=20 * p + i, dtype=F64) for i in range(G)] for p in range(2))
-    prev, dnext = ([draw(N, seed=60 + 5 * p + i, dtype=F64) for i in range(S)] for p in (0, 1))
-    changes = [draw(N, seed=80 + i, dtype=F64) for i in range(2 * G + S)]
+    prev = [draw(N, seed=60 + i, dtype=F64) for i in range(before)]
+    dnext = [draw(N, seed=65 + i, dtype=F64) for i in range(S)]
+    changes = [draw(N, seed=80 + i, dtype=F64) for i in range(2 * G + before)]
     inputs = [t.requires_grad_() for t in (*gx, *gh, *prev)]
     next, saved = cell.forward(gx, gh, prev)
     assert len(next) == S and len(saved) == cell.K <= G + cell.A

@@ -19,7 +19,7 @@ from rnnkernels._core import reference
 from rnnkernels._core.call import Layer
 from rnnkernels.cells import CELLS, DefinedCell
 
-OTHERS = [written_cells.mgu, written_cells.peephole, written_cells.odd]
+OTHERS = [written_cells.mgu, written_cells.peephole, written_cells.odd, written_cells.scaled]
 #: How far float64 results of the same formula may be apart.
 SAME: dict[str, Any] = {"rtol": 1e-14, "atol": 1e-14}
 
@@ -91,6 +91,14 @@ def test_others_equal_the_reference(cell: DefinedCell, option: str) -> None:
         pytest.skip("not a cell for it")
     call = make_call(cell.name, **OPTIONS[option])
     assert_equals_reference(call)
+
+
+@pytest.mark.parametrize("clip", ["value", "norm", "tanh"])
+@pytest.mark.parametrize("window", [0, 2])
+def test_bounds_and_windows_with_parameters(window: int, clip: str) -> None:
+    """Bounds are those of gradients of gates: what reaches parameters is left as it is."""
+    call = make_call(written_cells.scaled.name, D=2, lengths=True, reset=True)
+    assert_equals_reference(call._replace(window=window, clip=reference.Clip(clip, 0.3)))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda d: str(d).removeprefix("torch."))

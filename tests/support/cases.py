@@ -78,6 +78,7 @@ def make_call(
         lengths=drawn.to(device) if lengths is not False else None,
         reset=mask.to(device) if reset is not False else None,
         all_states=all_states,
+        params=[[tensor(H) for _ in contract.params] for _ in range(D)],
     )
 
 

@@ -62,6 +62,15 @@ def odd(a: Any, b: Any, *, h: Any, c: Any) -> Any:
     return torch.relu(next_c) * abs(h) + torch.minimum(b.h, next_c) - 2**0.5 * next_c, next_c
 
 
+@rnnkernels.cell
+def scaled(
+    a: Any, n: Any, *, h: Any, p: Any = rnnkernels.per_unit, q: Any = rnnkernels.per_unit(0.75)
+) -> Any:
+    """Parameters of its own, one of them beside a gate whose parts are apart."""
+    a = torch.sigmoid(a + p * h)
+    return torch.tanh(n.x + q * a * n.h) + (1 - a) * h
+
+
 #: The built-in cells that some of them are.
 BUILT_IN = {
     "rnn_tanh": elman,

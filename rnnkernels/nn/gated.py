@@ -1,0 +1,120 @@
+"""Layers and steps of gated cells that torch.nn has not, each written as users write theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rnnkernels.cells.parameters import per_unit
+from rnnkernels.nn.defined import DefinedLayer, DefinedStep, cell
+
+
+@cell
+def mgu(f: Any, n: Any, *, h: Any) -> Any:
+    f = torch.sigmoid(f)
+    n = torch.tanh(n.x + f * n.h)
+    return (1 - f) * h + f * n
+
+
+@cell
+def cifg(i: Any, g: Any, o: Any, *, h: Any, c: Any) -> Any:
+    i = torch.sigmoid(i)
+    c = (1 - i) * c + i * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+@cell
+def peephole_lstm(
+    i: Any,
+    f: Any,
+    g: Any,
+    o: Any,
+    *,
+    h: Any,
+    c: Any,
+    p_i: Any = per_unit,
+    p_f: Any = per_unit,
+    p_o: Any = per_unit,
+) -> Any:
+    i, f = torch.sigmoid(i + p_i * c), torch.sigmoid(f + p_f * c)
+    c = f * c + i * torch.tanh(g)
+    return torch.sigmoid(o + p_o * c) * torch.tanh(c), c
+
+
+class MGU(DefinedLayer):
+    """Layers of minimal gated units (Zhou et al. 2016, "Minimal gated unit for recurrent neural
+    networks"), of one gate that both forgets and resets::
+
+        f  = sigmoid(W_if x + b_if + W_hf h + b_hf)
+        n  = tanh(W_in x + b_in + f * (W_hn h + b_hn))
+        h' = (1 - f) * h + f * n
+
+    The gate is taken after the recurrent product, as in :class:`torch.nn.GRU`; the paper multiplies
+    h by it before. Rows of the weights are in the order f, n.
+
+    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.GRU`; kernels are
+    compiled when it first runs: docs/cells.md.
+    """
+
+    definition = mgu
+
+
+class MGUCell(DefinedStep):
+    """One step of :class:`MGU`; arguments, call, shapes, errors as :class:`rnnkernels.GRUCell`."""
+
+    definition = mgu
+
+
+class CIFG(DefinedLayer):
+    """Layers of LSTM with coupled input and forget gates (Greff et al. 2017, "LSTM: a search space
+    odyssey"), without its peepholes::
+
+        i  = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
+        g  = tanh(W_ig x + b_ig + W_hg h + b_hg)
+        o  = sigmoid(W_io x + b_io + W_ho h + b_ho)
+        c' = (1 - i) * c + i * g
+        h' = o * tanh(c')
+
+    Rows of the weights are in the order i, g, o.
+
+    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.LSTM`; kernels are
+    compiled when it first runs: docs/cells.md.
+    """
+
+    definition = cifg
+
+
+class CIFGCell(DefinedStep):
+    """One step of :class:`CIFG`; arguments, call, shapes and errors as
+    :class:`rnnkernels.LSTMCell`."""
+
+    definition = cifg
+
+
+class PeepholeLSTM(DefinedLayer):
+    """Layers of LSTM whose gates look at c (Gers and Schmidhuber 2000, "Recurrent nets that time
+    and count")::
+
+        i  = sigmoid(W_ii x + b_ii + W_hi h + b_hi + p_i * c)
+        f  = sigmoid(W_if x + b_if + W_hf h + b_hf + p_f * c)
+        g  = tanh(W_ig x + b_ig + W_hg h + b_hg)
+        c' = f * c + i * g
+        o  = sigmoid(W_io x + b_io + W_ho h + b_ho + p_o * c')
+        h' = o * tanh(c')
+
+    The peepholes p_i, p_f and p_o are ``weight_p_i_l0`` and so on, ``[hidden_size]`` each. Rows of
+    the other weights are in the order i, f, g, o.
+
+    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.LSTM`; kernels are
+    compiled when it first runs: docs/cells.md.
+    """
+
+    definition = peephole_lstm
+
+
+class PeepholeLSTMCell(DefinedStep):
+    """One step of :class:`PeepholeLSTM`, with ``weight_p_i`` and so on; arguments, call, shapes and
+    errors as :class:`rnnkernels.LSTMCell`."""
+
+    definition = peephole_lstm

@@ -1,0 +1,393 @@
+"""MGU, CIFG and PeepholeLSTM: their papers' formulas in NumPy, derivatives, every option against
+the reference; the parameters of a cell itself, which the last of them has."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnnkernels
+import written_cells
+from helpers import draw, same_bits, tensors
+from rnnkernels._core.call import LayerWeights
+from rnnkernels.cells import DefinedCell, define
+from rnnkernels.nn import gated
+
+F64 = torch.float64
+T, B, I, H = 6, 4, 3, 5
+X = draw(T, B, I, seed=1, dtype=F64)
+LENGTHS = torch.tensor([6, 2, 0, 5])
+RESET = draw(T, B, seed=2, dtype=F64) > 0.7
+
+Array = Any
+#: The next states of the units of one row: from the parts of each gate, states and parameters.
+Step = Callable[..., list[Array]]
+
+
+def sigmoid(a: Array) -> Array:
+    return 1 / (1 + np.exp(-a))
+
+
+def mgu(x: Array, g: Array, state: list[Array], p: list[Array]) -> list[Array]:
+    """Zhou et al. 2016, equations 6, but for the place of the gate."""
+    f = sigmoid(x[0] + g[0])
+    n = np.tanh(x[1] + f * g[1])
+    return [(1 - f) * state[0] + f * n]
+
+
+def cifg(x: Array, g: Array, state: list[Array], p: list[Array]) -> list[Array]:
+    """Greff et al. 2017, without peepholes: f = 1 - i."""
+    i, z, o = sigmoid(x[0] + g[0]), np.tanh(x[1] + g[1]), sigmoid(x[2] + g[2])
+    c = z * i + state[1] * (1 - i)
+    return [np.tanh(c) * o, c]
+
+
+def peephole_lstm(x: Array, g: Array, state: list[Array], p: list[Array]) -> list[Array]:
+    """Gers and Schmidhuber 2000; the output gate looks at the new c."""
+    i, f = sigmoid(x[0] + g[0] + p[0] * state[1]), sigmoid(x[1] + g[1] + p[1] * state[1])
+    c = f * state[1] + i * np.tanh(x[2] + g[2])
+    return [sigmoid(x[3] + g[3] + p[2] * c) * np.tanh(c), c]
+
+
+FORMULAS: dict[str, tuple[Step, int, int]] = {  # with gates and states
+    "MGU": (mgu, 2, 1),
+    "CIFG": (cifg, 3, 2),
+    "PeepholeLSTM": (peephole_lstm, 4, 2),
+}
+NAMES = list(FORMULAS)
+
+
+def make(name: str, *sizes: int, seed: int = 3, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    module: nn.Module = getattr(rnnkernels, name)(*(sizes or (I, H)), dtype=F64, **options)
+    return module
+
+
+def by_formula(name: str, module: Any, lengths: Any = None, reset: Any = None) -> list[Array]:
+    """Output and last states, a step of a unit at a time."""
+    step, gates, states = FORMULAS[name]
+    value = {n: p.detach().numpy() for n, p in module.named_parameters()}
+    own = module.definition.params
+    lengths = [T] * B if lengths is None else lengths.tolist()
+    cut = np.zeros((T, B), bool) if reset is None else reset.numpy()
+    D = 2 if module.bidirectional else 1
+    x, lasts = X.numpy(), []
+    for layer in range(module.num_layers):
+        y = np.zeros((T, B, D * H))
+        for d in range(D):
+            at = f"_l{layer}" + "_reverse" * d
+            params = [value[f"weight_{p}{at}"] for p in own]
+            last = np.zeros((states, B, H))
+            for b in range(B):
+                state = [np.zeros(H) for _ in range(states)]
+                steps = range(lengths[b]) if d == 0 else reversed(range(lengths[b]))
+                for t in steps:
+                    boundary = t + d
+                    if boundary < lengths[b] and cut[boundary, b]:
+                        state = [np.zeros(H) for _ in range(states)]
+                    gx = value["weight_ih" + at] @ x[t, b] + value["bias_ih" + at]
+                    gh = value["weight_hh" + at] @ state[0] + value["bias_hh" + at]
+                    state = step(np.split(gx, gates), np.split(gh, gates), state, params)
+                    y[t, b, d * H : (d + 1) * H] = state[0]
+                last[:, b] = state
+            lasts.append(last)
+        x = y
+    return [x, *(np.stack([last[s] for last in lasts]) for s in range(states))]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_is_its_formula(name: str, backend: str) -> None:
+    for of_layer, of_call in (
+        ({}, {}),
+        ({"num_layers": 2, "bidirectional": True}, {"lengths": LENGTHS, "reset": RESET}),
+    ):
+        module = make(name, backend=backend, **of_layer)
+        got = tensors(module(X, **of_call))
+        for a, b in zip(got, by_formula(name, module, **of_call), strict=True):
+            torch.testing.assert_close(a, torch.from_numpy(b), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name: str) -> None:
+    module = make(name, 2, 2, bidirectional=True)
+    names = [n for n, _ in module.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in module.parameters()]
+    x = draw(3, 2, 2, seed=4, dtype=F64).requires_grad_()
+    given = {"lengths": torch.tensor([3, 1]), "reset": RESET[:3, :2]}
+
+    def run(x: Tensor, *weights: Tensor) -> list[Tensor]:
+        parameters = dict(zip(names, weights, strict=True))
+        return tensors(torch.func.functional_call(module, parameters, (x,), given))
+
+    assert torch.autograd.gradcheck(run, (x, *values))
+    assert torch.autograd.gradgradcheck(run, (x, *values))
+
+
+#: Of a layer, and of its call.
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "stack": ({"num_layers": 3, "bidirectional": True}, {}),
+    "lengths-reset": ({"bidirectional": True}, {"lengths": LENGTHS, "reset": RESET}),
+    "merged": ({"bidirectional": True, "merge_mode": "sum", "num_layers": 2}, {}),
+    "one-bias": ({"bias_mode": "single", "batch_first": True}, {}),
+    "no-bias": ({"bias": False}, {"reset": RESET}),
+    "truncate": ({"truncate": 2, "bidirectional": True}, {"lengths": LENGTHS}),
+    "overlapping": ({"truncate": (2, 3)}, {}),
+    "clip-norm": ({"grad_clip": ("norm", 0.1), "num_layers": 2}, {}),
+    "clip-value": ({"grad_clip": 0.05}, {"reset": RESET}),
+    "recompute": ({"recompute": 2, "num_layers": 2, "bidirectional": True}, {"lengths": LENGTHS}),
+    "all-states": ({"num_layers": 2, "bidirectional": True}, {"return_all_states": True}),
+    "projection": ({"proj_size": 2, "num_layers": 2}, {"reset": RESET}),
+}
+
+
+def results(module: Any, x: Any, **options: Any) -> list[Tensor]:
+    """All outputs and gradients."""
+    module.zero_grad()
+    x = x.detach().requires_grad_() if isinstance(x, Tensor) else x
+    outputs = tensors(module(x, **options))
+    torch.stack([(o * o).sum() + o.sum() for o in outputs]).sum().backward()
+    gradients = [p.grad for p in module.parameters()]
+    return [*outputs, *gradients, *([x.grad] if isinstance(x, Tensor) else [])]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_reference(name: str, option: str) -> None:
+    if name == "MGU" and option == "projection":
+        pytest.skip("no projection")
+    of_layer, of_call = OPTIONS[option]
+    module, other = make(name, **of_layer), make(name, backend="reference", **of_layer)
+    pairs = zip(results(module, X, **of_call), results(other, X, **of_call), strict=True)
+    for got, want in pairs:
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_packed() -> None:
+    x = pack_padded_sequence(X, torch.tensor([6, 5, 3, 1]))
+    for name in NAMES:
+        module, other = make(name, bidirectional=True), make(name, backend="reference")
+        other = make(name, bidirectional=True, backend="reference")
+        for got, want in zip(results(module, x), results(other, x), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_parameters() -> None:
+    module = rnnkernels.PeepholeLSTM(I, H, num_layers=2, bidirectional=True)
+    own = [n for n in module.state_dict() if "_p_" in n]
+    assert own[:6] == [
+        f"weight_p_{gate}_l0{end}" for end in ("", "_reverse") for gate in ("i", "f", "o")
+    ]
+    assert all(module.get_parameter(n).shape == (H,) for n in own) and len(own) == 12
+    numbers = torch.cat([module.get_parameter(n).detach() for n in own])
+    assert numbers.abs().max() <= H**-0.5 and numbers.std() > 0.1
+    assert [w.dim() for w in module.all_weights[0]] == [2, 2, 1, 1, 1, 1, 1]
+    other = rnnkernels.PeepholeLSTM(I, H, num_layers=2, bidirectional=True)
+    other.load_state_dict(module.state_dict())
+    x = X.float()
+    assert torch.equal(module(x)[0], other(x)[0])
+    step = rnnkernels.PeepholeLSTMCell(I, H)
+    assert {n for n, _ in step.named_parameters() if "_p_" in n} == {
+        "weight_p_i", "weight_p_f", "weight_p_o"
+    }  # fmt: skip
+
+
+def test_how_parameters_begin() -> None:
+    module = rnnkernels.layer(written_cells.scaled)(I, H)
+    assert torch.equal(module.weight_q_l0, torch.full((H,), 0.75))
+    assert module.weight_p_l0.unique().numel() == H
+    step = rnnkernels.cell_class(written_cells.scaled)(I, H)
+    assert torch.equal(step.weight_q, torch.full((H,), 0.75))
+
+    def cell(a: Any, *, h: Any, p: Any = rnnkernels.per_unit(nn.init.ones_)) -> Any:
+        return torch.tanh(a) + p * h
+
+    found = define(cell)
+    assert found.params == ("p",) and found.initial[0].init is nn.init.ones_
+    with pytest.raises(TypeError, match=r"init: expected a number, a function .* got str"):
+        rnnkernels.per_unit("ones")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_is_a_step_of_the_layer(name: str) -> None:
+    module = make(name)
+    torch.manual_seed(0)
+    step = getattr(rnnkernels, f"{name}Cell")(I, H, dtype=F64)
+    step.load_state_dict({n.removesuffix("_l0"): p for n, p in module.state_dict().items()})
+    weights = list(step.parameters())
+    own = LayerWeights(*weights[:4], params=tuple(weights[4:]))
+    alone = rnnkernels.functional.cell("MyCell", step.definition, X[0], None, own)
+    for rows in (X[:1], X[:1, :1]):
+        got, want = tensors(step(rows[0])), tensors(module(rows)[1])
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b[0], rtol=1e-12, atol=1e-13)
+        of_step = torch.autograd.grad(got[0].square().sum(), weights, allow_unused=True)
+        of_layer = torch.autograd.grad(want[0].square().sum(), list(module.parameters()))
+        for a, b in zip(of_step, of_layer, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(tensors(alone), tensors(step(X[0])), rtol=1e-12, atol=1e-13)
+    y = rnnkernels.functional.layers(step.definition, X, None, module.all_weights)[0]
+    assert torch.equal(y, module(X)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(dtype: torch.dtype) -> None:
+    module = make("PeepholeLSTM", 5, 37, bidirectional=True).to(dtype)
+    wide = copy.deepcopy(module).double()
+    wide.backend = "reference"  # type: ignore[assignment]
+    x = draw(7, 9, 5, seed=5, dtype=F64).to(dtype)
+    got, want = (
+        results(module, x, lengths=[7] * 8 + [3]),
+        results(wide, x.double(), lengths=[7] * 8 + [3]),
+    )
+    rtol = 1e-4 if dtype == torch.float32 else 0.05
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=rtol * b.abs().max().item())
+
+
+def test_the_same_bits_with_any_threads() -> None:
+    module = make("PeepholeLSTM", 8, 67, bidirectional=True).float()
+    x = draw(9, 21, 8, seed=6, dtype=torch.float32)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append([t.clone() for t in results(module, x, lengths=[9] * 20 + [4])])
+    finally:
+        torch.set_num_threads(before)
+    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
+
+
+def test_transforms() -> None:
+    """Gradients of each row by torch.vmap; lanes with parameters of their own; forward mode."""
+    module = make("PeepholeLSTM")
+    parameters = dict(module.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(module, parameters, (x[:, None],))[0].square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 1))(parameters, X)
+    models = {n: torch.stack([p + 0.1 * k for k in range(B)]) for n, p in parameters.items()}
+    several = torch.func.vmap(torch.func.grad(loss), (0, 1))(models, X)
+    for b in range(B):
+        alone = torch.func.grad(loss)(parameters, X[:, b])
+        other = torch.func.grad(loss)({n: m[b] for n, m in models.items()}, X[:, b])
+        for name in parameters:
+            torch.testing.assert_close(each[name][b], alone[name], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(several[name][b], other[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_forward_mode() -> None:
+    module, other = make("PeepholeLSTM"), make("PeepholeLSTM", backend="reference")
+    names = [n for n, _ in module.named_parameters()]
+    values = tuple(p.detach() for p in module.parameters())
+    changes = tuple(draw(*v.shape, seed=i, dtype=F64) for i, v in enumerate(values))
+
+    def run(module: nn.Module) -> Tensor:
+        def call(*weights: Tensor) -> Any:
+            named = dict(zip(names, weights, strict=True))
+            return torch.func.functional_call(module, named, (X,))[0]
+
+        found: Tensor = torch.func.jvp(call, values, changes)[1]
+        return found
+
+    torch.testing.assert_close(run(module), run(other), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compile_and_export(name: str) -> None:
+    module = make(name, num_layers=2, bidirectional=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for got, want in zip(results(compiled, X), results(module, X), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+    program = torch.export.export(module, (X,))
+    torch.testing.assert_close(program.module()(X)[0], module(X)[0])
+
+
+@pytest.mark.parametrize("end", ["", "Cell"])
+@pytest.mark.parametrize("name", NAMES)
+def test_pickle_and_copy(name: str, end: str) -> None:
+    module = getattr(rnnkernels, name + end)(I, H, dtype=F64)
+    x = X[0] if end else X
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(other) is type(module)
+        assert torch.equal(tensors(other(x))[0], tensors(module(x))[0])
+    assert repr(module) == f"{name}{end}(3, 5)"
+
+
+def unused(a: Any, *, h: Any, p: Any = rnnkernels.per_unit) -> Any:
+    return torch.tanh(a)
+
+
+def taken(a: Any, *, h: Any, hh: Any = rnnkernels.per_unit) -> Any:
+    return torch.tanh(a) * hh
+
+
+def behind(a: Any, *, h: Any, p: Any = rnnkernels.per_unit, c: Any) -> Any:
+    return torch.tanh(a) * p, c
+
+
+def number(a: Any, *, h: Any, p: Any = 0.5) -> Any:
+    return torch.tanh(a) * p
+
+
+def as_gate(a: Any, b: Any = rnnkernels.per_unit, *, h: Any) -> Any:
+    return torch.tanh(a) * b
+
+
+ERRORS: dict[Callable[..., Any], str] = {
+    unused: "parameter p: expected every parameter to be used",
+    taken: "parameter hh: expected another name than those of a layer's weights",
+    behind: "state c: expected states in front of parameters, got one behind p",
+    number: "parameter p: .*rnnkernels.per_unit as its default",
+    as_gate: "parameter b: .*is a keyword with rnnkernels.per_unit",
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"), ERRORS.items(), ids=lambda v: getattr(v, "__name__", "")
+)
+def test_errors(function: Callable[..., Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message) as caught:
+        define(function)
+    assert str(caught.value).startswith(__file__)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_wrong_parameter_is_named(backend: str) -> None:
+    module = make("PeepholeLSTM", bidirectional=True, backend=backend)
+    module.weight_p_f_l0_reverse = nn.Parameter(torch.zeros(H + 1, dtype=F64))
+    with pytest.raises(RuntimeError, match=r"weight_p_f_l0_reverse: expected shape \[5\].*\[6\]"):
+        module(X)
+    step = rnnkernels.PeepholeLSTMCell(I, H, dtype=F64, backend=backend)
+    step.weight_p_o = nn.Parameter(torch.zeros(H))
+    with pytest.raises(ValueError, match=r"weight_p_o: expected dtype"):
+        step(X[0])
+
+
+def test_missing_parameters() -> None:
+    weights = [group[:4] for group in make("PeepholeLSTM").all_weights]
+    with pytest.raises(ValueError, match="behind them the parameters of the cell, 3, got 4"):
+        rnnkernels.functional.layers(gated.peephole_lstm, X, None, weights)
+
+
+def test_backends_that_refuse() -> None:
+    module = rnnkernels.PeepholeLSTM(I, H, backend="triton")
+    with pytest.raises(RuntimeError, match="triton"):
+        module(X.float())
+
+
+def test_cells_of_the_package_are_cells() -> None:
+    for cell in (gated.mgu, gated.cifg, gated.peephole_lstm):
+        assert isinstance(cell, DefinedCell) and pickle.loads(pickle.dumps(cell)) is cell
