@@ -16,7 +16,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
 import written_cells
+from cases import make_call
 from helpers import draw, same_bits, tensors
+from rnnkernels._backends import triton
 from rnnkernels._core.call import LayerWeights
 from rnnkernels.cells import DefinedCell, define
 from rnnkernels.nn import gated
@@ -382,10 +384,14 @@ def test_missing_parameters() -> None:
         rnnkernels.functional.layers(gated.peephole_lstm, X, None, weights)
 
 
-def test_backends_that_refuse() -> None:
-    module = rnnkernels.PeepholeLSTM(I, H, backend="triton")
-    with pytest.raises(RuntimeError, match="triton"):
-        module(X.float())
+def test_triton_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("INSTALLED", "INTERPRETED"):
+        monkeypatch.setattr(triton, name, True)
+    refusals = [
+        triton.refusal(make_call(cell.name, dtype=torch.float32).call())
+        for cell in (gated.mgu, gated.peephole_lstm)
+    ]
+    assert refusals == [None, "it has no kernels for cells with parameters of their own"]
 
 
 def test_cells_of_the_package_are_cells() -> None:
