@@ -162,7 +162,7 @@ def test_compile(backend: str) -> None:
 
 
 def test_export(tmp_path: Path) -> None:
-    module = rnnkernels.layer(written_cells.mgu)(I, H, dtype=F64)
+    module = rnnkernels.layer(written_cells.gru)(I, H, dtype=F64)
     program = torch.export.export(module, (X,))
     torch.testing.assert_close(program.module()(X)[0], module(X)[0])
     path = tmp_path / "program.pt2"
@@ -176,7 +176,7 @@ def test_export(tmp_path: Path) -> None:
     assert run_python("-c", f"{known}; {load}; {run}").stdout == "ran\n"
     none = {"XDG_CACHE_HOME": str(tmp_path), "CXX": "none"}
     done = run_python("-c", f"{known}; {load}; {run}", **none)
-    assert f"no CPU kernels of {written_cells.mgu.name!r}: no C++ compiler" in done.stderr
+    assert f"no CPU kernels of {written_cells.gru.name!r}: no C++ compiler" in done.stderr
 
 
 @pytest.mark.parametrize("make", [rnnkernels.layer, rnnkernels.cell_class], ids=["layer", "step"])

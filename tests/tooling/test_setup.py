@@ -211,7 +211,7 @@ def test_kernels_under_sanitizers(
     assert set(setup.without()) == left_out
     missing = {Path(path).name for path in every} - {Path(path).name for path in built.sources}
     assert missing == {f"kernels_{name}.cpp" for name in left_out}
-    said = {name for name, _ in built.define_macros}
+    said = {name for name, _ in built.define_macros if name.startswith("RNNKERNELS_")}
     assert said == {f"RNNKERNELS_WITHOUT_{name.upper()}" for name in left_out}
 
 
