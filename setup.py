@@ -10,6 +10,7 @@ Read from the environment:
                            and nvcc)
   RNNKERNELS_CUDA_ARCHS    GPU architectures to compile for (default: 80;90a), or all, for wheels:
                            those of EVERY_ARCH that nvcc knows
+  RNNKERNELS_NATIVE=1      kernels for this machine's processor alone: a fraction of the time
   RNNKERNELS_SANITIZE      for instance address,undefined: the C++ part alone, instrumented
   MAX_JOBS                 how many compilers run at once
 """
@@ -45,6 +46,7 @@ CUDA_ARCHS = os.environ.get("RNNKERNELS_CUDA_ARCHS") or "80;90a"
 # Ampere and Ada, Hopper, and both families of Blackwell, whose code runs on all of a family.
 EVERY_ARCH = ("80", "90a", "100f", "120f")
 SANITIZE = os.environ.get("RNNKERNELS_SANITIZE", "")
+NATIVE = os.environ.get("RNNKERNELS_NATIVE", "") == "1"
 
 
 def find_cxx() -> str | None:
@@ -261,22 +263,22 @@ class BuildExt(BuildExtension):
         folder = build_folder()
         plan = Plan(folder)
         libraries = {ext.name.rpartition(".")[2]: ext for ext in self.extensions}
-        precompiled = self.precompiled(plan, libraries[OPS])
-        for name, ext in libraries.items():
-            uses = precompiled if name != KERNELS else None
-            before = ["-include", str(uses), "-Winvalid-pch"] if uses else []
-            plan.rule(name, [*self.compiler_command(ext), *before])
-            self.objects[name] = []
-            for source in ext.sources:
-                made = str(folder / f"{Path(source).stem}.o")
-                plan.add(name, made, source, needs=f"{uses}.gch" if uses else "")
-                self.objects[name].append(made)
+        self.objects = {name: [] for name in libraries}
         if toolkit := cuda_toolkit():
             plan.rule("cuda", [toolkit.nvcc, *toolkit.flags()])
             for source in sources("cuda/*.cu"):
                 made = str(folder / "cuda" / f"{Path(source).name}.o")
                 plan.add("cuda", made, source)
                 self.objects[KERNELS].append(made)
+        precompiled = self.precompiled(plan, libraries[OPS])
+        for name, ext in libraries.items():
+            uses = precompiled if name != KERNELS else None
+            before = ["-include", str(uses), "-Winvalid-pch"] if uses else []
+            plan.rule(name, [*self.compiler_command(ext), *before])
+            for source in ext.sources:
+                made = str(folder / f"{Path(source).stem}.o")
+                plan.add(name, made, source, needs=f"{uses}.gch" if uses else "")
+                self.objects[name].append(made)
         plan.run()
 
     def compiler_command(self, ext: Extension) -> list[str]:
@@ -332,11 +334,11 @@ def processor() -> set[str]:
 
 
 def without() -> list[str]:
-    """The kernels that a build under sanitizers leaves out: only what this machine runs can be
-    found at fault, and the others take minutes. Of the instruction sets it has, the widest."""
+    """The kernels that a build for this machine alone leaves out, as one under sanitizers is: only
+    what runs here can be found at fault. Of the instruction sets it has, the widest stays."""
     flags = processor()
     level = next((level for level, needed in LEVELS.items() if needed <= flags), None)
-    if not SANITIZE or level is None:
+    if not (NATIVE or SANITIZE) or level is None:
         return []
     others = [name for name in ("default", *LEVELS) if name != level]
     fitting = [name for name, needed in FOR_BFLOAT16.items() if needed <= flags]
@@ -378,10 +380,10 @@ def common_options() -> dict[str, Any]:
         # say -fwrapv, with which an overflow of signed integers is no finding.
         compile_args += [*instrument, "-O0", "-fno-wrapv"]
         link_args += instrument
-        macros += [(f"RNNKERNELS_WITHOUT_{name.upper()}", None) for name in without()]
     else:
         # Python's own flags may ask for -g: most of it would describe torch's headers.
         compile_args.append("-g0")
+    macros += [(f"RNNKERNELS_WITHOUT_{name.upper()}", None) for name in without()]
     include_dirs = [os.path.abspath("csrc")]
     if toolkit := cuda_toolkit():
         include_dirs.append(str(toolkit.include.parent))

@@ -65,7 +65,7 @@ bool multiplies_bfloat16() { return true; }  // not known
 bool multiplies_float16() { return true; }
 #endif
 
-// A build under sanitizers leaves out what its machine does not run, and others: RNNKERNELS_WITHOUT_...
+// A build for its machine alone leaves out what that does not run: RNNKERNELS_WITHOUT_...
 static const Kernels* choose() {
   const char* wanted = std::getenv("RNNKERNELS_CPU_CAPABILITY");
   const auto allowed = [&](const Kernels& k) { return !wanted || std::strcmp(wanted, k.name) == 0; };

@@ -196,8 +196,13 @@ NARROW = {"default", "avx2"}
     ],
     ids=["amx", "avx512_bf16", "avx512", "avx2", "other"],
 )
-def test_kernels_under_sanitizers(
-    setup: Any, monkeypatch: pytest.MonkeyPatch, has: set[str], left_out: set[str]
+@pytest.mark.parametrize("setting", [("SANITIZE", "address,undefined"), ("NATIVE", True)])
+def test_kernels_of_this_machine_alone(
+    setup: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    has: set[str],
+    left_out: set[str],
+    setting: tuple[str, Any],
 ) -> None:
     """Of the widest instruction set of the machine, and what it has for bfloat16; else all."""
     monkeypatch.chdir(ROOT)
@@ -206,7 +211,7 @@ def test_kernels_under_sanitizers(
     every = set(setup.kernels().sources)
     assert setup.without() == []
 
-    monkeypatch.setattr(setup, "SANITIZE", "address,undefined")
+    monkeypatch.setattr(setup, *setting)
     built = setup.kernels()
     assert set(setup.without()) == left_out
     missing = {Path(path).name for path in every} - {Path(path).name for path in built.sources}
