@@ -23,7 +23,7 @@ def register_cell(
 def load_cell(name: str, path: str) -> str:
     """Loads the CPU kernels of such a cell; returns the reason where it cannot, or ''."""
 
-def set_cell_compiler(compiler: Callable[[str], str]) -> None:
+def set_cell_compiler(compiler: Callable[[str, str], str]) -> None:
     """``compiler(name)`` has the CPU kernels of a cell loaded; it returns the reason where not."""
 
 def set_batch_invariant(on: bool) -> None:

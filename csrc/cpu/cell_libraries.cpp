@@ -14,8 +14,8 @@ namespace {
 // They stay loaded: calls that began earlier may still run in them.
 struct Loaded {
   std::shared_mutex mutex;
-  std::unordered_map<int, const CellLibrary*> libraries;
-  CellCompiler compiler = [](const std::string&) { return std::string("nobody here compiles them"); };
+  std::unordered_map<int, CellTables> cells;
+  CellCompiler compiler = [](const auto&...) { return std::string("nobody here compiles them"); };
 };
 Loaded& loaded() {
   static Loaded all;
@@ -42,7 +42,11 @@ std::string load_cell_library(int number, const char* path) {
     return reason;
   }
   const std::unique_lock lock(loaded().mutex);
-  loaded().libraries.emplace(number, library);
+  CellTables& cell = loaded().cells[number];
+  const auto take = [&]<class IO>(const CellKernels<IO>* kernels) {
+    if (kernels) std::get<const CellKernels<IO>*>(cell) = kernels;
+  };
+  std::apply([&](const auto*... each) { (take(each), ...); }, library->kernels);
   return {};
 }
 
@@ -51,19 +55,24 @@ void set_cell_compiler(CellCompiler compiler) {
   loaded().compiler = std::move(compiler);
 }
 
-std::string compile_cell(const std::string& name) {
+std::string compile_cell(const std::string& name, const std::string& type) {
   CellCompiler compiler;
   {
     const std::shared_lock lock(loaded().mutex);
     compiler = loaded().compiler;
   }
-  return compiler(name);
+  return compiler(name, type);
 }
 
-const CellLibrary* cell_library(int number) {
+template <class IO>
+const CellKernels<IO>* loaded_cell(int number) {
   const std::shared_lock lock(loaded().mutex);
-  const auto found = loaded().libraries.find(number);
-  return found == loaded().libraries.end() ? nullptr : found->second;
+  const auto found = loaded().cells.find(number);
+  return found == loaded().cells.end() ? nullptr : std::get<const CellKernels<IO>*>(found->second);
 }
+template const CellKernels<float>* loaded_cell(int);
+template const CellKernels<double>* loaded_cell(int);
+template const CellKernels<BFloat16>* loaded_cell(int);
+template const CellKernels<Float16>* loaded_cell(int);
 
 }  // namespace rnn::cpu

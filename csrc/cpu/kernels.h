@@ -105,14 +105,24 @@ struct Kernels {
   Entry<Float16> float16;
 };
 
-// A cell that is not in AllCells, as a library of its own that is loaded when the process runs: what it exports under
-// the name kCellLibrary.
+// As torch has it.
+template <class IO>
+constexpr const char* kTypeName = "float32";
+template <>
+inline constexpr const char* kTypeName<double> = "float64";
+template <>
+inline constexpr const char* kTypeName<BFloat16> = "bfloat16";
+template <>
+inline constexpr const char* kTypeName<Float16> = "float16";
+
+// A cell that is not in AllCells, as libraries that are loaded when the process runs, one for each storage type: what
+// each exports under the name kCellLibrary, with null for the other types.
+using CellTables = std::tuple<const CellKernels<float>*, const CellKernels<double>*, const CellKernels<BFloat16>*,
+                              const CellKernels<Float16>*>;
 struct CellLibrary {
   const char* headers;          // the digest of the sources it was compiled from
   const char* instruction_set;  // Kernels::name
-  std::tuple<const CellKernels<float>*, const CellKernels<double>*, const CellKernels<BFloat16>*,
-             const CellKernels<Float16>*>
-      kernels;
+  CellTables kernels;
 };
 constexpr const char* kCellLibrary = "rnnkernels_cell";
 

@@ -50,13 +50,30 @@ void dispatch_dtype(at::ScalarType type, F&& f) {
 template <class IO>
 const CellKernels<IO>& kernels_of(const CellInfo& cell, const Entry<IO>& entry) {
   if (cell.built_in()) return entry.cells[cell.number];
-  const CellLibrary* library = cell_library(cell.number);
-  if (!library) {
-    const std::string reason = compile_cell(std::string(cell.name));
-    library = cell_library(cell.number);
-    TORCH_CHECK_NOT_IMPLEMENTED(library, "cell: there are no CPU kernels of '", cell.name, "': ", reason);
+  const CellKernels<IO>* found = loaded_cell<IO>(cell.number);
+  if (!found) {
+    const std::string reason = compile_cell(std::string(cell.name), kTypeName<IO>);
+    found = loaded_cell<IO>(cell.number);
+    TORCH_CHECK_NOT_IMPLEMENTED(found, "cell: there are no CPU kernels of '", cell.name, "' for ", kTypeName<IO>, ": ",
+                                reason);
   }
-  return *std::get<const CellKernels<IO>*>(library->kernels);
+  return *found;
+}
+
+// Of a cell that is not built in: can its kernels for this storage type be called at once?
+inline bool is_loaded(const CellInfo& cell, at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return loaded_cell<float>(cell.number);
+    case at::kDouble:
+      return loaded_cell<double>(cell.number);
+    case at::kBFloat16:
+      return loaded_cell<BFloat16>(cell.number);
+    case at::kHalf:
+      return loaded_cell<Float16>(cell.number);
+    default:
+      return false;
+  }
 }
 
 template <class Run>

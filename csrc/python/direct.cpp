@@ -11,7 +11,7 @@
 #include <array>
 #include <atomic>
 
-#include "cpu/cell_libraries.h"
+#include "cpu/launch.h"
 #include "cuda/plan.h"
 #include "ops/check.h"
 
@@ -54,7 +54,7 @@ const Tensor* exact_tensor(PyObject* object) {
 
 bool has_kernels(const Tensor& t, const CellInfo& cell) {
   static const bool cuda = SequenceOps<Library::kCompiled>::forward().hasKernelForDispatchKey(c10::DispatchKey::CUDA);
-  if (!cell.built_in()) return t.is_cpu() && cpu::cell_library(cell.number);
+  if (!cell.built_in()) return t.is_cpu() && cpu::is_loaded(cell, t.scalar_type());
   if (t.is_cpu()) return true;
   return t.is_cuda() && cuda && !batch_invariant() && short_ways_open(t.get_device());
 }

@@ -136,13 +136,14 @@ PYBIND11_MODULE(_C, module) {
       [](py::function compiler) {
         // Never destroyed: a call may come while Python ends.
         auto* const kept = new py::function(std::move(compiler));
-        rnn::cpu::set_cell_compiler([kept](const std::string& name) {
+        rnn::cpu::set_cell_compiler([kept](const std::string& name, const std::string& type) {
           const py::gil_scoped_acquire gil;
-          return (*kept)(name).cast<std::string>();
+          return (*kept)(name, type).cast<std::string>();
         });
       },
       py::arg("compiler"),
-      "compiler(name) has the CPU kernels of a cell loaded; it returns the reason where it cannot.");
+      "compiler(name, type) has the CPU kernels of a cell for a storage type loaded; it returns the reason where "
+      "it cannot.");
 
   module.def("set_batch_invariant", &rnn::set_batch_invariant, py::arg("on"),
              "Whether results of a row may not depend on the batch that it is in, for the whole process.");

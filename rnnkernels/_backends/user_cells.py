@@ -1,8 +1,8 @@
 """CPU kernels of cells that users write: compiled on first use for the machine at hand, and kept in
 the user's cache folder.
 
-A library has a cell's own few functions for the instruction set that the kernels in use are for;
-the loops are those of the package (``csrc/cpu/user_cell.inc``).
+A library has a cell's own few functions for one storage type and the instruction set that the
+kernels in use are for; the loops are those of the package (``csrc/cpu/user_cell.inc``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import warnings
 from functools import cache as remembered
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -33,25 +34,30 @@ FLAGS = (
     "-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-Wno-psabi", "-fPIC",
     "-fvisibility=hidden",
 )  # fmt: skip
+#: The types in C++.
+TYPES = {
+    torch.float32: "float", torch.float64: "double",
+    torch.bfloat16: "BFloat16", torch.float16: "Float16",
+}  # fmt: skip
 #: For a processor whose best kernels for bfloat16 are others than those for the rest: the latter.
 REST = {"amx": "avx512", "avx512_bf16": "avx512"}
 PATIENCE = 300.0  # seconds that a process waits for another one that compiles the same
 
 _lock = threading.Lock()
-#: By the name of a cell: '' where its kernels are loaded, else the reason why they cannot be.
-_found: dict[str, str] = {}
+#: By a cell's name and a type: '' where its kernels are loaded, else the reason why they cannot be.
+_found: dict[tuple[str, torch.dtype], str] = {}
 _told: set[str] = set()
 
 
 def refusal(call: Call) -> str | None:
     """Why the CPU kernels cannot run a call, as far as that is known without compiling."""
-    return _found.get(call.cell_name) or None
+    return _found.get((call.cell_name, call.x.dtype)) or None
 
 
 def ready(call: Call) -> str | None:
     """The same, found out: compiles and loads the kernels of the call's cell where that was not
     done yet."""
-    return prepare(call.cell_name) if written_by_user(call.cell_name) else None
+    return prepare(call.cell_name, call.x.dtype) if written_by_user(call.cell_name) else None
 
 
 def written_by_user(name: str) -> bool:
@@ -59,20 +65,21 @@ def written_by_user(name: str) -> bool:
 
 
 @constant_result
-def prepare(name: str) -> str | None:
-    """Has the kernels of a cell loaded. Returns the reason where that cannot be."""
+def prepare(name: str, dtype: torch.dtype) -> str | None:
+    """Has the kernels of a cell for a type loaded. Returns the reason where that cannot be."""
+    wanted = name, dtype
     with _lock:
-        if name not in _found:
+        if wanted not in _found:
             cell = find(name)
             assert isinstance(cell, DefinedCell)
-            _found[name] = _prepare(cell)
-    return _found[name] or None
+            _found[wanted] = _prepare(cell, dtype)
+    return _found[wanted] or None
 
 
 @constant_result
-def tell(name: str) -> None:
+def tell(name: str, dtype: torch.dtype) -> None:
     """Warns, once, of a cell that runs on the reference since its kernels cannot be had."""
-    reason = _found.get(name)
+    reason = _found.get((name, dtype))
     if reason and name not in _told:
         _told.add(name)
         warnings.warn(
@@ -107,7 +114,7 @@ def _digest(csrc: Path) -> str:
     return headers.digest(csrc)
 
 
-def _prepare(cell: DefinedCell) -> str:
+def _prepare(cell: DefinedCell, dtype: torch.dtype) -> str:
     if _ops.missing is not None:
         return f"the compiled part, which its kernels go with, is missing ({_ops.missing})"
     csrc = headers.folder(PACKAGE)
@@ -122,7 +129,8 @@ def _prepare(cell: DefinedCell) -> str:
         looked = f"CXX={asked}" if asked else "c++, g++, clang++ on PATH"
         return f"no C++ compiler was found to compile its kernels with ({looked}). Install one"
     try:
-        return _load(cell, csrc, compiler, build["cpu_capability"], build["headers"])
+        library = Library(cell, TYPES[dtype], build["cpu_capability"], build["headers"])
+        return _load(library, csrc, compiler)
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or "").strip().splitlines()
         first = next((line for line in lines if "error" in line), lines[0] if lines else "")
@@ -131,13 +139,21 @@ def _prepare(cell: DefinedCell) -> str:
         return f"its kernels could not be compiled and kept in the cache folder ({error})"
 
 
-def _load(
-    cell: DefinedCell, csrc: Path, compiler: list[str], instructions: str, digest: str
-) -> str:
+class Library(NamedTuple):
+    """What a cell is compiled to."""
+
+    cell: DefinedCell
+    type: str  # in C++
+    instructions: str
+    digest: str  # of the sources
+
+
+def _load(library: Library, csrc: Path, compiler: list[str]) -> str:
     """Loads a cell's library from the cache, where it is put if it is not there."""
-    parts = (cell.cpp, digest, instructions, *compiler, _version(tuple(compiler)), *FLAGS)
+    cell, *rest = library
+    parts = (cell.cpp, *rest, *compiler, _version(tuple(compiler)), *FLAGS)
     key = sha256("\0".join([*parts, torch.__version__]).encode()).hexdigest()[:16]
-    path = cache.folder() / "cells" / f"{cell.name}-{key}.so"
+    path = cache.folder() / "cells" / f"{cell.name}-{library.type.lower()}-{key}.so"
     if _is_whole(path) and not _ops.load_cell(cell.name, str(path)):
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,11 +161,11 @@ def _load(
         if _is_whole(path) and not _ops.load_cell(cell.name, str(path)):
             return ""  # another process has made it
         begin = time.perf_counter()
-        _compile(cell, csrc, compiler, instructions, digest, path)
+        _compile(library, csrc, compiler, path)
         seconds = time.perf_counter() - begin
         print(
-            f"rnnkernels: compiled the cell {cell.title} ({cell.name}) for {instructions} in "
-            f"{seconds:.1f} s, once for this machine: {path}",
+            f"rnnkernels: compiled the cell {cell.title} ({cell.name}) for {library.type} on "
+            f"{library.instructions} in {seconds:.1f} s, once for this machine: {path}",
             file=sys.stderr,
             flush=True,
         )
@@ -166,42 +182,31 @@ def _is_whole(path: Path) -> bool:
     return content[-end:] == sha256(content[:-end]).digest()
 
 
-def _compile(
-    cell: DefinedCell, csrc: Path, compiler: list[str], instructions: str, digest: str, path: Path
-) -> None:
-    """One compiler for each file, side by side, and one that links them.
-
+def _compile(library: Library, csrc: Path, compiler: list[str], path: Path) -> None:
+    """
     Raises:
-        CalledProcessError: a compiler failed.
+        CalledProcessError: the compiler failed.
         OSError: a file could not be written.
     """
+    cell, type, instructions, digest = library
+    file = instructions if type == "BFloat16" else REST.get(instructions, instructions)
     with tempfile.TemporaryDirectory(prefix=cell.name, dir=path.parent) as folder:
-        own = Path(folder)
-        (own / "cell.h").write_text(cell.cpp, encoding="utf-8")
-        macros = ['-DRNN_CELL="cell.h"', f'-DRNN_CELL_HEADERS="{digest}"']
-        files = [instructions]
-        if instructions in REST:
-            files = [REST[instructions], instructions]
-            macros.append(f"-DRNN_CELL_BFLOAT16={instructions}")
-        command = [*compiler, *FLAGS, *macros, f"-I{own}", f"-I{csrc}"]
-        objects = [str(own / f"{name}.o") for name in files]
-        running = []
-        for name, to in zip(files, objects, strict=True):
-            source = str(csrc / "cpu" / f"kernels_{name}.cpp")
-            full = [*command, "-c", source, "-o", to]
-            pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-            running.append((full, subprocess.Popen(full, text=True, **pipes)))  # type: ignore[call-overload]
-        for full, process in running:
-            _, errors = process.communicate()
-            if process.returncode:
-                raise subprocess.CalledProcessError(process.returncode, full, stderr=errors)
-        made = own / "made.so"
-        link = [*compiler, "-shared", *objects, "-o", str(made)]
-        subprocess.run(link, check=True, capture_output=True, text=True)
+        (header := Path(folder, "cell.h")).write_text(cell.cpp, encoding="utf-8")
+        made = Path(folder, "made.so")
+        macros = {
+            "CELL": f'"{header}"',
+            "CELL_TYPE": type,
+            "CELL_HEADERS": f'"{digest}"',
+            "CELL_KERNELS": f'"{instructions}"',
+        }
+        command = [*compiler, *FLAGS, f"-I{csrc}", *(f"-DRNN_{n}={v}" for n, v in macros.items())]
+        source = csrc / "cpu" / f"kernels_{file}.cpp"
+        command += ["-shared", str(source), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
         content = made.read_bytes()
         made.write_bytes(content + sha256(content).digest())  # loaders take no notice of an end
         os.replace(made, path)  # at once: nobody loads half of it
 
 
 if _ops.missing is None:
-    _ops.set_cell_compiler(lambda name: prepare(name) or "")
+    _ops.set_cell_compiler(lambda name, type: prepare(name, getattr(torch, type)) or "")

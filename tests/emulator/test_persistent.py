@@ -99,8 +99,8 @@ LAYOUTS = [
     (Case("rnn_relu", 1, T=2, B=3, H=200), Layout(units=56)),
     (Case("rnn_tanh", 2, T=3, B=9, H=33), Layout(units=40)),  # one block
     (Case("gru", 2, T=4, B=9, H=24, window=2, clip=Clip("norm", 0.3)), Layout(tiles=2)),
-    # Backward: more vectors of a message than a thread asks for at once.
-    (Case("lstm", 1, T=3, B=3, H=136), Layout(units=40)),
+    # Backward: more vectors of a message than a thread asks for at once, twice.
+    (Case("lstm", 1, T=3, B=2, H=264), Layout(units=24)),
 ]
 
 

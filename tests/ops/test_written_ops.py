@@ -39,7 +39,7 @@ PAIRS = [
 @pytest.fixture(autouse=True, scope="module")
 def compiled() -> None:
     for cell in (*written_cells.BUILT_IN.values(), *OTHERS):
-        assert user_cells.prepare(cell.name) is None
+        assert user_cells.prepare(cell.name, torch.float64) is None
 
 
 def as_written(name: str, call: Layer) -> Layer:
@@ -115,7 +115,7 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_random_cells(seed: int) -> None:
     cell = drawn_cells.of_seed(seed)
-    assert user_cells.prepare(cell.name) is None
+    assert user_cells.prepare(cell.name, torch.float64) is None
     assert_equals_reference(make_call(cell.name, D=2, H=9, lengths=True, reset=True))
 
 
