@@ -27,6 +27,8 @@ struct CellSizes {
     return sizes;
   }
 
+  // States beside h.
+  constexpr int C() const { return S - 1; }
   // Columns of the gradients of a step, H wide each.
   constexpr int columns() const { return G + A + P; }
 };

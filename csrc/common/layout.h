@@ -1,13 +1,15 @@
 // Sizes, memory layouts and the order of steps, for every backend. Layouts are defined here and nowhere else.
 //
 //   T time, B batch, D directions, H hidden units, R size of the recurrent state (H, or the projection's size),
-//   G gates, K saved values, A split gates: the last ones, whose hidden part has a gradient of its own,
+//   G gates, S states, K saved values, A split gates: the last ones, whose hidden part has a gradient of its own,
 //   P parameters of the cell, a number for each unit
 //
 //   gx     [T, B, D, G*H]      y      [T, B, D*R]        h0, h_n, dh0  [D, B, R]
-//   saved  [T, B, D, K*H]      c      [T, B, D, H]       c0, c_n, dc0  [D, B, H]
+//   saved  [T, B, D, K*H]      c      [T, B, D, C*H]     c0, c_n, dc0  [D, B, C*H]
 //   dgates [T, B, D, X*H]      h_raw  [T, B, D, H]       dproj         [T, B, D, R]
 //   flow   [T, B, D]
+//
+// C = S-1 states stand beside h, one behind the other in c.
 //
 // dgates holds X = G+A+P columns: the G gradients of gx, the hidden gradients of the last A gates, then what the step
 // adds to the gradients of the parameters.
@@ -122,11 +124,11 @@ struct Forward {
   const IO* w_hr[kMaxDirections];  // [R, H] each, or null: no projection
   const IO* unit[kMaxDirections];  // [P, H] each, or null: the parameters of the cell
   const IO* h0;                    // [D, B, R]
-  const IO* c0;                    // [D, B, H] or null
+  const IO* c0;                    // [D, B, C*H] or null
   IO* y;                           // [T, B, D*R]
   IO* h_n;                         // [D, B, R]
-  IO* c_n;                         // [D, B, H] or null
-  IO* c;                           // [T, B, D, H] or null: not kept
+  IO* c_n;                         // [D, B, C*H] or null
+  IO* c;                           // [T, B, D, C*H] or null: not kept
   IO* h_raw;                       // [T, B, D, H] or null: h before the projection, not kept
   IO* saved;                       // [T, B, D, K*H] or null: not kept; may be gx itself where K == G
 
@@ -142,20 +144,20 @@ struct Backward {
   Clip clip;
   const IO* dy;                    // [T, B, D*R] or null: zero
   const IO* dh_n;                  // [D, B, R] or null: zero
-  const IO* dc_n;                  // [D, B, H] or null: zero
-  const IO* dc;                    // [T, B, D, H] or null: zero
+  const IO* dc_n;                  // [D, B, C*H] or null: zero
+  const IO* dc;                    // [T, B, D, C*H] or null: zero
   const IO* w_hh[kMaxDirections];  // [G*H, R] each
   const IO* w_hr[kMaxDirections];  // [R, H] each, or null: no projection
   const IO* unit[kMaxDirections];  // [P, H] each, or null: the parameters of the cell
   const IO* h0;                    // [D, B, R]
-  const IO* c0;                    // [D, B, H] or null
+  const IO* c0;                    // [D, B, C*H] or null
   const IO* y;                     // [T, B, D*R]
-  const IO* c;                     // [T, B, D, H] or null
+  const IO* c;                     // [T, B, D, C*H] or null
   const IO* saved;                 // [T, B, D, K*H] or null
   IO* dgates;                      // [T, B, D, X*H]; may be saved itself where K == X
   IO* dproj;                       // [T, B, D, R] or null: gradient of the projected h, for dW_hr
   IO* dh0;                         // [D, B, R] or null: not asked for
-  IO* dc0;                         // [D, B, H] or null
+  IO* dc0;                         // [D, B, C*H] or null
   Arithmetic<IO>* flow;            // [T, B, D] or null: norm of the gradient of the h of each step, not kept
 };
 

@@ -50,7 +50,7 @@ class BackwardLoop final : public LoopBase<IO> {
       dir.dgh[0] = arena_.template take<F>(slots_ * gates);
       dir.dgh[1] = q.steps() > 1 ? arena_.template take<F>(slots_ * gates) : dir.dgh[0];
       dir.dh = arena_.template take<T>(slots_ * padded(q.R));
-      if (cell_.S > 1) dir.dc = arena_.template take<T>(slots_ * padded(q.H));
+      if (cell_.C() > 0) dir.dc = arena_.template take<T>(slots_ * cell_.C() * padded(q.H));
       if (norm) dir.unbounded = arena_.template take<T>(slots_ * columns() * q.H);
       if (norm) dir.gate_squares = take_row_statistic(arena_, slots_, last_product(d).tiles());
       for (RowStatistic& squares : dir.dh_squares)
@@ -103,7 +103,7 @@ class BackwardLoop final : public LoopBase<IO> {
     F* dprojected = nullptr;          // [slots, R]: gradient of the projected h of this step
     F* dgh[2] = {};                   // [slots, G*H] each: gradient of gh of even and odd steps
     T* dh = nullptr;                  // [slots, R]: what reaches h of this step around W_hh
-    T* dc = nullptr;                  // [slots, H]
+    T* dc = nullptr;                  // [slots, C, H]
     T* unbounded = nullptr;           // [slots, X*H]: dgates before those of gates are bounded by their norm
     RowStatistic gate_squares = {};   // of dgx, for its norm; rows are slots, parts tiles
     RowStatistic dh_squares[2] = {};  // of the gradient of h of even and odd steps, for the flow
@@ -192,6 +192,18 @@ class BackwardLoop final : public LoopBase<IO> {
       for (int64_t i = begin; i < end; i += kLanes) then(r, i);
   }
 
+  // Calls then(r, place in [D, B, C*H], in dir.dc, count) for each vector of this share's states beside h.
+  template <class Then>
+  void for_others(int64_t d, const Block& k, const Share& share, Then&& then) const {
+    const int64_t H = p_.seq.H, C = cell_.C();
+    if (C == 0) return;
+    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
+      const int64_t at = p_.seq.state_at(d, rows_[r].b, C * H) + i;
+      T* dc = directions_[d].dc + (r + k.slot) * C * padded(H) + i;
+      for (int64_t s = 0; s < C; ++s) then(r, at + s * H, dc + s * padded(H), left(H, i));
+    });
+  }
+
   // Does step s take place, with the state that the step before left?
   bool linked(int64_t d, const Row& row, int64_t s) const { return s < row.length && !p_.seq.cut_before(d, row, s); }
 
@@ -207,11 +219,8 @@ class BackwardLoop final : public LoopBase<IO> {
       store(dir.dh + (r + k.slot) * padded(q.R) + i,
             load_or_zero(from, q.state_at(d, rows_[r].b, q.R) + i, left(q.R, i)));
     });
-    if (!dir.dc) return;
-    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
-      const IO* from = q.last(d, rows_[r]) ? p_.dc_n : nullptr;
-      store(dir.dc + (r + k.slot) * padded(q.H) + i,
-            load_or_zero(from, q.state_at(d, rows_[r].b, q.H) + i, left(q.H, i)));
+    for_others(d, k, share, [&](int64_t r, int64_t at, T* dc, int n) {
+      store(dc, load_or_zero(q.last(d, rows_[r]) ? p_.dc_n : nullptr, at, n));
     });
   }
 
@@ -238,10 +247,8 @@ class BackwardLoop final : public LoopBase<IO> {
                       }
                     });
     if (!p_.dc0) return;
-    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
-      if (!q.first(d, rows_[r])) return;
-      const V dc = load(dir.dc + (r + k.slot) * padded(q.H) + i);
-      store(p_.dc0 + q.state_at(d, rows_[r].b, q.H) + i, dc, left(q.H, i));
+    for_others(d, k, share, [&](int64_t r, int64_t at, const T* dc, int n) {
+      if (q.first(d, rows_[r])) store(p_.dc0 + at, load(dc), n);
     });
   }
 

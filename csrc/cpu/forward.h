@@ -44,7 +44,7 @@ class ForwardLoop final : public LoopBase<IO> {
       } else {
         std::copy(dir.h, dir.h + 2, dir.exact_h);
       }
-      if (cell_.S > 1) dir.c = arena_.template take<T>(q.B * padded(q.H));
+      if (cell_.C() > 0) dir.c = arena_.template take<T>(q.B * cell_.C() * padded(q.H));
       if (p.w_hr[d]) {
         dir.projection = {{q.H, q.R, 1, kMaxVectors}, p.w_hr[d], packs, weights};
         dir.raw = arena_.template take<F>(q.B * padded_factors(q.H));
@@ -88,10 +88,7 @@ class ForwardLoop final : public LoopBase<IO> {
         }
         for (F* h : dir.h) Base::clear_padding(h + b * padded_factors(q.R), q.R);
         if (dir.raw) Base::clear_padding(dir.raw + b * padded_factors(q.H), q.H);
-        for (int64_t i = 0; dir.c && i < q.H; i += kLanes) {
-          const V c = zero ? V(T(0)) : load(p_.c0 + q.state_at(d, b, q.H) + i, left(q.H, i));
-          store(dir.c + b * padded(q.H) + i, c);
-        }
+        for_others(d, b, [&](int64_t at, T* c, int n) { store(c, zero ? V(T(0)) : load(p_.c0 + at, n)); });
       }
     }
   }
@@ -115,7 +112,7 @@ class ForwardLoop final : public LoopBase<IO> {
     T* bias[2] = {};           // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
     F* h[2] = {};              // [B, R] each: state entering even and odd steps
     T* exact_h[2] = {};        // the same before it was rounded to what products take
-    T* c = nullptr;            // [B, H]
+    T* c = nullptr;            // [B, C, H]
     F* raw = nullptr;          // [B, H]: h before the projection
     const IO* unit = nullptr;  // [P, H]: parameters of the cell
   };
@@ -178,7 +175,7 @@ class ForwardLoop final : public LoopBase<IO> {
     scratch.x = arena.take<F>(scratch.places * padded_factors(p_.I));
     scratch.filled = arena.take<bool>(scratch.places);
     scratch.gx = arena.take<T>(tiles * scratch.places * panel());
-    scratch.product = arena.take<T>(rows * kMaxVectors * kLanes);
+    scratch.product = arena.take<T>(rows * most(panel(), kMaxVectors * kLanes));
     scratch.bytes = arena.used();
     return scratch;
   }
@@ -233,8 +230,17 @@ class ForwardLoop final : public LoopBase<IO> {
       const T* h = dir.exact_h[(q.starts ? rows_[b].length : q.T) & 1];
       for (int64_t i = 0; i < q.R; i += kLanes)
         store(p_.h_n + q.state_at(d, b, q.R) + i, load(h + b * padded(q.R) + i), left(q.R, i));
-      for (int64_t i = 0; dir.c && i < q.H; i += kLanes)
-        store(p_.c_n + q.state_at(d, b, q.H) + i, load(dir.c + b * padded(q.H) + i), left(q.H, i));
+      for_others(d, b, [&](int64_t at, const T* c, int n) { store(p_.c_n + at, load(c), n); });
+    }
+  }
+
+  // Calls then(place in [D, B, C*H], in dir.c, count) for each vector of the states beside h of row b.
+  template <class Then>
+  void for_others(int64_t d, int64_t b, Then&& then) const {
+    const int64_t H = p_.seq.H, C = cell_.C();
+    for (int64_t k = 0; k < C; ++k) {
+      for (int64_t i = 0; i < H; i += kLanes)
+        then(p_.seq.state_at(d, b, C * H) + k * H + i, directions_[d].c + (b * C + k) * padded(H) + i, left(H, i));
     }
   }
 

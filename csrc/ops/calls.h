@@ -10,10 +10,11 @@
 // Shapes: common/layout.h, with the layers in front:
 //
 //   x [T, B, I]        y [T, B, D*R], or [T, B, R] where directions are merged otherwise than side by side
-//   h0, h_n [L*D, B, R]                c0, c_n [L*D, B, H]
+//   h0, h_n [L*D, B, R]                c0, c_n [L*D, B, C*H]
 //   ys [L or L-1, T, B, D*R]: y of each layer before its directions are merged; of the last one only where that
 //                             differs from y
-//   c, h_raw [L, T, B, D, H]           saved [L, T, B, D, K*H]          dgates [L, T, B, D, X*H]
+//   c [L, T, B, D, C*H]                h_raw [L, T, B, D, H]
+//   saved [L, T, B, D, K*H]            dgates [L, T, B, D, X*H]
 //
 // An output that is not kept or not asked for is an empty tensor.
 #pragma once
@@ -45,7 +46,7 @@ struct Settings {
 struct Model {
   TensorList weights;  // as weights.h has them: torch's order, for each layer and direction
   Tensor h0;
-  OptionalTensor c0;   // where the cell has a c
+  OptionalTensor c0;   // where the cell has states beside h
   OptionalList masks;  // factors of y on its way to the next layer (dropout), one between any two layers
 
   static constexpr auto fields() {

@@ -104,12 +104,12 @@ Tensor project_input(const ForwardLayer& a) {
 
 ForwardRun::ForwardRun(ForwardCall& call) : Run(call) {
   const auto options = call.x.options();
-  const bool c = cell_.S > 1, all = call.save || call.all_states;
+  const bool c = cell_.C() > 0, all = call.save || call.all_states;
   if (!n_.merged()) out_.y = fresh(n_.shape({n_.width()}), options);
   out_.h_n = states(true, n_.R, options);
-  out_.c_n = states(c, n_.H, options);
+  out_.c_n = states(c, cell_.C() * n_.H, options);
   out_.ys = steps(all && n_.inner(), n_.inner(), {n_.D * n_.R}, options);
-  out_.c = steps(c && all, n_.L, {n_.D, n_.H}, options);
+  out_.c = steps(c && all, n_.L, {n_.D, cell_.C() * n_.H}, options);
   out_.h_raw = steps(call.save && projected(), n_.L, {n_.D, n_.H}, options);
   out_.saved = steps(call.save && cell_.K, n_.L, {n_.D, cell_.K * n_.H}, options);
 }
@@ -156,7 +156,7 @@ BackwardRun::BackwardRun(BackwardCall& call) : Run(call), clip_(find_clip(call.c
   const auto wide = options.dtype(call.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   out_.dgates = call.over_saved ? call.saved : steps(true, n_.L, {n_.D, cell_.columns() * n_.H}, options);
   out_.dh0 = states(call.initial, n_.R, options);
-  out_.dc0 = states(call.initial && cell_.S > 1, n_.H, options);
+  out_.dc0 = states(call.initial && cell_.C() > 0, cell_.C() * n_.H, options);
   out_.dproj = steps(projected(), n_.L, {n_.D, n_.R}, options);
   out_.flow = steps(call.record, n_.L, {n_.D}, wide);
 }

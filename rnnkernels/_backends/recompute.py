@@ -95,8 +95,8 @@ def _forward(backend: str, every: int, invariant: bool, *values: Any) -> tuple[T
 
 def _empty_outputs(call: Call, rows: int | torch.SymInt) -> tuple[Tensor, ...]:
     """Memory for what forward returns, with so many rows of states that enter windows."""
-    steps, D, L, H = call.x.shape[:-1], call.directions, call.layers, call.H
-    R, has_c = call.h0.size(2), call.c0 is not None
+    steps, D, L = call.x.shape[:-1], call.directions, call.layers
+    R, has_c, width = call.h0.size(2), call.c0 is not None, call.cell.C * call.H
 
     def empty(yes: bool, *shape: int | torch.SymInt) -> Tensor:
         found: Tensor = call.x.new_empty(shape if yes else (0,))
@@ -105,11 +105,11 @@ def _empty_outputs(call: Call, rows: int | torch.SymInt) -> tuple[Tensor, ...]:
     return (
         empty(True, *steps, D * R),
         empty(True, L * D, call.B, R),
-        empty(has_c, L * D, call.B, H),
+        empty(has_c, L * D, call.B, width),
         empty(call.all_states and L > 1, L - 1, *steps, R),
-        empty(call.all_states and has_c, L, *steps, D, H),
+        empty(call.all_states and has_c, L, *steps, D, width),
         empty(True, L * D, rows, R),
-        empty(has_c, L * D, rows, H),
+        empty(has_c, L * D, rows, width),
     )
 
 

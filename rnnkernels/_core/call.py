@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,7 +104,8 @@ class Call(NamedTuple):
     x: Tensor  # [T, B, I]; packed: [N, I]
     weights: Sequence[Tensor]  # of all layers and directions, in torch's order
     h0: Tensor  # [L*D, B, R]
-    c0: Tensor | None  # [L*D, B, H] where the cell has a c
+    #: [L*D, B, C*H] where the cell has C states beside h, one behind the other.
+    c0: Tensor | None
     #: Factors of each layer's output on its way to the next (dropout), one between any two layers.
     masks: Sequence[Tensor] | None = None
     lengths: Tensor | None = None  # [B] int64
@@ -137,7 +138,7 @@ class Call(NamedTuple):
 
     @property
     def H(self) -> int:
-        return (self.h0 if self.c0 is None else self.c0).size(2)
+        return units(self)
 
     @property
     def merged(self) -> bool:
@@ -182,6 +183,14 @@ class Call(NamedTuple):
         )
 
 
+def units(call: Any) -> int:
+    """H of a call or a layer, or of the arguments of an op that have its names."""
+    if call.c0 is None:
+        return call.h0.size(2)  # type: ignore[no-any-return]
+    cell_name = getattr(call, "cell_name", None) or call.cell
+    return call.c0.size(2) // find(cell_name).C  # type: ignore[no-any-return]
+
+
 #: How many fields of a :class:`Call` the op takes.
 ARGUMENTS = Call._fields.index("step") + 1
 
@@ -198,7 +207,7 @@ class Layer(NamedTuple):
     b_hh: list[Tensor]  # [G*H] each
     w_hr: list[Tensor]  # [R, H] each
     h0: Tensor  # [D, B, R]
-    c0: Tensor | None  # [D, B, H] where the cell has a c
+    c0: Tensor | None  # [D, B, C*H] where the cell has states beside h
     lengths: Tensor | None
     reset: Tensor | None
     all_states: bool = False
@@ -223,7 +232,7 @@ class Layer(NamedTuple):
 
     @property
     def H(self) -> int:
-        return (self.h0 if self.c0 is None else self.c0).size(2)
+        return units(self)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -300,8 +309,8 @@ class LayerResult(NamedTuple):
 
     y: Tensor  # [T, B, D*R]; zero past the end of a row
     h_n: Tensor  # [D, B, R]: the state at each row's own end
-    c_n: Tensor | None  # [D, B, H]
-    c: Tensor | None  # [T, B, D, H]: every c, if asked for
+    c_n: Tensor | None  # [D, B, C*H]
+    c: Tensor | None  # [T, B, D, C*H]: every c, if asked for
 
 
 class Result(NamedTuple):
@@ -309,9 +318,9 @@ class Result(NamedTuple):
 
     y: Tensor  # [T, B, D*R], or [T, B, R] where directions are merged otherwise
     h_n: Tensor  # [L*D, B, R]: the state at each row's own end
-    c_n: Tensor | None  # [L*D, B, H]
+    c_n: Tensor | None  # [L*D, B, C*H]
     h: list[Tensor] | None  # of each layer every h [T, B, D, R], if asked for
-    c: list[Tensor] | None  # of each layer every c [T, B, D, H], if asked for and there is one
+    c: list[Tensor] | None  # of each layer every c [T, B, D, C*H], if asked for and there is one
 
 
 def in_turn(call: Call, run: Callable[[Layer], LayerResult]) -> Result:

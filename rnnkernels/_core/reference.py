@@ -84,7 +84,7 @@ def _at_step(call: Layer, t: Tensor, step: int) -> Tensor:
 def run_direction(
     call: Layer, d: int, passes: _Passes | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs direction d: y [T, B, R], h_n [B, R], c_n [B, H] and c [T, B, H] (h's where no c is).
+    """Runs direction d: y [T, B, R], h_n [B, R], c_n [B, C*H], c [T, B, C*H]; h's where no c is.
 
     Backward writes the norm of the gradient of every h into ``call.flow``, if there is one.
     """
@@ -93,7 +93,7 @@ def run_direction(
     b_hh = call.b_hh[d] if call.b_hh else None
     params = call.params[d] if call.params else ()
     gx = F.linear(call.x, call.w_ih[d], b_ih)  # [T, B, G*H]
-    initial = [call.h0[d]] if call.c0 is None else [call.h0[d], call.c0[d]]
+    initial = [call.h0[d], *(() if call.c0 is None else call.c0[d].chunk(cell.C, -1))]
     state = [s[:0] for s in initial] if packed and d == 1 else initial
     ended: list[list[Tensor]] = []  # states of packed rows that have no further steps
     outputs: list[list[Tensor]] = [[] for _ in range(T)]
@@ -115,7 +115,7 @@ def run_direction(
 
     if T == 0:  # a step over nothing: empty outputs that depend on every tensor all the same
         empty = step(gx, [s[None][:0] for s in initial])
-        return empty[0], initial[0], initial[-1], empty[-1]
+        return empty[0], initial[0], beside_h(initial), beside_h(empty)
 
     for t in range(T) if d == 0 else reversed(range(T)):
         gx_t = _at_step(call, gx, t)
@@ -151,7 +151,13 @@ def run_direction(
         return torch.cat(steps) if packed else torch.stack(steps)
 
     finals = [torch.cat(parts) for parts in zip(state, *reversed(ended), strict=True)]
-    return join(0), finals[0], finals[-1], join(-1)
+    every = [join(slot) for slot in range(cell.S)]
+    return every[0], finals[0], beside_h(finals), beside_h(every)
+
+
+def beside_h(states: Sequence[Tensor]) -> Tensor:
+    """All states but h, one behind the other; h where there is no other."""
+    return torch.cat(list(states[1:]), -1) if len(states) > 2 else states[-1]
 
 
 def starts_window(call: Layer, d: int, t: int) -> bool:

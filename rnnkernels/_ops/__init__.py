@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels._core import checks
-from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype
+from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype, units
 from rnnkernels._ops import by_reference, flops, lanes
 from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
 from rnnkernels.cells import Cell, find
@@ -213,8 +213,9 @@ class _Sizes:
 
     def __init__(self, a: Any, steps: Shape) -> None:
         self.steps, self.L, self.D, self.B = steps, a.layers, a.directions, a.h0.size(1)
-        self.H, self.R = (a.h0 if a.c0 is None else a.c0).size(2), a.h0.size(2)
+        self.H, self.R = units(a), a.h0.size(2)
         self.cell, self.has_c = find(a.cell), a.c0 is not None
+        self.C = self.cell.C * self.H  # of all states beside h
         self.projected = a.projected
         self.merged = a.directions > 1 and a.merge_mode != "concat"
 
@@ -240,9 +241,9 @@ def _fake_forward(*values: Any) -> tuple[Tensor, ...]:
     return (
         empty(True, *n.steps, n.R if n.merged else n.D * n.R),
         empty(True, *n.states(n.R)),
-        empty(n.has_c, *n.states(n.H)),
+        empty(n.has_c, *n.states(n.C)),
         empty(kept and inner > 0, inner, *n.steps, n.D * n.R),
-        empty(kept and n.has_c, *n.every(n.H)),
+        empty(kept and n.has_c, *n.every(n.C)),
         empty(a.save and n.projected, *n.every(n.H)),
         empty(a.save and n.cell.K > 0, *n.every(n.cell.K * n.H)),
     )
@@ -260,7 +261,7 @@ def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
     return (
         empty(True, *n.every((n.cell.G + n.cell.A + n.cell.P) * n.H)),
         empty(a.initial, *n.states(n.R)),
-        empty(a.initial and n.has_c, *n.states(n.H)),
+        empty(a.initial and n.has_c, *n.states(n.C)),
         empty(n.projected, *n.every(n.R)),
         empty(a.record, *n.every()).to(norms_dtype(a.y.dtype)),
     )

@@ -57,5 +57,10 @@ class Cell:
         return len(self.gates)
 
     @property
+    def C(self) -> int:
+        """States beside h."""
+        return self.S - 1
+
+    @property
     def P(self) -> int:
         return len(self.params)

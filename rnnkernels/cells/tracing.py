@@ -12,7 +12,9 @@ from rnnkernels.cells.graph import Graph, Node, below, leaves
 from rnnkernels.cells.parameters import TAKEN, PerUnit, per_unit
 from rnnkernels.cells.symbols import Gate, Symbol, Symbolic, Trace, Value
 
-MOST_GATES, MOST_STATES = 4, 2
+#: Of gates the kernels have room for so many (``kMaxColumns`` in csrc/cpu/panels.h); the values of
+#: all states are in registers.
+MOST_GATES, MOST_STATES = 8, 8
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,13 @@ def _signature(
         (states if p.kind is p.KEYWORD_ONLY else gates).append(p.name)
     if not 1 <= len(gates) <= MOST_GATES:
         raise run.at_definition(
-            f"expected {wanted}, 1 to {MOST_GATES} gates, got {len(gates)}: the kernels multiply "
-            f"at most {MOST_GATES} gates of a unit at a time"
+            f"expected {wanted}, 1 to {MOST_GATES} gates, got {len(gates)}: the kernels have room "
+            f"for at most {MOST_GATES} gates of a unit"
         )
     if not 1 <= len(states) <= MOST_STATES:
         raise run.at_definition(
-            f"expected {wanted}, 1 or {MOST_STATES} states, got {len(states)}: h, which W_hh is "
-            "multiplied by and which is the output, and beside it at most one more, as the c of "
-            "an LSTM"
+            f"expected {wanted}, 1 to {MOST_STATES} states, got {len(states)}: h, which W_hh is "
+            "multiplied by and which is the output, and beside it others, as the c of an LSTM"
         )
     return tuple(gates), tuple(states), params
 

@@ -22,7 +22,14 @@ from rnnkernels._core.call import Call, LayerWeights
 from rnnkernels._core.checks import GradClip, Truncate
 from rnnkernels.cells import DefinedCell, find
 from rnnkernels.functional import _sharded
-from rnnkernels.functional._spec import AllStates, Spec, State
+from rnnkernels.functional._spec import (
+    AllStates,
+    Spec,
+    State,
+    each_state,
+    given_states,
+    side_by_side,
+)
 from rnnkernels.functional._stack import forward
 
 Weights = Sequence[Sequence[Tensor]]
@@ -95,8 +102,9 @@ def layers(
 ) -> Any:
     """Layers of a cell that :func:`rnnkernels.cell` made.
 
-    Arguments, shapes and errors are those of :func:`lstm` where the cell has two states, else those
-    of :func:`gru`; ``weights`` have the rows of the gates in the order of its signature.
+    Arguments, shapes and errors are those of :func:`lstm` where the cell has several states, which
+    ``hx`` is a tuple of, else those of :func:`gru`; ``weights`` have the rows of the gates in the
+    order of its signature.
     """
     if not isinstance(cell, DefinedCell):
         raise TypeError(
@@ -187,16 +195,17 @@ def cell(
         kind: the name that errors use, such as ``'LSTMCell'``.
         cell: a name in :data:`rnnkernels.cells.CELLS`, or what :func:`rnnkernels.cell` returned.
         input: ``[B, I]`` or ``[I]``.
-        hx: h ``[B, H]`` or ``[H]`` (for an LSTM the pair of h and c), or None for zeros.
+        hx: h ``[B, H]`` or ``[H]`` (a tuple of all states where there are several, as h and c of an
+            LSTM), or None for zeros.
         weights: the cell's weights; biases may be None.
         sizes: I and H; read from the weights if None.
         backend: see :func:`rnnkernels.use_backend`.
 
     Returns:
-        The next h, or the pair of h and c, shaped like ``hx``.
+        The next h, or the tuple of all next states, shaped like ``hx``.
 
     Raises:
-        TypeError: input or hx is no tensor (for an LSTM, hx is no pair).
+        TypeError: input or hx is no tensor (hx no tuple of as many states as there are).
         ValueError: wrong number of dimensions, or c or a bias of another dtype.
         RuntimeError: wrong sizes or devices, or what a product multiplies has two dtypes.
     """
@@ -237,7 +246,7 @@ def checked_cell(
             return checked_cell(kind, cell, x, hx, own, sizes, backend)
 
         return _sharded.cell(run, input, hx, weights)
-    has_c = find(cell).S > 1
+    C = find(cell).C
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):
@@ -248,18 +257,19 @@ def checked_cell(
     I, H = sizes
     if x.size(1) != I:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
-    states = _cell_states(kind, hx, x, H, batched, has_c)
+    states = _cell_states(kind, cell, hx, x, H, batched)
     checks.same_device(x, weights.w_ih, "parameter")
     checks.factors("input", x, "weight_ih", weights.w_ih, autocast)
-    checks.factors("hx[0]" if has_c else "hx", states[0], "weight_hh", weights.w_hh, autocast)
-    if has_c:  # which no weight is multiplied by
-        checks.state("hx[1]", states[1], x, (x.size(0), H), "", autocast)
+    checks.factors("hx[0]" if C else "hx", states[0], "weight_hh", weights.w_hh, autocast)
+    for i, s in enumerate(states[1:], 1):  # which no weight is multiplied by
+        checks.state(f"hx[{i}]", s, x, (x.size(0), H), "", autocast)
+    states = side_by_side(states)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, states = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in states]
         weights = weights.each(lambda w: _ops.cast(w, dtype))
     if H == 0:
-        return _without_units(x, states, weights, batched)
+        return _without_units(x, states, weights, batched, C)
     if weights.b_ih is None and weights.b_hh is not None:  # a single bias is b_ih
         weights = weights._replace(b_ih=torch.zeros_like(weights.b_hh))
     call = Call(
@@ -274,17 +284,17 @@ def checked_cell(
         x=x.unsqueeze(0),
         weights=weights.tensors,
         h0=states[0].unsqueeze(0),
-        c0=states[1].unsqueeze(0) if has_c else None,
+        c0=states[1].unsqueeze(0) if C else None,
         step=True,
     )
     result = _backends.run(call, backend)
-    h = result.h_n[0] if batched else result.h_n[0, 0]
-    if result.c_n is None:
-        return h
-    return h, result.c_n[0] if batched else result.c_n[0, 0]
+    found = [t[0] if batched else t[0, 0] for t in (result.h_n, result.c_n) if t is not None]
+    return each_state(cell, found)
 
 
-def _without_units(x: Tensor, states: list[Tensor], weights: LayerWeights, batched: bool) -> State:
+def _without_units(
+    x: Tensor, states: list[Tensor], weights: LayerWeights, batched: bool, others: int
+) -> State:
     """The next states of a cell that has no units, [B, 0] each, which the kernels do not take;
     gradients are zeros, and reach everything that they reach in a cell with units."""
     h = nn.functional.linear(x, weights.w_ih, weights.b_ih)
@@ -293,20 +303,17 @@ def _without_units(x: Tensor, states: list[Tensor], weights: LayerWeights, batch
     for p in weights.params:
         h = h + p
     h = h if batched else h[0]
-    return (h, h.clone()) if states[1:] else h
+    return (h, *(h.clone() for _ in range(others))) if others else h
 
 
-def _cell_states(kind: str, hx: Any, x: Tensor, H: int, batched: bool, has_c: bool) -> list[Tensor]:
+def _cell_states(kind: str, cell: str, hx: Any, x: Tensor, H: int, batched: bool) -> list[Tensor]:
     """The states that enter the step, [B, H] each, of any dtype."""
-    B = x.size(0)
+    B, S = x.size(0), find(cell).S
     if hx is None:
-        return [x.new_zeros(B, H) for _ in range(2 if has_c else 1)]
-    if has_c and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
-        got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
-        raise TypeError(f"hx: expected a tuple of two tensors (h_0, c_0), got {got}")
-    states = list(hx) if has_c else [hx]
+        return [x.new_zeros(B, H) for _ in range(S)]
+    states = given_states(cell, hx)
     for i, s in enumerate(states):
-        name = f"hx[{i}]" if has_c else "hidden"
+        name = f"hx[{i}]" if S > 1 else "hidden"
         if not isinstance(s, Tensor):
             raise TypeError(f"hx: expected a Tensor, got {type(s).__name__}")
         if s.dim() not in (1, 2):

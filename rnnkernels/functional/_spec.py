@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from rnnkernels._core.call import NO_CLIP, Clip
 from rnnkernels._core.checks import Truncate
 from rnnkernels.cells import find
 
-State = Tensor | tuple[Tensor, Tensor]
+#: h, or all states where there are several.
+State = Tensor | tuple[Tensor, ...]
 
 
 class AllStates(NamedTuple):
@@ -20,11 +23,41 @@ class AllStates(NamedTuple):
     Attributes:
         h: one tensor per layer, ``[T, B, D, R]`` (``[B, T, D, R]`` with batch_first,
             ``[T, D, R]`` unbatched, a PackedSequence of ``[N, D, R]`` for packed input).
-        c: the same for c with H in place of R; None for cells without c.
+        c: the same for c with H in place of R; for each layer a tuple of these where there are
+            several states beside h; None for cells without any.
     """
 
     h: tuple[Any, ...]
     c: tuple[Any, ...] | None
+
+
+def side_by_side(states: Sequence[Tensor]) -> list[Tensor]:
+    """h, and one tensor [.., C*H] of all states beside it, as calls take them."""
+    return [*states] if len(states) < 3 else [states[0], torch.cat(list(states[1:]), -1)]
+
+
+def each_state(cell: str, states: Sequence[Tensor]) -> State:
+    """The way back, as users see states."""
+    n = find(cell).C
+    return (states[0], *states[1].chunk(n, -1)) if n else states[0]
+
+
+def given_states(cell: str, hx: Any) -> list[Any]:
+    """The states that a user hands over.
+
+    Raises:
+        TypeError: these are not as many as the cell has.
+    """
+    n = find(cell).S
+    if n == 1:
+        return [hx]
+    if not isinstance(hx, (tuple, list)) or len(hx) != n:
+        got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        wanted = ", ".join(f"{name}_0" for name in getattr(find(cell), "states", ("h", "c")))
+        raise TypeError(
+            f"hx: expected a tuple of {'two' if n == 2 else n} tensors ({wanted}), got {got}"
+        )
+    return [*hx]
 
 
 @dataclass(frozen=True)
@@ -57,8 +90,9 @@ class Spec:
         return self.proj_size or self.hidden_size
 
     @property
-    def has_c(self) -> bool:
-        return find(self.cell).S > 1
+    def C(self) -> int:
+        """States beside h."""
+        return find(self.cell).C
 
     @property
     def drops(self) -> bool:

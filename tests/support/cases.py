@@ -74,7 +74,7 @@ def make_call(
         b_hh=each(bias == "double", rows, scale=0.5),
         w_hr=each(proj > 0, R, H, scale=H**-0.5),
         h0=tensor(D, B, R),
-        c0=tensor(D, B, H) if contract.S > 1 else None,
+        c0=tensor(D, B, contract.C * H) if contract.C else None,
         lengths=drawn.to(device) if lengths is not False else None,
         reset=mask.to(device) if reset is not False else None,
         all_states=all_states,

@@ -71,6 +71,17 @@ def scaled(
     return torch.tanh(n.x + q * a * n.h) + (1 - a) * h
 
 
+@rnnkernels.cell
+def crowd(
+    a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, *, h: Any, s: Any, t: Any, u: Any
+) -> Any:
+    """More gates than one product has columns, more states than one tensor is wide, a gate whose
+    parts are apart; nothing but the output needs h."""
+    s, t = torch.sigmoid(a) * s + torch.tanh(b), torch.sigmoid(c) * t + torch.sigmoid(d) * u
+    u = torch.tanh(0.5 * u + e * s)
+    return torch.sigmoid(f) * torch.tanh(s - t) + torch.tanh(g.x + u * g.h), s, t, u
+
+
 #: The built-in cells that some of them are.
 BUILT_IN = {
     "rnn_tanh": elman,
