@@ -19,6 +19,7 @@ from rnnkernels.nn import (
     LSTM,
     MGU,
     RNN,
+    SLSTM,
     CIFGCell,
     GRUCell,
     LSTMCell,
@@ -26,6 +27,7 @@ from rnnkernels.nn import (
     PeepholeLSTM,
     PeepholeLSTMCell,
     RNNCell,
+    SLSTMCell,
 )
 from rnnkernels.nn.defined import cell, cell_class, layer
 
@@ -37,6 +39,7 @@ __all__ = [
     "LSTM",
     "MGU",
     "RNN",
+    "SLSTM",
     "AllStates",
     "CIFGCell",
     "GRUCell",
@@ -45,6 +48,7 @@ __all__ = [
     "PeepholeLSTM",
     "PeepholeLSTMCell",
     "RNNCell",
+    "SLSTMCell",
     "batch_invariant",
     "build_info",
     "cell",

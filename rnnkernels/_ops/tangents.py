@@ -205,8 +205,10 @@ class _Layer:
             states = [self.y[..., d * self.R : (d + 1) * self.R]]
             if c0 is not None:
                 assert self.c is not None
-                tangents = self._others(part(c0.tangent, d))
-                initial += map(Dual, self._others(c0.value[d]), tangents)
+                of_each = zip(
+                    c0.value[d].chunk(self.C, -1), self._others(part(c0.tangent, d)), strict=True
+                )
+                initial += [Dual(*pair) for pair in of_each]
                 states += self.c[:, :, d].chunk(self.C, -1)
             raw = h_raw[0, :, :, d] if a.projected else None
             kept = self.saved[0, :, :, d] if self.saved.dim() > 1 else self.saved

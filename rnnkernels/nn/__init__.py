@@ -4,10 +4,12 @@ from rnnkernels.nn.cells import GRUCell, LSTMCell, RNNCell
 from rnnkernels.nn.gated import (
     CIFG,
     MGU,
+    SLSTM,
     CIFGCell,
     MGUCell,
     PeepholeLSTM,
     PeepholeLSTMCell,
+    SLSTMCell,
 )
 from rnnkernels.nn.layers import GRU, LSTM, RNN
 
@@ -17,6 +19,7 @@ __all__ = [
     "LSTM",
     "MGU",
     "RNN",
+    "SLSTM",
     "CIFGCell",
     "GRUCell",
     "LSTMCell",
@@ -24,4 +27,5 @@ __all__ = [
     "PeepholeLSTM",
     "PeepholeLSTMCell",
     "RNNCell",
+    "SLSTMCell",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.functional import softplus
 
 from rnnkernels.cells.parameters import per_unit
 from rnnkernels.nn.defined import DefinedLayer, DefinedStep, cell
@@ -40,6 +41,16 @@ def peephole_lstm(
     i, f = torch.sigmoid(i + p_i * c), torch.sigmoid(f + p_f * c)
     c = f * c + i * torch.tanh(g)
     return torch.sigmoid(o + p_o * c) * torch.tanh(c), c
+
+
+@cell
+def slstm(i: Any, f: Any, z: Any, o: Any, *, h: Any, c: Any, n: Any, m: Any) -> Any:
+    kept = m - softplus(-f)  # log(exp(m) sigmoid(f)): what of the past is kept, unscaled
+    start = n == 0
+    m = torch.where(start, i, torch.maximum(i, kept))
+    i, f = torch.exp(i - m), torch.exp(torch.clamp(kept - m, max=0))
+    c, n = f * c + i * torch.tanh(z), f * n + i
+    return torch.sigmoid(o) * c / n, c, n, m
 
 
 class MGU(DefinedLayer):
@@ -118,3 +129,37 @@ class PeepholeLSTMCell(DefinedStep):
     errors as :class:`rnnkernels.LSTMCell`."""
 
     definition = peephole_lstm
+
+
+class SLSTM(DefinedLayer):
+    """Layers of sLSTM (Beck et al. 2024, "xLSTM: extended long short-term memory", section 2.2),
+    with an exponential input gate, a normaliser n and a stabiliser m::
+
+        i_ = W_ii x + b_ii + W_hi h + b_hi
+        f_ = W_if x + b_if + W_hf h + b_hf
+        z  = tanh(W_iz x + b_iz + W_hz h + b_hz)
+        o  = sigmoid(W_io x + b_io + W_ho h + b_ho)
+        m' = max(i_, m + log(sigmoid(f_)))
+        i  = exp(i_ - m')
+        f  = exp(m + log(sigmoid(f_)) - m')
+        c' = f * c + i * z
+        n' = f * n + i
+        h' = o * c' / n'
+
+    The forget gate is the sigmoid of the paper's two. Where nothing has been remembered yet, which
+    is where n is 0, as at the beginning and behind a reset, m' is i_. Rows of the weights are in
+    the order i, f, z, o, as in the package ``xlstm``, which has one bias: ``bias_mode='single'``.
+
+    ``hx`` and the last states are ``(h, c, n, m)``, ``[L*D, B, H]`` each. Arguments, options, calls
+    and errors otherwise are those of :class:`rnnkernels.LSTM`; kernels are compiled when it first
+    runs: docs/cells.md.
+    """
+
+    definition = slstm
+
+
+class SLSTMCell(DefinedStep):
+    """One step of :class:`SLSTM`, with ``(h, c, n, m)``, ``[B, H]`` each, as ``hx`` and result;
+    arguments, call and errors otherwise as :class:`rnnkernels.LSTMCell`."""
+
+    definition = slstm

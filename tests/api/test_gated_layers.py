@@ -1,5 +1,5 @@
-"""MGU, CIFG and PeepholeLSTM: their papers' formulas in NumPy, derivatives, every option against
-the reference; the parameters of a cell itself, which the last of them has."""
+"""MGU, CIFG, PeepholeLSTM and SLSTM: their papers' formulas in NumPy, derivatives, every option
+against the reference; the parameters of a cell itself, which PeepholeLSTM has."""
 
 from __future__ import annotations
 
@@ -59,10 +59,22 @@ def peephole_lstm(x: Array, g: Array, state: list[Array], p: list[Array]) -> lis
     return [sigmoid(x[3] + g[3] + p[2] * c) * np.tanh(c), c]
 
 
+def slstm(x: Array, g: Array, state: list[Array], p: list[Array]) -> list[Array]:
+    """Beck et al. 2024, equations 8 to 17, with a forget gate that is a sigmoid; without what keeps
+    exponentials small where that changes nothing: c and n are those of the paper times exp(-m)."""
+    i, f, z, o = (a + b for a, b in zip(x, g, strict=True))
+    _, c, n, m = state
+    c = sigmoid(f) * c * np.exp(m) + np.exp(i) * np.tanh(z)
+    n = sigmoid(f) * n * np.exp(m) + np.exp(i)
+    m = np.where(state[2] == 0, i, np.maximum(i, m + np.log(sigmoid(f))))
+    return [sigmoid(o) * c / n, c * np.exp(-m), n * np.exp(-m), m]
+
+
 FORMULAS: dict[str, tuple[Step, int, int]] = {  # with gates and states
     "MGU": (mgu, 2, 1),
     "CIFG": (cifg, 3, 2),
     "PeepholeLSTM": (peephole_lstm, 4, 2),
+    "SLSTM": (slstm, 4, 4),
 }
 NAMES = list(FORMULAS)
 
@@ -378,6 +390,16 @@ def test_a_wrong_parameter_is_named(backend: str) -> None:
         step(X[0])
 
 
+def test_exponentials_stay_finite() -> None:
+    """Gates of which no exponential is a number of float32: what is remembered is their ratio."""
+    module = make("SLSTM", bidirectional=True).float()
+    wide = copy.deepcopy(module).double()
+    wide.backend = "reference"  # type: ignore[assignment]
+    got, want = results(module, 400 * X.float()), results(wide, 400 * X)
+    assert all(t.isfinite().all() for t in got)
+    torch.testing.assert_close(got[0].double(), want[0], rtol=1e-3, atol=1e-4)
+
+
 def test_missing_parameters() -> None:
     weights = [group[:4] for group in make("PeepholeLSTM").all_weights]
     with pytest.raises(ValueError, match="behind them the parameters of the cell, 3, got 4"):
@@ -395,5 +417,5 @@ def test_triton_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cells_of_the_package_are_cells() -> None:
-    for cell in (gated.mgu, gated.cifg, gated.peephole_lstm):
+    for cell in (gated.mgu, gated.cifg, gated.peephole_lstm, gated.slstm):
         assert isinstance(cell, DefinedCell) and pickle.loads(pickle.dumps(cell)) is cell
