@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 
 #include "common/cell_list.h"
 #include "cpu/kernels.h"
@@ -25,7 +26,7 @@ class BackwardLoop final : public LoopBase<IO> {
 
  public:
   BackwardLoop(const Backward<IO>& p, void* workspace, int threads, const CellKernels<IO>& kernels)
-      : Base(workspace), p_(p), kernels_(kernels), cell_(kernels.sizes) {
+      : Base(workspace), p_(p), directions_(new Direction[p.seq.D]), kernels_(kernels), cell_(kernels.sizes) {
     const Sequence& q = p.seq;
     const int64_t gates = padded_factors(cell_.G * q.H);
     const bool norm = p.clip.kind == Clip::kNorm;
@@ -40,9 +41,9 @@ class BackwardLoop final : public LoopBase<IO> {
     active_ = arena_.template take<bool>(threads * kActiveBytes);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
-      dir.hidden = {{cell_.G * q.H, q.R, 1, kWidth}};
+      dir.hidden = {{cell_.recurrent ? cell_.G * q.H : 0, q.R, 1, kWidth}};  // without a W_hh, over nothing
       dir.hidden.data = arena_.template take<F>(dir.hidden.size());
-      if (p.w_hr[d]) {
+      if (q.of_head(p.w_hr, d, 0)) {
         dir.projection = {{q.R, q.H, 1, kWidth}};
         dir.projection.data = arena_.template take<F>(dir.projection.size());
         dir.dprojected = arena_.template take<F>(slots_ * padded_factors(q.R));
@@ -66,9 +67,10 @@ class BackwardLoop final : public LoopBase<IO> {
     const int64_t gates = cell_.G * p_.seq.H;
     for (int64_t d = 0; d < p_.seq.D; ++d) {
       const Direction& dir = directions_[d];
-      for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) dir.hidden.pack(p_.w_hh[d], j);
-      for (int64_t j = thread; dir.dprojected && j < dir.projection.tiles(); j += threads)
-        dir.projection.pack(p_.w_hr[d], j);
+      const IO* const w_hh = p_.seq.of_head(p_.w_hh, d, gates * p_.seq.R);
+      const IO* const w_hr = p_.seq.of_head(p_.w_hr, d, 0);
+      for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) dir.hidden.pack(w_hh, j);
+      for (int64_t j = thread; dir.dprojected && j < dir.projection.tiles(); j += threads) dir.projection.pack(w_hr, j);
       for (int64_t slot = thread; slot < slots_; slot += threads) {
         for (F* dgh : dir.dgh) Base::clear_padding(dgh + slot * padded_factors(gates), gates);
         if (dir.dprojected) Base::clear_padding(dir.dprojected + slot * padded_factors(p_.seq.R), p_.seq.R);
@@ -118,7 +120,7 @@ class BackwardLoop final : public LoopBase<IO> {
 
   const Backward<IO>& p_;
   Row* rows_;
-  Direction directions_[kMaxDirections];
+  const std::unique_ptr<Direction[]> directions_;  // [D]
 
  private:
   // One step back of the cells of tile j. dh [rows, vectors, lanes] came through W_hh, or through W_hr.
@@ -140,7 +142,7 @@ class BackwardLoop final : public LoopBase<IO> {
 
   // What stands before the cell: W_hh, or W_hr where there is one. Its tiles are those of the cells.
   const Panels<F>& last_product(int64_t d) const {
-    return p_.w_hr[d] ? directions_[d].projection : directions_[d].hidden;
+    return directions_[d].projection.units ? directions_[d].projection : directions_[d].hidden;
   }
 
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {

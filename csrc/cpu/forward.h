@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 
 #include "common/cell_list.h"
 #include "cpu/kept.h"
@@ -26,7 +27,12 @@ class ForwardLoop final : public LoopBase<IO> {
 
  public:
   ForwardLoop(const Forward<IO>& p, void* workspace, int threads, const CellKernels<IO>& kernels, const Packs& packs)
-      : Base(workspace), p_(p), kernels_(kernels), cell_(kernels.sizes), packs_(packs) {
+      : Base(workspace),
+        p_(p),
+        kernels_(kernels),
+        cell_(kernels.sizes),
+        packs_(packs),
+        directions_(new Direction[p.seq.D]) {
     const Sequence& q = p.seq;
     const int G = cell_.G, width = vectors_per_gate(G);
     Arena kept(packs.memory);
@@ -34,9 +40,11 @@ class ForwardLoop final : public LoopBase<IO> {
     rows_ = arena_.template take<Row>(q.B);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
-      dir.unit = p.unit[d];
-      dir.input = {{p.I, q.H, G, width}, p.w_ih[d], packs, weights};
-      dir.hidden = {{q.R, q.H, G, width}, p.w_hh[d], packs, weights};
+      dir.unit = q.of_head(p.unit, d, cell_.P * q.H);
+      dir.input = {{p.I, q.H, G, width}, q.of_head(p.w_ih, d, G * q.H * p.I), packs, weights};
+      // Without a W_hh the product is one over nothing.
+      const int64_t R = cell_.recurrent ? q.R : 0;
+      dir.hidden = {{R, q.H, G, width}, q.of_head(p.w_hh, d, G * q.H * R), packs, weights};
       for (T*& bias : dir.bias) bias = arena_.template take<T>(G * padded(q.H));
       for (F*& h : dir.h) h = arena_.template take<F>(q.B * padded_factors(q.R));
       if constexpr (Base::kRounds) {
@@ -45,8 +53,8 @@ class ForwardLoop final : public LoopBase<IO> {
         std::copy(dir.h, dir.h + 2, dir.exact_h);
       }
       if (cell_.C() > 0) dir.c = arena_.template take<T>(q.B * cell_.C() * padded(q.H));
-      if (p.w_hr[d]) {
-        dir.projection = {{q.H, q.R, 1, kMaxVectors}, p.w_hr[d], packs, weights};
+      if (const IO* w_hr = q.of_head(p.w_hr, d, 0)) {
+        dir.projection = {{q.H, q.R, 1, kMaxVectors}, w_hr, packs, weights};
         dir.raw = arena_.template take<F>(q.B * padded_factors(q.H));
       }
     }
@@ -75,7 +83,7 @@ class ForwardLoop final : public LoopBase<IO> {
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       for (const Matrix* w : {&dir.input, &dir.hidden, &dir.projection}) {
-        for (int64_t j = thread; j < w->tiles(); j += threads) {
+        for (int64_t j = thread; w->K > 0 && j < w->tiles(); j += threads) {
           if (!w->prepare(j, packs_, copies_ + thread * copy_size_)) __atomic_store_n(&stale_, true, __ATOMIC_RELAXED);
         }
       }
@@ -184,10 +192,12 @@ class ForwardLoop final : public LoopBase<IO> {
 
   void prepare_bias(int64_t d) {
     const Sequence& q = p_.seq;
+    const IO* const b_ih = q.of_head(p_.b_ih, d, cell_.G * q.H);
+    const IO* const b_hh = q.of_head(p_.b_hh, d, cell_.G * q.H);
     for (int g = 0; g < cell_.G; ++g) {
       for (int64_t i = 0; i < q.H; i += kLanes) {
-        const V input = load_or_zero(p_.b_ih[d], g * q.H + i, left(q.H, i));
-        const V hidden = load_or_zero(p_.b_hh[d], g * q.H + i, left(q.H, i));
+        const V input = load_or_zero(b_ih, g * q.H + i, left(q.H, i));
+        const V hidden = load_or_zero(b_hh, g * q.H + i, left(q.H, i));
         T* bias = directions_[d].bias[0] + g * padded(q.H) + i;
         store(bias, split(cell_, g) ? input : input + hidden);
         if (split(cell_, g)) store(directions_[d].bias[1] + g * padded(q.H) + i, hidden);
@@ -297,7 +307,7 @@ class ForwardLoop final : public LoopBase<IO> {
   int64_t packed_bytes_, copy_size_ = 0;
   IO* copies_ = nullptr;  // [threads, copy_size_]: a tile of weights that is being packed and digested
   Row* rows_;
-  Direction directions_[kMaxDirections];
+  const std::unique_ptr<Direction[]> directions_;  // [D]
   char* scratch_;
 };
 

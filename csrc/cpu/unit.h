@@ -126,7 +126,8 @@ struct BackwardUnit : Lanes<IO> {
   RNN_HD void read(const Backward<IO>& p, int64_t d, const RowStep& now, const StateBefore& before, int64_t i, int n,
                    bool projected) {
     const int64_t H = p.seq.H, at = now.n * H + i;
-    for (int k = 0; k < P; ++k) prev[Cell::S + k] = load(p.unit[d] + k * H + i, n);
+    const IO* unit = p.seq.of_head(p.unit, d, P * H);
+    for (int k = 0; k < P; ++k) prev[Cell::S + k] = load(unit + k * H + i, n);
     for (int k = 0; k < Cell::K; ++k) saved[k] = load(p.saved + (now.n * Cell::K + k) * H + i, n);
     if (projected) {  // h before the projection: no cell with a projection asks for its value
       prev[0] = next[0] = dout[0] = V(0);

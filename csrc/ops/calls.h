@@ -29,7 +29,8 @@ namespace rnn {
 struct Settings {
   c10::string_view cell;
   int64_t layers = 1, directions = 1;
-  bool projected = false;                  // each layer and direction has a w_hr
+  int64_t heads = 1;       // of each direction, with states and recurrent weights of their own: layout.h
+  bool projected = false;  // each layer and direction has a w_hr
   c10::string_view merge_mode = "concat";  // how both directions become one output
   int64_t window = 0;                      // steps after which no gradient flows on (truncated BPTT); 0: none
   c10::string_view clip = "none";          // how backward bounds the gradients of the gates: clip.h
@@ -37,9 +38,10 @@ struct Settings {
 
   static constexpr auto fields() {
     return std::tuple(Field{"cell", &Settings::cell}, Field{"layers", &Settings::layers},
-                      Field{"directions", &Settings::directions}, Field{"projected", &Settings::projected},
-                      Field{"merge_mode", &Settings::merge_mode}, Field{"window", &Settings::window},
-                      Field{"clip", &Settings::clip}, Field{"bound", &Settings::bound});
+                      Field{"directions", &Settings::directions}, Field{"heads", &Settings::heads},
+                      Field{"projected", &Settings::projected}, Field{"merge_mode", &Settings::merge_mode},
+                      Field{"window", &Settings::window}, Field{"clip", &Settings::clip},
+                      Field{"bound", &Settings::bound});
   }
 };
 

@@ -28,11 +28,11 @@ struct Checker {
 
   // In backward the weights of the input of the first layer have no say.
   void weights(const Weights& weights, const Sizes& n, const CellInfo& cell, bool forward, bool step) const {
-    const int64_t rows = cell.G * n.H;
+    const int64_t rows = n.heads * cell.G * n.H;
     for (int64_t l = 0; l < n.L; ++l) {
       const auto each = [&](Weight kind, at::IntArrayRef shape, const char* meaning) {
         if (!weights.has(kind)) return;
-        for (int64_t d = 0; d < n.D; ++d) {
+        for (int64_t d = 0; d < n.D / n.heads; ++d) {
           const Tensor& t = weights.get(kind, l, d);
           if (t.sizes() == shape && t.scalar_type() == like.scalar_type() && t.device() == like.device()) continue;
           tensor(t, parameter_name(kind, l, d, step), shape, meaning);
@@ -41,9 +41,9 @@ struct Checker {
       if (forward || l > 0) each(kWIh, {rows, l > 0 ? n.width() : n.I}, "gates * hidden_size, input");
       each(kWHh, {rows, n.R}, "gates * hidden_size, state");
       each(kWHr, {n.R, n.H}, "proj_size, hidden_size");
-      for (int64_t d = 0; d < n.D; ++d)
+      for (int64_t d = 0; d < n.D / n.heads; ++d)
         for (int64_t k = 0; k < weights.params(); ++k)
-          tensor(weights.param(k, l, d), parameter_name(cell, k, l, d, step), {n.H}, "hidden_size");
+          tensor(weights.param(k, l, d), parameter_name(cell, k, l, d, step), {n.heads * n.H}, "hidden_size");
       if (!forward) continue;
       each(kBIh, {rows}, "gates * hidden_size");
       each(kBHh, {rows}, "gates * hidden_size");
@@ -102,7 +102,8 @@ Sizes sizes_of_states(const Call& call, const CellInfo& cell, const Weights& wei
   const OptionalTensor& c0 = call.c0;
   Sizes n{};
   n.L = call.layers;
-  n.D = call.directions;
+  n.heads = call.heads;
+  n.D = call.directions * n.heads;
   n.merge = find_merge(call.merge_mode);
   TORCH_CHECK(h0.dim() == 3, "h0: expected 3 dimensions (layers * directions, batch, state), got shape ", h0.sizes());
   n.B = h0.size(1);
@@ -119,6 +120,7 @@ Sizes sizes_of_states(const Call& call, const CellInfo& cell, const Weights& wei
   const bool projected = weights.has(kWHr);
   TORCH_CHECK(n.H == n.R || projected, "h0: expected the hidden size of c0, ", n.H,
               ", where there is no projection, got ", n.R);
+  TORCH_CHECK_VALUE(n.heads == 1 || !projected, "w_hr: expected no projection beside ", n.heads, " heads");
   // Only a cell that never asks for its own h can be projected.
   TORCH_CHECK_VALUE(!projected || cell.S > 1, "w_hr: a projection needs a cell with a state beside h, got '", cell.name,
                     "'");

@@ -23,7 +23,7 @@ class Outputs(NamedTuple):
 
     y: Tensor  # [T, B, R]
     states: list[Tensor]  # final h [L, B, R], and c [L, B, C*H] where there is one
-    everything: list[list[Tensor]]  # per slot: every state of every layer, [T, B, 1, size] each
+    everything: list[list[Tensor]]  # per slot: every state of every layer, [T, B, heads, size] each
 
 
 class Stack(Protocol):
@@ -119,7 +119,7 @@ def overlapping(
     windows = Windows(T, B, ends, *pair)
     split_masks = [windows.split(mask) for mask in masks]
     entering = [
-        windows.entering(first, states)
+        windows.entering(first, [of for every in states for of in every.chunk(every.size(2), 2)])
         for first, states in zip(hx, plain.everything, strict=False)  # a cell without c has one
     ]
     again = run(

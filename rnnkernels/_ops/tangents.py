@@ -42,12 +42,15 @@ class Found(NamedTuple):
 
 def takes(a: SimpleNamespace, tensors: Sequence[Maybe], gradients: bool) -> bool:
     """Whether this is a way for a call: where gradients are asked for, without bounds and windows,
-    which make the loop that of another function; for cells that have no parameters, whose part in a
-    step it does not know."""
+    which make the loop that of another function; for layers of one head and cells that have a W_hh
+    and no parameters, whose part in a step it does not know."""
     plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
     if not plain or a.x.size(0) == 0 or a.x.dtype not in (torch.float32, torch.float64):
         return False
-    if find_cell(a.cell).P or any(transformed(t) for t in tensors if t is not None):
+    cell = find_cell(a.cell)
+    if cell.P or not cell.recurrent or a.heads > 1:
+        return False
+    if any(transformed(t) for t in tensors if t is not None):
         return False
     return not gradients or not (a.lanes or a.clip != "none" or 0 < a.window < a.x.size(0))
 
@@ -187,7 +190,7 @@ class _Layer:
         )
         self.ops = torch.ops.rnnkernels if on else torch.ops.rnnkernels_triton
         self.call = Call(
-            a.cell, 1, self.D, a.projected, "concat", 0, "none", 1.0, x.value,
+            a.cell, 1, self.D, 1, a.projected, "concat", 0, "none", 1.0, x.value,
             [w.value for w in weights], h0.value, None if c0 is None else c0.value,
             lengths=a.lengths, reset=a.reset, save=True, all_states=True,
         )  # fmt: skip

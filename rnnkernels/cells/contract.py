@@ -51,6 +51,8 @@ class Cell:
     backward: Callable[[Values, Values, Values, Values], tuple[Values, Values, Values]]
     tangents: Callable[[Values, Values, Values, Values, Values, Values], Values]
     params: Sequence[str] = field(default=(), kw_only=True)
+    #: Whether gates have a hidden part. Where they have none, there is neither a W_hh nor a b_hh.
+    recurrent: bool = field(default=True, kw_only=True)
 
     @property
     def G(self) -> int:

@@ -28,6 +28,7 @@ class Traced:
     next: list[Node]
     graph: Graph
     split: int  # A: gates from the first one on whose parts are used apart
+    recurrent: bool  # whether any hidden part is used
 
 
 def trace(function: Callable[..., Any]) -> Traced:
@@ -72,8 +73,9 @@ def trace(function: Callable[..., Any]) -> Traced:
                 f"parameter {name}: expected every parameter to be used, got one that nothing "
                 "depends on. Leave it out"
             )
-    split = _split(run.graph, nodes, next, gates)
-    return Traced(run.name, gates, states, params, next, run.graph, split)
+    recurrent = any(op == "gh" for op, _ in used)
+    split = _split(run.graph, nodes, next, gates) if recurrent else 0
+    return Traced(run.name, gates, states, params, next, run.graph, split, recurrent)
 
 
 def _signature(

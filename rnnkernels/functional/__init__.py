@@ -76,7 +76,7 @@ def lstm(
         weights: see the top of this module. Sizes are read from them.
         options: ``bidirectional``, ``batch_first``, ``dropout``, ``training``, ``merge_mode``,
             ``backend``, ``lengths``, ``reset``, ``return_all_states``, ``truncate``,
-            ``grad_clip`` and ``recompute``, as in :class:`rnnkernels.LSTM`.
+            ``grad_clip``, ``recompute`` and ``heads``, as in :class:`rnnkernels.LSTM`.
 
     Returns:
         ``(output, (h_n, c_n))``, and :class:`rnnkernels.AllStates` third if asked for.
@@ -133,6 +133,7 @@ def _layers(
     truncate: Truncate = None,
     grad_clip: GradClip = None,
     recompute: int | None = None,
+    heads: int = 1,
 ) -> Any:
     D = 2 if checks.flag("bidirectional", bidirectional) else 1
     if not weights or len(weights) % D:
@@ -140,7 +141,8 @@ def _layers(
             f"weights: expected one list of tensors per layer and direction, {D} per layer, "
             f"got {len(weights)}"
         )
-    groups = [LayerWeights.from_list(group, params=find(cell).P) for group in weights]
+    kinds: dict[str, Any] = {"params": find(cell).P, "recurrent": find(cell).recurrent}
+    groups = [LayerWeights.from_list(group, **kinds) for group in weights]
     first = groups[0]
     for group in groups:
         if [w is None for w in group] != [w is None for w in first]:
@@ -151,13 +153,15 @@ def _layers(
     if first.w_ih.dim() != 2:
         raise ValueError(f"weights: expected w_ih [G*H, I], got shape {list(first.w_ih.shape)}")
     num_layers = len(weights) // D
+    hidden_size = first.w_ih.size(0) // find(cell).G
+    proj_size = 0 if first.w_hr is None else first.w_hr.size(0)
     spec = Spec(
         kind,
         cell,
         input_size=first.w_ih.size(1),
-        hidden_size=first.w_ih.size(0) // find(cell).G,
+        hidden_size=hidden_size,
         num_layers=num_layers,
-        proj_size=0 if first.w_hr is None else first.w_hr.size(0),
+        proj_size=proj_size,
         bidirectional=bidirectional,
         batch_first=checks.flag("batch_first", batch_first),
         dropout=checks.dropout(dropout, num_layers),
@@ -167,6 +171,7 @@ def _layers(
         truncate=checks.truncate(truncate, bidirectional),
         grad_clip=checks.grad_clip(grad_clip),
         recompute=checks.recompute(recompute),
+        heads=checks.heads(heads, hidden_size, proj_size),
     )
     return forward(
         spec,
@@ -210,7 +215,7 @@ def cell(
         RuntimeError: wrong sizes or devices, or what a product multiplies has two dtypes.
     """
     cell = cell.name if isinstance(cell, DefinedCell) else cell
-    sizes = sizes or (weights.w_ih.size(-1), weights.w_hh.size(-1))
+    sizes = sizes or (weights.w_ih.size(-1), weights.w_ih.size(0) // find(cell).G)
     if is_overridden():
         return handle_torch_function(
             _cell, (input,), kind, cell, input, hx, weights, sizes=sizes, backend=backend
@@ -260,9 +265,12 @@ def checked_cell(
     states = _cell_states(kind, cell, hx, x, H, batched)
     checks.same_device(x, weights.w_ih, "parameter")
     checks.factors("input", x, "weight_ih", weights.w_ih, autocast)
-    checks.factors("hx[0]" if C else "hx", states[0], "weight_hh", weights.w_hh, autocast)
-    for i, s in enumerate(states[1:], 1):  # which no weight is multiplied by
-        checks.state(f"hx[{i}]", s, x, (x.size(0), H), "", autocast)
+    names = [f"hx[{i}]" for i in range(C + 1)] if C else ["hx"]
+    for i, s in enumerate(states):
+        if i == 0 and weights.w_hh is not None:
+            checks.factors(names[i], s, "weight_hh", weights.w_hh, autocast)
+        else:  # which no weight is multiplied by
+            checks.state(names[i], s, x, (x.size(0), H), "", autocast)
     states = side_by_side(states)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -276,6 +284,7 @@ def checked_cell(
         cell,
         layers=1,
         directions=1,
+        heads=1,
         projected=False,
         merge_mode="concat",
         window=0,
@@ -298,8 +307,10 @@ def _without_units(
     """The next states of a cell that has no units, [B, 0] each, which the kernels do not take;
     gradients are zeros, and reach everything that they reach in a cell with units."""
     h = nn.functional.linear(x, weights.w_ih, weights.b_ih)
-    h = h + nn.functional.linear(states[0], weights.w_hh, weights.b_hh)
-    h = h + states[-1]
+    if weights.w_hh is not None:
+        h = h + nn.functional.linear(states[0], weights.w_hh, weights.b_hh)
+    for s in states:
+        h = h + s
     for p in weights.params:
         h = h + p
     h = h if batched else h[0]

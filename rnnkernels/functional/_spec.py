@@ -36,10 +36,27 @@ def side_by_side(states: Sequence[Tensor]) -> list[Tensor]:
     return [*states] if len(states) < 3 else [states[0], torch.cat(list(states[1:]), -1)]
 
 
-def each_state(cell: str, states: Sequence[Tensor]) -> State:
-    """The way back, as users see states."""
+def each_state(cell: str, states: Sequence[Tensor], heads: int = 1) -> State:
+    """The way back, as users see states, from those of each head."""
     n = find(cell).C
-    return (states[0], *states[1].chunk(n, -1)) if n else states[0]
+    h = of_all_heads(states[0], heads)
+    return (h, *(of_all_heads(c, heads) for c in states[1].chunk(n, -1))) if n else h
+
+
+def apart_by_heads(t: Tensor, heads: int) -> Tensor:
+    """A state [L*D, B, H] of all heads as that of each, [L*D*heads, B, H/heads]."""
+    if heads == 1:
+        return t
+    rows, B, _ = t.shape
+    return t.reshape(rows, B, heads, -1).transpose(1, 2).flatten(0, 1)
+
+
+def of_all_heads(t: Tensor, heads: int) -> Tensor:
+    """The way back."""
+    if heads == 1:
+        return t
+    rows, B, size = t.shape
+    return t.view(rows // heads, heads, B, size).transpose(1, 2).flatten(2)
 
 
 def given_states(cell: str, hx: Any) -> list[Any]:
@@ -79,6 +96,7 @@ class Spec:
     truncate: Truncate = None
     grad_clip: Clip = NO_CLIP
     recompute: int = 0
+    heads: int = 1
 
     @property
     def D(self) -> int:

@@ -23,6 +23,7 @@ from rnnkernels.functional._spec import (
     AllStates,
     Spec,
     State,
+    apart_by_heads,
     each_state,
     given_states,
     side_by_side,
@@ -217,13 +218,20 @@ def _results(
     restore: Any,
     return_all_states: bool,
 ) -> Any:
-    h_n = each_state(spec.cell, states)
+    h_n = each_state(spec.cell, states, spec.heads)
     if not return_all_states:
         return y, h_n
+
+    def shown(t: Tensor) -> Any:
+        """A state of every step, of all heads [.., D, H]."""
+        if spec.heads > 1:
+            t = t.reshape(*t.shape[:-2], spec.D, -1)
+        return restore(t)
+
     h, others = all_states
-    c: list[Any] = [[restore(s) for s in t.chunk(spec.C, -1)] for t in others]
+    c: list[Any] = [[shown(s) for s in t.chunk(spec.C, -1)] for t in others]
     c = [each[0] if spec.C == 1 else tuple(each) for each in c]
-    return y, h_n, AllStates(tuple(map(restore, h)), tuple(c) if spec.C else None)
+    return y, h_n, AllStates(tuple(map(shown, h)), tuple(c) if spec.C else None)
 
 
 def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
@@ -244,8 +252,8 @@ def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
 def _checked(
     spec: Spec, x: Tensor, B: int, hx: list[Tensor] | None, weights: Sequence[Tensor]
 ) -> list[Tensor]:
-    """The initial states, h and those beside it, after a check of them and of the input [..., I] of
-    B rows."""
+    """The initial states as calls take them, after a check of them and of the input [..., I] of B
+    rows."""
     autocast = checks.autocast(x.device)
     checks.input_like_weight(x, weights[0], autocast)
     if x.size(-1) != spec.input_size:
@@ -256,15 +264,14 @@ def _checked(
     rows = spec.num_layers * spec.D, B
     H = spec.hidden_size
     if hx is None:
-        return [
-            x.new_zeros(*rows, width) for width in ((spec.R, spec.C * H) if spec.C else (spec.R,))
-        ]
+        rows, widths = (rows[0] * spec.heads, B), (spec.R, spec.C * H)[: 1 + (spec.C > 0)]
+        return [x.new_zeros(*rows, n // spec.heads) for n in widths]
     for slot, (s, width) in enumerate(zip(hx, (spec.R, *[H] * spec.C), strict=True)):
         name = f"hidden[{slot}]" if spec.C else "hidden"
         message = f"Expected {name} size {{}}, got {{}}"
         argument = f"hx[{slot}]" if spec.C > 1 else ("hx", "cx")[slot]
         checks.state(argument, s, x, (*rows, width), message, autocast)
-    return side_by_side(hx)
+    return side_by_side([apart_by_heads(s, spec.heads) for s in hx])
 
 
 def _stack(
@@ -349,6 +356,7 @@ def _run(
             spec.cell,
             layers=spec.num_layers,
             directions=spec.D,
+            heads=spec.heads,
             projected=spec.proj_size > 0,
             merge_mode=spec.merge_mode,
             window=spec.truncate if isinstance(spec.truncate, int) else 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import softplus
 
 from rnnkernels.cells.parameters import per_unit
@@ -41,6 +42,14 @@ def peephole_lstm(
     i, f = torch.sigmoid(i + p_i * c), torch.sigmoid(f + p_f * c)
     c = f * c + i * torch.tanh(g)
     return torch.sigmoid(o + p_o * c) * torch.tanh(c), c
+
+
+_UP_TO_ONE = per_unit(nn.init.uniform_)
+
+
+@cell
+def ind_rnn(a: Any, *, h: Any, u: Any = _UP_TO_ONE) -> Any:
+    return torch.relu(a.x + u * h)
 
 
 @cell
@@ -129,6 +138,29 @@ class PeepholeLSTMCell(DefinedStep):
     errors as :class:`rnnkernels.LSTMCell`."""
 
     definition = peephole_lstm
+
+
+class IndRNN(DefinedLayer):
+    """Layers whose units know of each other through the layer above alone (Li et al. 2018,
+    "Independently recurrent neural network (IndRNN)")::
+
+        h' = relu(W_ih x + b_ih + u * h)
+
+    There is neither a ``weight_hh`` nor a ``bias_hh``; u is ``weight_u_l0`` and so on,
+    ``[hidden_size]``, and begins uniform between 0 and 1.
+
+    Arguments, options, calls, shapes and errors otherwise are those of :class:`rnnkernels.GRU`;
+    kernels are compiled when it first runs: docs/cells.md.
+    """
+
+    definition = ind_rnn
+
+
+class IndRNNCell(DefinedStep):
+    """One step of :class:`IndRNN`, with ``weight_u``; arguments, call, shapes and errors otherwise
+    as :class:`rnnkernels.GRUCell`."""
+
+    definition = ind_rnn
 
 
 class SLSTM(DefinedLayer):

@@ -26,6 +26,7 @@ OTHERS = [
     written_cells.odd,
     written_cells.scaled,
     written_cells.crowd,
+    written_cells.forgets,
 ]
 #: How far float64 results of the same formula may be apart.
 SAME: dict[str, Any] = {"rtol": 1e-14, "atol": 1e-14}
@@ -100,7 +101,7 @@ def test_others_equal_the_reference(cell: DefinedCell, option: str) -> None:
     assert_equals_reference(call)
 
 
-@pytest.mark.parametrize("cell", [written_cells.scaled, written_cells.crowd], ids=lambda c: c.title)
+@pytest.mark.parametrize("cell", OTHERS[3:], ids=lambda c: c.title)
 @pytest.mark.parametrize("clip", ["value", "norm", "tanh"])
 @pytest.mark.parametrize("window", [0, 2])
 def test_bounds_and_windows_of_others(window: int, clip: str, cell: DefinedCell) -> None:

@@ -72,6 +72,13 @@ def scaled(
 
 
 @rnnkernels.cell
+def forgets(f: Any, g: Any, o: Any, *, h: Any, c: Any) -> Any:
+    """Gates that look at the input alone (Bradbury et al. 2017): there is no W_hh."""
+    c = torch.sigmoid(f.x) * c + (1 - torch.sigmoid(f.x)) * torch.tanh(g.x)
+    return torch.sigmoid(o.x) * c, c
+
+
+@rnnkernels.cell
 def crowd(
     a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, *, h: Any, s: Any, t: Any, u: Any
 ) -> Any:
