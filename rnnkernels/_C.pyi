@@ -16,7 +16,16 @@ def build_info() -> dict[str, Any]:
     """How this module was built, and the instruction set that its CPU kernels use here."""
 
 def register_cell(
-    name: str, gates: str, params: str, G: int, S: int, K: int, A: int, P: int, reads_h: bool
+    name: str,
+    gates: str,
+    params: str,
+    G: int,
+    S: int,
+    K: int,
+    A: int,
+    P: int,
+    recurrent: bool,
+    reads_h: bool,
 ) -> None:
     """Makes a cell that a user wrote known to the ops; its name says what it computes."""
 

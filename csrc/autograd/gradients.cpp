@@ -35,21 +35,22 @@ struct Layer {
 // The products and sums of one layer over the gradients of its gates.
 class GradientSums {
  public:
-  GradientSums(const CellInfo& cell, const Weights& weights, const Steps& steps, const Layer& layer, int64_t directions,
-               const How& how)
+  GradientSums(const CellInfo& cell, const Weights& weights, const Steps& steps, const Layer& layer,
+               const Settings& settings, const How& how)
       : weights_(weights),
         steps_(steps),
         layer_(layer),
         plain_(how.plain),
         lanes_(how.lanes),
-        D_(directions),
+        heads_(settings.heads),
+        D_(settings.directions * settings.heads),
         split_(cell.A > 0),
         gates_alone_(cell.columns() == cell.G),
         T_(steps.starts ? steps.starts->sym_size(0) - 1 : layer.x.sym_size(0)),
         B_(layer.h0.sym_size(1)),
         N_(steps.starts ? layer.x.sym_size(0) : T_ * B_),
         R_(layer.h0.sym_size(2)),
-        rows_(weights.get(kWHh, layer.index, 0).sym_size(0)) {
+        rows_(weights.get(kWIh, layer.index, 0).sym_size(0) / settings.heads) {
     const SymInt width = rows_ / cell.G * cell.A;  // of the gates that are split
     unit_ = {rows_ + width, 0, rows_ / cell.G};
     columns_ = rows_ + width + unit_.width * cell.P;
@@ -58,11 +59,11 @@ class GradientSums {
     dgates_ = layer.dgates.view_symint({N_, D_ * columns_});
   }
 
-  // The gradients of the weights of direction d, and what it adds to that of x.
+  // The gradients of the weights of direction d, or of a head's rows, and what it adds to that of x.
   void add(int64_t d, const std::vector<bool>& wanted, std::vector<Tensor>& grads) {
     const auto want = [&](Weight kind) -> Tensor* {
       if (!weights_.has(kind)) return nullptr;
-      const size_t i = kFirstWeight + weights_.index(kind, layer_.index, d);
+      const size_t i = kFirstWeight + weights_.index(kind, layer_.index, d / heads_);
       return wanted[i] ? &grads[i] : nullptr;
     };
     const Tensor dgx = columns(d, {0, 0, rows_});
@@ -86,13 +87,13 @@ class GradientSums {
       product(flat(layer_.dproj), flat(layer_.h_raw), *dw_hr);
     }
     for (int64_t k = 0; k < weights_.params(); ++k) {
-      const size_t i = kFirstWeight + weights_.param_index(k, layer_.index, d);
+      const size_t i = kFirstWeight + weights_.param_index(k, layer_.index, d / heads_);
       if (wanted[i]) grads[i] = bias(d, {{unit_.column + unit_.width * k, 0, unit_.width}});
     }
     // Last: what the others need for a while is gone before its memory is taken.
     if (!layer_.wants_dx) return;
     Tensor& dx = grads[kX];
-    const Tensor& w_ih = weights_.get(kWIh, layer_.index, d);
+    const Tensor w_ih = weights_.of_head(kWIh, layer_.index, d);
     if (dx.defined()) {
       dx.addmm_(dgx, w_ih);
     } else if (plain_) {
@@ -180,9 +181,10 @@ class GradientSums {
       out = out.defined() ? out.zero_() : dgh.new_zeros_symint(of_each({width, R_}));
       return;
     }
-    Tensor first = known == 1 ? dgh : some(dgh, d == 0 ? 0 : later, B_), h0 = layer_.h0.select(0, d);
-    if (d == 0 && reset) h0 = h0.masked_fill(reset->select(0, 0).unsqueeze(1), 0);
-    if (d == 1 && lengths) {
+    const bool turned = d >= heads_;
+    Tensor first = known == 1 ? dgh : some(dgh, turned ? later : 0, B_), h0 = layer_.h0.select(0, d);
+    if (!turned && reset) h0 = h0.masked_fill(reset->select(0, 0).unsqueeze(1), 0);
+    if (turned && lengths) {
       const Tensor last = (*lengths - 1).clamp_min(0).view_symint({1, B_, 1});
       first = dgh.view_symint({T_, B_, width}).gather(0, last.expand_symint({1, B_, width})).squeeze(0);
     }
@@ -190,18 +192,18 @@ class GradientSums {
     product(first, h0, out);
     if (known == 1) return;
 
-    Tensor h = some(states(d), d == 0 ? SymInt(0) : B_, later);
-    const Tensor dgh_later = some(dgh, d == 0 ? B_ : SymInt(0), later);
+    Tensor h = some(states(d), turned ? B_ : SymInt(0), later);
+    const Tensor dgh_later = some(dgh, turned ? SymInt(0) : B_, later);
     // What a row leaves behind at a cut or at its end may be NaN or infinite: the zero gradient of the next step times
     // that would not be zero. Ends are rarely so, which shows in the sums and can be seen where the host need not wait.
-    if (d == 0 && lengths && !reset && plain_ && out.is_cpu()) {
+    if (!turned && lengths && !reset && plain_ && out.is_cpu()) {
       product(dgh_later, h, out, true);
       const at::ScalarType wide = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
       if (std::isfinite(out.sum(wide).item<double>())) return;
       product(first, h0, out);
     }
     OptionalTensor left = reset ? OptionalTensor(some(*reset, 1, T_ - 1)) : std::nullopt;
-    if (d == 0 && lengths) {
+    if (!turned && lengths) {
       const Tensor past = lengths->new_ones_symint({T_ - 1, 1}).cumsum(0) >= *lengths;  // of steps 1 to T-1
       left = left ? left->logical_or(past) : past;
     }
@@ -214,13 +216,14 @@ class GradientSums {
   Tensor all_entering(int64_t d) {
     if (of_direction_ != d) {
       const SymInt later = (T_ - 1) * B_;
-      const Tensor h0 = layer_.h0.select(0, d), h = states(d).narrow_symint(0, d == 0 ? SymInt(0) : B_, later);
-      entered_ = d == 0 ? at::cat({h0, h}) : at::cat({h, h0});
+      const bool turned = d >= heads_;
+      const Tensor h0 = layer_.h0.select(0, d), h = states(d).narrow_symint(0, turned ? B_ : SymInt(0), later);
+      entered_ = turned ? at::cat({h, h0}) : at::cat({h0, h});
       of_direction_ = d;
       if (const OptionalTensor& reset = steps_.reset) {  // which a row's last step has none behind, going backwards
         const Tensor cut =
-            d == 0 ? *reset
-                   : at::cat({reset->narrow_symint(0, 1, T_ - 1), at::zeros_like(reset->narrow_symint(0, 0, 1))});
+            turned ? at::cat({reset->narrow_symint(0, 1, T_ - 1), at::zeros_like(reset->narrow_symint(0, 0, 1))})
+                   : *reset;
         entered_ = entered_.masked_fill(cut.reshape_symint({N_, 1}), 0);
       }
     }
@@ -243,7 +246,7 @@ class GradientSums {
       before_ = at::arange(B_, N_, sizes.options()) - shift;
     }
     const Tensor h0 = layer_.h0.select(0, d), h = states(d);
-    if (d == 0) {
+    if (d < heads_) {
       const Tensor all = at::cat({h0, h.index_select(0, before_)});
       return steps_.reset ? all.masked_fill(steps_.reset->unsqueeze(1), 0) : all;
     }
@@ -260,9 +263,9 @@ class GradientSums {
   const Steps& steps_;
   const Layer& layer_;
   const bool plain_;
-  const int64_t lanes_, D_;
-  const bool split_;        // some gates of the cell are split: gx and gh have gradients of their own
-  const bool gates_alone_;  // there are no columns but the gradients of gx
+  const int64_t lanes_, heads_, D_;  // D_ counts each head
+  const bool split_;                 // some gates of the cell are split: gx and gh have gradients of their own
+  const bool gates_alone_;           // there are no columns but the gradients of gx
   const SymInt T_, B_, N_, R_;
   const SymInt rows_;         // of the weights: G*H
   SymInt columns_;            // of one direction: X*H
@@ -293,6 +296,26 @@ static void show_freed_together(const std::vector<Tensor>& gradients) {
 
 namespace {
 
+// The gradients of the weights of a direction from those of its heads.
+void add_heads(GradientSums& sums, const Weights& weights, int64_t layer, int64_t direction, int64_t heads,
+               const std::vector<bool>& wanted, std::vector<Tensor>& grads) {
+  std::vector<std::vector<Tensor>> each;
+  for (int64_t k = 0; k < heads; ++k) {
+    std::vector<Tensor> own(grads.size());
+    own[kX] = std::move(grads[kX]);
+    sums.add(direction * heads + k, wanted, own);
+    grads[kX] = std::move(own[kX]);
+    each.push_back(std::move(own));
+  }
+  const size_t first = kFirstWeight + size_t(weights.index(kWIh, layer, direction));
+  for (size_t i = first; i < first + size_t(weights.each()); ++i) {
+    if (!wanted[i]) continue;
+    std::vector<Tensor> parts;
+    for (const std::vector<Tensor>& own : each) parts.push_back(own[i]);
+    grads[i] = at::cat(parts, weights.dim(int64_t(i - kFirstWeight)) > 1 ? -2 : -1);  // lanes stand in front
+  }
+}
+
 // The gradients of the weights of all layers, and of x, from those of the gates.
 std::vector<Tensor> products(const Settings& settings, const Kept& kept, const BackwardOutputs& found, int64_t first,
                              const std::vector<bool>& wanted, const How& how) {
@@ -300,7 +323,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
   const Weights weights(kept.weights(), settings);
   const Merge mode = find_merge(settings.merge_mode);
   const bool merges = settings.directions > 1 && mode != Merge::kConcat;
-  const int64_t D = settings.directions, L = settings.layers;
+  const int64_t heads = settings.heads, D = settings.directions * heads, L = settings.layers;
   // Each row of dx by itself: so that it does not depend on its batch, or since it is faster.
   const bool by_rows = how.invariant || (how.plain && products_for(found.dgates));
   // That of an only layer keeps its dimension of size 1: whoever takes it looks at its last ones.
@@ -311,7 +334,8 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
   for (int64_t l = first; l < L; ++l) {
     Tensor x = kept.inputs[kX];
     bool reads_x = false;
-    for (int64_t d = 0; d < D; ++d) reads_x = reads_x || wanted[kFirstWeight + weights.index(kWIh, l, d)];
+    for (int64_t d = 0; d < settings.directions; ++d)
+      reads_x = reads_x || wanted[kFirstWeight + weights.index(kWIh, l, d)];
     if (l > 0) {
       x = kept.ys.select(0, l - 1);
       if (merges && reads_x) x = merge(x, mode);
@@ -325,14 +349,20 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
                       part(found.dgates, L - first, l - first),
                       part(found.dproj, L - first, l - first),
                       l == 0 && wanted[kX] && !by_rows};
-    GradientSums sums(cell, weights, kept.steps, layer, D, how);
-    for (int64_t d = 0; d < D; ++d) sums.add(d, wanted, grads);
+    GradientSums sums(cell, weights, kept.steps, layer, settings, how);
+    for (int64_t d = 0; d < settings.directions; ++d) {
+      if (heads == 1) {
+        sums.add(d, wanted, grads);
+      } else {
+        add_heads(sums, weights, l, d, heads, wanted, grads);
+      }
+    }
   }
   Tensor& dx = grads[kX];
   if (dx.defined()) dx = dx.view_symint(kept.inputs[kX].sym_sizes());
   if (by_rows && wanted[kX]) {
     std::vector<Tensor> w_ih;
-    for (int64_t d = 0; d < D; ++d) w_ih.push_back(weights.get(kWIh, 0, d));
+    for (int64_t d = 0; d < D; ++d) w_ih.push_back(weights.of_head(kWIh, 0, d));
     dx = input_gradient_op().call(found.dgates.select(0, 0), w_ih);
   }
   if (how.plain) show_freed_together(grads);
@@ -351,7 +381,7 @@ Tensor padded_below(const Tensor& t, int64_t rows) {
 
 Gradients gradients(const Settings& settings, const Kept& kept, const OutputGradients& out,
                     const std::vector<bool>& wanted, const How& how) {
-  const int64_t L = settings.layers, D = settings.directions;
+  const int64_t L = settings.layers, D = settings.directions * settings.heads;
   const Weights weights(kept.weights(), settings);
   const int64_t each = int64_t(kept.weights().size()) / L;
   // Nobody asks for what lies below the first layer that wants a gradient.

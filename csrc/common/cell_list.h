@@ -19,14 +19,18 @@ constexpr int count(CellList<Cells...>) {
 struct CellSizes {
   int G, S, K, A;
   int P = 0;
+  bool recurrent = true;  // gates have a hidden part, and there is a W_hh
 
   template <class Cell>
   static constexpr CellSizes of(Cell) {
     CellSizes sizes{Cell::G, Cell::S, Cell::K, Cell::A};
     if constexpr (requires { Cell::P; }) sizes.P = Cell::P;
+    if constexpr (requires { Cell::kRecurrent; }) sizes.recurrent = Cell::kRecurrent;
     return sizes;
   }
 
+  // States beside h.
+  constexpr int C() const { return S - 1; }
   // Columns of the gradients of a step, H wide each.
   constexpr int columns() const { return G + A + P; }
 };

@@ -6,7 +6,7 @@
 //
 //   gx   [G]  input part of the gates, W_ih x + b_ih
 //   gh   [G]  hidden part of the gates, W_hh h + b_hh
-//   prev [S], next [S]  state before and after; slot 0 is h, slot 1 is c where it exists
+//   prev [S], next [S]  states before and after; slot 0 is h, slot 1 and those behind it are others, as c is
 //   saved [K] what backward needs beyond prev and next
 //   dgx, dgh [G]  gradients of gx and gh; equal but for the last A gates, the split ones
 //   dprev [S]  gradient of prev along the paths around W_hh; the path through W_hh is the backend's

@@ -1,13 +1,18 @@
 // Sizes, memory layouts and the order of steps, for every backend. Layouts are defined here and nowhere else.
 //
 //   T time, B batch, D directions, H hidden units, R size of the recurrent state (H, or the projection's size),
-//   G gates, K saved values, A split gates: the last ones, whose hidden part has a gradient of its own,
+//   G gates, S states, K saved values, A split gates: the last ones, whose hidden part has a gradient of its own,
 //   P parameters of the cell, a number for each unit
 //
+// Heads of a layer share what goes in and nothing else. Each is a direction here, with H and R of its own: first all
+// those that run forwards. Weights have the rows of one head behind those of another.
+//
 //   gx     [T, B, D, G*H]      y      [T, B, D*R]        h0, h_n, dh0  [D, B, R]
-//   saved  [T, B, D, K*H]      c      [T, B, D, H]       c0, c_n, dc0  [D, B, H]
+//   saved  [T, B, D, K*H]      c      [T, B, D, C*H]     c0, c_n, dc0  [D, B, C*H]
 //   dgates [T, B, D, X*H]      h_raw  [T, B, D, H]       dproj         [T, B, D, R]
 //   flow   [T, B, D]
+//
+// C = S-1 states stand beside h, one behind the other in c.
 //
 // dgates holds X = G+A+P columns: the G gradients of gx, the hidden gradients of the last A gates, then what the step
 // adds to the gradients of the parameters.
@@ -45,6 +50,17 @@ struct Sequence {
   const int64_t* starts;   // [T + 1] or null: nothing is packed; with lengths that descend, and none of 0
   const bool* reset;       // [T, B] or null: state is zeroed before the step at [t, b]
   int64_t window;          // 0, or the number of steps after which no gradient flows on (truncated BPTT)
+  int64_t heads = 1;       // of D directions so many run forwards, and the others backwards
+
+  // Does direction d run backwards, from each row's own end?
+  RNN_HD bool turned(int64_t d) const { return d >= heads; }
+
+  // Where a head begins in what those of its direction share, `n` numbers each.
+  template <class P>
+  RNN_HD P* of_head(P* const* shared, int64_t d, int64_t n) const {
+    P* const all = shared[d / heads];
+    return all ? all + d % heads * n : all;
+  }
 
   RNN_HD int64_t length(int64_t b) const {
     if (!lengths) return T;
@@ -65,12 +81,12 @@ struct Sequence {
 
   // Does this window hold the first, or the last, of the steps that direction d takes? One window of each row does,
   // and of an empty row it is the one at 0.
-  RNN_HD bool first(int64_t d, const Row& row) const { return d == 0 ? row.start == 0 : holds_end(row); }
-  RNN_HD bool last(int64_t d, const Row& row) const { return d == 0 ? holds_end(row) : row.start == 0; }
+  RNN_HD bool first(int64_t d, const Row& row) const { return turned(d) ? holds_end(row) : row.start == 0; }
+  RNN_HD bool last(int64_t d, const Row& row) const { return turned(d) ? row.start == 0 : holds_end(row); }
 
-  // Step s of direction d happens at this position in time. Direction 1 starts at the row's own end.
+  // Step s of direction d happens at this position in time.
   RNN_HD int64_t position(int64_t d, const Row& row, int64_t s) const {
-    return row.start + (d == 0 ? s : row.length - 1 - s);
+    return row.start + (turned(d) ? row.length - 1 - s : s);
   }
 
   RNN_HD Place place(int64_t d, const Row& row, int64_t s) const {
@@ -81,15 +97,15 @@ struct Sequence {
   }
   // The place of the step before s, in the order of direction d.
   RNN_HD int64_t before(int64_t d, const Row& row, int64_t s) const {
-    return at(position(d, row, s) + (d == 0 ? -1 : 1), row.b, d, 1);
+    return at(position(d, row, s) + (turned(d) ? 1 : -1), row.b, d, 1);
   }
 
   // Is the state entering step s < row.length zeroed? A reset at t cuts the boundary between t-1 and t, in both
   // directions.
   RNN_HD bool cut_before(int64_t d, const Row& row, int64_t s) const {
     if (!reset) return false;
-    const int64_t boundary = position(d, row, s) + (d == 0 ? 0 : 1);
-    return (d == 0 || boundary < length(row.b)) && reset[step(boundary, row.b)];
+    const int64_t boundary = position(d, row, s) + turned(d);
+    return (!turned(d) || boundary < length(row.b)) && reset[step(boundary, row.b)];
   }
 
   // The place of row b's step at position t in a [T, B] tensor.
@@ -105,9 +121,9 @@ struct Sequence {
   }
 };
 
-constexpr int kMaxDirections = 2;
+constexpr int kMaxDirections = 2;  // apart from heads
 
-// Pointers of one forward call. IO is the storage type.
+// Pointers of one forward call. IO is the storage type. Of weights each direction has those of all its heads.
 template <class IO>
 struct Forward {
   Sequence seq;
@@ -122,11 +138,11 @@ struct Forward {
   const IO* w_hr[kMaxDirections];  // [R, H] each, or null: no projection
   const IO* unit[kMaxDirections];  // [P, H] each, or null: the parameters of the cell
   const IO* h0;                    // [D, B, R]
-  const IO* c0;                    // [D, B, H] or null
+  const IO* c0;                    // [D, B, C*H] or null
   IO* y;                           // [T, B, D*R]
   IO* h_n;                         // [D, B, R]
-  IO* c_n;                         // [D, B, H] or null
-  IO* c;                           // [T, B, D, H] or null: not kept
+  IO* c_n;                         // [D, B, C*H] or null
+  IO* c;                           // [T, B, D, C*H] or null: not kept
   IO* h_raw;                       // [T, B, D, H] or null: h before the projection, not kept
   IO* saved;                       // [T, B, D, K*H] or null: not kept; may be gx itself where K == G
 
@@ -142,20 +158,20 @@ struct Backward {
   Clip clip;
   const IO* dy;                    // [T, B, D*R] or null: zero
   const IO* dh_n;                  // [D, B, R] or null: zero
-  const IO* dc_n;                  // [D, B, H] or null: zero
-  const IO* dc;                    // [T, B, D, H] or null: zero
+  const IO* dc_n;                  // [D, B, C*H] or null: zero
+  const IO* dc;                    // [T, B, D, C*H] or null: zero
   const IO* w_hh[kMaxDirections];  // [G*H, R] each
   const IO* w_hr[kMaxDirections];  // [R, H] each, or null: no projection
   const IO* unit[kMaxDirections];  // [P, H] each, or null: the parameters of the cell
   const IO* h0;                    // [D, B, R]
-  const IO* c0;                    // [D, B, H] or null
+  const IO* c0;                    // [D, B, C*H] or null
   const IO* y;                     // [T, B, D*R]
-  const IO* c;                     // [T, B, D, H] or null
+  const IO* c;                     // [T, B, D, C*H] or null
   const IO* saved;                 // [T, B, D, K*H] or null
   IO* dgates;                      // [T, B, D, X*H]; may be saved itself where K == X
   IO* dproj;                       // [T, B, D, R] or null: gradient of the projected h, for dW_hr
   IO* dh0;                         // [D, B, R] or null: not asked for
-  IO* dc0;                         // [D, B, H] or null
+  IO* dc0;                         // [D, B, C*H] or null
   Arithmetic<IO>* flow;            // [T, B, D] or null: norm of the gradient of the h of each step, not kept
 };
 

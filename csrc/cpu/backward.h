@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 
 #include "common/cell_list.h"
 #include "cpu/kernels.h"
@@ -25,7 +26,7 @@ class BackwardLoop final : public LoopBase<IO> {
 
  public:
   BackwardLoop(const Backward<IO>& p, void* workspace, int threads, const CellKernels<IO>& kernels)
-      : Base(workspace), p_(p), kernels_(kernels), cell_(kernels.sizes) {
+      : Base(workspace), p_(p), directions_(new Direction[p.seq.D]), kernels_(kernels), cell_(kernels.sizes) {
     const Sequence& q = p.seq;
     const int64_t gates = padded_factors(cell_.G * q.H);
     const bool norm = p.clip.kind == Clip::kNorm;
@@ -40,9 +41,9 @@ class BackwardLoop final : public LoopBase<IO> {
     active_ = arena_.template take<bool>(threads * kActiveBytes);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
-      dir.hidden = {{cell_.G * q.H, q.R, 1, kWidth}};
+      dir.hidden = {{cell_.recurrent ? cell_.G * q.H : 0, q.R, 1, kWidth}};  // without a W_hh, over nothing
       dir.hidden.data = arena_.template take<F>(dir.hidden.size());
-      if (p.w_hr[d]) {
+      if (q.of_head(p.w_hr, d, 0)) {
         dir.projection = {{q.R, q.H, 1, kWidth}};
         dir.projection.data = arena_.template take<F>(dir.projection.size());
         dir.dprojected = arena_.template take<F>(slots_ * padded_factors(q.R));
@@ -50,7 +51,7 @@ class BackwardLoop final : public LoopBase<IO> {
       dir.dgh[0] = arena_.template take<F>(slots_ * gates);
       dir.dgh[1] = q.steps() > 1 ? arena_.template take<F>(slots_ * gates) : dir.dgh[0];
       dir.dh = arena_.template take<T>(slots_ * padded(q.R));
-      if (cell_.S > 1) dir.dc = arena_.template take<T>(slots_ * padded(q.H));
+      if (cell_.C() > 0) dir.dc = arena_.template take<T>(slots_ * cell_.C() * padded(q.H));
       if (norm) dir.unbounded = arena_.template take<T>(slots_ * columns() * q.H);
       if (norm) dir.gate_squares = take_row_statistic(arena_, slots_, last_product(d).tiles());
       for (RowStatistic& squares : dir.dh_squares)
@@ -66,9 +67,10 @@ class BackwardLoop final : public LoopBase<IO> {
     const int64_t gates = cell_.G * p_.seq.H;
     for (int64_t d = 0; d < p_.seq.D; ++d) {
       const Direction& dir = directions_[d];
-      for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) dir.hidden.pack(p_.w_hh[d], j);
-      for (int64_t j = thread; dir.dprojected && j < dir.projection.tiles(); j += threads)
-        dir.projection.pack(p_.w_hr[d], j);
+      const IO* const w_hh = p_.seq.of_head(p_.w_hh, d, gates * p_.seq.R);
+      const IO* const w_hr = p_.seq.of_head(p_.w_hr, d, 0);
+      for (int64_t j = thread; j < dir.hidden.tiles(); j += threads) dir.hidden.pack(w_hh, j);
+      for (int64_t j = thread; dir.dprojected && j < dir.projection.tiles(); j += threads) dir.projection.pack(w_hr, j);
       for (int64_t slot = thread; slot < slots_; slot += threads) {
         for (F* dgh : dir.dgh) Base::clear_padding(dgh + slot * padded_factors(gates), gates);
         if (dir.dprojected) Base::clear_padding(dir.dprojected + slot * padded_factors(p_.seq.R), p_.seq.R);
@@ -103,7 +105,7 @@ class BackwardLoop final : public LoopBase<IO> {
     F* dprojected = nullptr;          // [slots, R]: gradient of the projected h of this step
     F* dgh[2] = {};                   // [slots, G*H] each: gradient of gh of even and odd steps
     T* dh = nullptr;                  // [slots, R]: what reaches h of this step around W_hh
-    T* dc = nullptr;                  // [slots, H]
+    T* dc = nullptr;                  // [slots, C, H]
     T* unbounded = nullptr;           // [slots, X*H]: dgates before those of gates are bounded by their norm
     RowStatistic gate_squares = {};   // of dgx, for its norm; rows are slots, parts tiles
     RowStatistic dh_squares[2] = {};  // of the gradient of h of even and odd steps, for the flow
@@ -118,7 +120,7 @@ class BackwardLoop final : public LoopBase<IO> {
 
   const Backward<IO>& p_;
   Row* rows_;
-  Direction directions_[kMaxDirections];
+  const std::unique_ptr<Direction[]> directions_;  // [D]
 
  private:
   // One step back of the cells of tile j. dh [rows, vectors, lanes] came through W_hh, or through W_hr.
@@ -140,7 +142,7 @@ class BackwardLoop final : public LoopBase<IO> {
 
   // What stands before the cell: W_hh, or W_hr where there is one. Its tiles are those of the cells.
   const Panels<F>& last_product(int64_t d) const {
-    return p_.w_hr[d] ? directions_[d].projection : directions_[d].hidden;
+    return directions_[d].projection.units ? directions_[d].projection : directions_[d].hidden;
   }
 
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
@@ -192,6 +194,18 @@ class BackwardLoop final : public LoopBase<IO> {
       for (int64_t i = begin; i < end; i += kLanes) then(r, i);
   }
 
+  // Calls then(r, place in [D, B, C*H], in dir.dc, count) for each vector of this share's states beside h.
+  template <class Then>
+  void for_others(int64_t d, const Block& k, const Share& share, Then&& then) const {
+    const int64_t H = p_.seq.H, C = cell_.C();
+    if (C == 0) return;
+    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
+      const int64_t at = p_.seq.state_at(d, rows_[r].b, C * H) + i;
+      T* dc = directions_[d].dc + (r + k.slot) * C * padded(H) + i;
+      for (int64_t s = 0; s < C; ++s) then(r, at + s * H, dc + s * padded(H), left(H, i));
+    });
+  }
+
   // Does step s take place, with the state that the step before left?
   bool linked(int64_t d, const Row& row, int64_t s) const { return s < row.length && !p_.seq.cut_before(d, row, s); }
 
@@ -207,11 +221,8 @@ class BackwardLoop final : public LoopBase<IO> {
       store(dir.dh + (r + k.slot) * padded(q.R) + i,
             load_or_zero(from, q.state_at(d, rows_[r].b, q.R) + i, left(q.R, i)));
     });
-    if (!dir.dc) return;
-    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
-      const IO* from = q.last(d, rows_[r]) ? p_.dc_n : nullptr;
-      store(dir.dc + (r + k.slot) * padded(q.H) + i,
-            load_or_zero(from, q.state_at(d, rows_[r].b, q.H) + i, left(q.H, i)));
+    for_others(d, k, share, [&](int64_t r, int64_t at, T* dc, int n) {
+      store(dc, load_or_zero(q.last(d, rows_[r]) ? p_.dc_n : nullptr, at, n));
     });
   }
 
@@ -238,10 +249,8 @@ class BackwardLoop final : public LoopBase<IO> {
                       }
                     });
     if (!p_.dc0) return;
-    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
-      if (!q.first(d, rows_[r])) return;
-      const V dc = load(dir.dc + (r + k.slot) * padded(q.H) + i);
-      store(p_.dc0 + q.state_at(d, rows_[r].b, q.H) + i, dc, left(q.H, i));
+    for_others(d, k, share, [&](int64_t r, int64_t at, const T* dc, int n) {
+      if (q.first(d, rows_[r])) store(p_.dc0 + at, load(dc), n);
     });
   }
 

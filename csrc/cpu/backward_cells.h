@@ -37,7 +37,7 @@ class BackwardCells : LoopBase<IO> {
       if (i >= q.H) break;
       const int n = left(q.H, i);
       T* const dh = projected ? nullptr : dir.dh + slot * padded(q.H) + i;
-      T* const dc = Cell::S > 1 ? dir.dc + slot * padded(q.H) + i : nullptr;
+      T* const dc = Cell::S > 1 ? dir.dc + beside<Cell>(slot, 1, padded(q.H), i) : nullptr;
       Unit unit;
       if (now.active) {
         unit.read(p, d, now, before, i, n, projected);
@@ -46,14 +46,14 @@ class BackwardCells : LoopBase<IO> {
           unit.dnext[0] += load(dh) + unit.dout[0];
           if (p.flow) dh_squares.add(unit.dnext[0], n);
         }
-        if constexpr (Cell::S > 1) unit.dnext[1] = load(dc) + unit.dout[1];
+        for (int k = 1; k < Cell::S; ++k) unit.dnext[k] = load(dc + (k - 1) * padded(q.H)) + unit.dout[k];
       }
 
       unit.run(now);
 
       if (now.active) {
         if (!projected) store(dh, unit.dprev[0]);
-        if constexpr (Cell::S > 1) store(dc, unit.dprev[1]);
+        for (int k = 1; k < Cell::S; ++k) store(dc + (k - 1) * padded(q.H), unit.dprev[k]);
       }
       if (dir.unbounded) {  // until the norms are known
         for (int g = 0; g < Cell::G; ++g) gate_squares.add(unit.dgx[g], n);

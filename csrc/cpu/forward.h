@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 
 #include "common/cell_list.h"
 #include "cpu/kept.h"
@@ -26,7 +27,12 @@ class ForwardLoop final : public LoopBase<IO> {
 
  public:
   ForwardLoop(const Forward<IO>& p, void* workspace, int threads, const CellKernels<IO>& kernels, const Packs& packs)
-      : Base(workspace), p_(p), kernels_(kernels), cell_(kernels.sizes), packs_(packs) {
+      : Base(workspace),
+        p_(p),
+        kernels_(kernels),
+        cell_(kernels.sizes),
+        packs_(packs),
+        directions_(new Direction[p.seq.D]) {
     const Sequence& q = p.seq;
     const int G = cell_.G, width = vectors_per_gate(G);
     Arena kept(packs.memory);
@@ -34,9 +40,11 @@ class ForwardLoop final : public LoopBase<IO> {
     rows_ = arena_.template take<Row>(q.B);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
-      dir.unit = p.unit[d];
-      dir.input = {{p.I, q.H, G, width}, p.w_ih[d], packs, weights};
-      dir.hidden = {{q.R, q.H, G, width}, p.w_hh[d], packs, weights};
+      dir.unit = q.of_head(p.unit, d, cell_.P * q.H);
+      dir.input = {{p.I, q.H, G, width}, q.of_head(p.w_ih, d, G * q.H * p.I), packs, weights};
+      // Without a W_hh the product is one over nothing.
+      const int64_t R = cell_.recurrent ? q.R : 0;
+      dir.hidden = {{R, q.H, G, width}, q.of_head(p.w_hh, d, G * q.H * R), packs, weights};
       for (T*& bias : dir.bias) bias = arena_.template take<T>(G * padded(q.H));
       for (F*& h : dir.h) h = arena_.template take<F>(q.B * padded_factors(q.R));
       if constexpr (Base::kRounds) {
@@ -44,9 +52,9 @@ class ForwardLoop final : public LoopBase<IO> {
       } else {
         std::copy(dir.h, dir.h + 2, dir.exact_h);
       }
-      if (cell_.S > 1) dir.c = arena_.template take<T>(q.B * padded(q.H));
-      if (p.w_hr[d]) {
-        dir.projection = {{q.H, q.R, 1, kMaxVectors}, p.w_hr[d], packs, weights};
+      if (cell_.C() > 0) dir.c = arena_.template take<T>(q.B * cell_.C() * padded(q.H));
+      if (const IO* w_hr = q.of_head(p.w_hr, d, 0)) {
+        dir.projection = {{q.H, q.R, 1, kMaxVectors}, w_hr, packs, weights};
         dir.raw = arena_.template take<F>(q.B * padded_factors(q.H));
       }
     }
@@ -75,7 +83,7 @@ class ForwardLoop final : public LoopBase<IO> {
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       for (const Matrix* w : {&dir.input, &dir.hidden, &dir.projection}) {
-        for (int64_t j = thread; j < w->tiles(); j += threads) {
+        for (int64_t j = thread; w->K > 0 && j < w->tiles(); j += threads) {
           if (!w->prepare(j, packs_, copies_ + thread * copy_size_)) __atomic_store_n(&stale_, true, __ATOMIC_RELAXED);
         }
       }
@@ -88,10 +96,7 @@ class ForwardLoop final : public LoopBase<IO> {
         }
         for (F* h : dir.h) Base::clear_padding(h + b * padded_factors(q.R), q.R);
         if (dir.raw) Base::clear_padding(dir.raw + b * padded_factors(q.H), q.H);
-        for (int64_t i = 0; dir.c && i < q.H; i += kLanes) {
-          const V c = zero ? V(T(0)) : load(p_.c0 + q.state_at(d, b, q.H) + i, left(q.H, i));
-          store(dir.c + b * padded(q.H) + i, c);
-        }
+        for_others(d, b, [&](int64_t at, T* c, int n) { store(c, zero ? V(T(0)) : load(p_.c0 + at, n)); });
       }
     }
   }
@@ -115,7 +120,7 @@ class ForwardLoop final : public LoopBase<IO> {
     T* bias[2] = {};           // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
     F* h[2] = {};              // [B, R] each: state entering even and odd steps
     T* exact_h[2] = {};        // the same before it was rounded to what products take
-    T* c = nullptr;            // [B, H]
+    T* c = nullptr;            // [B, C, H]
     F* raw = nullptr;          // [B, H]: h before the projection
     const IO* unit = nullptr;  // [P, H]: parameters of the cell
   };
@@ -178,7 +183,7 @@ class ForwardLoop final : public LoopBase<IO> {
     scratch.x = arena.take<F>(scratch.places * padded_factors(p_.I));
     scratch.filled = arena.take<bool>(scratch.places);
     scratch.gx = arena.take<T>(tiles * scratch.places * panel());
-    scratch.product = arena.take<T>(rows * kMaxVectors * kLanes);
+    scratch.product = arena.take<T>(rows * most(panel(), kMaxVectors * kLanes));
     scratch.bytes = arena.used();
     return scratch;
   }
@@ -187,10 +192,12 @@ class ForwardLoop final : public LoopBase<IO> {
 
   void prepare_bias(int64_t d) {
     const Sequence& q = p_.seq;
+    const IO* const b_ih = q.of_head(p_.b_ih, d, cell_.G * q.H);
+    const IO* const b_hh = q.of_head(p_.b_hh, d, cell_.G * q.H);
     for (int g = 0; g < cell_.G; ++g) {
       for (int64_t i = 0; i < q.H; i += kLanes) {
-        const V input = load_or_zero(p_.b_ih[d], g * q.H + i, left(q.H, i));
-        const V hidden = load_or_zero(p_.b_hh[d], g * q.H + i, left(q.H, i));
+        const V input = load_or_zero(b_ih, g * q.H + i, left(q.H, i));
+        const V hidden = load_or_zero(b_hh, g * q.H + i, left(q.H, i));
         T* bias = directions_[d].bias[0] + g * padded(q.H) + i;
         store(bias, split(cell_, g) ? input : input + hidden);
         if (split(cell_, g)) store(directions_[d].bias[1] + g * padded(q.H) + i, hidden);
@@ -233,8 +240,17 @@ class ForwardLoop final : public LoopBase<IO> {
       const T* h = dir.exact_h[(q.starts ? rows_[b].length : q.T) & 1];
       for (int64_t i = 0; i < q.R; i += kLanes)
         store(p_.h_n + q.state_at(d, b, q.R) + i, load(h + b * padded(q.R) + i), left(q.R, i));
-      for (int64_t i = 0; dir.c && i < q.H; i += kLanes)
-        store(p_.c_n + q.state_at(d, b, q.H) + i, load(dir.c + b * padded(q.H) + i), left(q.H, i));
+      for_others(d, b, [&](int64_t at, const T* c, int n) { store(p_.c_n + at, load(c), n); });
+    }
+  }
+
+  // Calls then(place in [D, B, C*H], in dir.c, count) for each vector of the states beside h of row b.
+  template <class Then>
+  void for_others(int64_t d, int64_t b, Then&& then) const {
+    const int64_t H = p_.seq.H, C = cell_.C();
+    for (int64_t k = 0; k < C; ++k) {
+      for (int64_t i = 0; i < H; i += kLanes)
+        then(p_.seq.state_at(d, b, C * H) + k * H + i, directions_[d].c + (b * C + k) * padded(H) + i, left(H, i));
     }
   }
 
@@ -291,7 +307,7 @@ class ForwardLoop final : public LoopBase<IO> {
   int64_t packed_bytes_, copy_size_ = 0;
   IO* copies_ = nullptr;  // [threads, copy_size_]: a tile of weights that is being packed and digested
   Row* rows_;
-  Direction directions_[kMaxDirections];
+  const std::unique_ptr<Direction[]> directions_;  // [D]
   char* scratch_;
 };
 

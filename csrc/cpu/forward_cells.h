@@ -16,7 +16,7 @@ class ForwardCells : LoopBase<IO> {
   using Step = typename Loop::Step;
   static constexpr CellSizes kSizes = CellSizes::of(Cell{});
   static constexpr int kWidth = vectors_per_gate(Cell::G);
-  static_assert(Cell::G * kWidth <= kMaxVectors, "a cell of more gates needs a wider product");
+  static_assert(Cell::G * kWidth <= kMaxColumns, "a cell of more gates needs wider panels");
 
  public:
   static void cells(const void* of, const void* direction, const void* at, int64_t j, const T* gx, const T* gh) {
@@ -45,7 +45,7 @@ class ForwardCells : LoopBase<IO> {
                    const T* gx, const T* gh) {
     const int64_t H = p.seq.H;
     const int n = all ? kLanes : int(H - i);
-    T* c = Cell::S > 1 ? dir.c + state.b * padded(H) + i : nullptr;
+    T* c = Cell::S > 1 ? dir.c + beside<Cell>(state.b, 1, padded(H), i) : nullptr;
     ForwardUnit<Cell, IO> unit;
     if (now.active) {
       for (int g = 0; g < Cell::G; ++g) {
@@ -55,7 +55,7 @@ class ForwardCells : LoopBase<IO> {
       }
     }
     unit.prev[0] = dir.raw ? V(T(0)) : load(state.h + i);
-    if constexpr (Cell::S > 1) unit.prev[1] = load(c);
+    for (int k = 1; k < Cell::S; ++k) unit.prev[k] = load(c + (k - 1) * padded(H));
     unit.read_parameters(dir.unit, H, i, n);
 
     unit.run(now);
@@ -65,7 +65,7 @@ class ForwardCells : LoopBase<IO> {
     } else {
       Loop::keep(state, i, unit.state(now, 0), n);
     }
-    if constexpr (Cell::S > 1) store(c, unit.state(now, 1));
+    for (int k = 1; k < Cell::S; ++k) store(c + (k - 1) * padded(H), unit.state(now, k));
     unit.write(p, now, i, n, dir.raw);
   }
 };

@@ -99,8 +99,8 @@ class KeptPanels : public PanelSizes<T> {
   void each_digest(int64_t tile, At&& rows, Then&& then) const {
     const int N = columns();
     const DigestKeys& keys = digest_keys();
-    const char* from[kMaxVectors];
-    int64_t left[kMaxVectors];
+    const char* from[kMaxColumns];
+    int64_t left[kMaxColumns];
     bool whole = true;
     for (int c = 0; c < N; ++c) {
       from[c] = reinterpret_cast<const char*>(rows(c));
@@ -109,7 +109,7 @@ class KeptPanels : public PanelSizes<T> {
     }
     for (int64_t period = 0; period < periods(); ++period) {
       const auto size = [&](int c) { return left[c] < kDigestPeriod ? left[c] : kDigestPeriod; };
-      Digest found[kMaxVectors];
+      Digest found[kMaxColumns];
       if (whole && N == 4) {
         digest<4>(from, size(0), keys, found);
       } else if (whole && N == 3) {

@@ -11,14 +11,14 @@ namespace rnn::cpu::RNN_ISA {
 
 constexpr int64_t kPanelBytes = 32 << 10;  // of a panel that stay in L1 while one tile of rows after another uses it
 
-// The K values from k on of a panel as products take them.
+// K values of `columns` columns of a panel as products take them.
 template <class T, class W>
-void widen_panel(const Panels<T, W>& w, int64_t tile, int64_t k, int64_t K, T* to) {
+void widen_panel(const W* from, int columns, int64_t K, T* to) {
   constexpr int kLanes = Panels<T, W>::kLanes, kGroup = Panels<T, W>::kGroup;
-  const W* from = w.panel(tile) + k * w.width();
-  for (int64_t i = 0; i < K; i += kGroup, to += kGroup * w.width())
-    for (int n = 0; n < w.columns(); ++n, from += kGroup * kLanes)
-      for (int j = 0; j < kGroup; ++j) store(to + j * w.width() + n * kLanes, load_narrow(from, j));
+  const int width = columns * kLanes;
+  for (int64_t i = 0; i < K; i += kGroup, to += kGroup * width)
+    for (int n = 0; n < columns; ++n, from += kGroup * kLanes)
+      for (int j = 0; j < kGroup; ++j) store(to + j * width + n * kLanes, load_narrow(from, j));
 }
 
 template <class T, class W>
@@ -30,20 +30,19 @@ Product<T, W> product_of(int vectors, int rows) {
                         : P::template of<4>(rows);
 }
 
-// out [rows, w.width()] = a [rows, w.depth()] * one panel, a few rows at a time. Where `active` is given, a row that it
-// does not name has no product, and is zero, whatever the weights: zero times infinity would not be. Register tiles
-// that have one height overlap where it does not divide the rows. K is not split then, or rows in two of them would be
-// added up twice.
+// Of out [rows, w.width()] = a [rows, w.depth()] * one panel the columns of one part, a few rows at a time. Where
+// `active` is given, a row that it does not name has no product, and is zero, whatever the weights: zero times infinity
+// would not be. Register tiles that have one height overlap where it does not divide the rows. K is not split then, or
+// rows in two of them would be added up twice.
 //
 // Narrow weights are widened in registers. Where these are few, and more than two tiles of rows use a panel, that takes
 // longer than to widen it once for all of them, to L1.
-//
-// Not inlined: a loop has several products, and they would be most of its code.
 template <class T, class W>
-__attribute__((noinline)) void multiply(const Panels<T, W>& w, int64_t tile, const T* a, int64_t row_stride,
-                                        int64_t rows, Arithmetic<T>* out, const bool* active) {
+void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Panels<T, W>::Part& columns, const T* a,
+                   int64_t row_stride, int64_t rows, Arithmetic<T>* out, const bool* active) {
   using Own = Panels<T, W>;
-  const int vectors = w.columns(), width = w.width();
+  const int vectors = columns.columns, width = columns.width(), stride = w.width();
+  out += columns.first * Own::kLanes;
   constexpr int64_t kStep = Own::kStep;
   constexpr bool kMayWiden = Own::kNarrow && kWidensInFew;
   const bool widens = kMayWiden && rows > 2 * max_narrow_rows(vectors);
@@ -56,8 +55,9 @@ __attribute__((noinline)) void multiply(const Panels<T, W>& w, int64_t tile, con
   int64_t k = 0;
   do {
     const int64_t K = depth - k < part ? depth - k : part;
+    const W* here = w.panel(tile, columns) + k * width;
     if constexpr (kMayWiden) {
-      if (widens) widen_panel(w, tile, k, K, wide);
+      if (widens) widen_panel(here, vectors, K, wide);
     }
     for (int64_t r = 0; r < rows; r += each) {
       const int64_t first = overlap && rows - r < each ? rows - each : r;
@@ -66,11 +66,10 @@ __attribute__((noinline)) void multiply(const Panels<T, W>& w, int64_t tile, con
       for (int i = 0; active && i < n; ++i) idle += !active[first + i];
       if (idle < n) {
         const auto run = [&]<class Q>(const Q* panel, const Q* ahead) {
-          product_of<T, Q>(vectors, n)(a + first * row_stride + k, row_stride, panel, K, k > 0, out + first * width,
-                                       ahead);
+          product_of<T, Q>(vectors, n)(a + first * row_stride + k, row_stride, panel, K, k > 0, out + first * stride,
+                                       stride, ahead);
         };
         const int64_t t = r / each;
-        const W* here = w.panel(tile) + k * width;
         if (widens) {
           run(wide, wide);
         } else {
@@ -78,10 +77,19 @@ __attribute__((noinline)) void multiply(const Panels<T, W>& w, int64_t tile, con
         }
       }
       for (int i = 0; idle > 0 && i < n; ++i)
-        if (!active[first + i]) std::memset(out + (first + i) * width, 0, width * sizeof(Arithmetic<T>));
+        if (!active[first + i]) std::memset(out + (first + i) * stride, 0, width * sizeof(Arithmetic<T>));
     }
     k += K;
   } while (k < depth);
+}
+
+// All of it. Not inlined: a loop has several products, and they would be most of its code.
+template <class T, class W>
+__attribute__((noinline)) void multiply(const Panels<T, W>& w, int64_t tile, const T* a, int64_t row_stride,
+                                        int64_t rows, Arithmetic<T>* out, const bool* active) {
+  using Own = Panels<T, W>;
+  const int width = w.width();
+  for (int i = 0; i < w.parts(); ++i) multiply_part(w, tile, w.part(i), a, row_stride, rows, out, active);
   if constexpr (Own::kScaled) {
     for (int64_t r = 0; r < rows; ++r) {
       T* row = out + r * width;

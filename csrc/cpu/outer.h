@@ -87,7 +87,8 @@ class OuterLoop final : public LoopBase<IO> {
       for (int i = 0; i < depth; ++i)
         Base::copy_factors(p.b + (k + i) * p.b_stride + j, least(kPanel, p.N - j), s.b + i * columns);
       for (int r = 0; r < rows; r += kTile)
-        kProducts[columns / kLanes - 1](s.a + r, kStride, s.b, depth, k > 0, s.sum + j * whole + r * columns, s.b);
+        kProducts[columns / kLanes - 1](s.a + r, kStride, s.b, depth, k > 0, s.sum + j * whole + r * columns, columns,
+                                        s.b);
     }
   }
 

@@ -18,6 +18,11 @@ template <class IO>
 using Factor = Arithmetic<IO>;
 #endif
 
+// Vectors of a row's sums that one product computes, beside each other in registers.
+constexpr int kMaxVectors = 4;
+// Columns of a panel, each a vector wide: a cell has so many gates at most.
+constexpr int kMaxColumns = 8;
+
 // The sizes of a weight matrix packed for products that take a T: `tiles()` panels, each of which holds all gates of
 // vectors * lanes neighbouring units, so that one panel times one row gives whole units.
 template <class T>
@@ -29,6 +34,17 @@ struct PanelSizes {
   int columns() const { return gates * vectors; }   // of one panel, each a vector wide
   int width() const { return columns() * kLanes; }  // numbers that one row of a panel has
   int64_t tile_units() const { return vectors * kLanes; }
+
+  // Columns of a panel that go through a product together: all of them, or several parts of the same size, or nearly.
+  struct Part {
+    int first, columns;
+    int width() const { return columns * kLanes; }
+  };
+  int parts() const { return (columns() + kMaxVectors - 1) / kMaxVectors; }
+  Part part(int i) const {
+    const int first = columns() * i / parts();
+    return {first, columns() * (i + 1) / parts() - first};
+  }
   int64_t tiles() const { return (units + tile_units() - 1) / tile_units(); }
 
   // The rows of w [gates*units, K] that make column `column` of a tile: neighbours, `count` of them.
@@ -42,8 +58,8 @@ struct PanelSizes {
   }
 };
 
-// Packed weights: panels of [K / kGroup, gates, vectors, lanes, kGroup]. Units past the end are zero, and so is what
-// pads K to whole steps of the product.
+// Packed weights: panels of [K / kGroup, gates, vectors, lanes, kGroup], part behind part where columns have several.
+// Units past the end are zero, and so is what pads K to whole steps of the product.
 //
 // T is what the product takes, W what is in memory: T itself, or something narrower that is widened as it is read. Int8
 // has a scale for each column, which the product is multiplied by in the end.
@@ -52,7 +68,8 @@ struct Panels : PanelSizes<T> {
   using Sizes = PanelSizes<T>;
   using V = Vec<Arithmetic<T>>;
   using Sizes::K, Sizes::units, Sizes::vectors, Sizes::kLanes, Sizes::width, Sizes::columns, Sizes::tiles;
-  using Sizes::tile_units, Sizes::rows_of;
+  using Sizes::part, Sizes::parts, Sizes::tile_units, Sizes::rows_of;
+  using typename Sizes::Part;
   static constexpr bool kNarrow = !std::is_same_v<T, W>, kScaled = std::is_same_v<W, Int8>;
   static constexpr int kGroup = kNarrow ? kInLane<W> : int(sizeof(Arithmetic<T>) / sizeof(T));  // values of K in a lane
 #if defined(RNN_AMX)
@@ -67,6 +84,7 @@ struct Panels : PanelSizes<T> {
   int64_t size() const { return tiles() * depth() * width(); }
   int64_t bytes() const { return size() * int64_t(sizeof(W)); }
   W* panel(int64_t tile) const { return data + tile * depth() * width(); }
+  W* panel(int64_t tile, const Part& part) const { return panel(tile) + part.first * kLanes * depth(); }
 
   // Packs one tile of w [gates*units, K]: the product is row * w^T.
   template <class IO>
@@ -81,21 +99,24 @@ struct Panels : PanelSizes<T> {
       for (int column = 0; column < columns(); ++column)
         find_scales(rows(column), rows_of(tile, column).count, scales + tile * width() + column * kLanes);
     }
-    for (int64_t k0 = 0; k0 < K; k0 += each) {
-      const int n = int(K - k0 < each ? K - k0 : each);
-      W* out = panel(tile) + k0 * width();
-      for (int column = 0; column < columns(); ++column, out += kLanes * kGroup) {
-        const IO* from = rows(column) + k0;
-        const int count = rows_of(tile, column).count;
-        V block[kLanes];
-        for (int i = 0; i < kLanes; ++i) block[i] = i < count ? lanes(from + i * K, n) : V(0);
-        transpose(block);
-        if constexpr (kScaled) {
-          const V scale = load(scales + tile * width() + column * kLanes);
-          for (int k = 0; k < n; ++k) block[k] = block[k] / scale;
+    for (int p = 0; p < parts(); ++p) {
+      const Part now = part(p);
+      for (int64_t k0 = 0; k0 < K; k0 += each) {
+        const int n = int(K - k0 < each ? K - k0 : each);
+        W* out = panel(tile, now) + k0 * now.width();
+        for (int column = now.first; column < now.first + now.columns; ++column, out += kLanes * kGroup) {
+          const IO* from = rows(column) + k0;
+          const int count = rows_of(tile, column).count;
+          V block[kLanes];
+          for (int i = 0; i < kLanes; ++i) block[i] = i < count ? lanes(from + i * K, n) : V(0);
+          transpose(block);
+          if constexpr (kScaled) {
+            const V scale = load(scales + tile * width() + column * kLanes);
+            for (int k = 0; k < n; ++k) block[k] = block[k] / scale;
+          }
+          const int steps = int((n + kStep - 1) / kStep * kStep / kGroup);
+          for (int k = 0; k < steps; ++k) put(out + k * now.width() * kGroup, block + (kNarrow ? k * kGroup : k));
         }
-        const int steps = int((n + kStep - 1) / kStep * kStep / kGroup);
-        for (int k = 0; k < steps; ++k) put(out + k * width() * kGroup, block + (kNarrow ? k * kGroup : k));
       }
     }
   }

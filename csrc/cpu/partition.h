@@ -26,7 +26,7 @@ struct Share {
 
 // Splits D directions, then rows of the batch (no waiting at all), then units (one or two barriers per step).
 struct Partition {
-  int direction_parts;  // 1 or D
+  int direction_parts;  // which divide D
   int row_parts;
   int unit_parts;
 
@@ -39,7 +39,8 @@ struct Partition {
     constexpr int64_t kFewestRows = 4;  // fewer rows reread the weights too often
     threads = int(least(threads, 1 + T * D * step_work / kWorkPerThread));
     Partition parts{1, 1, 1};
-    if (D > 1 && threads >= D) parts.direction_parts = int(D);
+    for (int n = int(least(D, threads)); n > 1 && parts.direction_parts == 1; --n)
+      if (D % n == 0) parts.direction_parts = n;
     const int64_t each = threads / parts.direction_parts;
     const int64_t useful_units = least(least(each, tiles), most(1, step_work / kWorkPerBarrier));
     const int64_t useful_rows = least(each, most(1, B / kFewestRows));

@@ -38,19 +38,19 @@ struct Term<BFloat16> {
 };
 #endif
 
-// out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues; a transposed one is [K, M]. One
-// accumulator per output and one order of additions, whatever M and however K is split: a row's result does not depend
-// on its batch.
+// out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues; a transposed one is [K, M]. Strides
+// are those of rows. One accumulator per output and one order of additions, whatever M and however K is split: a row's
+// result does not depend on its batch.
 template <class T, int M, int N, class W = T, bool kTransposed = false>
 void product(const T* a, int64_t row_stride, const W* panel, int64_t K, bool continues, Arithmetic<T>* out,
-             const W* ahead) {
+             int64_t out_stride, const W* ahead) {
   using V = Vec<Arithmetic<T>>;
   constexpr int kLanes = V::kLanes, kGroup = Panels<T, W>::kGroup;
   V sum[M][N];
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 32
-    for (int n = 0; n < N; ++n) sum[m][n] = continues ? load(out + (m * N + n) * kLanes) : V(0);
+    for (int n = 0; n < N; ++n) sum[m][n] = continues ? load(out + m * out_stride + n * kLanes) : V(0);
   constexpr int kParts = Panels<T, W>::kNarrow ? kGroup : 1;  // terms that a lane holds
   for (int64_t k = 0; k < K; k += kGroup) {
     __builtin_prefetch(ahead + k * kLanes, 0, 2);
@@ -70,7 +70,7 @@ void product(const T* a, int64_t row_stride, const W* panel, int64_t K, bool con
 #pragma GCC unroll 32
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 32
-    for (int n = 0; n < N; ++n) store(out + (m * N + n) * kLanes, sum[m][n]);
+    for (int n = 0; n < N; ++n) store(out + m * out_stride + n * kLanes, sum[m][n]);
 }
 
 // The accumulators fill three quarters of the vector registers.
@@ -79,11 +79,10 @@ constexpr int max_rows(int vectors) { return kRegisters * 3 / 4 / vectors; }
 // Half of them, where they are few and some are needed to widen weights in.
 constexpr bool kWidensInFew = kRegisters < 32;
 constexpr int max_narrow_rows(int vectors) { return kWidensInFew ? kRegisters / 2 / vectors : max_rows(vectors); }
-constexpr int kMaxVectors = 4;
 constexpr int kMaxRows = 8;
 
 template <class T, class W = T>
-using Product = void (*)(const T*, int64_t, const W*, int64_t, bool, Arithmetic<T>*, const W*);
+using Product = void (*)(const T*, int64_t, const W*, int64_t, bool, Arithmetic<T>*, int64_t, const W*);
 
 // The products of one register tile.
 template <class T, class W = T>

@@ -96,13 +96,13 @@ void forward_step(const Forward<IO>& p, const IO* hidden, int64_t first, int64_t
         unit.gh[g] += S::load_or_zero(p.b_hh[0], row, n);
       }
       unit.prev[0] = load(p.h0 + at, n);
-      if constexpr (Cell::S > 1) unit.prev[1] = load(p.c0 + at, n);
+      for (int k = 1; k < Cell::S; ++k) unit.prev[k] = load(p.c0 + beside<Cell>(b, k, H, i), n);
       unit.read_parameters(p.unit[0], H, i, n);
 
       unit.run(only_step(b));
 
       store(p.h_n + at, unit.next[0], n);
-      if constexpr (Cell::S > 1) store(p.c_n + at, unit.next[1], n);
+      for (int k = 1; k < Cell::S; ++k) store(p.c_n + beside<Cell>(b, k, H, i), unit.next[k], n);
       unit.write(p, only_step(b), i, n, false);
     }
   }
@@ -119,14 +119,13 @@ void backward_step(const Backward<IO>& p, Arithmetic<IO>* dgh, int64_t first, in
       BackwardUnit<Cell, IO> unit;
       unit.read(p, 0, only_step(b), StateBefore{false, true, b}, i, n, false);
       unit.dnext[0] = unit.dout[0] + S::load_or_zero(p.dh_n, at, n);
-      if constexpr (Cell::S > 1) unit.dnext[1] = unit.dout[1] + S::load_or_zero(p.dc_n, at, n);
+      for (int k = 1; k < Cell::S; ++k)
+        unit.dnext[k] = unit.dout[k] + S::load_or_zero(p.dc_n, beside<Cell>(b, k, H, i), n);
 
       unit.run(only_step(b));
 
       if (p.dh0) store(p.dh0 + at, unit.dprev[0], n);
-      if constexpr (Cell::S > 1) {
-        if (p.dc0) store(p.dc0 + at, unit.dprev[1], n);
-      }
+      for (int k = 1; p.dc0 && k < Cell::S; ++k) store(p.dc0 + beside<Cell>(b, k, H, i), unit.dprev[k], n);
       for (int g = 0; g < Cell::G; ++g) store(dgh + (b * Cell::G + g) * H + i, unit.dgh[g], n);
       unit.write(p, only_step(b), i, n);
     }

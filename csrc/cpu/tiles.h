@@ -71,11 +71,12 @@ struct Products<BFloat16> {
  private:
   template <int N>
   static void product(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, bool continues,
-                      float* out, const BFloat16*) {
-    constexpr int64_t kSumBytes = N * 64;  // of a row of sums, and of a pair of values of K in the panel
+                      float* out, int64_t out_stride, const BFloat16*) {
+    constexpr int64_t kPairBytes = N * 64;  // of a pair of values of K in the panel
+    const int64_t sum_bytes = out_stride * 4;
     each<N>([&]<int n>() {
       if (continues) {
-        load_tile<n>(out + n * 16, kSumBytes);
+        load_tile<n>(out + n * 16, sum_bytes);
       } else {
         clear_tile<n>();
       }
@@ -84,11 +85,11 @@ struct Products<BFloat16> {
       load_tile<ProductScope::kRows>(a + k, row_stride * 2);
       each<N>([&]<int n>() {
         constexpr int weights = ProductScope::kWeights + n % 3;
-        load_tile<weights>(panel + (k * N + n * 2) * 16, kSumBytes);
+        load_tile<weights>(panel + (k * N + n * 2) * 16, kPairBytes);
         multiply_tiles<n, ProductScope::kRows, weights>();
       });
     }
-    each<N>([&]<int n>() { store_tile<n>(out + n * 16, kSumBytes); });
+    each<N>([&]<int n>() { store_tile<n>(out + n * 16, sum_bytes); });
   }
 
   template <int N, class F>

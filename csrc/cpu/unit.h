@@ -23,6 +23,12 @@ struct Lanes {
   static V load_or_zero(const IO* p, int64_t offset, int n) { return p ? load(p + offset, n) : V(T(0)); }
 };
 
+// Where unit i of state k >= 1 is found at place n of what holds all states beside h, [.., C*H].
+template <class Cell>
+RNN_HD int64_t beside(int64_t n, int k, int64_t H, int64_t i) {
+  return (n * (Cell::S - 1) + k - 1) * H + i;
+}
+
 // What a row does at a step of a loop.
 struct RowStep {
   int64_t n;     // its place in a [T, B, D, ...] tensor
@@ -59,10 +65,12 @@ struct StateBefore {
     return {false, false, q.before(d, row, s)};
   }
 
+  // `width` numbers are at each place, and those from i on are asked for.
   template <class IO>
-  RNN_HD Vec<Arithmetic<IO>> load(const IO* initial_states, const IO* states, int64_t H, int64_t i, int count) const {
+  RNN_HD Vec<Arithmetic<IO>> load(const IO* initial_states, const IO* states, int64_t width, int64_t i,
+                                  int count) const {
     if (zero) return Vec<Arithmetic<IO>>(Arithmetic<IO>(0));
-    return RNN_ISA::load((initial ? initial_states : states) + n * H + i, count);
+    return RNN_ISA::load((initial ? initial_states : states) + n * width + i, count);
   }
 };
 
@@ -93,9 +101,7 @@ struct ForwardUnit : Lanes<IO> {
   RNN_HD void write(const Forward<IO>& p, const RowStep& now, int64_t i, int n, bool projected) const {
     const int64_t H = p.seq.H, at = now.n * H + i;
     for (int k = 0; p.saved && k < Cell::K; ++k) store(p.saved + (now.n * Cell::K + k) * H + i, saved[k], n);
-    if constexpr (Cell::S > 1) {
-      if (p.c) store(p.c + at, next[1], n);
-    }
+    for (int k = 1; p.c && k < Cell::S; ++k) store(p.c + beside<Cell>(now.n, k, H, i), next[k], n);
     if (!projected) {
       store(p.y + at, next[0], n);
     } else if (p.h_raw) {
@@ -120,7 +126,8 @@ struct BackwardUnit : Lanes<IO> {
   RNN_HD void read(const Backward<IO>& p, int64_t d, const RowStep& now, const StateBefore& before, int64_t i, int n,
                    bool projected) {
     const int64_t H = p.seq.H, at = now.n * H + i;
-    for (int k = 0; k < P; ++k) prev[Cell::S + k] = load(p.unit[d] + k * H + i, n);
+    const IO* unit = p.seq.of_head(p.unit, d, P * H);
+    for (int k = 0; k < P; ++k) prev[Cell::S + k] = load(unit + k * H + i, n);
     for (int k = 0; k < Cell::K; ++k) saved[k] = load(p.saved + (now.n * Cell::K + k) * H + i, n);
     if (projected) {  // h before the projection: no cell with a projection asks for its value
       prev[0] = next[0] = dout[0] = V(0);
@@ -129,10 +136,11 @@ struct BackwardUnit : Lanes<IO> {
       next[0] = load(p.y + at, n);
       dout[0] = load_or_zero(p.dy, at, n);
     }
-    if constexpr (Cell::S > 1) {
-      prev[1] = before.load(p.c0, p.c, H, i, n);
-      next[1] = load(p.c + at, n);
-      dout[1] = load_or_zero(p.dc, at, n);
+    for (int k = 1; k < Cell::S; ++k) {
+      const int64_t at = beside<Cell>(now.n, k, H, i);
+      prev[k] = before.load(p.c0, p.c, (Cell::S - 1) * H, beside<Cell>(0, k, H, i), n);
+      next[k] = load(p.c + at, n);
+      dout[k] = load_or_zero(p.dc, at, n);
     }
   }
 

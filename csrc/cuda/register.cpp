@@ -72,6 +72,9 @@ template <class Run>
 void run(const char* op, Run& all, const Tensor& like) {
   TORCH_CHECK_NOT_IMPLEMENTED(all.cell().built_in(), "rnnkernels::", op, ": there are no CUDA kernels of the cell '",
                               all.cell().name, "'. Ask for another backend (backend='triton').");
+  TORCH_CHECK_NOT_IMPLEMENTED(all.sizes().heads == 1, "rnnkernels::", op,
+                              ": there are no CUDA kernels of layers with heads. Ask for another backend "
+                              "(backend='reference').");
   const c10::DeviceGuard guard(like.device());
   const Launcher launcher(op, all.cell().number, like.device());
   Device limits{};

@@ -10,10 +10,11 @@
 // Shapes: common/layout.h, with the layers in front:
 //
 //   x [T, B, I]        y [T, B, D*R], or [T, B, R] where directions are merged otherwise than side by side
-//   h0, h_n [L*D, B, R]                c0, c_n [L*D, B, H]
+//   h0, h_n [L*D, B, R]                c0, c_n [L*D, B, C*H]
 //   ys [L or L-1, T, B, D*R]: y of each layer before its directions are merged; of the last one only where that
 //                             differs from y
-//   c, h_raw [L, T, B, D, H]           saved [L, T, B, D, K*H]          dgates [L, T, B, D, X*H]
+//   c [L, T, B, D, C*H]                h_raw [L, T, B, D, H]
+//   saved [L, T, B, D, K*H]            dgates [L, T, B, D, X*H]
 //
 // An output that is not kept or not asked for is an empty tensor.
 #pragma once
@@ -28,7 +29,8 @@ namespace rnn {
 struct Settings {
   c10::string_view cell;
   int64_t layers = 1, directions = 1;
-  bool projected = false;                  // each layer and direction has a w_hr
+  int64_t heads = 1;       // of each direction, with states and recurrent weights of their own: layout.h
+  bool projected = false;  // each layer and direction has a w_hr
   c10::string_view merge_mode = "concat";  // how both directions become one output
   int64_t window = 0;                      // steps after which no gradient flows on (truncated BPTT); 0: none
   c10::string_view clip = "none";          // how backward bounds the gradients of the gates: clip.h
@@ -36,16 +38,17 @@ struct Settings {
 
   static constexpr auto fields() {
     return std::tuple(Field{"cell", &Settings::cell}, Field{"layers", &Settings::layers},
-                      Field{"directions", &Settings::directions}, Field{"projected", &Settings::projected},
-                      Field{"merge_mode", &Settings::merge_mode}, Field{"window", &Settings::window},
-                      Field{"clip", &Settings::clip}, Field{"bound", &Settings::bound});
+                      Field{"directions", &Settings::directions}, Field{"heads", &Settings::heads},
+                      Field{"projected", &Settings::projected}, Field{"merge_mode", &Settings::merge_mode},
+                      Field{"window", &Settings::window}, Field{"clip", &Settings::clip},
+                      Field{"bound", &Settings::bound});
   }
 };
 
 struct Model {
   TensorList weights;  // as weights.h has them: torch's order, for each layer and direction
   Tensor h0;
-  OptionalTensor c0;   // where the cell has a c
+  OptionalTensor c0;   // where the cell has states beside h
   OptionalList masks;  // factors of y on its way to the next layer (dropout), one between any two layers
 
   static constexpr auto fields() {

@@ -28,11 +28,11 @@ struct Checker {
 
   // In backward the weights of the input of the first layer have no say.
   void weights(const Weights& weights, const Sizes& n, const CellInfo& cell, bool forward, bool step) const {
-    const int64_t rows = cell.G * n.H;
+    const int64_t rows = n.heads * cell.G * n.H;
     for (int64_t l = 0; l < n.L; ++l) {
       const auto each = [&](Weight kind, at::IntArrayRef shape, const char* meaning) {
         if (!weights.has(kind)) return;
-        for (int64_t d = 0; d < n.D; ++d) {
+        for (int64_t d = 0; d < n.D / n.heads; ++d) {
           const Tensor& t = weights.get(kind, l, d);
           if (t.sizes() == shape && t.scalar_type() == like.scalar_type() && t.device() == like.device()) continue;
           tensor(t, parameter_name(kind, l, d, step), shape, meaning);
@@ -41,9 +41,9 @@ struct Checker {
       if (forward || l > 0) each(kWIh, {rows, l > 0 ? n.width() : n.I}, "gates * hidden_size, input");
       each(kWHh, {rows, n.R}, "gates * hidden_size, state");
       each(kWHr, {n.R, n.H}, "proj_size, hidden_size");
-      for (int64_t d = 0; d < n.D; ++d)
+      for (int64_t d = 0; d < n.D / n.heads; ++d)
         for (int64_t k = 0; k < weights.params(); ++k)
-          tensor(weights.param(k, l, d), parameter_name(cell, k, l, d, step), {n.H}, "hidden_size");
+          tensor(weights.param(k, l, d), parameter_name(cell, k, l, d, step), {n.heads * n.H}, "hidden_size");
       if (!forward) continue;
       each(kBIh, {rows}, "gates * hidden_size");
       each(kBHh, {rows}, "gates * hidden_size");
@@ -102,20 +102,25 @@ Sizes sizes_of_states(const Call& call, const CellInfo& cell, const Weights& wei
   const OptionalTensor& c0 = call.c0;
   Sizes n{};
   n.L = call.layers;
-  n.D = call.directions;
+  n.heads = call.heads;
+  n.D = call.directions * n.heads;
   n.merge = find_merge(call.merge_mode);
   TORCH_CHECK(h0.dim() == 3, "h0: expected 3 dimensions (layers * directions, batch, state), got shape ", h0.sizes());
   n.B = h0.size(1);
   n.R = h0.size(2);
-  TORCH_CHECK_VALUE(c0.has_value() == (cell.S > 1), "c0: a cell '", cell.name, "' takes ",
-                    cell.S > 1 ? "an initial c" : "no c", ", got ", c0 ? "one" : "none");
+  const int64_t C = cell.C();
+  TORCH_CHECK_VALUE(c0.has_value() == (C > 0), "c0: a cell '", cell.name, "' takes ", C ? "an initial c" : "no c",
+                    ", got ", c0 ? "one" : "none");
   TORCH_CHECK(!c0 || c0->dim() == 3, "c0: expected 3 dimensions (layers * directions, batch, hidden), got shape ",
               c0->sizes());
-  n.H = c0 ? c0->size(2) : n.R;
+  TORCH_CHECK(!c0 || c0->size(2) % C == 0, "c0: expected the ", C, " states beside h of a cell '", cell.name,
+              "' one behind the other, ", C, " * hidden, got shape ", c0->sizes());
+  n.H = c0 ? c0->size(2) / C : n.R;
   TORCH_CHECK(n.H > 0 && n.R > 0, "h0: expected a hidden size above zero, got shape ", h0.sizes());
   const bool projected = weights.has(kWHr);
   TORCH_CHECK(n.H == n.R || projected, "h0: expected the hidden size of c0, ", n.H,
               ", where there is no projection, got ", n.R);
+  TORCH_CHECK_VALUE(n.heads == 1 || !projected, "w_hr: expected no projection beside ", n.heads, " heads");
   // Only a cell that never asks for its own h can be projected.
   TORCH_CHECK_VALUE(!projected || cell.S > 1, "w_hr: a projection needs a cell with a state beside h, got '", cell.name,
                     "'");
@@ -150,7 +155,7 @@ Sizes check(ForwardCall& call) {
   n.I = call.x.size(-1);
   const Checker like{call.x};
   like.tensor(call.h0, "hx", {n.L * n.D, B, n.R}, "layers * directions, batch, state");
-  like.optional(call.c0, "cx", {n.L * n.D, B, n.H}, "layers * directions, batch, hidden");
+  like.optional(call.c0, "cx", {n.L * n.D, B, cell.C() * n.H}, "layers * directions, batch, hidden");
   like.weights(weights, n, cell, true, call.step);
   like.masks(call.masks, n);
   like.steps(call, n);
@@ -172,18 +177,18 @@ Sizes check(BackwardCall& call) {
   like.tensor(call.y, "y", n.shape({n.width()}), "time, batch, directions * state");
   if (n.inner()) like.tensor(call.ys, "ys", inner(), "layers, time, batch, directions * state");
   like.tensor(call.h0, "h0", {n.L * n.D, n.B, n.R}, "layers * directions, batch, state");
-  like.optional(call.c0, "c0", {n.L * n.D, n.B, n.H}, "layers * directions, batch, hidden");
+  like.optional(call.c0, "c0", {n.L * n.D, n.B, cell.C() * n.H}, "layers * directions, batch, hidden");
   like.weights(weights, n, cell, false, call.layers == 0);
   like.masks(call.masks, n);
   like.optional(call.dy, "dy", call.y.sizes(), "the shape of y");
   like.optional(call.dh_n, "dh_n", call.h0.sizes(), "the shape of h0");
   if (n.inner()) like.optional(call.dys, "dys", inner(), "the shape of ys");
-  const bool c = cell.S > 1;
+  const bool c = cell.C() > 0;
   TORCH_CHECK_VALUE(c || (!call.dc_n && !call.dc), "dc: a cell '", cell.name, "' has no c");
   if (c) {
     like.optional(call.dc_n, "dc_n", call.c0->sizes(), "the shape of c0");
-    like.optional(call.dc, "dc", every(n.H), "layers, time, batch, directions, hidden");
-    like.tensor(call.c, "c", every(n.H), "layers, time, batch, directions, hidden");
+    like.optional(call.dc, "dc", every(cell.C() * n.H), "layers, time, batch, directions, hidden");
+    like.tensor(call.c, "c", every(cell.C() * n.H), "layers, time, batch, directions, hidden");
   }
   if (cell.K) like.tensor(call.saved, "saved", every(cell.K * n.H), "layers, time, batch, directions, saved * hidden");
   if (call.over_saved) {

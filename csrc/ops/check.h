@@ -13,6 +13,7 @@ struct Sizes {
   int64_t N;    // of all steps that have a place in memory: T*B, or the sum of the lengths
   bool packed;  // [N] takes the place of [T, B]
   Merge merge;
+  int64_t heads;  // of a direction; D counts each of all directions
 
   at::DimVector shape(std::initializer_list<int64_t> after) const {
     at::DimVector sizes = packed ? at::DimVector{N} : at::DimVector{T, B};
@@ -26,8 +27,8 @@ struct Sizes {
   }
 
   // Whether y is another tensor than what the last layer gives.
-  bool merged() const { return D > 1 && merge != Merge::kConcat; }
-  int64_t width() const { return merged() ? R : D * R; }
+  bool merged() const { return D > heads && merge != Merge::kConcat; }
+  int64_t width() const { return merged() ? heads * R : D * R; }
   // Layers whose own y is kept beside y.
   int64_t inner() const { return merged() ? L : L - 1; }
 };

@@ -61,18 +61,18 @@ OptionalTensor states_part(const OptionalTensor& all, const Sizes& n, int64_t in
   return all ? OptionalTensor(states_part(*all, n, index)) : std::nullopt;
 }
 
-LayerWeights::List weights_of(const Weights& weights, Weight kind, int64_t layer, int64_t directions) {
+LayerWeights::List weights_of(const Weights& weights, Weight kind, int64_t layer, const Sizes& n) {
   LayerWeights::List list;
-  for (int64_t d = 0; weights.has(kind) && d < directions; ++d)
+  for (int64_t d = 0; weights.has(kind) && d < n.D / n.heads; ++d)
     list.push_back(weights.get(kind, layer, d).contiguous());
   return list;
 }
-LayerWeights::List params_of(const Weights& weights, int64_t layer, int64_t directions) {
+LayerWeights::List params_of(const Weights& weights, int64_t layer, const Sizes& n) {
   LayerWeights::List list;
-  for (int64_t d = 0; weights.params() && d < directions; ++d) {
+  for (int64_t d = 0; weights.params() && d < n.D / n.heads; ++d) {
     std::vector<Tensor> rows;
-    for (int64_t k = 0; k < weights.params(); ++k) rows.push_back(weights.param(k, layer, d));
-    list.push_back(at::stack(rows));
+    for (int64_t k = 0; k < weights.params(); ++k) rows.push_back(weights.param(k, layer, d).reshape({n.heads, n.H}));
+    list.push_back(at::stack(rows, 1));
   }
   return list;
 }
@@ -104,12 +104,12 @@ Tensor project_input(const ForwardLayer& a) {
 
 ForwardRun::ForwardRun(ForwardCall& call) : Run(call) {
   const auto options = call.x.options();
-  const bool c = cell_.S > 1, all = call.save || call.all_states;
+  const bool c = cell_.C() > 0, all = call.save || call.all_states;
   if (!n_.merged()) out_.y = fresh(n_.shape({n_.width()}), options);
   out_.h_n = states(true, n_.R, options);
-  out_.c_n = states(c, n_.H, options);
+  out_.c_n = states(c, cell_.C() * n_.H, options);
   out_.ys = steps(all && n_.inner(), n_.inner(), {n_.D * n_.R}, options);
-  out_.c = steps(c && all, n_.L, {n_.D, n_.H}, options);
+  out_.c = steps(c && all, n_.L, {n_.D, cell_.C() * n_.H}, options);
   out_.h_raw = steps(call.save && projected(), n_.L, {n_.D, n_.H}, options);
   out_.saved = steps(call.save && cell_.K, n_.L, {n_.D, cell_.K * n_.H}, options);
 }
@@ -129,8 +129,8 @@ ForwardLayer ForwardRun::layer(int64_t l, const Tensor& x) {
           n,
           l,
           x.numel() == 0 || x.stride(-1) == 1 ? x : x.contiguous(),
-          {weights_of(weights_, kWIh, l, n.D), weights_of(weights_, kWHh, l, n.D), weights_of(weights_, kBIh, l, n.D),
-           weights_of(weights_, kBHh, l, n.D), weights_of(weights_, kWHr, l, n.D), params_of(weights_, l, n.D)},
+          {weights_of(weights_, kWIh, l, n), weights_of(weights_, kWHh, l, n), weights_of(weights_, kBIh, l, n),
+           weights_of(weights_, kBHh, l, n), weights_of(weights_, kWHr, l, n), params_of(weights_, l, n)},
           states_part(call_.h0, n, l),
           states_part(call_.c0, n, l),
           std::move(y),
@@ -156,16 +156,16 @@ BackwardRun::BackwardRun(BackwardCall& call) : Run(call), clip_(find_clip(call.c
   const auto wide = options.dtype(call.y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   out_.dgates = call.over_saved ? call.saved : steps(true, n_.L, {n_.D, cell_.columns() * n_.H}, options);
   out_.dh0 = states(call.initial, n_.R, options);
-  out_.dc0 = states(call.initial && cell_.S > 1, n_.H, options);
+  out_.dc0 = states(call.initial && cell_.C() > 0, cell_.C() * n_.H, options);
   out_.dproj = steps(projected(), n_.L, {n_.D, n_.R}, options);
   out_.flow = steps(call.record, n_.L, {n_.D}, wide);
 }
 
 BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
   LayerWeights w;
-  w.w_hh = weights_of(weights_, kWHh, l, n_.D);
-  w.w_hr = weights_of(weights_, kWHr, l, n_.D);
-  w.unit = params_of(weights_, l, n_.D);
+  w.w_hh = weights_of(weights_, kWHh, l, n_);
+  w.w_hr = weights_of(weights_, kWHr, l, n_);
+  w.unit = params_of(weights_, l, n_);
   return {call_,
           cell_,
           n_,
@@ -193,11 +193,12 @@ Tensor BackwardRun::y_of(int64_t l) const {
 
 Tensor BackwardRun::unmerged(const Tensor& gradient, int64_t l) const {
   Tensor dy = fresh(n_.shape({n_.D * n_.R}), gradient.options());
-  const Tensor forward = dy.narrow(-1, 0, n_.R), reverse = dy.narrow(-1, n_.R, n_.R);
+  const int64_t width = n_.width();
+  const Tensor forward = dy.narrow(-1, 0, width), reverse = dy.narrow(-1, width, width);
   if (n_.merge == Merge::kMul) {
     const Tensor y = y_of(l);
-    forward.copy_(gradient * y.narrow(-1, n_.R, n_.R));
-    reverse.copy_(gradient * y.narrow(-1, 0, n_.R));
+    forward.copy_(gradient * y.narrow(-1, width, width));
+    reverse.copy_(gradient * y.narrow(-1, 0, width));
   } else {
     forward.copy_(gradient);
     reverse.copy_(gradient);
@@ -219,14 +220,14 @@ OptionalTensor BackwardRun::whole(int64_t l, const Tensor& dgates_above) const {
   Tensor dx;
   if (call_.invariant || products_for(dgates_above)) {
     std::vector<Tensor> w_ih;
-    for (int64_t d = 0; d < n_.D; ++d) w_ih.push_back(weights_.get(kWIh, l + 1, d));
+    for (int64_t d = 0; d < n_.D; ++d) w_ih.push_back(weights_.of_head(kWIh, l + 1, d));
     dx = input_gradient_op().call(dgates_above.view(n_.shape({n_.D, cell_.columns() * n_.H})), w_ih);
   } else {
     const Tensor columns = dgates_above.view({n_.N, n_.D, cell_.columns() * n_.H});
     dx = fresh({n_.N, n_.width()}, columns.options());
     for (int64_t d = 0; d < n_.D; ++d) {
       const Tensor dgx = columns.select(1, d).narrow(1, 0, rows);
-      const Tensor& w_ih = weights_.get(kWIh, l + 1, d);
+      const Tensor w_ih = weights_.of_head(kWIh, l + 1, d);
       d == 0 ? at::mm_out(dx, dgx, w_ih) : dx.addmm_(dgx, w_ih);
     }
     dx = dx.view(n_.shape({n_.width()}));

@@ -12,7 +12,8 @@ namespace rnn {
 // of them: huge pages are asked for.
 Tensor fresh(at::IntArrayRef shape, const at::TensorOptions& options);
 
-// Contiguous, one per direction; empty where there is none. `unit` has the parameters of the cell side by side, [P, H].
+// Contiguous, one per direction; empty where there is none. `unit` has the parameters of the cell side by side, [P, H],
+// for each head.
 struct LayerWeights {
   using List = c10::SmallVector<Tensor, 2>;
   List w_ih, w_hh, b_ih, b_hh, w_hr, unit;

@@ -31,7 +31,8 @@ inline Sequence sequence_of(const Steps& steps, const Sizes& n, int64_t window) 
           pointer<const int64_t>(steps.lengths),
           n.packed ? pointer<const int64_t>(steps.starts) : nullptr,
           pointer<const bool>(steps.reset),
-          window};
+          window,
+          n.heads};
 }
 inline Sequence sequence(const ForwardLayer& a) { return sequence_of(a.call, a.n, 0); }
 inline Sequence sequence(const BackwardLayer& a) { return sequence_of(a.call, a.n, a.call.window); }
@@ -46,9 +47,9 @@ Forward<IO> parameters(const ForwardLayer& a, const Tensor& gx = {}) {
   p.x_batch = a.x.stride(a.n.packed ? 0 : 1);
   p.x = pointer<const IO>(a.x);
   p.gx = pointer<const IO>(gx);
-  for (int64_t d = 0; d < a.n.D; ++d) {
+  for (size_t d = 0; d < a.w.w_ih.size(); ++d) {
     p.w_ih[d] = pointer<const IO>(a.w.w_ih[d]);
-    p.w_hh[d] = pointer<const IO>(a.w.w_hh[d]);
+    if (!a.w.w_hh.empty()) p.w_hh[d] = pointer<const IO>(a.w.w_hh[d]);
     if (!a.w.b_ih.empty()) p.b_ih[d] = pointer<const IO>(a.w.b_ih[d]);
     if (!a.w.b_hh.empty()) p.b_hh[d] = pointer<const IO>(a.w.b_hh[d]);
     if (!a.w.w_hr.empty()) p.w_hr[d] = pointer<const IO>(a.w.w_hr[d]);
@@ -75,8 +76,8 @@ Backward<IO> parameters(const BackwardLayer& a) {
   p.dh_n = pointer<const IO>(a.dh_n);
   p.dc_n = pointer<const IO>(a.dc_n);
   p.dc = pointer<const IO>(a.dc);
-  for (int64_t d = 0; d < a.n.D; ++d) {
-    p.w_hh[d] = pointer<const IO>(a.w.w_hh[d]);
+  for (int64_t d = 0; d < a.n.D / a.n.heads; ++d) {
+    if (!a.w.w_hh.empty()) p.w_hh[d] = pointer<const IO>(a.w.w_hh[d]);
     if (!a.w.w_hr.empty()) p.w_hr[d] = pointer<const IO>(a.w.w_hr[d]);
     if (!a.w.unit.empty()) p.unit[d] = pointer<const IO>(a.w.unit[d]);
   }

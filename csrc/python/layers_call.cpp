@@ -86,8 +86,9 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const auto [I, H, P, L, D, batch_first] = sizes;
   const int64_t count_of_weights = PyList_GET_SIZE(args[1]), each = L * D > 0 ? count_of_weights / (L * D) : 0;
   const CellInfo& info = find_cell(cell);
-  const int64_t biases = each - 2 - (P > 0) - info.P;
-  if (biases < 0 || biases > 2 || count_of_weights != each * L * D) Py_RETURN_NONE;
+  const int64_t matrices = 1 + info.recurrent, biases = each - matrices - (P > 0) - info.P;
+  // States in one tensor come by the way that knows of them.
+  if (biases < 0 || biases > matrices || count_of_weights != each * L * D || info.C() > 1) Py_RETURN_NONE;
 
   const Tensor* const given_x = exact_tensor(args[9]);
   if (!given_x || given_x->dim() != 3 || given_x->size(2) != I || !has_kernels(*given_x, info) || !undisturbed())
@@ -100,7 +101,7 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Tensor x = autocast(*given_x);
   if (x.scalar_type() != weights->front().scalar_type()) Py_RETURN_NONE;
 
-  const bool has_c = info.S > 1;
+  const bool has_c = info.C() > 0;
   const std::array<int64_t, 3> h_shape{L * D, x.size(batch_first ? 0 : 1), P ? P : H},
       c_shape{h_shape[0], h_shape[1], H};
   States initial;

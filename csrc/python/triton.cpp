@@ -26,7 +26,10 @@ void launch(const char* pass, c10::Device device, const py::dict& arguments) {
   py::module_::import("rnnkernels._backends.triton.launch").attr(pass)(**arguments);
 }
 
-void refuse(const Tensor& like, const LayerWeights& w) {
+void refuse(const Tensor& like, const Sizes& n, const CellInfo& cell, const LayerWeights& w) {
+  TORCH_CHECK_NOT_IMPLEMENTED(n.heads == 1 && cell.recurrent,
+                              "rnnkernels: the triton backend has neither heads nor cells without recurrent weights. "
+                              "Ask for another backend.");
   TORCH_CHECK_NOT_IMPLEMENTED(w.unit.empty(),
                               "rnnkernels: the triton backend has no cells with parameters of their own. Ask for "
                               "another backend.");
@@ -54,7 +57,7 @@ py::dict common(const Layer& a, const Tensor& w_hh) {
 }
 
 void forward_layer(const ForwardLayer& a) {
-  refuse(a.x, a.w);
+  refuse(a.x, a.n, a.cell, a.w);
   const Tensor gx = project_input(a);
   if (a.n.T == 0 || a.n.B == 0) {
     a.h_n.copy_(a.h0);
@@ -81,7 +84,7 @@ void forward_layer(const ForwardLayer& a) {
 }
 
 void backward_layer(const BackwardLayer& a) {
-  refuse(a.y, a.w);
+  refuse(a.y, a.n, a.cell, a.w);
   if (a.n.T == 0 || a.n.B == 0) {
     const auto same = [](const Tensor& to, const OptionalTensor& from) {
       if (to.numel() && from) to.copy_(*from);

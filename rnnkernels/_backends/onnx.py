@@ -41,6 +41,8 @@ def refusal(call: Call) -> str | None:
     """None where ONNX can say what the call does, else what it cannot."""
     if call.cell_name not in OPERATORS:
         return f"none of them is the cell {call.cell_name}"
+    if call.heads > 1:
+        return "heads: none of them has recurrent weights in blocks"
     if call.reset is not None:
         return "reset: none of them sets the state back inside a sequence"
     if call.projected:

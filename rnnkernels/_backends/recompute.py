@@ -78,8 +78,8 @@ def _forward(backend: str, every: int, invariant: bool, *values: Any) -> tuple[T
             for all_kept, s, layers in zip(kept, entering, (found.h, found.c), strict=False):
                 mine = part.mine(all_kept, 0)
                 mine[:, some[0].states] = s[:, : some[0].rows]
-                for i, every_one in enumerate(layers or ()):
-                    all_steps = part.in_place(every_one, w).flatten(-2)
+                for i, every_one in enumerate(_each_head(layers or ())):
+                    all_steps = part.in_place(every_one, w)
                     for inner in some[1:]:
                         mine[i, inner.states] = part.entering(inner, w, all_steps, s[i])
             for s, last in zip(states, (found.h_n, found.c_n), strict=False):
@@ -95,8 +95,8 @@ def _forward(backend: str, every: int, invariant: bool, *values: Any) -> tuple[T
 
 def _empty_outputs(call: Call, rows: int | torch.SymInt) -> tuple[Tensor, ...]:
     """Memory for what forward returns, with so many rows of states that enter windows."""
-    steps, D, L, H = call.x.shape[:-1], call.directions, call.layers, call.H
-    R, has_c = call.h0.size(2), call.c0 is not None
+    steps, D, L = call.x.shape[:-1], call.directions * call.heads, call.layers
+    R, has_c, width = call.h0.size(2), call.c0 is not None, call.cell.C * call.H
 
     def empty(yes: bool, *shape: int | torch.SymInt) -> Tensor:
         found: Tensor = call.x.new_empty(shape if yes else (0,))
@@ -105,12 +105,17 @@ def _empty_outputs(call: Call, rows: int | torch.SymInt) -> tuple[Tensor, ...]:
     return (
         empty(True, *steps, D * R),
         empty(True, L * D, call.B, R),
-        empty(has_c, L * D, call.B, H),
-        empty(call.all_states and L > 1, L - 1, *steps, R),
-        empty(call.all_states and has_c, L, *steps, D, H),
+        empty(has_c, L * D, call.B, width),
+        empty(call.all_states and L > 1, L - 1, *steps, call.heads * R),
+        empty(call.all_states and has_c, L, *steps, D, width),
         empty(True, L * D, rows, R),
-        empty(has_c, L * D, rows, H),
+        empty(has_c, L * D, rows, width),
     )
+
+
+def _each_head(layers: Sequence[Tensor]) -> list[Tensor]:
+    """Of states [T, B, heads, R] of each layer those of each head, [T, B, R]."""
+    return [of_head for layer in layers for of_head in layer.unbind(-2)]
 
 
 def _fake_forward(backend: str, every: int, invariant: bool, *values: Any) -> tuple[Tensor, ...]:
@@ -165,7 +170,9 @@ def _backward(
                 again = part.part(w, x, list(weights.values()), states)
                 again = again._replace(all_states=dys is not None or dc is not None)
                 if call.flow is not None:
-                    again = again._replace(flow=flow.new_zeros(call.layers, *x.shape[:-1], 1))
+                    again = again._replace(
+                        flow=flow.new_zeros(call.layers, *x.shape[:-1], call.heads)
+                    )
                 with torch.enable_grad():
                     found = _run(backend, again)
                 gradients = _pulled(
@@ -323,8 +330,8 @@ _WEIGHTS = 3
 _SETTINGS, _BACKWARD = 3, 11
 #: The arguments of ``sequence_forward``.
 _CALL = (
-    "str cell, int layers, int directions, bool projected, str merge_mode, int window, str clip, "
-    "float bound, Tensor x, Tensor[] weights, Tensor h0, Tensor? c0, Tensor[]? masks, "
+    "str cell, int layers, int directions, int heads, bool projected, str merge_mode, int window, "
+    "str clip, float bound, Tensor x, Tensor[] weights, Tensor h0, Tensor? c0, Tensor[]? masks, "
     "Tensor? lengths, Tensor? starts, Tensor? reset, Tensor? flow, bool save, bool all_states, "
     "bool step"
 )

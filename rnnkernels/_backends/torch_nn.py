@@ -34,6 +34,8 @@ def refusal(call: Call) -> str | None:
         return "torch.nn does not record the norms of its gradients"
     if call.all_states and call.c0 is not None:
         return "torch.nn does not return every c"
+    if call.heads > 1:
+        return "torch.nn has no heads"
     biases = len(call.weights) // (call.layers * call.directions) - 2 - call.projected
     if biases == 1:
         return "torch.nn has two biases or none"

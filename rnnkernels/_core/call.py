@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class LayerWeights(NamedTuple):
     """The weights of one layer and direction."""
 
     w_ih: Tensor  # [G*H, I]
-    w_hh: Tensor  # [G*H, R]
+    w_hh: Tensor | None  # [G*H, R]; None: gates of the cell have no hidden part
     b_ih: Tensor | None = None  # [G*H]
     b_hh: Tensor | None = None  # [G*H]
     w_hr: Tensor | None = None  # [R, H]; None: no projection, R = H
@@ -46,26 +46,32 @@ class LayerWeights(NamedTuple):
 
     @classmethod
     def from_list(
-        cls, weights: Sequence[Tensor], projected: bool | None = None, params: int = 0
+        cls,
+        weights: Sequence[Tensor],
+        projected: bool | None = None,
+        params: int = 0,
+        recurrent: bool = True,
     ) -> LayerWeights:
         """From torch's order: w_ih, w_hh, then b_ih, b_hh and w_hr as far as they exist, and behind
-        them as many parameters of the cell as said.
+        them as many parameters of the cell as said; without w_hh and b_hh if not recurrent.
 
         Where ``projected`` does not say whether there is a w_hr, a last matrix is one.
         """
         for w in weights:
             if not isinstance(w, Tensor):
                 raise TypeError(f"weights: expected tensors, got {type(w).__name__}")
-        own = len(weights) - params  # the others
+        own, matrices = len(weights) - params, 1 + recurrent
         if projected is None:
-            projected = own > 2 and weights[own - 1].dim() == 2
-        if not 2 <= own - projected <= 4:
+            projected = own > matrices and weights[own - 1].dim() == 2
+        if not matrices <= own - projected <= 2 * matrices:
+            order = "[w_ih, w_hh, b_ih, b_hh, w_hr]" if recurrent else "[w_ih, b_ih, w_hr]"
             behind = f", and behind them the parameters of the cell, {params}" if params else ""
             raise ValueError(
-                "weights: expected [w_ih, w_hh, b_ih, b_hh, w_hr] as far as they exist for each "
-                f"layer and direction{behind}, got {len(weights)} tensors"
+                f"weights: expected {order} as far as they exist for each layer and "
+                f"direction{behind}, got {len(weights)} tensors"
             )
-        w_ih, w_hh, *rest = weights[:own]
+        w_ih, *rest = weights[:own]
+        w_hh = rest.pop(0) if recurrent else None
         w_hr = rest[-1] if projected else None
         b_ih, b_hh = [*rest[: len(rest) - projected], None, None][:2]
         return cls(w_ih, w_hh, b_ih, b_hh, w_hr, tuple(weights[own:]))
@@ -81,9 +87,9 @@ class LayerWeights(NamedTuple):
         def some(w: Tensor | None) -> Tensor | None:
             return None if w is None else f(w)
 
-        b_ih, b_hh, w_hr = some(self.b_ih), some(self.b_hh), some(self.w_hr)
+        w_hh, b_ih, b_hh = some(self.w_hh), some(self.b_ih), some(self.b_hh)
         params = tuple(map(f, self.params))
-        return LayerWeights(f(self.w_ih), f(self.w_hh), b_ih, b_hh, w_hr, params)
+        return LayerWeights(f(self.w_ih), w_hh, b_ih, b_hh, some(self.w_hr), params)
 
 
 class Call(NamedTuple):
@@ -96,6 +102,9 @@ class Call(NamedTuple):
     cell_name: str
     layers: int
     directions: int
+    #: Of each direction, with states and recurrent weights of their own: each counts as a direction
+    #: wherever shapes have a D. Weights have the rows of one head behind those of another.
+    heads: int
     projected: bool  # each layer and direction has a w_hr
     merge_mode: str  # how both directions become one output
     window: int  # no gradient crosses a boundary of windows of so many steps; 0: no windows
@@ -104,7 +113,8 @@ class Call(NamedTuple):
     x: Tensor  # [T, B, I]; packed: [N, I]
     weights: Sequence[Tensor]  # of all layers and directions, in torch's order
     h0: Tensor  # [L*D, B, R]
-    c0: Tensor | None  # [L*D, B, H] where the cell has a c
+    #: [L*D, B, C*H] where the cell has C states beside h, one behind the other.
+    c0: Tensor | None
     #: Factors of each layer's output on its way to the next (dropout), one between any two layers.
     masks: Sequence[Tensor] | None = None
     lengths: Tensor | None = None  # [B] int64
@@ -137,7 +147,7 @@ class Call(NamedTuple):
 
     @property
     def H(self) -> int:
-        return (self.h0 if self.c0 is None else self.c0).size(2)
+        return units(self)
 
     @property
     def merged(self) -> bool:
@@ -151,20 +161,23 @@ class Call(NamedTuple):
 
     def layer(self, index: int, x: Tensor) -> Layer:
         """One layer of the call, which takes x."""
-        D = self.directions
+        D, cell = self.directions, self.cell
         each = len(self.weights) // (self.layers * D)
         groups = [
             LayerWeights.from_list(
-                self.weights[(index * D + d) * each :][:each], self.projected, self.cell.P
+                self.weights[(index * D + d) * each :][:each],
+                self.projected,
+                cell.P,
+                cell.recurrent,
             )
             for d in range(D)
         ]
-        rows = slice(index * D, (index + 1) * D)
+        rows = slice(index * D * self.heads, (index + 1) * D * self.heads)
         return Layer(
             self.cell_name,
             x,
             [w.w_ih for w in groups],
-            [w.w_hh for w in groups],
+            [w.w_hh for w in groups if w.w_hh is not None],
             [w.b_ih for w in groups if w.b_ih is not None],
             [w.b_hh for w in groups if w.b_hh is not None],
             [w.w_hr for w in groups if w.w_hr is not None],
@@ -179,7 +192,16 @@ class Call(NamedTuple):
             clip=Clip(self.clip, self.bound),
             flow=None if self.flow is None else self.flow[index],
             params=[list(w.params) for w in groups],
+            heads=self.heads,
         )
+
+
+def units(call: Any) -> int:
+    """H of a call or a layer, or of the arguments of an op that have its names."""
+    if call.c0 is None:
+        return call.h0.size(2)  # type: ignore[no-any-return]
+    cell_name = getattr(call, "cell_name", None) or call.cell
+    return call.c0.size(2) // find(cell_name).C  # type: ignore[no-any-return]
 
 
 #: How many fields of a :class:`Call` the op takes.
@@ -188,7 +210,7 @@ ARGUMENTS = Call._fields.index("step") + 1
 
 class Layer(NamedTuple):
     """One layer over one sequence, both directions at once. Lists hold one tensor per direction;
-    those of biases and projections may be empty."""
+    those of recurrent weights, biases and projections may be empty."""
 
     cell_name: str
     x: Tensor  # [T, B, I]; packed: [N, I]
@@ -198,7 +220,7 @@ class Layer(NamedTuple):
     b_hh: list[Tensor]  # [G*H] each
     w_hr: list[Tensor]  # [R, H] each
     h0: Tensor  # [D, B, R]
-    c0: Tensor | None  # [D, B, H] where the cell has a c
+    c0: Tensor | None  # [D, B, C*H] where the cell has states beside h
     lengths: Tensor | None
     reset: Tensor | None
     all_states: bool = False
@@ -208,6 +230,7 @@ class Layer(NamedTuple):
     flow: Tensor | None = None  # [T, B, D]
     starts: Tensor | None = None
     params: Sequence[list[Tensor]] = ()  # of each direction those of the cell, [H] each
+    heads: int = 1  # see Call
 
     @property
     def cell(self) -> Cell:
@@ -223,7 +246,7 @@ class Layer(NamedTuple):
 
     @property
     def H(self) -> int:
-        return (self.h0 if self.c0 is None else self.c0).size(2)
+        return units(self)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -236,12 +259,13 @@ class Layer(NamedTuple):
     def call(self) -> Call:
         """The call of this layer alone."""
         lists = (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr)
-        D = len(self.w_hh)
+        D = len(self.w_ih)
         params = self.params or [[]] * D
         return Call(
             self.cell_name,
             layers=1,
             directions=D,
+            heads=self.heads,
             projected=bool(self.w_hr),
             merge_mode="concat",
             window=self.window,
@@ -300,8 +324,8 @@ class LayerResult(NamedTuple):
 
     y: Tensor  # [T, B, D*R]; zero past the end of a row
     h_n: Tensor  # [D, B, R]: the state at each row's own end
-    c_n: Tensor | None  # [D, B, H]
-    c: Tensor | None  # [T, B, D, H]: every c, if asked for
+    c_n: Tensor | None  # [D, B, C*H]
+    c: Tensor | None  # [T, B, D, C*H]: every c, if asked for
 
 
 class Result(NamedTuple):
@@ -309,9 +333,9 @@ class Result(NamedTuple):
 
     y: Tensor  # [T, B, D*R], or [T, B, R] where directions are merged otherwise
     h_n: Tensor  # [L*D, B, R]: the state at each row's own end
-    c_n: Tensor | None  # [L*D, B, H]
+    c_n: Tensor | None  # [L*D, B, C*H]
     h: list[Tensor] | None  # of each layer every h [T, B, D, R], if asked for
-    c: list[Tensor] | None  # of each layer every c [T, B, D, H], if asked for and there is one
+    c: list[Tensor] | None  # of each layer every c [T, B, D, C*H], if asked for and there is one
 
 
 def in_turn(call: Call, run: Callable[[Layer], LayerResult]) -> Result:
@@ -330,7 +354,8 @@ def in_turn(call: Call, run: Callable[[Layer], LayerResult]) -> Result:
     c_n = [r.c_n for r in results if r.c_n is not None]
     every_h = every_c = None
     if call.all_states:
-        every_h = [r.y.view(*r.y.shape[:-1], D, call.h0.size(2)) for r in results]
+        shape = D * call.heads, call.h0.size(2)
+        every_h = [r.y.view(*r.y.shape[:-1], *shape) for r in results]
         every_c = [r.c for r in results if r.c is not None] or None
     return Result(
         x, _joined([r.h_n for r in results]), _joined(c_n) if c_n else None, every_h, every_c

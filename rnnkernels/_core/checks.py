@@ -78,6 +78,22 @@ def dropout(value: Any, num_layers: int) -> float:
     return float(value)
 
 
+def heads(heads: int, hidden_size: int, proj_size: int) -> int:
+    """Checks the number of heads of a layer; returns it."""
+    found = size("heads", heads)
+    if hidden_size % found:
+        raise ValueError(
+            f"heads: expected a divisor of hidden_size, {hidden_size}, got {found}. Choose another "
+            "of both"
+        )
+    if found > 1 and proj_size:
+        raise ValueError(
+            f"proj_size: expected 0 beside {found} heads, since a projection would join them, got "
+            f"{proj_size}. Put a linear layer behind"
+        )
+    return found
+
+
 def proj_size(value: Any, hidden_size: int) -> int:
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"proj_size should be of type int, got: {type(value).__name__}")
@@ -223,19 +239,22 @@ WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 def parameters(call: Call) -> None:
     """Every weight of a call, with the errors of the compiled ops, for backends without checks."""
-    rows, D, R = call.cell.G * call.H, call.directions, call.h0.size(2)
+    heads, D, R = call.heads, call.directions, call.h0.size(2)
+    rows = heads * call.cell.G * call.H
     if call.projected and call.cell.S == 1:
         raise ValueError(
             f"w_hr: a projection needs a cell with a state beside h, got {call.cell_name!r}"
         )
     for index in range(call.layers):
-        x = call.x.size(-1) if index == 0 else R * (1 if call.merged else D)
+        x = call.x.size(-1) if index == 0 else heads * R * (1 if call.merged else D)
         shapes = (rows, x), (rows, R), (rows,), (rows,), (R, call.H)
         layer = call.layer(index, call.x)
         lists = (layer.w_ih, layer.w_hh, layer.b_ih, layer.b_hh, layer.w_hr)
         every = list(zip(WEIGHT_NAMES, lists, shapes, strict=True))
         for k, own in enumerate(call.cell.params):
-            every.append((f"weight_{own}", [params[k] for params in layer.params], (call.H,)))
+            every.append(
+                (f"weight_{own}", [params[k] for params in layer.params], (heads * call.H,))
+            )
         for name, tensors, shape in every:
             for d, t in enumerate(tensors):
                 if t.shape != shape or t.dtype != call.x.dtype or t.device != call.x.device:

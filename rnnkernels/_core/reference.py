@@ -51,10 +51,11 @@ def run_layer(call: Layer, passes: _Passes | None = None) -> LayerResult:
     A row of length n takes part in steps 0 to n-1: past its end its output is zero and its state
     stands still; direction 1 starts at its own end. ``reset[t]`` zeroes the state that crosses
     the boundary between t-1 and t, in both directions; a boundary of windows stops the gradient.
+    Each head of a direction runs as a direction does.
     Where steps are packed, only the rows that reach a step are there, and [N] takes the place of
     [T, B].
     """
-    directions = range(len(call.w_hh))
+    directions = range(len(call.w_ih) * call.heads)
     parts = [run_direction(call, d, passes) for d in directions]
     y = torch.cat([part[0] for part in parts], dim=-1)
     h_n = torch.stack([part[1] for part in parts])
@@ -84,22 +85,29 @@ def _at_step(call: Layer, t: Tensor, step: int) -> Tensor:
 def run_direction(
     call: Layer, d: int, passes: _Passes | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs direction d: y [T, B, R], h_n [B, R], c_n [B, H] and c [T, B, H] (h's where no c is).
+    """Runs direction d: y [T, B, R], h_n [B, R], c_n [B, C*H], c [T, B, C*H]; h's where no c is.
 
     Backward writes the norm of the gradient of every h into ``call.flow``, if there is one.
     """
     cell, T, packed = call.cell, call.T, call.starts is not None
-    b_ih = call.b_ih[d] if call.b_ih else None
-    b_hh = call.b_hh[d] if call.b_hh else None
-    params = call.params[d] if call.params else ()
-    gx = F.linear(call.x, call.w_ih[d], b_ih)  # [T, B, G*H]
-    initial = [call.h0[d]] if call.c0 is None else [call.h0[d], call.c0[d]]
-    state = [s[:0] for s in initial] if packed and d == 1 else initial
+    turned = d // call.heads  # whether it runs backwards, from each row's own end
+
+    def of_head(all_heads: list[Tensor]) -> Tensor | None:
+        return all_heads[turned].chunk(call.heads)[d % call.heads] if all_heads else None
+
+    w_ih, w_hh, w_hr = of_head(call.w_ih), of_head(call.w_hh), of_head(call.w_hr)
+    b_ih, b_hh = of_head(call.b_ih), of_head(call.b_hh)
+    params = call.params[turned] if call.params else ()
+    params = [p.chunk(call.heads)[d % call.heads] for p in params]
+    assert w_ih is not None
+    gx = F.linear(call.x, w_ih, b_ih)  # [T, B, G*H]
+    initial = [call.h0[d], *(() if call.c0 is None else call.c0[d].chunk(cell.C, -1))]
+    state = [s[:0] for s in initial] if packed and turned else initial
     ended: list[list[Tensor]] = []  # states of packed rows that have no further steps
     outputs: list[list[Tensor]] = [[] for _ in range(T)]
 
     def step(gx: Tensor, prev: list[Tensor], active: Tensor | None = None) -> list[Tensor]:
-        gh = F.linear(prev[0], call.w_hh[d], b_hh)  # [B, G*H]
+        gh = torch.zeros_like(gx) if w_hh is None else F.linear(prev[0], w_hh, b_hh)  # [B, G*H]
         if active is not None:  # the zero gradient of a step that does not count meets numbers
             gx, gh = gx.masked_fill(~active, 0), gh.masked_fill(~active, 0)
         if call.clip.kind != "none":
@@ -109,20 +117,20 @@ def run_direction(
             gates, gh.chunk(cell.G, -1), [*prev, *(p.expand_as(gates[0]) for p in params)]
         )
         next = list(values)
-        if call.w_hr:
-            next[0] = F.linear(next[0], call.w_hr[d])
+        if w_hr is not None:
+            next[0] = F.linear(next[0], w_hr)
         return next
 
     if T == 0:  # a step over nothing: empty outputs that depend on every tensor all the same
         empty = step(gx, [s[None][:0] for s in initial])
-        return empty[0], initial[0], initial[-1], empty[-1]
+        return empty[0], initial[0], beside_h(initial), beside_h(empty)
 
-    for t in range(T) if d == 0 else reversed(range(T)):
+    for t in reversed(range(T)) if turned else range(T):
         gx_t = _at_step(call, gx, t)
         n = gx_t.size(0)  # rows that are there: all, unless steps are packed
         lengths = None if call.lengths is None else call.lengths[:n]
         active = None if lengths is None or packed else (t < lengths)[:, None]  # [B, 1]
-        cut = boundary(call, d, t)
+        cut = boundary(call, turned, t)
         if n < state[0].size(0):
             ended.append([s[n:] for s in state])
             state = [s[:n] for s in state]
@@ -132,8 +140,8 @@ def run_direction(
         if active is not None:
             cut = ~active if cut is None else cut | ~active
         prev = state if cut is None else [s.masked_fill(cut, 0) for s in state]
-        if call.window and starts_window(call, d, t):
-            inside = None if lengths is None else (t + d < lengths)[:, None]
+        if call.window and starts_window(call, turned, t):
+            inside = None if lengths is None else (t + turned < lengths)[:, None]
             prev = [
                 s.detach() if inside is None else torch.where(inside, s.detach(), s) for s in prev
             ]
@@ -151,7 +159,13 @@ def run_direction(
         return torch.cat(steps) if packed else torch.stack(steps)
 
     finals = [torch.cat(parts) for parts in zip(state, *reversed(ended), strict=True)]
-    return join(0), finals[0], finals[-1], join(-1)
+    every = [join(slot) for slot in range(cell.S)]
+    return every[0], finals[0], beside_h(finals), beside_h(every)
+
+
+def beside_h(states: Sequence[Tensor]) -> Tensor:
+    """All states but h, one behind the other; h where there is no other."""
+    return torch.cat(list(states[1:]), -1) if len(states) > 2 else states[-1]
 
 
 def starts_window(call: Layer, d: int, t: int) -> bool:

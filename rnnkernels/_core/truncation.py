@@ -22,8 +22,8 @@ class Outputs(NamedTuple):
     """What a stack of layers returns."""
 
     y: Tensor  # [T, B, R]
-    states: list[Tensor]  # final h [L, B, R], and c [L, B, H] where there is one
-    everything: list[list[Tensor]]  # per slot: every state of every layer, [T, B, 1, size] each
+    states: list[Tensor]  # final h [L, B, R], and c [L, B, C*H] where there is one
+    everything: list[list[Tensor]]  # per slot: every state of every layer, [T, B, heads, size] each
 
 
 class Stack(Protocol):
@@ -107,7 +107,7 @@ def overlapping(
     """Runs a stack with gradients truncated by ``pair`` (k1, k2).
 
     Args:
-        x: ``[T, B, I]``; hx: ``[L, B, R]`` and ``[L, B, H]``; lengths ``[B]``; reset ``[T, B]``.
+        x: ``[T, B, I]``; hx: ``[L, B, R]`` and ``[L, B, C*H]``; lengths ``[B]``; reset ``[T, B]``.
         masks: what falls out between layers; every window sees the same noise.
     """
     T, B = x.shape[:2]
@@ -119,7 +119,7 @@ def overlapping(
     windows = Windows(T, B, ends, *pair)
     split_masks = [windows.split(mask) for mask in masks]
     entering = [
-        windows.entering(first, states)
+        windows.entering(first, [of for every in states for of in every.chunk(every.size(2), 2)])
         for first, states in zip(hx, plain.everything, strict=False)  # a cell without c has one
     ]
     again = run(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels._core import checks
-from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype
+from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype, units
 from rnnkernels._ops import by_reference, flops, lanes
 from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
 from rnnkernels.cells import Cell, find
@@ -79,7 +79,7 @@ def register_cell(cell: Cell) -> None:
     if _C is not None:
         gates, params = " ".join(cell.gates), " ".join(cell.params)
         sizes = cell.G, cell.S, cell.K, cell.A, cell.P
-        _C.register_cell(cell.name, gates, params, *sizes, cell.reads_h)
+        _C.register_cell(cell.name, gates, params, *sizes, cell.recurrent, cell.reads_h)
 
 
 def load_cell(name: str, path: str) -> str:
@@ -175,7 +175,7 @@ def result(call: Call, outputs: tuple[Tensor, ...]) -> Result:
     every = [ys[i] for i in range(len(ys))] if ys.dim() > 1 else []
     if not call.merged:
         every.append(y)
-    h = [t.view(*t.shape[:-1], call.directions, call.h0.size(2)) for t in every]
+    h = [t.view(*t.shape[:-1], call.directions * call.heads, call.h0.size(2)) for t in every]
     return Result(
         y, h_n, c_n if has_c else None, h, [c[i] for i in range(len(c))] if has_c else None
     )
@@ -201,7 +201,8 @@ def _name_of_weight(a: Any, index: int) -> str:
     each = len(a.weights) // (a.layers * a.directions)
     group, place = divmod(index, each)
     cell = find(a.cell)
-    weights = LayerWeights.from_list(a.weights[group * each :][:each], a.projected, cell.P)
+    own = a.weights[group * each :][:each]
+    weights = LayerWeights.from_list(own, a.projected, cell.P, cell.recurrent)
     names = [n for n, w in zip(checks.WEIGHT_NAMES, weights, strict=False) if w is not None]
     names += [f"weight_{name}" for name in cell.params]
     layer = -1 if getattr(a, "step", False) else group // a.directions
@@ -212,9 +213,11 @@ class _Sizes:
     """Those of a call of the ops: steps are [T, B], or packed [N]."""
 
     def __init__(self, a: Any, steps: Shape) -> None:
-        self.steps, self.L, self.D, self.B = steps, a.layers, a.directions, a.h0.size(1)
-        self.H, self.R = (a.h0 if a.c0 is None else a.c0).size(2), a.h0.size(2)
+        self.steps, self.L, self.B = steps, a.layers, a.h0.size(1)
+        self.heads, self.D = a.heads, a.directions * a.heads
+        self.H, self.R = units(a), a.h0.size(2)
         self.cell, self.has_c = find(a.cell), a.c0 is not None
+        self.C = self.cell.C * self.H  # of all states beside h
         self.projected = a.projected
         self.merged = a.directions > 1 and a.merge_mode != "concat"
 
@@ -238,11 +241,11 @@ def _fake_forward(*values: Any) -> tuple[Tensor, ...]:
         return found
 
     return (
-        empty(True, *n.steps, n.R if n.merged else n.D * n.R),
+        empty(True, *n.steps, n.heads * n.R if n.merged else n.D * n.R),
         empty(True, *n.states(n.R)),
-        empty(n.has_c, *n.states(n.H)),
+        empty(n.has_c, *n.states(n.C)),
         empty(kept and inner > 0, inner, *n.steps, n.D * n.R),
-        empty(kept and n.has_c, *n.every(n.H)),
+        empty(kept and n.has_c, *n.every(n.C)),
         empty(a.save and n.projected, *n.every(n.H)),
         empty(a.save and n.cell.K > 0, *n.every(n.cell.K * n.H)),
     )
@@ -260,7 +263,7 @@ def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
     return (
         empty(True, *n.every((n.cell.G + n.cell.A + n.cell.P) * n.H)),
         empty(a.initial, *n.states(n.R)),
-        empty(a.initial and n.has_c, *n.states(n.H)),
+        empty(a.initial and n.has_c, *n.states(n.C)),
         empty(n.projected, *n.every(n.R)),
         empty(a.record, *n.every()).to(norms_dtype(a.y.dtype)),
     )
@@ -283,7 +286,8 @@ def _fake_gradients(*values: Any) -> tuple[list[Tensor], Tensor]:
     for i in a.wanted:
         lanes = (a.lanes,) if a.lanes and i >= FIRST_WEIGHT else ()
         found.append(a.x.new_empty((*lanes, *inputs[i].shape)))
-    norms = a.x.new_empty((a.layers, *a.x.shape[:-1], a.directions) if a.record else (0,))
+    every = a.layers, *a.x.shape[:-1], a.directions * a.heads
+    norms = a.x.new_empty(every if a.record else (0,))
     return found, norms.to(norms_dtype(a.x.dtype)) if a.record else norms
 
 

@@ -233,7 +233,7 @@ class Direction:
         if d == 0:
             y, dy = y.flip(0), dy.flip(0)
         dgates = self.backward(
-            self.cell.name, 1, 1, False, "concat", 0, "none", 1.0, dy, None, None, None, None,
+            self.cell.name, 1, 1, 1, False, "concat", 0, "none", 1.0, dy, None, None, None, None,
             [w, w], torch.zeros_like(y[:1]), None, None, y, empty, empty, empty,
             None, None, None, False, False, False,
         )[0]  # fmt: skip

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, merge
-from rnnkernels._ops.duals import Dual, Maybe, apart, joined, part, total
+from rnnkernels._ops.duals import Dual, Maybe, apart, joined, or_zero, part, total
 from rnnkernels._ops.schema import FIRST_WEIGHT, OF_STEPS
 from rnnkernels._ops.tangent_steps import Direction
 from rnnkernels.cells import find as find_cell
@@ -42,12 +42,15 @@ class Found(NamedTuple):
 
 def takes(a: SimpleNamespace, tensors: Sequence[Maybe], gradients: bool) -> bool:
     """Whether this is a way for a call: where gradients are asked for, without bounds and windows,
-    which make the loop that of another function; for cells that have no parameters, whose part in a
-    step it does not know."""
+    which make the loop that of another function; for layers of one head and cells that have a W_hh
+    and no parameters, whose part in a step it does not know."""
     plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
     if not plain or a.x.size(0) == 0 or a.x.dtype not in (torch.float32, torch.float64):
         return False
-    if find_cell(a.cell).P or any(transformed(t) for t in tensors if t is not None):
+    cell = find_cell(a.cell)
+    if cell.P or not cell.recurrent or a.heads > 1:
+        return False
+    if any(transformed(t) for t in tensors if t is not None):
         return False
     return not gradients or not (a.lanes or a.clip != "none" or 0 < a.window < a.x.size(0))
 
@@ -136,6 +139,15 @@ def _stacked(parts: Sequence[Maybe], like: Sequence[Tensor], dim: int = 0) -> Ma
     return torch.stack([torch.zeros_like(z) if t is None else t for t, z in pairs], dim)
 
 
+def _beside_h(states: Sequence[Maybe], like: Tensor) -> Maybe:
+    """All states but h, one behind the other, as they are in ``like`` [.., C*H]."""
+    others = states[1:]
+    if all(t is None for t in others):
+        return None
+    parts = like.chunk(len(others), -1)
+    return torch.cat([or_zero(t, z) for t, z in zip(others, parts, strict=True)], -1)
+
+
 def _scaled(t: Dual, factors: Tensor) -> Dual:
     return Dual(t.value * factors, None if t.tangent is None else t.tangent * factors)
 
@@ -178,12 +190,13 @@ class _Layer:
         )
         self.ops = torch.ops.rnnkernels if on else torch.ops.rnnkernels_triton
         self.call = Call(
-            a.cell, 1, self.D, a.projected, "concat", 0, "none", 1.0, x.value,
+            a.cell, 1, self.D, 1, a.projected, "concat", 0, "none", 1.0, x.value,
             [w.value for w in weights], h0.value, None if c0 is None else c0.value,
             lengths=a.lengths, reset=a.reset, save=True, all_states=True,
         )  # fmt: skip
         self.y, self.every_c, h_raw, self.saved = self._results(index)
-        self.c = None if c0 is None else self.every_c[0]  # [T, B, D, H]
+        self.c = None if c0 is None else self.every_c[0]  # [T, B, D, C*H]
+        self.C = find_cell(a.cell).C
         each = len(weights) // self.D
         self.directions, self.names = [], []
         for d in range(self.D):
@@ -195,8 +208,11 @@ class _Layer:
             states = [self.y[..., d * self.R : (d + 1) * self.R]]
             if c0 is not None:
                 assert self.c is not None
-                initial.append(Dual(c0.value[d], part(c0.tangent, d)))
-                states.append(self.c[:, :, d])
+                of_each = zip(
+                    c0.value[d].chunk(self.C, -1), self._others(part(c0.tangent, d)), strict=True
+                )
+                initial += [Dual(*pair) for pair in of_each]
+                states += self.c[:, :, d].chunk(self.C, -1)
             raw = h_raw[0, :, :, d] if a.projected else None
             kept = self.saved[0, :, :, d] if self.saved.dim() > 1 else self.saved
             named = dict(zip(names, own, strict=True))
@@ -219,7 +235,7 @@ class _Layer:
         return y, c, h_raw, saved
 
     def forward(self) -> None:
-        """The tangents of y [T, B, D*R], h_n [D, B, R], c_n [D, B, H] and c [T, B, D, H]."""
+        """The tangents of y [T, B, D*R], h_n [D, B, R], c_n [D, B, C*H] and c [T, B, D, C*H]."""
         every, last = zip(*(d.forward() for d in self.directions), strict=True)
         n = len(self.directions)
         y = _stacked([s[0] for s in every], self.y.chunk(n, -1), 2)
@@ -228,11 +244,16 @@ class _Layer:
         self.dc_n = self.dc = None
         if self.c is not None:
             assert self.call.c0 is not None
-            self.dc_n = _stacked([s[1] for s in last], self.call.c0.unbind())
-            self.dc = _stacked([s[1] for s in every], self.c.unbind(2), 2)
+            of_c0, of_c = self.call.c0.unbind(), self.c.unbind(2)
+            self.dc_n = _stacked([_beside_h(s, c) for s, c in zip(last, of_c0, strict=True)], of_c0)
+            self.dc = _stacked([_beside_h(s, c) for s, c in zip(every, of_c, strict=True)], of_c, 2)
+
+    def _others(self, t: Maybe) -> Sequence[Maybe]:
+        """Each state beside h [.., H] of all of them [.., C*H]."""
+        return [None] * self.C if t is None else t.chunk(self.C, -1)
 
     def _loop(self, dy: Maybe, dh_n: Maybe, dc_n: Maybe, dc: Maybe) -> Any:
-        """Backward's kernel: dgates, dproj, dh0 and dc0; dc is [T, B, D, H]."""
+        """Backward's kernel: dgates, dproj, dh0 and dc0; dc is [T, B, D, C*H]."""
         call, every = self.call, None if dc is None else dc[None]
         empty = self.y.new_empty(0)
         dgates, dh0, dc0, dproj, _ = self.ops.sequence_backward(
@@ -255,14 +276,16 @@ class _Layer:
             of_states = [None if dy is None else dy.value[..., columns]]
             of_last = [None if dh_n is None else dh_n.value[d]]
             if self.c is not None:
-                of_states.append(None if dc is None else dc.value[:, :, d])
-                of_last.append(None if dc_n is None else dc_n.value[d])
+                of_states += self._others(None if dc is None else dc.value[:, :, d])
+                of_last += self._others(None if dc_n is None else dc_n.value[d])
             own = part(dproj, slice(None), slice(None), d)
             entered.append(of.entering(dgates[:, :, d], own, of_states, of_last))
         to_y = _stacked([e.of_states[0] for e in entered], self.y.chunk(self.D, -1), 2)
         to_c = None
         if self.c is not None:
-            to_c = _stacked([e.of_states[1] for e in entered], self.c.unbind(2), 2)
+            like = self.c.unbind(2)
+            pairs = zip(entered, like, strict=True)
+            to_c = _stacked([_beside_h(e.of_states, c) for e, c in pairs], like, 2)
         changes = [None if t is None else t.tangent for t in given]
         changes[0] = total(changes[0], None if to_y is None else to_y.flatten(2))
         changes[3] = total(changes[3], to_c)
@@ -275,7 +298,8 @@ class _Layer:
             found = of.gradients(part(dgates, *mine), part(dproj, *mine), e)
             found["h0"] = total(part(dh0, d), e.of_initial[0])
             if self.c is not None:
-                found["c0"] = total(part(dc0, d), e.of_initial[1])
+                assert self.call.c0 is not None
+                found["c0"] = total(part(dc0, d), _beside_h(e.of_initial, self.call.c0[d]))
             results.append(found)
         return results
 

@@ -51,10 +51,17 @@ class Cell:
     backward: Callable[[Values, Values, Values, Values], tuple[Values, Values, Values]]
     tangents: Callable[[Values, Values, Values, Values, Values, Values], Values]
     params: Sequence[str] = field(default=(), kw_only=True)
+    #: Whether gates have a hidden part. Where they have none, there is neither a W_hh nor a b_hh.
+    recurrent: bool = field(default=True, kw_only=True)
 
     @property
     def G(self) -> int:
         return len(self.gates)
+
+    @property
+    def C(self) -> int:
+        """States beside h."""
+        return self.S - 1
 
     @property
     def P(self) -> int:

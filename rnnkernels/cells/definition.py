@@ -103,6 +103,7 @@ def define(function: Callable[..., Any]) -> DefinedCell:
         states=traced.states,
         params=tuple(traced.params),
         initial=tuple(traced.params.values()),
+        recurrent=traced.recurrent,
         cpp=_cpp(traced, derived, name),
         torch=text,
         triton=triton_text(derived, title),
@@ -121,7 +122,7 @@ def _digest(traced: Traced, derived: Derived) -> str:
 
 
 def _cpp(traced: Traced, derived: Derived, name: str) -> str:
-    sizes = len(traced.states), traced.split
+    sizes = len(traced.states), traced.split, traced.recurrent
     return cpp_text(derived, name, traced.gates, tuple(traced.params), *sizes)
 
 

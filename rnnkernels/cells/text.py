@@ -214,7 +214,13 @@ def triton_text(of: Derived, title: str) -> str:
 
 
 def cpp_text(
-    of: Derived, name: str, gates: Sequence[str], params: Sequence[str], states: int, split: int
+    of: Derived,
+    name: str,
+    gates: Sequence[str],
+    params: Sequence[str],
+    states: int,
+    split: int,
+    recurrent: bool,
 ) -> str:
     """A file with a struct as those of ``csrc/common/cells.h``."""
 
@@ -234,6 +240,8 @@ def cpp_text(
     if params:
         sizes += f", P = {len(params)}"
         own = f'\n  static constexpr const char* kParams = "{" ".join(params)}";'
+    if not recurrent:
+        own += "\n  static constexpr bool kRecurrent = false;"
     forward = _parts(CPP, {}, "", "", (of.next, of.saved))
     backward = _parts(CPP, of.known, "", "V(0)", (of.dgx, of.dgh, of.dprev))
     return f"""\

@@ -12,7 +12,9 @@ from rnnkernels.cells.graph import Graph, Node, below, leaves
 from rnnkernels.cells.parameters import TAKEN, PerUnit, per_unit
 from rnnkernels.cells.symbols import Gate, Symbol, Symbolic, Trace, Value
 
-MOST_GATES, MOST_STATES = 4, 2
+#: Of gates the kernels have room for so many (``kMaxColumns`` in csrc/cpu/panels.h); the values of
+#: all states are in registers.
+MOST_GATES, MOST_STATES = 8, 8
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Traced:
     next: list[Node]
     graph: Graph
     split: int  # A: gates from the first one on whose parts are used apart
+    recurrent: bool  # whether any hidden part is used
 
 
 def trace(function: Callable[..., Any]) -> Traced:
@@ -70,8 +73,9 @@ def trace(function: Callable[..., Any]) -> Traced:
                 f"parameter {name}: expected every parameter to be used, got one that nothing "
                 "depends on. Leave it out"
             )
-    split = _split(run.graph, nodes, next, gates)
-    return Traced(run.name, gates, states, params, next, run.graph, split)
+    recurrent = any(op == "gh" for op, _ in used)
+    split = _split(run.graph, nodes, next, gates) if recurrent else 0
+    return Traced(run.name, gates, states, params, next, run.graph, split, recurrent)
 
 
 def _signature(
@@ -104,14 +108,13 @@ def _signature(
         (states if p.kind is p.KEYWORD_ONLY else gates).append(p.name)
     if not 1 <= len(gates) <= MOST_GATES:
         raise run.at_definition(
-            f"expected {wanted}, 1 to {MOST_GATES} gates, got {len(gates)}: the kernels multiply "
-            f"at most {MOST_GATES} gates of a unit at a time"
+            f"expected {wanted}, 1 to {MOST_GATES} gates, got {len(gates)}: the kernels have room "
+            f"for at most {MOST_GATES} gates of a unit"
         )
     if not 1 <= len(states) <= MOST_STATES:
         raise run.at_definition(
-            f"expected {wanted}, 1 or {MOST_STATES} states, got {len(states)}: h, which W_hh is "
-            "multiplied by and which is the output, and beside it at most one more, as the c of "
-            "an LSTM"
+            f"expected {wanted}, 1 to {MOST_STATES} states, got {len(states)}: h, which W_hh is "
+            "multiplied by and which is the output, and beside it others, as the c of an LSTM"
         )
     return tuple(gates), tuple(states), params
 

@@ -241,6 +241,11 @@ def gradient_flow(model: nn.Module) -> Iterator[GradientFlow]:
         if not running or not needs_gradient(call.tensors):
             return onward(call, name)
         if call.flow is None:  # else another block around this one has brought it
+            if call.heads > 1:
+                raise NotImplementedError(
+                    f"heads: gradient_flow records one norm of each h_t, and a layer of "
+                    f"{call.heads} heads has one for each head. Run it outside of the block"
+                )
             shape = (call.layers, *call.x.shape[:-1], call.directions)
             call = call._replace(flow=call.x.new_zeros(shape, dtype=norms_dtype(call.x.dtype)))
         result = onward(call, name)

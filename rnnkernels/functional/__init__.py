@@ -22,7 +22,14 @@ from rnnkernels._core.call import Call, LayerWeights
 from rnnkernels._core.checks import GradClip, Truncate
 from rnnkernels.cells import DefinedCell, find
 from rnnkernels.functional import _sharded
-from rnnkernels.functional._spec import AllStates, Spec, State
+from rnnkernels.functional._spec import (
+    AllStates,
+    Spec,
+    State,
+    each_state,
+    given_states,
+    side_by_side,
+)
 from rnnkernels.functional._stack import forward
 
 Weights = Sequence[Sequence[Tensor]]
@@ -69,7 +76,7 @@ def lstm(
         weights: see the top of this module. Sizes are read from them.
         options: ``bidirectional``, ``batch_first``, ``dropout``, ``training``, ``merge_mode``,
             ``backend``, ``lengths``, ``reset``, ``return_all_states``, ``truncate``,
-            ``grad_clip`` and ``recompute``, as in :class:`rnnkernels.LSTM`.
+            ``grad_clip``, ``recompute`` and ``heads``, as in :class:`rnnkernels.LSTM`.
 
     Returns:
         ``(output, (h_n, c_n))``, and :class:`rnnkernels.AllStates` third if asked for.
@@ -95,8 +102,9 @@ def layers(
 ) -> Any:
     """Layers of a cell that :func:`rnnkernels.cell` made.
 
-    Arguments, shapes and errors are those of :func:`lstm` where the cell has two states, else those
-    of :func:`gru`; ``weights`` have the rows of the gates in the order of its signature.
+    Arguments, shapes and errors are those of :func:`lstm` where the cell has several states, which
+    ``hx`` is a tuple of, else those of :func:`gru`; ``weights`` have the rows of the gates in the
+    order of its signature.
     """
     if not isinstance(cell, DefinedCell):
         raise TypeError(
@@ -125,6 +133,7 @@ def _layers(
     truncate: Truncate = None,
     grad_clip: GradClip = None,
     recompute: int | None = None,
+    heads: int = 1,
 ) -> Any:
     D = 2 if checks.flag("bidirectional", bidirectional) else 1
     if not weights or len(weights) % D:
@@ -132,7 +141,8 @@ def _layers(
             f"weights: expected one list of tensors per layer and direction, {D} per layer, "
             f"got {len(weights)}"
         )
-    groups = [LayerWeights.from_list(group, params=find(cell).P) for group in weights]
+    kinds: dict[str, Any] = {"params": find(cell).P, "recurrent": find(cell).recurrent}
+    groups = [LayerWeights.from_list(group, **kinds) for group in weights]
     first = groups[0]
     for group in groups:
         if [w is None for w in group] != [w is None for w in first]:
@@ -143,13 +153,15 @@ def _layers(
     if first.w_ih.dim() != 2:
         raise ValueError(f"weights: expected w_ih [G*H, I], got shape {list(first.w_ih.shape)}")
     num_layers = len(weights) // D
+    hidden_size = first.w_ih.size(0) // find(cell).G
+    proj_size = 0 if first.w_hr is None else first.w_hr.size(0)
     spec = Spec(
         kind,
         cell,
         input_size=first.w_ih.size(1),
-        hidden_size=first.w_ih.size(0) // find(cell).G,
+        hidden_size=hidden_size,
         num_layers=num_layers,
-        proj_size=0 if first.w_hr is None else first.w_hr.size(0),
+        proj_size=proj_size,
         bidirectional=bidirectional,
         batch_first=checks.flag("batch_first", batch_first),
         dropout=checks.dropout(dropout, num_layers),
@@ -159,6 +171,7 @@ def _layers(
         truncate=checks.truncate(truncate, bidirectional),
         grad_clip=checks.grad_clip(grad_clip),
         recompute=checks.recompute(recompute),
+        heads=checks.heads(heads, hidden_size, proj_size),
     )
     return forward(
         spec,
@@ -187,21 +200,22 @@ def cell(
         kind: the name that errors use, such as ``'LSTMCell'``.
         cell: a name in :data:`rnnkernels.cells.CELLS`, or what :func:`rnnkernels.cell` returned.
         input: ``[B, I]`` or ``[I]``.
-        hx: h ``[B, H]`` or ``[H]`` (for an LSTM the pair of h and c), or None for zeros.
+        hx: h ``[B, H]`` or ``[H]`` (a tuple of all states where there are several, as h and c of an
+            LSTM), or None for zeros.
         weights: the cell's weights; biases may be None.
         sizes: I and H; read from the weights if None.
         backend: see :func:`rnnkernels.use_backend`.
 
     Returns:
-        The next h, or the pair of h and c, shaped like ``hx``.
+        The next h, or the tuple of all next states, shaped like ``hx``.
 
     Raises:
-        TypeError: input or hx is no tensor (for an LSTM, hx is no pair).
+        TypeError: input or hx is no tensor (hx no tuple of as many states as there are).
         ValueError: wrong number of dimensions, or c or a bias of another dtype.
         RuntimeError: wrong sizes or devices, or what a product multiplies has two dtypes.
     """
     cell = cell.name if isinstance(cell, DefinedCell) else cell
-    sizes = sizes or (weights.w_ih.size(-1), weights.w_hh.size(-1))
+    sizes = sizes or (weights.w_ih.size(-1), weights.w_ih.size(0) // find(cell).G)
     if is_overridden():
         return handle_torch_function(
             _cell, (input,), kind, cell, input, hx, weights, sizes=sizes, backend=backend
@@ -237,7 +251,7 @@ def checked_cell(
             return checked_cell(kind, cell, x, hx, own, sizes, backend)
 
         return _sharded.cell(run, input, hx, weights)
-    has_c = find(cell).S > 1
+    C = find(cell).C
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):
@@ -248,24 +262,29 @@ def checked_cell(
     I, H = sizes
     if x.size(1) != I:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
-    states = _cell_states(kind, hx, x, H, batched, has_c)
+    states = _cell_states(kind, cell, hx, x, H, batched)
     checks.same_device(x, weights.w_ih, "parameter")
     checks.factors("input", x, "weight_ih", weights.w_ih, autocast)
-    checks.factors("hx[0]" if has_c else "hx", states[0], "weight_hh", weights.w_hh, autocast)
-    if has_c:  # which no weight is multiplied by
-        checks.state("hx[1]", states[1], x, (x.size(0), H), "", autocast)
+    names = [f"hx[{i}]" for i in range(C + 1)] if C else ["hx"]
+    for i, s in enumerate(states):
+        if i == 0 and weights.w_hh is not None:
+            checks.factors(names[i], s, "weight_hh", weights.w_hh, autocast)
+        else:  # which no weight is multiplied by
+            checks.state(names[i], s, x, (x.size(0), H), "", autocast)
+    states = side_by_side(states)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, states = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in states]
         weights = weights.each(lambda w: _ops.cast(w, dtype))
     if H == 0:
-        return _without_units(x, states, weights, batched)
+        return _without_units(x, states, weights, batched, C)
     if weights.b_ih is None and weights.b_hh is not None:  # a single bias is b_ih
         weights = weights._replace(b_ih=torch.zeros_like(weights.b_hh))
     call = Call(
         cell,
         layers=1,
         directions=1,
+        heads=1,
         projected=False,
         merge_mode="concat",
         window=0,
@@ -274,39 +293,38 @@ def checked_cell(
         x=x.unsqueeze(0),
         weights=weights.tensors,
         h0=states[0].unsqueeze(0),
-        c0=states[1].unsqueeze(0) if has_c else None,
+        c0=states[1].unsqueeze(0) if C else None,
         step=True,
     )
     result = _backends.run(call, backend)
-    h = result.h_n[0] if batched else result.h_n[0, 0]
-    if result.c_n is None:
-        return h
-    return h, result.c_n[0] if batched else result.c_n[0, 0]
+    found = [t[0] if batched else t[0, 0] for t in (result.h_n, result.c_n) if t is not None]
+    return each_state(cell, found)
 
 
-def _without_units(x: Tensor, states: list[Tensor], weights: LayerWeights, batched: bool) -> State:
+def _without_units(
+    x: Tensor, states: list[Tensor], weights: LayerWeights, batched: bool, others: int
+) -> State:
     """The next states of a cell that has no units, [B, 0] each, which the kernels do not take;
     gradients are zeros, and reach everything that they reach in a cell with units."""
     h = nn.functional.linear(x, weights.w_ih, weights.b_ih)
-    h = h + nn.functional.linear(states[0], weights.w_hh, weights.b_hh)
-    h = h + states[-1]
+    if weights.w_hh is not None:
+        h = h + nn.functional.linear(states[0], weights.w_hh, weights.b_hh)
+    for s in states:
+        h = h + s
     for p in weights.params:
         h = h + p
     h = h if batched else h[0]
-    return (h, h.clone()) if states[1:] else h
+    return (h, *(h.clone() for _ in range(others))) if others else h
 
 
-def _cell_states(kind: str, hx: Any, x: Tensor, H: int, batched: bool, has_c: bool) -> list[Tensor]:
+def _cell_states(kind: str, cell: str, hx: Any, x: Tensor, H: int, batched: bool) -> list[Tensor]:
     """The states that enter the step, [B, H] each, of any dtype."""
-    B = x.size(0)
+    B, S = x.size(0), find(cell).S
     if hx is None:
-        return [x.new_zeros(B, H) for _ in range(2 if has_c else 1)]
-    if has_c and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
-        got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
-        raise TypeError(f"hx: expected a tuple of two tensors (h_0, c_0), got {got}")
-    states = list(hx) if has_c else [hx]
+        return [x.new_zeros(B, H) for _ in range(S)]
+    states = given_states(cell, hx)
     for i, s in enumerate(states):
-        name = f"hx[{i}]" if has_c else "hidden"
+        name = f"hx[{i}]" if S > 1 else "hidden"
         if not isinstance(s, Tensor):
             raise TypeError(f"hx: expected a Tensor, got {type(s).__name__}")
         if s.dim() not in (1, 2):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from rnnkernels._core.call import NO_CLIP, Clip
 from rnnkernels._core.checks import Truncate
 from rnnkernels.cells import find
 
-State = Tensor | tuple[Tensor, Tensor]
+#: h, or all states where there are several.
+State = Tensor | tuple[Tensor, ...]
 
 
 class AllStates(NamedTuple):
@@ -20,11 +23,58 @@ class AllStates(NamedTuple):
     Attributes:
         h: one tensor per layer, ``[T, B, D, R]`` (``[B, T, D, R]`` with batch_first,
             ``[T, D, R]`` unbatched, a PackedSequence of ``[N, D, R]`` for packed input).
-        c: the same for c with H in place of R; None for cells without c.
+        c: the same for c with H in place of R; for each layer a tuple of these where there are
+            several states beside h; None for cells without any.
     """
 
     h: tuple[Any, ...]
     c: tuple[Any, ...] | None
+
+
+def side_by_side(states: Sequence[Tensor]) -> list[Tensor]:
+    """h, and one tensor [.., C*H] of all states beside it, as calls take them."""
+    return [*states] if len(states) < 3 else [states[0], torch.cat(list(states[1:]), -1)]
+
+
+def each_state(cell: str, states: Sequence[Tensor], heads: int = 1) -> State:
+    """The way back, as users see states, from those of each head."""
+    n = find(cell).C
+    h = of_all_heads(states[0], heads)
+    return (h, *(of_all_heads(c, heads) for c in states[1].chunk(n, -1))) if n else h
+
+
+def apart_by_heads(t: Tensor, heads: int) -> Tensor:
+    """A state [L*D, B, H] of all heads as that of each, [L*D*heads, B, H/heads]."""
+    if heads == 1:
+        return t
+    rows, B, _ = t.shape
+    return t.reshape(rows, B, heads, -1).transpose(1, 2).flatten(0, 1)
+
+
+def of_all_heads(t: Tensor, heads: int) -> Tensor:
+    """The way back."""
+    if heads == 1:
+        return t
+    rows, B, size = t.shape
+    return t.view(rows // heads, heads, B, size).transpose(1, 2).flatten(2)
+
+
+def given_states(cell: str, hx: Any) -> list[Any]:
+    """The states that a user hands over.
+
+    Raises:
+        TypeError: these are not as many as the cell has.
+    """
+    n = find(cell).S
+    if n == 1:
+        return [hx]
+    if not isinstance(hx, (tuple, list)) or len(hx) != n:
+        got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        wanted = ", ".join(f"{name}_0" for name in getattr(find(cell), "states", ("h", "c")))
+        raise TypeError(
+            f"hx: expected a tuple of {'two' if n == 2 else n} tensors ({wanted}), got {got}"
+        )
+    return [*hx]
 
 
 @dataclass(frozen=True)
@@ -46,6 +96,7 @@ class Spec:
     truncate: Truncate = None
     grad_clip: Clip = NO_CLIP
     recompute: int = 0
+    heads: int = 1
 
     @property
     def D(self) -> int:
@@ -57,8 +108,9 @@ class Spec:
         return self.proj_size or self.hidden_size
 
     @property
-    def has_c(self) -> bool:
-        return find(self.cell).S > 1
+    def C(self) -> int:
+        """States beside h."""
+        return find(self.cell).C
 
     @property
     def drops(self) -> bool:

@@ -19,7 +19,15 @@ from rnnkernels._core.compiling import left_alone
 from rnnkernels._core.packing import Jagged, Packed, Rows, known
 from rnnkernels._core.truncation import Outputs
 from rnnkernels.functional import _sharded
-from rnnkernels.functional._spec import AllStates, Spec, State
+from rnnkernels.functional._spec import (
+    AllStates,
+    Spec,
+    State,
+    apart_by_heads,
+    each_state,
+    given_states,
+    side_by_side,
+)
 
 
 class Steps(NamedTuple):
@@ -210,22 +218,26 @@ def _results(
     restore: Any,
     return_all_states: bool,
 ) -> Any:
-    h_n = (states[0], states[1]) if spec.has_c else states[0]
+    h_n = each_state(spec.cell, states, spec.heads)
     if not return_all_states:
         return y, h_n
-    h, c = (tuple(restore(t) for t in kind) for kind in all_states)
-    return y, h_n, AllStates(h, c if spec.has_c else None)
+
+    def shown(t: Tensor) -> Any:
+        """A state of every step, of all heads [.., D, H]."""
+        if spec.heads > 1:
+            t = t.reshape(*t.shape[:-2], spec.D, -1)
+        return restore(t)
+
+    h, others = all_states
+    c: list[Any] = [[shown(s) for s in t.chunk(spec.C, -1)] for t in others]
+    c = [each[0] if spec.C == 1 else tuple(each) for each in c]
+    return y, h_n, AllStates(tuple(map(shown, h)), tuple(c) if spec.C else None)
 
 
 def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
     """hx as a list of states, after a check of its form and number of dimensions."""
-    if spec.has_c:
-        if isinstance(hx, Tensor) or not isinstance(hx, (tuple, list)) or len(hx) != 2:
-            got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
-            raise TypeError(f"hx: expected a tuple of two tensors (h_0, c_0), got {got}")
-        states, names = list(hx), "hx and cx"
-    else:
-        states, names = [hx], "hx"
+    states = given_states(spec.cell, hx)
+    names = ("hx", "hx and cx", "all of hx")[min(spec.C, 2)]
     for s in states:
         if not isinstance(s, Tensor):
             raise TypeError(f"hx: expected a Tensor, got {type(s).__name__}")
@@ -240,7 +252,8 @@ def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
 def _checked(
     spec: Spec, x: Tensor, B: int, hx: list[Tensor] | None, weights: Sequence[Tensor]
 ) -> list[Tensor]:
-    """The initial states, after a check of them and of the input [..., I] of B rows."""
+    """The initial states as calls take them, after a check of them and of the input [..., I] of B
+    rows."""
     autocast = checks.autocast(x.device)
     checks.input_like_weight(x, weights[0], autocast)
     if x.size(-1) != spec.input_size:
@@ -249,14 +262,16 @@ def _checked(
             f"Expected {spec.input_size}, got {x.size(-1)}"
         )
     rows = spec.num_layers * spec.D, B
-    widths = (spec.R, spec.hidden_size) if spec.has_c else (spec.R,)
+    H = spec.hidden_size
     if hx is None:
-        return [x.new_zeros(*rows, width) for width in widths]
-    for slot, (s, width) in enumerate(zip(hx, widths, strict=True)):
-        name = f"hidden[{slot}]" if spec.has_c else "hidden"
+        rows, widths = (rows[0] * spec.heads, B), (spec.R, spec.C * H)[: 1 + (spec.C > 0)]
+        return [x.new_zeros(*rows, n // spec.heads) for n in widths]
+    for slot, (s, width) in enumerate(zip(hx, (spec.R, *[H] * spec.C), strict=True)):
+        name = f"hidden[{slot}]" if spec.C else "hidden"
         message = f"Expected {name} size {{}}, got {{}}"
-        checks.state(("hx", "cx")[slot], s, x, (*rows, width), message, autocast)
-    return hx
+        argument = f"hx[{slot}]" if spec.C > 1 else ("hx", "cx")[slot]
+        checks.state(argument, s, x, (*rows, width), message, autocast)
+    return side_by_side([apart_by_heads(s, spec.heads) for s in hx])
 
 
 def _stack(
@@ -268,7 +283,7 @@ def _stack(
     reset: Tensor | None,
     return_all_states: bool,
 ) -> Outputs:
-    """All layers over a batch: x [T, B, I], hx [L*D, B, R] and [L*D, B, H], reset [T, B]."""
+    """All layers over a batch: x [T, B, I], hx [L*D, B, R] and others [L*D, B, H], reset [T, B]."""
     T, B = x.size(0), x.size(1)
     hx = _checked(spec, x, B, hx, weights)
     if lengths is not None:
@@ -341,6 +356,7 @@ def _run(
             spec.cell,
             layers=spec.num_layers,
             directions=spec.D,
+            heads=spec.heads,
             projected=spec.proj_size > 0,
             merge_mode=spec.merge_mode,
             window=spec.truncate if isinstance(spec.truncate, int) else 0,
@@ -349,7 +365,7 @@ def _run(
             x=x,
             weights=weights,
             h0=hx[0],
-            c0=hx[1] if spec.has_c else None,
+            c0=hx[1] if spec.C else None,
             masks=masks or None,
             lengths=lengths,
             starts=steps.starts,

@@ -4,10 +4,14 @@ from rnnkernels.nn.cells import GRUCell, LSTMCell, RNNCell
 from rnnkernels.nn.gated import (
     CIFG,
     MGU,
+    SLSTM,
     CIFGCell,
+    IndRNN,
+    IndRNNCell,
     MGUCell,
     PeepholeLSTM,
     PeepholeLSTMCell,
+    SLSTMCell,
 )
 from rnnkernels.nn.layers import GRU, LSTM, RNN
 
@@ -17,11 +21,15 @@ __all__ = [
     "LSTM",
     "MGU",
     "RNN",
+    "SLSTM",
     "CIFGCell",
     "GRUCell",
+    "IndRNN",
+    "IndRNNCell",
     "LSTMCell",
     "MGUCell",
     "PeepholeLSTM",
     "PeepholeLSTMCell",
     "RNNCell",
+    "SLSTMCell",
 ]

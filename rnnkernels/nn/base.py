@@ -26,6 +26,7 @@ ADDED = {
     "truncate": None,
     "grad_clip": None,
     "recompute": None,
+    "heads": 1,
 }
 
 
@@ -42,6 +43,7 @@ class RNNBase(flat_weights.Holder):
     truncate: Truncate = None
     grad_clip: GradClip = None
     recompute: int | None = None
+    heads: int = 1
     qconfig = tracing.QConfig()
 
     def __init__(
@@ -64,6 +66,7 @@ class RNNBase(flat_weights.Holder):
         truncate: Truncate = None,
         grad_clip: GradClip = None,
         recompute: int | None = None,
+        heads: int = 1,
     ) -> None:
         nn.Module.__init__(self)
         checks.parameter_dtype(dtype)
@@ -85,6 +88,7 @@ class RNNBase(flat_weights.Holder):
         self.grad_clip = grad_clip
         checks.recompute(recompute)
         self.recompute = recompute
+        self.heads = checks.heads(heads, self.hidden_size, self.proj_size)
 
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
@@ -103,16 +107,18 @@ class RNNBase(flat_weights.Holder):
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters of one layer and direction, in torch's order."""
-        rows = find(self.cell).G * self.hidden_size
+        cell = find(self.cell)
+        rows = cell.G * self.hidden_size
         state = self.proj_size or self.hidden_size
         halves = 2 if self.bidirectional and self.merge_mode == "concat" else 1
         shapes: dict[str, tuple[int, ...]] = {
             "weight_ih": (rows, self.input_size if layer == 0 else halves * state),
-            "weight_hh": (rows, state),
         }
+        if cell.recurrent:
+            shapes["weight_hh"] = (rows, state // self.heads)
         if self.bias:
             shapes["bias_ih"] = (rows,)
-            if self.bias_mode == "double":
+            if self.bias_mode == "double" and cell.recurrent:
                 shapes["bias_hh"] = (rows,)
         if self.proj_size:
             shapes["weight_hr"] = (self.proj_size, self.hidden_size)
@@ -148,7 +154,7 @@ class RNNBase(flat_weights.Holder):
         every = self.recompute if recompute is ... else recompute
         drops = self.training and self.dropout > 0 and self.num_layers > 1
         plain = lengths is None and reset is None and not (return_all_states or drops)
-        plain = plain and windows is None and clip is None and every is None
+        plain = plain and windows is None and clip is None and every is None and self.heads == 1
         if plain and _backends.undisturbed(self.backend):
             flat: Any = self._flat_weights
             if not _ops.same_weights(
@@ -201,6 +207,7 @@ class RNNBase(flat_weights.Holder):
             checks.truncate(windows, self.bidirectional),
             checks.grad_clip(clip),
             checks.recompute(every),
+            self.heads,
         )
         return forward(
             spec,

@@ -46,8 +46,10 @@ class RNNCellBase(nn.RNNCellBase):
             device=device,
             dtype=dtype,
         )
-        if bias_mode == "single":
+        if bias_mode == "single" or not find(cell).recurrent:
             self.register_parameter("bias_hh", None)
+        if not find(cell).recurrent:
+            self.register_parameter("weight_hh", None)
         self.cell = cell
         self.bias_mode = bias_mode
         self.backend = backend

@@ -36,7 +36,7 @@ def cell(function: Callable[..., Any]) -> DefinedCell:
     It is called once, with symbols in place of numbers, and says what one hidden unit does in one
     step. A gate is its pre-activation ``W_ih x + b_ih + W_hh h + b_hh``; ``n.x`` and ``n.h`` are
     its input part ``W_ih x + b_ih`` and its hidden part ``W_hh h + b_hh``. The first state is h,
-    which W_hh is multiplied by and which is the output. There may be one more, and up to four
+    which W_hh is multiplied by and which is the output. There may be others, and up to eight
     gates, whose rows the weights have in the order of the signature.
 
     Values are combined by ``+ - * /``, ``**`` with a number, and torch's ``exp``, ``log``,
@@ -61,8 +61,8 @@ def layer(cell: DefinedCell) -> type[DefinedLayer]:
     """The layers of a cell that :func:`cell` made, as a class of modules.
 
     Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.GRU` where the cell
-    has one state, of :class:`rnnkernels.LSTM` where it has two; ``proj_size`` only where nothing
-    but the output needs h. One cell has one class.
+    has one state, of :class:`rnnkernels.LSTM` where it has more, which ``hx`` and the last states
+    are a tuple of; ``proj_size`` only where nothing but the output needs h. One cell has one class.
 
     Raises:
         TypeError: ``cell`` is something else.
@@ -74,7 +74,7 @@ def cell_class(cell: DefinedCell) -> type[DefinedStep]:
     """A single step of a cell that :func:`cell` made, as a class of modules.
 
     Arguments, calls, shapes and errors are those of :class:`rnnkernels.GRUCell` where the cell has
-    one state, of :class:`rnnkernels.LSTMCell` where it has two.
+    one state, of :class:`rnnkernels.LSTMCell` where it has more, which ``hx`` is a tuple of.
 
     Raises:
         TypeError: ``cell`` is something else.
@@ -134,7 +134,7 @@ class DefinedLayer(RNNBase):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "definition" in cls.__dict__ and len(cls.definition.states) > 1:
+        if "definition" in cls.__dict__ and len(cls.definition.states) == 2:
             # torch gives LSTM its own versions of these, for a pair of states
             for name in ("get_expected_cell_size", "check_forward_args", "permute_hidden"):
                 setattr(cls, name, getattr(nn.LSTM, name))

@@ -132,6 +132,13 @@ class LSTM(RNNBase):
             kept, and backward computes the rest again, a window of k steps at a time
             (checkpointing, Chen et al. 2016): docs/recompute.md. Gradients are the same but for
             the order of sums. None to keep everything.
+        heads: into how many heads the hidden units are parted, which divide H and share the input
+            alone: the recurrent weights are a block for each head. Rows of the parameters stand
+            head by head, and in each in torch's order: with Hh = H / heads, ``weight_ih_l0`` is
+            ``[heads*G*Hh, I]``, ``weight_hh_l0`` ``[heads*G*Hh, Hh]``; ``w.view(heads, G, Hh, -1)
+            .transpose(0, 1)`` has the gates in front, as torch.nn has them. Outputs and states
+            have the units of all heads, head by head. ``grad_clip`` by norm takes each head for
+            itself. Not with ``proj_size``, nor on a GPU but by ``backend='reference'``.
 
     Call:
         ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,

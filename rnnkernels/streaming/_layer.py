@@ -11,10 +11,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._core import checks
 from rnnkernels._core.packing import Places
+from rnnkernels.cells import find
 from rnnkernels.nn.base import RNNBase
 
-State = Tensor | tuple[Tensor, Tensor]
-#: A stream's state as it is kept: h [L, 1, R] and, of an LSTM, c [L, 1, H].
+State = Tensor | tuple[Tensor, ...]
+#: A stream's state as it is kept: h [L, 1, R] and, of an LSTM, c [L, 1, H]; so are further states.
 Kept = tuple[Tensor, ...]
 
 #: Whose annotations say that functions which return copies of parts return nothing.
@@ -37,11 +38,12 @@ class ChunkedLayer:
             )
         self.layer = layer
         self.weight()  # its check
-        self.has_c = layer.mode == "LSTM"
+        ours = isinstance(layer, RNNBase)
+        #: States beside h, of the size of the layer.
+        self.others = find(str(layer.cell)).C if ours else int(layer.mode == "LSTM")
         self._R = layer.proj_size or layer.hidden_size
         self._batch_dim = 0 if layer.batch_first else 1
         # What gradients alone ask for would take a longer way through the layer.
-        ours = isinstance(layer, RNNBase)
         longer = ("truncate", "grad_clip", "recompute")
         self._options: dict[str, Any] = dict.fromkeys(longer) if ours else {}
 
@@ -58,7 +60,7 @@ class ChunkedLayer:
         dtype = self.weight().dtype
         if len(chunks) == 1:
             y, last = self.layer(chunks[0].unsqueeze(dim), hx, **self._options)
-            finals = last if self.has_c else [last]
+            finals = last if self.others else [last]
             return [y.squeeze(dim)], [tuple(s.to(dtype) for s in finals)]
         if lengths[0] == lengths[-1]:
             y, last = self.layer(torch.stack(list(chunks), dim), hx, **self._options)
@@ -73,7 +75,7 @@ class ChunkedLayer:
             ys = _torch.split_with_sizes_copy(
                 torch.empty_like(y.data).index_copy_(0, rows, y.data), lengths
             )
-        parts = [_torch.split_copy(s.to(dtype), 1, 1) for s in (last if self.has_c else [last])]
+        parts = [_torch.split_copy(s.to(dtype), 1, 1) for s in (last if self.others else [last])]
         return ys, list(zip(*parts, strict=True))
 
     def _join(self, states: Sequence[Kept | None]) -> State | None:
@@ -84,12 +86,12 @@ class ChunkedLayer:
         kept = [zeros if s is None else s for s in states]
         if len(kept) > 1:
             kept = [tuple(torch.cat(parts, 1) for parts in zip(*kept, strict=True))]
-        return (kept[0][0], kept[0][1]) if self.has_c else kept[0][0]
+        return kept[0] if self.others else kept[0][0]
 
     def zeros(self) -> Kept:
         """The state that a stream starts from."""
         weight = self.weight()
-        widths = (self._R, self.layer.hidden_size) if self.has_c else (self._R,)
+        widths = (self._R, *[self.layer.hidden_size] * self.others)
         return tuple(weight.new_zeros(self.layer.num_layers, 1, width) for width in widths)
 
     def nothing(self, chunk: Tensor) -> Tensor:
@@ -127,13 +129,15 @@ class ChunkedLayer:
                 _refuse(name(i), "device", device, chunk.device)
 
     def checked_state(self, hx: Any) -> list[Tensor]:
-        """A state as users give it, as a list: h [L, R] or h and c [L, H]."""
+        """A state as users give it, as a list: h [L, R] and others [L, H]."""
         names, states = ["hx"], [hx]
-        if self.has_c:
-            if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        if self.others:
+            n = 1 + self.others
+            if not isinstance(hx, (tuple, list)) or len(hx) != n:
                 got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
-                raise TypeError(f"hx: expected a tuple of two tensors (h, c), got {got}")
-            names, states = ["hx[0]", "hx[1]"], list(hx)
+                tensors = "two tensors (h, c)" if n == 2 else f"{n} tensors"
+                raise TypeError(f"hx: expected a tuple of {tensors}, got {got}")
+            names, states = [f"hx[{i}]" for i in range(n)], list(hx)
         for name, s, zero in zip(names, states, self.zeros(), strict=True):
             if not isinstance(s, Tensor):
                 raise TypeError(f"{name}: expected a Tensor, got {type(s).__name__}")

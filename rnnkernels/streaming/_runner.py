@@ -158,7 +158,7 @@ class StreamRunner:
         with self._existing(stream_id) as stream, torch.no_grad():
             kept = self._layer.zeros() if stream.state is None else stream.state
             copies = [s.squeeze(1).clone() for s in kept]
-        return (copies[0], copies[1]) if self._layer.has_c else copies[0]
+        return tuple(copies) if self._layer.others else copies[0]
 
     def set_state(self, stream_id: Hashable, hx: State) -> None:
         """Sets the state that the next chunk starts from; opens the stream if it is not.

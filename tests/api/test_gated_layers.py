@@ -1,5 +1,5 @@
-"""MGU, CIFG and PeepholeLSTM: their papers' formulas in NumPy, derivatives, every option against
-the reference; the parameters of a cell itself, which the last of them has."""
+"""MGU, CIFG, PeepholeLSTM, IndRNN and SLSTM: their papers' formulas in NumPy, derivatives, every
+option against the reference; the parameters of a cell itself, which PeepholeLSTM has."""
 
 from __future__ import annotations
 
@@ -59,10 +59,28 @@ def peephole_lstm(x: Array, g: Array, state: list[Array], p: list[Array]) -> lis
     return [sigmoid(x[3] + g[3] + p[2] * c) * np.tanh(c), c]
 
 
+def ind_rnn(x: Array, g: Array, state: list[Array], p: list[Array]) -> list[Array]:
+    """Li et al. 2018, equation 4."""
+    return [np.maximum(x[0] + p[0] * state[0], 0)]
+
+
+def slstm(x: Array, g: Array, state: list[Array], p: list[Array]) -> list[Array]:
+    """Beck et al. 2024, equations 8 to 17, with a forget gate that is a sigmoid; without what keeps
+    exponentials small where that changes nothing: c and n are those of the paper times exp(-m)."""
+    i, f, z, o = (a + b for a, b in zip(x, g, strict=True))
+    _, c, n, m = state
+    c = sigmoid(f) * c * np.exp(m) + np.exp(i) * np.tanh(z)
+    n = sigmoid(f) * n * np.exp(m) + np.exp(i)
+    m = np.where(state[2] == 0, i, np.maximum(i, m + np.log(sigmoid(f))))
+    return [sigmoid(o) * c / n, c * np.exp(-m), n * np.exp(-m), m]
+
+
 FORMULAS: dict[str, tuple[Step, int, int]] = {  # with gates and states
     "MGU": (mgu, 2, 1),
     "CIFG": (cifg, 3, 2),
     "PeepholeLSTM": (peephole_lstm, 4, 2),
+    "IndRNN": (ind_rnn, 1, 1),
+    "SLSTM": (slstm, 4, 4),
 }
 NAMES = list(FORMULAS)
 
@@ -96,7 +114,9 @@ def by_formula(name: str, module: Any, lengths: Any = None, reset: Any = None) -
                     if boundary < lengths[b] and cut[boundary, b]:
                         state = [np.zeros(H) for _ in range(states)]
                     gx = value["weight_ih" + at] @ x[t, b] + value["bias_ih" + at]
-                    gh = value["weight_hh" + at] @ state[0] + value["bias_hh" + at]
+                    gh = np.zeros_like(gx)
+                    if module.definition.recurrent:
+                        gh = value["weight_hh" + at] @ state[0] + value["bias_hh" + at]
                     state = step(np.split(gx, gates), np.split(gh, gates), state, params)
                     y[t, b, d * H : (d + 1) * H] = state[0]
                 last[:, b] = state
@@ -164,7 +184,7 @@ def results(module: Any, x: Any, **options: Any) -> list[Tensor]:
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_the_reference(name: str, option: str) -> None:
-    if name == "MGU" and option == "projection":
+    if name in ("MGU", "IndRNN") and option == "projection":
         pytest.skip("no projection")
     of_layer, of_call = OPTIONS[option]
     module, other = make(name, **of_layer), make(name, backend="reference", **of_layer)
@@ -225,7 +245,8 @@ def test_a_step_is_a_step_of_the_layer(name: str) -> None:
     step = getattr(rnnkernels, f"{name}Cell")(I, H, dtype=F64)
     step.load_state_dict({n.removesuffix("_l0"): p for n, p in module.state_dict().items()})
     weights = list(step.parameters())
-    own = LayerWeights(*weights[:4], params=tuple(weights[4:]))
+    matrices = step.weight_ih, step.weight_hh, step.bias_ih, step.bias_hh
+    own = LayerWeights(*matrices, params=step._params())
     alone = rnnkernels.functional.cell("MyCell", step.definition, X[0], None, own)
     for rows in (X[:1], X[:1, :1]):
         got, want = tensors(step(rows[0])), tensors(module(rows)[1])
@@ -378,6 +399,45 @@ def test_a_wrong_parameter_is_named(backend: str) -> None:
         step(X[0])
 
 
+def test_exponentials_stay_finite() -> None:
+    """Gates of which no exponential is a number of float32: what is remembered is their ratio."""
+    module = make("SLSTM", bidirectional=True).float()
+    wide = copy.deepcopy(module).double()
+    wide.backend = "reference"  # type: ignore[assignment]
+    got, want = results(module, 400 * X.float()), results(wide, 400 * X)
+    assert all(t.isfinite().all() for t in got)
+    torch.testing.assert_close(got[0].double(), want[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["IndRNN", "SLSTM"])
+def test_streams(name: str) -> None:
+    module = make(name, num_layers=2).eval()
+    runner = rnnkernels.streaming.StreamRunner(module)
+    y = torch.cat([runner("a", X[:2, 0]), runner("a", X[2:, 0])])
+    whole, last = module(X[:, :1])
+    torch.testing.assert_close(y, whole[:, 0].detach(), rtol=1e-12, atol=1e-13)
+    state = tensors(runner.state("a"))
+    for got, want in zip(state, tensors(last), strict=True):
+        torch.testing.assert_close(got, want[:, 0].detach(), rtol=1e-12, atol=1e-13)
+    runner.set_state("b", runner.state("a"))
+    with pytest.raises((TypeError, ValueError), match="hx: expected a"):
+        runner.set_state("b", state[:1] * 3)
+
+
+def test_without_recurrent_weights() -> None:
+    """Gates of which only the input part is used: there are no weights for another."""
+    module = make("IndRNN", num_layers=2, bias_mode="double", bidirectional=True)
+    each = ["weight_ih", "bias_ih", "weight_u"]
+    ends = ("_l0", "_l0_reverse", "_l1", "_l1_reverse")
+    assert list(module.state_dict()) == [name + end for end in ends for name in each]
+    assert [n for n, _ in rnnkernels.IndRNNCell(I, H).named_parameters()] == each
+    u = module.weight_u_l1_reverse.detach()
+    assert u.min() >= 0 and u.max() > H**-0.5
+    with pytest.raises(ValueError, match=r"expected \[w_ih, b_ih, w_hr\].*the cell, 1, got 5"):
+        weights = [[*group, group[1], group[1]] for group in module.all_weights]
+        rnnkernels.functional.layers(gated.ind_rnn, X, None, weights, bidirectional=True)
+
+
 def test_missing_parameters() -> None:
     weights = [group[:4] for group in make("PeepholeLSTM").all_weights]
     with pytest.raises(ValueError, match="behind them the parameters of the cell, 3, got 4"):
@@ -389,11 +449,17 @@ def test_triton_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(triton, name, True)
     refusals = [
         triton.refusal(make_call(cell.name, dtype=torch.float32).call())
-        for cell in (gated.mgu, gated.peephole_lstm)
+        for cell in (gated.mgu, gated.peephole_lstm, written_cells.forgets)
     ]
-    assert refusals == [None, "it has no kernels for cells with parameters of their own"]
+    assert refusals == [
+        None,
+        "it has no kernels for cells with parameters of their own",
+        "it has no kernels for cells without recurrent weights",
+    ]
+    heads = make_call("lstm", dtype=torch.float32).call()._replace(heads=2)
+    assert triton.refusal(heads) == "it has no kernels for heads"
 
 
 def test_cells_of_the_package_are_cells() -> None:
-    for cell in (gated.mgu, gated.cifg, gated.peephole_lstm):
+    for cell in (gated.mgu, gated.cifg, gated.peephole_lstm, gated.ind_rnn, gated.slstm):
         assert isinstance(cell, DefinedCell) and pickle.loads(pickle.dumps(cell)) is cell

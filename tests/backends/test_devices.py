@@ -48,7 +48,7 @@ def call_on_gpu(**changes: Any) -> Call:
     with FakeTensorMode():
         x, h0 = torch.zeros(2, 3, 4, device="cuda:0"), torch.zeros(1, 3, 4, device="cuda:0")
         weights = [torch.zeros(4, 4, device="cuda:0"), torch.zeros(4, 4, device="cuda:0")]
-    call = Call("rnn_tanh", 1, 1, False, "concat", 0, "none", 1.0, x, weights, h0, None)
+    call = Call("rnn_tanh", 1, 1, 1, False, "concat", 0, "none", 1.0, x, weights, h0, None)
     return call._replace(**changes)
 
 

@@ -22,7 +22,7 @@ B, F32 = torch.backends, torch.float32
 Device.of = lambda device: DEVICES["H100"]
 x, state = torch.zeros(2, 1, 8), torch.zeros(1, 1, 8)
 weights = [torch.zeros(8, 8), torch.zeros(8, 8)]
-call = Call("rnn_tanh", 1, 1, False, "concat", 0, "none", 1.0, x, weights, state, None)
+call = Call("rnn_tanh", 1, 1, 1, False, "concat", 0, "none", 1.0, x, weights, state, None)
 asked = raised = tf32 = 0
 
 

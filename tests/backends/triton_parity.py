@@ -232,7 +232,7 @@ def test_nan_goes_on(cell: str) -> None:
     ("cell", "kind"),
     [
         (written_cells.gru, "grid"),
-        (written_cells.peephole, "step"),
+        (written_cells.crowd, "step"),
         (written_cells.odd, "resident"),
     ],
     ids=lambda v: getattr(v, "title", v),

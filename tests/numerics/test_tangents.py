@@ -189,7 +189,7 @@ def test_padding_may_be_anything(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     def derivatives(padding: float) -> list[Tensor]:
         x = draw(T, B, I, seed=5, dtype=F64).masked_fill(rest[..., None], padding).requires_grad_()
         c0 = states[1] if cell.S > 1 else None
-        call = Call(name, 1, 2, False, "concat", 0, "none", 1.0, x, weights, states[0], c0)
+        call = Call(name, 1, 2, 1, False, "concat", 0, "none", 1.0, x, weights, states[0], c0)
         y = _ops.run(call._replace(lengths=lengths, reset=rest)).y
         (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         inside = dx.masked_fill(rest[..., None], 0)

@@ -12,14 +12,22 @@ from torch import Tensor
 
 import drawn_cells
 import written_cells
-from cases import assert_equals_reference, gradients, make_call
+from cases import assert_equals_reference, convert, gradients, make_call, present
+from helpers import same_bits
 from op_calls import run
 from rnnkernels._backends import user_cells
 from rnnkernels._core import reference
 from rnnkernels._core.call import Layer
 from rnnkernels.cells import CELLS, DefinedCell
 
-OTHERS = [written_cells.mgu, written_cells.peephole, written_cells.odd, written_cells.scaled]
+OTHERS = [
+    written_cells.mgu,
+    written_cells.peephole,
+    written_cells.odd,
+    written_cells.scaled,
+    written_cells.crowd,
+    written_cells.forgets,
+]
 #: How far float64 results of the same formula may be apart.
 SAME: dict[str, Any] = {"rtol": 1e-14, "atol": 1e-14}
 
@@ -93,11 +101,12 @@ def test_others_equal_the_reference(cell: DefinedCell, option: str) -> None:
     assert_equals_reference(call)
 
 
+@pytest.mark.parametrize("cell", OTHERS[3:], ids=lambda c: c.title)
 @pytest.mark.parametrize("clip", ["value", "norm", "tanh"])
 @pytest.mark.parametrize("window", [0, 2])
-def test_bounds_and_windows_with_parameters(window: int, clip: str) -> None:
+def test_bounds_and_windows_of_others(window: int, clip: str, cell: DefinedCell) -> None:
     """Bounds are those of gradients of gates: what reaches parameters is left as it is."""
-    call = make_call(written_cells.scaled.name, D=2, lengths=True, reset=True)
+    call = make_call(cell.name, D=2, lengths=True, reset=True)
     assert_equals_reference(call._replace(window=window, clip=reference.Clip(clip, 0.3)))
 
 
@@ -109,6 +118,20 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
     rtol, atol = TOLERANCES[dtype]
     written, built_in = gradients(run, as_written(name, call)), gradients(run, call)
     assert_same(written, built_in, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda d: str(d).removeprefix("torch."))
+def test_dtypes_of_many_gates(dtype: torch.dtype) -> None:
+    """Panels of two parts, whose rows are several register tiles, and weights that are kept."""
+    cell = written_cells.crowd
+    call = make_call(cell.name, T=2, B=9, H=37, D=2, lengths=True, gain=0.5, dtype=dtype, seed=1)
+    rtol, atol = TOLERANCES[dtype]
+    assert_equals_reference(call, rtol=rtol, atol=atol)
+    plain = convert(call, lambda t: t)._replace(all_states=False)
+    with torch.no_grad():
+        found = [run(plain) for _ in range(3)]
+    assert same_bits(present(found[0]), present(found[1]))
+    assert same_bits(present(found[0]), present(found[2]))
 
 
 @pytest.mark.slow

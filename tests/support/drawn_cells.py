@@ -58,12 +58,13 @@ def cell_of(plan: Plan, gates: int, states: int, split: bool) -> DefinedCell:
         parts = [last.x * torch.sigmoid(last.h)] if split else []
         values = run_plan(plan, [*prev, *given, *parts])
         total = sum(0.1 * v for v in [*given, *prev[1:]])
-        results = [torch.tanh(values[-1]) + total, values[-1 - len(plan) // 2] + total]
-        return tuple(results[:states]) if states > 1 else results[0]
+        results = [torch.tanh(values[-1]) + total]
+        results += [values[-1 - len(plan) // (k + 2)] + total for k in range(states - 1)]
+        return tuple(results) if states > 1 else results[0]
 
     scope: dict[str, Any] = {"combine": combine}
     names = [f"g{i}" for i in range(gates)]
-    of_states = ["h", "c"][:states]
+    of_states = ["h", "c", "n", "m"][:states]
     exec(
         f"def drawn({', '.join(names)}, *, {', '.join(of_states)}):\n"
         f"    return combine([{', '.join(names)}], [{', '.join(of_states)}])",
@@ -77,4 +78,4 @@ def of_seed(seed: int) -> DefinedCell:
     draw = Random(seed)
     names = [*ONE, *TWO]
     plan = [(draw.choice(names), draw.randrange(1000), draw.randrange(1000)) for _ in range(12)]
-    return cell_of(plan, draw.randint(2, 4), draw.randint(1, 2), draw.random() < 0.5)
+    return cell_of(plan, draw.randint(2, 8), draw.randint(1, 4), draw.random() < 0.5)

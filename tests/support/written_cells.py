@@ -71,6 +71,24 @@ def scaled(
     return torch.tanh(n.x + q * a * n.h) + (1 - a) * h
 
 
+@rnnkernels.cell
+def forgets(f: Any, g: Any, o: Any, *, h: Any, c: Any) -> Any:
+    """Gates that look at the input alone (Bradbury et al. 2017): there is no W_hh."""
+    c = torch.sigmoid(f.x) * c + (1 - torch.sigmoid(f.x)) * torch.tanh(g.x)
+    return torch.sigmoid(o.x) * c, c
+
+
+@rnnkernels.cell
+def crowd(
+    a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, *, h: Any, s: Any, t: Any, u: Any
+) -> Any:
+    """More gates than one product has columns, more states than one tensor is wide, a gate whose
+    parts are apart; nothing but the output needs h."""
+    s, t = torch.sigmoid(a) * s + torch.tanh(b), torch.sigmoid(c) * t + torch.sigmoid(d) * u
+    u = torch.tanh(0.5 * u + e * s)
+    return torch.sigmoid(f) * torch.tanh(s - t) + torch.tanh(g.x + u * g.h), s, t, u
+
+
 #: The built-in cells that some of them are.
 BUILT_IN = {
     "rnn_tanh": elman,

@@ -71,6 +71,15 @@ def _taken_over(initial, at, carry, at_carry, columns, mask, first):
     return value
 
 
+@triton.jit
+def _of_state(at, k: tl.constexpr, S: tl.constexpr, H: tl.constexpr):
+    """Where state k begins at a place of [.., H] if it is h, else of [.., (S-1)*H]."""
+    if k == 0:
+        return at * H
+    else:
+        return at * ((S - 1) * H) + (k - 1) * H
+
+
 # --- Forward ----------------------------------------------------------------------------------
 
 
@@ -91,7 +100,8 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts
     w = w_hh + d.to(tl.int64) * (G * H * H)
     block = first_block + tl.program_id(0)
     _, b, start, length, whole, real = rows_of(block, T, B, T, B, lengths, BLOCK_B)
-    at_state = (d * B + b).to(tl.int64) * H
+    row = (d * B + b).to(tl.int64)
+    at_state = row * H
     first_unit = tl.program_id(1) * BLOCK_H
     unit = first_unit + tl.arange(0, BLOCK_H)
     exists = real[:, None] & (unit < H)[None, :]
@@ -115,8 +125,9 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts
     states = ()
     for k in tl.static_range(S):
         initial = h0 if k == 0 else c0
+        at_initial = _of_state(row, k, S, H)
         at_k = at_state + k * D * B.to(tl.int64) * H  # of [S, D, B, H]
-        states = states + (_taken_over(initial, at_state, carry, at_k, unit, exists, first),)
+        states = states + (_taken_over(initial, at_initial, carry, at_k, unit, exists, first),)
     sent = (states[0].to(IO),)
     patience = tl.zeros([], tl.int32) + PATIENCE
 
@@ -150,12 +161,13 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts
         next, saves = CELL(inputs, hidden, prev)
         left = ()
         for k in tl.static_range(S):
-            # h goes on as it is stored; c in full.
+            # h goes on as it is stored; the others in full.
             value = next[k].to(IO).to(tl.float32) if k == 0 else next[k]
             left = left + (tl.where(runs, value, states[k]),)
             result = y if k == 0 else c
             if result is not None:
-                store(result, at * H, unit, tl.where(runs, next[k], 0.0), kept)
+                value = tl.where(runs, next[k], 0.0)
+                store(result, _of_state(at, k, S, H), unit, value, kept)
         if saved is not None:
             for k in tl.static_range(K):
                 value = tl.where(runs, saves[k], 0.0)
@@ -166,7 +178,7 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts
 
     for k in tl.static_range(S):
         if last == T:
-            store(h_n if k == 0 else c_n, at_state, unit, states[k], exists)
+            store(h_n if k == 0 else c_n, _of_state(row, k, S, H), unit, states[k], exists)
         if carry is not None:
             store(carry, at_state + k * D * B.to(tl.int64) * H, unit, states[k], exists)
 
@@ -259,7 +271,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
     holds_end = (start + length >= whole) & ((length > 0) | (start == 0))
     is_first = tl.where(d == 0, start == 0, holds_end)  # of the windows, in this direction's order
     is_last = tl.where(d == 0, holds_end, start == 0)
-    at_state = (d * B + b).to(tl.int64) * H
+    at_state = (d * B + b).to(tl.int64)
     at_carry = (d * rows + number).to(tl.int64) * H  # of [S, D, rows, H]
     first_unit = part * BLOCK_H
     unit = first_unit + tl.arange(0, BLOCK_H)
@@ -274,7 +286,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
     for k in tl.static_range(S):
         final = dh_n if k == 0 else dc_n
         at_k = at_carry + k * D * rows.to(tl.int64) * H
-        value = _taken_over(final, at_state, carry, at_k, unit, exists, first)
+        value = _taken_over(final, _of_state(at_state, k, S, H), carry, at_k, unit, exists, first)
         states = states + (tl.where(is_last[:, None] | (first > 0), value, 0.0),)
     sent = ()
     for g in tl.static_range(G):
@@ -288,7 +300,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
         runs = active[:, None] & exists
         links = runs & (cut_before(reset, starts, active, t, d, b, whole, B) == 0)[:, None]
         first_step = is_first & (s == 0)
-        at_before = place_before(starts, at, t, b, d, active & (first_step == 0), B, D) * H
+        at_before = place_before(starts, at, t, b, d, active & (first_step == 0), B, D)
         enters = first_step[:, None]
         kept = is_kept(starts, active, t, T, real)
         written = kept[:, None] & exists
@@ -300,11 +312,13 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
         dnext = ()
         for k in tl.static_range(S):
             values = y if k == 0 else c
-            initial = load(h0 if k == 0 else c0, at_state, unit, links & enters)
-            earlier = load(values, at_before, unit, links & (enters == 0))
-            gradient = load(dy if k == 0 else dc, at * H, unit, runs)
+            at_initial = _of_state(at_state, k, S, H)
+            at_k = _of_state(at, k, S, H)
+            initial = load(h0 if k == 0 else c0, at_initial, unit, links & enters)
+            earlier = load(values, _of_state(at_before, k, S, H), unit, links & (enters == 0))
+            gradient = load(dy if k == 0 else dc, at_k, unit, runs)
             prev = prev + (initial + earlier,)
-            next = next + (load(values, at * H, unit, runs),)
+            next = next + (load(values, at_k, unit, runs),)
             dnext = dnext + (tl.where(runs, states[k] + gradient, 0.0),)
         tl.debug_barrier()  # dgates may be the memory of saved
         patience = _wait(counts, n - first, fault, 2 * n + 3, patience)
@@ -312,11 +326,10 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
                            first_unit, T, B, pieces, steps, rows, bound, G, A, D, H, BLOCK_B,
                            BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
         dh = tl.where(runs, dnext[0] + through, 0.0)
-        if S > 1:
-            dnext = (dh, dnext[1])
-        else:
-            dnext = (dh,)
-        dgx, dgh, dprev = CELL(saves, prev, next, dnext)
+        whole_dnext = (dh,)
+        for k in tl.static_range(1, S):
+            whole_dnext = whole_dnext + (dnext[k],)
+        dgx, dgh, dprev = CELL(saves, prev, next, whole_dnext)
         left = ()
         for k in tl.static_range(S):
             around = tl.where(links, dprev[k], 0.0)
@@ -354,6 +367,6 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
                            BLOCK_H, BLOCK_K, RESIDENT, HELD, PRECISION)  # fmt: skip
         starts = exists & is_first[:, None]
         if dh0 is not None:
-            store(dh0, at_state, unit, states[0] + through, starts)
-            if S > 1:
-                store(dc0, at_state, unit, states[S - 1], starts)
+            store(dh0, at_state * H, unit, states[0] + through, starts)
+            for k in tl.static_range(1, S):
+                store(dc0, _of_state(at_state, k, S, H), unit, states[k], starts)

@@ -81,6 +81,7 @@ def make(case: Case) -> Call:
         case.cell,
         layers=case.layers,
         directions=case.D,
+        heads=1,
         projected=False,
         merge_mode="concat",
         window=0,
