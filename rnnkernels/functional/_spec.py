@@ -97,6 +97,7 @@ class Spec:
     grad_clip: Clip = NO_CLIP
     recompute: int = 0
     heads: int = 1
+    weight_drop: float = 0.0
 
     @property
     def D(self) -> int:
@@ -116,6 +117,10 @@ class Spec:
     def drops(self) -> bool:
         """Whether anything falls out between layers."""
         return self.training and self.dropout > 0
+
+    @property
+    def drops_weights(self) -> bool:
+        return self.training and self.weight_drop > 0
 
     @property
     def width(self) -> int:

@@ -139,6 +139,9 @@ class LSTM(RNNBase):
             .transpose(0, 1)`` has the gates in front, as torch.nn has them. Outputs and states
             have the units of all heads, head by head. ``grad_clip`` by norm takes each head for
             itself. Not with ``proj_size``, nor on a GPU but by ``backend='reference'``.
+        weight_drop: in training, the probability of zeroing a number of a ``weight_hh``, once for
+            all steps of a call and all rows of its batch; the others are divided by
+            ``1 - weight_drop`` (Merity et al. 2018).
 
     Call:
         ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,
