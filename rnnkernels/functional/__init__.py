@@ -76,8 +76,8 @@ def lstm(
         weights: see the top of this module. Sizes are read from them.
         options: ``bidirectional``, ``batch_first``, ``dropout``, ``training``, ``merge_mode``,
             ``backend``, ``lengths``, ``reset``, ``return_all_states``, ``truncate``,
-            ``grad_clip``, ``recompute``, ``heads`` and ``weight_drop``, as in
-            :class:`rnnkernels.LSTM`.
+            ``grad_clip``, ``recompute``, ``heads``, ``weight_drop`` and
+            ``recurrent_dropout``, as in :class:`rnnkernels.LSTM`.
 
     Returns:
         ``(output, (h_n, c_n))``, and :class:`rnnkernels.AllStates` third if asked for.
@@ -136,6 +136,7 @@ def _layers(
     recompute: int | None = None,
     heads: int = 1,
     weight_drop: float = 0.0,
+    recurrent_dropout: float = 0.0,
 ) -> Any:
     D = 2 if checks.flag("bidirectional", bidirectional) else 1
     if not weights or len(weights) % D:
@@ -175,6 +176,7 @@ def _layers(
         recompute=checks.recompute(recompute),
         heads=checks.heads(heads, hidden_size, proj_size),
         weight_drop=checks.recurrent_drop("weight_drop", weight_drop, cell),
+        recurrent_dropout=checks.recurrent_drop("recurrent_dropout", recurrent_dropout, cell),
     )
     return forward(
         spec,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +22,12 @@ def weights(spec: Spec, every: Sequence[Tensor]) -> Sequence[Tensor]:
         return every
     each, w_hh = len(every) // (spec.num_layers * spec.D), 1  # its place in torch's order
     return [F.dropout(w, spec.weight_drop) if i % each == w_hh else w for i, w in enumerate(every)]
+
+
+def recurrent(spec: Spec, h0: Tensor) -> Tensor | None:
+    """What recurrent dropout multiplies h by in front of W_hh, the same at all steps (Gal and
+    Ghahramani 2016); like h0 [L*D, B, R]."""
+    return F.dropout(torch.ones_like(h0), spec.recurrent_dropout) if spec.drops_states else None
 
 
 def between(spec: Spec, x: Tensor) -> list[Tensor]:

@@ -173,11 +173,17 @@ def forward(
     by = None if not batched else 0 if spec.batch_first else 1
     rows = rows_of(input, weights, by)
     copies = math.prod(rows.mesh.size(i) for i, split in enumerate(rows.split) if not split)
-    if spec.drops and spec.num_layers > 1 and copies > 1:
-        raise NotImplementedError(
-            "dropout: between layers of replicated rows, each process would draw its own. Shard "
-            "the input over the batch along all dimensions of the mesh, or set dropout to 0"
-        )
+    draws = {
+        "dropout: between layers": spec.drops and spec.num_layers > 1,
+        "recurrent_dropout: in states": spec.drops_states,
+    }
+    for what, drawn in draws.items():
+        if drawn and copies > 1:
+            raise NotImplementedError(
+                f"{what} of replicated rows, each process would draw its own. Shard the input "
+                "over the batch along all dimensions of the mesh, or set "
+                f"{what.partition(':')[0]} to 0"
+            )
     if spec.drops_weights and rows.mesh.size() > 1:
         raise NotImplementedError(
             "weight_drop: of weights that several processes have, each would draw its own mask. "

@@ -98,6 +98,7 @@ class Spec:
     recompute: int = 0
     heads: int = 1
     weight_drop: float = 0.0
+    recurrent_dropout: float = 0.0
 
     @property
     def D(self) -> int:
@@ -117,6 +118,10 @@ class Spec:
     def drops(self) -> bool:
         """Whether anything falls out between layers."""
         return self.training and self.dropout > 0
+
+    @property
+    def drops_states(self) -> bool:
+        return self.training and self.recurrent_dropout > 0
 
     @property
     def drops_weights(self) -> bool:

@@ -351,6 +351,7 @@ def _run(
         reset: Tensor | None,
         return_all_states: bool,
         masks: list[Tensor],
+        h_mask: Tensor | None,
     ) -> Outputs:
         call = Call(
             spec.cell,
@@ -367,6 +368,7 @@ def _run(
             h0=hx[0],
             c0=hx[1] if spec.C else None,
             masks=masks or None,
+            h_mask=h_mask,
             lengths=lengths,
             starts=steps.starts,
             reset=reset,
@@ -378,9 +380,9 @@ def _run(
         finals = [result.h_n] if result.c_n is None else [result.h_n, result.c_n]
         return Outputs(result.y, finals, [result.h or [], result.c or []])
 
-    masks = _dropout.between(spec, x)
+    masks, h_mask = _dropout.between(spec, x), _dropout.recurrent(spec, hx[0])
     if isinstance(spec.truncate, tuple) and differentiated:
         return truncation.overlapping(
-            layers, x, hx, lengths, reset, return_all_states, spec.truncate, masks
+            layers, x, hx, lengths, reset, return_all_states, spec.truncate, masks, h_mask
         )
-    return layers(x, hx, lengths, reset, return_all_states, masks)
+    return layers(x, hx, lengths, reset, return_all_states, masks, h_mask)

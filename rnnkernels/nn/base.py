@@ -28,6 +28,7 @@ ADDED = {
     "recompute": None,
     "heads": 1,
     "weight_drop": 0.0,
+    "recurrent_dropout": 0.0,
 }
 
 
@@ -46,6 +47,7 @@ class RNNBase(flat_weights.Holder):
     recompute: int | None = None
     heads: int = 1
     weight_drop: float = 0.0
+    recurrent_dropout: float = 0.0
     qconfig = tracing.QConfig()
 
     def __init__(
@@ -70,6 +72,7 @@ class RNNBase(flat_weights.Holder):
         recompute: int | None = None,
         heads: int = 1,
         weight_drop: float = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None:
         nn.Module.__init__(self)
         checks.parameter_dtype(dtype)
@@ -93,6 +96,9 @@ class RNNBase(flat_weights.Holder):
         self.recompute = recompute
         self.heads = checks.heads(heads, self.hidden_size, self.proj_size)
         self.weight_drop = checks.recurrent_drop("weight_drop", weight_drop, self.cell)
+        self.recurrent_dropout = checks.recurrent_drop(
+            "recurrent_dropout", recurrent_dropout, self.cell
+        )
 
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
@@ -157,7 +163,7 @@ class RNNBase(flat_weights.Holder):
         clip = self.grad_clip if grad_clip is ... else grad_clip
         every = self.recompute if recompute is ... else recompute
         drops = self.training and bool(
-            (self.dropout and self.num_layers > 1) or self.weight_drop  # their numbers are drawn
+            (self.dropout and self.num_layers > 1) or self.weight_drop or self.recurrent_dropout
         )
         plain = lengths is None and reset is None and not (return_all_states or drops)
         plain = plain and windows is None and clip is None and every is None and self.heads == 1
@@ -215,6 +221,7 @@ class RNNBase(flat_weights.Holder):
             checks.recompute(every),
             self.heads,
             checks.recurrent_drop("weight_drop", self.weight_drop, self.cell),
+            checks.recurrent_drop("recurrent_dropout", self.recurrent_dropout, self.cell),
         )
         return forward(
             spec,

@@ -142,6 +142,11 @@ class LSTM(RNNBase):
         weight_drop: in training, the probability of zeroing a number of a ``weight_hh``, once for
             all steps of a call and all rows of its batch; the others are divided by
             ``1 - weight_drop`` (Merity et al. 2018).
+        recurrent_dropout: in training, the probability of zeroing a number of the h that
+            ``weight_hh`` is multiplied by, the same units of a row at all steps of a call; the
+            others are divided by ``1 - recurrent_dropout`` (Gal and Ghahramani 2016, with one mask
+            for all gates). Where a cell reads h otherwise, as a GRU in ``z * h``, and in the
+            output, h is whole.
 
     Call:
         ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import formulas
 import rnnkernels
+from formulas import Array
 from helpers import require_backend, same_bits, tensors
 from rnnkernels import functional
 
@@ -52,7 +55,74 @@ def test_weight_drop_is_a_call_with_dropped_weights(name: str, backend: str) -> 
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-OPTIONS = ("weight_drop",)
+def stepped(kind: str, module: Any, d: int, x_mask: Array, h_mask: Array) -> formulas.Step:
+    """A step of direction d of an only layer, as Gal and Ghahramani 2016 write it (section 4.1, one
+    mask for all gates): masks [1, size] of what is multiplied by a weight. A GRU's ``z * h`` is
+    none of that."""
+    w_ih, w_hh, b_ih, b_hh = (w.detach().numpy() for w in module.all_weights[d])
+
+    def step(x: Array, states: list[Array]) -> list[Array]:
+        gx = (x * x_mask) @ w_ih.T + b_ih
+        gh = (states[0] * h_mask) @ w_hh.T + b_hh
+        if kind == "RNN":
+            return [np.tanh(gx + gh)]
+        if kind == "LSTM":
+            return formulas.lstm(*np.split(gx + gh, 4, -1), states[1])
+        (r, z, n), (r_h, z_h, n_h) = np.split(gx, 3, -1), np.split(gh, 3, -1)
+        return formulas.gru(z + z_h, n + formulas.sigmoid(r + r_h) * n_h, states[0])
+
+    return step
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_is_what_the_paper_says(kind: str, backend: str) -> None:
+    torch.manual_seed(0)
+    module = getattr(rnnkernels, kind)(I, H, bidirectional=True, recurrent_dropout=0.4, **F64)
+    x, lengths = torch.randn(T, B, I, **F64), [T, 0, 3]
+    states = [torch.randn(2, B, H, **F64) for _ in range(2 if kind == "LSTM" else 1)]
+    torch.manual_seed(1)
+    y, last = module(x, tuple(states) if kind == "LSTM" else states[0], lengths=lengths)
+    torch.manual_seed(1)
+    h_mask = drawn(2, 2, H)  # of the rows that have steps, the longest first
+    assert (h_mask == 0).any() and (h_mask > 1).any()
+    for d in range(2):
+        for place, b in enumerate((0, 2)):
+            step = stepped(kind, module, d, np.ones((1, I)), h_mask[d, place : place + 1])
+            first = [s[d, b : b + 1].numpy() for s in states]
+            row = x[:, b : b + 1].numpy()
+            want, end = formulas.run(step, row, first, lengths[b : b + 1], reverse=d == 1)
+            got = y[:, b : b + 1, d * H : (d + 1) * H]
+            np.testing.assert_allclose(got.detach(), want, rtol=0, atol=1e-14)
+            for s, e in zip(tensors(last), end, strict=True):
+                np.testing.assert_allclose(s[d, b : b + 1].detach(), e, rtol=0, atol=1e-14)
+
+
+def drawn(*shape: int) -> Array:
+    return F.dropout(torch.ones(*shape, **F64), 0.4).numpy()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_same_bits_for_any_number_of_threads(name: str) -> None:
+    """And of outputs where backward computes again."""
+    require_backend("cpu")
+    torch.manual_seed(0)
+    module = getattr(rnnkernels, name)(I, 70, bidirectional=True, recurrent_dropout=0.5)
+    x, threads = torch.randn(T, 9, I), torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            torch.manual_seed(1)
+            found.append(pulled(module(x), module))
+    finally:
+        torch.set_num_threads(threads)
+    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
+    torch.manual_seed(1)
+    outputs = tensors(module(x, recompute=2))
+    assert same_bits(outputs, found[0][: len(outputs)])
+
+
+OPTIONS = ("weight_drop", "recurrent_dropout")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
