@@ -356,7 +356,7 @@ def in_turn(call: Call, run: Callable[[Layer], LayerResult]) -> Result:
         results.append(run(call.layer(index, x)))
         x = merge(results[-1].y, call.merge_mode) if D > 1 else results[-1].y
         if call.masks and index + 1 < call.layers:
-            x = x * of_steps(call.masks[index], call.starts)
+            x = x * of_steps(call.masks[index], call.starts, x.size(0))
     c_n = [r.c_n for r in results if r.c_n is not None]
     every_h = every_c = None
     if call.all_states:
@@ -368,13 +368,13 @@ def in_turn(call: Call, run: Callable[[Layer], LayerResult]) -> Result:
     )
 
 
-def of_steps(mask: Tensor, starts: Tensor | None) -> Tensor:
+def of_steps(mask: Tensor, starts: Tensor | None, N: int) -> Tensor:
     """A mask as factors of all steps ``[T, B, ...]`` or, packed, ``[N, ...]``, of which it may
     leave out those that it repeats."""
     if starts is None or mask.dim() == 2:
         return mask
-    n, rows = starts.diff(), torch.arange(int(starts[-1]), device=starts.device)
-    return mask[0, rows - starts[:-1].repeat_interleave(n)]
+    first = starts[:-1].repeat_interleave(starts.diff(), output_size=N)
+    return mask[0].index_select(0, torch.arange(N, device=starts.device) - first)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnnkernels._core.call import of_steps
 from rnnkernels.functional._spec import Spec
 
 
@@ -28,6 +29,21 @@ def recurrent(spec: Spec, h0: Tensor) -> Tensor | None:
     """What recurrent dropout multiplies h by in front of W_hh, the same at all steps (Gal and
     Ghahramani 2016); like h0 [L*D, B, R]."""
     return F.dropout(torch.ones_like(h0), spec.recurrent_dropout) if spec.drops_states else None
+
+
+def inputs(spec: Spec, x: Tensor, h0: Tensor, starts: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    """x as dropout leaves it, and the masks between layers: of :func:`between`, and of variational
+    dropout, whose masks of every layer's input are the same at all steps (Gal and Ghahramani 2016).
+    """
+    masks = between(spec, x)
+    if not spec.drops_inputs:
+        return x, masks
+    sizes = [spec.input_size, *[spec.width] * (spec.num_layers - 1)]
+    ones = (h0.new_ones(1, h0.size(1), size) for size in sizes)
+    first, *upper = [F.dropout(each, spec.input_dropout) for each in ones]
+    if masks:
+        upper = [m * of_steps(u, starts, x.size(0)) for m, u in zip(masks, upper, strict=True)]
+    return x * of_steps(first, starts, x.size(0)), upper
 
 
 def between(spec: Spec, x: Tensor) -> list[Tensor]:

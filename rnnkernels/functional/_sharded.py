@@ -176,6 +176,7 @@ def forward(
     draws = {
         "dropout: between layers": spec.drops and spec.num_layers > 1,
         "recurrent_dropout: in states": spec.drops_states,
+        "input_dropout: in the input": spec.drops_inputs,
     }
     for what, drawn in draws.items():
         if drawn and copies > 1:

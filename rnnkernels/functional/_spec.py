@@ -99,6 +99,7 @@ class Spec:
     heads: int = 1
     weight_drop: float = 0.0
     recurrent_dropout: float = 0.0
+    input_dropout: float = 0.0
 
     @property
     def D(self) -> int:
@@ -118,6 +119,10 @@ class Spec:
     def drops(self) -> bool:
         """Whether anything falls out between layers."""
         return self.training and self.dropout > 0
+
+    @property
+    def drops_inputs(self) -> bool:
+        return self.training and self.input_dropout > 0
 
     @property
     def drops_states(self) -> bool:

@@ -380,7 +380,8 @@ def _run(
         finals = [result.h_n] if result.c_n is None else [result.h_n, result.c_n]
         return Outputs(result.y, finals, [result.h or [], result.c or []])
 
-    masks, h_mask = _dropout.between(spec, x), _dropout.recurrent(spec, hx[0])
+    x, masks = _dropout.inputs(spec, x, hx[0], steps.starts)
+    h_mask = _dropout.recurrent(spec, hx[0])
     if isinstance(spec.truncate, tuple) and differentiated:
         return truncation.overlapping(
             layers, x, hx, lengths, reset, return_all_states, spec.truncate, masks, h_mask

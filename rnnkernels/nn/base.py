@@ -29,6 +29,7 @@ ADDED = {
     "heads": 1,
     "weight_drop": 0.0,
     "recurrent_dropout": 0.0,
+    "input_dropout": 0.0,
 }
 
 
@@ -48,6 +49,7 @@ class RNNBase(flat_weights.Holder):
     heads: int = 1
     weight_drop: float = 0.0
     recurrent_dropout: float = 0.0
+    input_dropout: float = 0.0
     qconfig = tracing.QConfig()
 
     def __init__(
@@ -73,6 +75,7 @@ class RNNBase(flat_weights.Holder):
         heads: int = 1,
         weight_drop: float = 0.0,
         recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
     ) -> None:
         nn.Module.__init__(self)
         checks.parameter_dtype(dtype)
@@ -99,6 +102,7 @@ class RNNBase(flat_weights.Holder):
         self.recurrent_dropout = checks.recurrent_drop(
             "recurrent_dropout", recurrent_dropout, self.cell
         )
+        self.input_dropout = checks.probability("input_dropout", input_dropout)
 
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
@@ -163,7 +167,10 @@ class RNNBase(flat_weights.Holder):
         clip = self.grad_clip if grad_clip is ... else grad_clip
         every = self.recompute if recompute is ... else recompute
         drops = self.training and bool(
-            (self.dropout and self.num_layers > 1) or self.weight_drop or self.recurrent_dropout
+            (self.dropout and self.num_layers > 1)
+            or self.weight_drop
+            or self.recurrent_dropout
+            or self.input_dropout
         )
         plain = lengths is None and reset is None and not (return_all_states or drops)
         plain = plain and windows is None and clip is None and every is None and self.heads == 1
@@ -222,6 +229,7 @@ class RNNBase(flat_weights.Holder):
             self.heads,
             checks.recurrent_drop("weight_drop", self.weight_drop, self.cell),
             checks.recurrent_drop("recurrent_dropout", self.recurrent_dropout, self.cell),
+            checks.probability("input_dropout", self.input_dropout),
         )
         return forward(
             spec,

@@ -147,6 +147,10 @@ class LSTM(RNNBase):
             others are divided by ``1 - recurrent_dropout`` (Gal and Ghahramani 2016, with one mask
             for all gates). Where a cell reads h otherwise, as a GRU in ``z * h``, and in the
             output, h is whole.
+        input_dropout: in training, the probability of zeroing a feature of the input of each
+            layer, the same features of a row at all steps of a call; the others are divided by
+            ``1 - input_dropout`` (Gal and Ghahramani 2016). Between layers it comes beside
+            ``dropout``, which draws for every step anew.
 
     Call:
         ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,

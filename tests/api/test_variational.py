@@ -77,17 +77,19 @@ def stepped(kind: str, module: Any, d: int, x_mask: Array, h_mask: Array) -> for
 @pytest.mark.parametrize("kind", LAYERS)
 def test_is_what_the_paper_says(kind: str, backend: str) -> None:
     torch.manual_seed(0)
-    module = getattr(rnnkernels, kind)(I, H, bidirectional=True, recurrent_dropout=0.4, **F64)
+    drops: Any = {"recurrent_dropout": 0.4, "input_dropout": 0.4}
+    module = getattr(rnnkernels, kind)(I, H, bidirectional=True, **drops, **F64)
     x, lengths = torch.randn(T, B, I, **F64), [T, 0, 3]
     states = [torch.randn(2, B, H, **F64) for _ in range(2 if kind == "LSTM" else 1)]
     torch.manual_seed(1)
     y, last = module(x, tuple(states) if kind == "LSTM" else states[0], lengths=lengths)
     torch.manual_seed(1)
-    h_mask = drawn(2, 2, H)  # of the rows that have steps, the longest first
-    assert (h_mask == 0).any() and (h_mask > 1).any()
+    x_mask, h_mask = drawn(2, I), drawn(2, 2, H)  # of rows with steps, the longest first
+    assert (h_mask == 0).any() and (x_mask == 0).any() and (h_mask > 1).any()
     for d in range(2):
         for place, b in enumerate((0, 2)):
-            step = stepped(kind, module, d, np.ones((1, I)), h_mask[d, place : place + 1])
+            own = slice(place, place + 1)
+            step = stepped(kind, module, d, x_mask[own], h_mask[d, own])
             first = [s[d, b : b + 1].numpy() for s in states]
             row = x[:, b : b + 1].numpy()
             want, end = formulas.run(step, row, first, lengths[b : b + 1], reverse=d == 1)
@@ -99,6 +101,62 @@ def test_is_what_the_paper_says(kind: str, backend: str) -> None:
 
 def drawn(*shape: int) -> Array:
     return F.dropout(torch.ones(*shape, **F64), 0.4).numpy()
+
+
+@pytest.mark.parametrize("lengths", [None, [3, T, 2]], ids=["whole", "packed"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_drop_their_inputs(dropout: float, lengths: Any, backend: str) -> None:
+    """Every layer, as if it stood alone, beside torch's dropout; and nothing of every step is kept
+    but y, c and the gates."""
+    options: Any = {"bidirectional": True, "dropout": dropout, "input_dropout": 0.4}
+    torch.manual_seed(0)
+    module = rnnkernels.LSTM(I, H, num_layers=3, **options, **F64)
+    x = torch.randn(T, B, I, **F64)
+    torch.manual_seed(1)
+    found = pulled(module(x, lengths=lengths), module)
+    torch.manual_seed(1)
+    steps = (T, B) if lengths is None else (sum(lengths),)
+    order = list(range(B)) if lengths is None else [1, 0, 2]  # of rows, packed
+    between = [F.dropout(torch.ones(*steps, 2 * H, **F64), dropout) for _ in "ab" if dropout]
+    masks = [F.dropout(torch.ones(1, B, size, **F64), 0.4) for size in (I, 2 * H, 2 * H)]
+    places = torch.ones(T, B, dtype=torch.bool)
+    if lengths is not None:
+        places = torch.arange(T)[:, None] < torch.tensor(lengths)[order]
+    y, last = x[:, order], []
+    for n, mask in enumerate(masks):
+        if n and dropout:
+            whole = torch.zeros(T, B, 2 * H, **F64)
+            whole[places] = between[n - 1].flatten(0, -2)
+            y = y * whole
+        y, states = functional.lstm(
+            y * mask, None, module.all_weights[2 * n : 2 * n + 2], bidirectional=True,
+            lengths=None if lengths is None else [lengths[b] for b in order],
+        )  # fmt: skip
+        last.append(states)
+    back = [order.index(b) for b in range(B)]
+    h_n, c_n = (torch.cat([s[k] for s in last])[:, back] for k in (0, 1))
+    for a, b in zip(found, pulled((y[:, back], (h_n, c_n)), module), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_what_backward_keeps() -> None:
+    """No mask of all steps between layers, nor the input that one has made."""
+    require_backend("cpu")
+    long, sizes = 50, []
+
+    def kept(t: Tensor) -> Tensor:
+        sizes.append(t.untyped_storage().nbytes() // t.element_size())
+        return t
+
+    module = rnnkernels.LSTM(I, H, num_layers=2, recurrent_dropout=0.4, input_dropout=0.4)
+    x = torch.randn(long, B, I)
+    found = []
+    for training in (True, False):
+        sizes.clear()
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda t: t):
+            module.train(training)(x)
+        found.append(sum(n for n in sizes if n >= long * B))
+    assert found[0] == found[1] > 0
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -122,7 +180,22 @@ def test_the_same_bits_for_any_number_of_threads(name: str) -> None:
     assert same_bits(outputs, found[0][: len(outputs)])
 
 
-OPTIONS = ("weight_drop", "recurrent_dropout")
+def test_one_graph() -> None:
+    """A compiled layer draws as it does without a compiler."""
+    require_backend("cpu")
+    torch._dynamo.reset()
+    options = dict.fromkeys(OPTIONS, 0.4)
+    module, x = layer("GRU", **options), torch.randn(T, B, I, **F64)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    found = []
+    for run in (compiled, module):
+        torch.manual_seed(1)
+        found.append(pulled(run(x), module))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+OPTIONS = ("weight_drop", "recurrent_dropout", "input_dropout")
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -31,6 +31,7 @@ LAYERS: dict[str, dict[str, Any]] = {
     "layers": {"num_layers": 2},
     "dropout": {"num_layers": 3, "dropout": 0.5},
     "directions": {"bidirectional": True},
+    "input dropout": {"num_layers": 2, "input_dropout": 0.5},
     "recurrent dropout": {"bidirectional": True, "num_layers": 2, "recurrent_dropout": 0.5},
     "mul": {"bidirectional": True, "num_layers": 2, "merge_mode": "mul"},
     "sum": {"bidirectional": True, "num_layers": 2, "merge_mode": "sum"},

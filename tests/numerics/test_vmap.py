@@ -270,7 +270,7 @@ def test_windows_of_packed_lanes() -> None:
     close(grad(lambda x, hx: vmap(penalty)(x, hx).sum(), (0, 1))(x, hx), want)
 
 
-@pytest.mark.parametrize("option", ["dropout", "recurrent_dropout"])
+@pytest.mark.parametrize("option", ["dropout", "recurrent_dropout", "input_dropout", "weight_drop"])
 def test_dropout(option: str) -> None:
     """Lanes fall out differently, or alike, or vmap asks which, as with torch.nn's layers."""
     gru = rnnkernels.GRU(I, H, 2, **{option: 0.5})
