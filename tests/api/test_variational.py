@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import formulas
+import op_parity
 import rnnkernels
 from formulas import Array
 from helpers import require_backend, same_bits, tensors
 from rnnkernels import functional
+from rnnkernels._backends import gpu, onnx, triton
 
 T, B, I, H = 5, 3, 4, 6
 LAYERS = {"RNN": functional.rnn, "LSTM": functional.lstm, "GRU": functional.gru}
@@ -178,6 +180,66 @@ def test_the_same_bits_for_any_number_of_threads(name: str) -> None:
     torch.manual_seed(1)
     outputs = tensors(module(x, recompute=2))
     assert same_bits(outputs, found[0][: len(outputs)])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("GRU", {"heads": 2}), ("LSTM", {"proj_size": 2}), ("MGU", {"truncate": 2})],
+)
+def test_kernels_and_reference_agree(name: str, options: dict[str, Any]) -> None:
+    """In layers of heads, whose states lie head by head, of projections and of written cells."""
+    require_backend("cpu")
+    module, x = layer(name, **options, **dict.fromkeys(OPTIONS, 0.4)), torch.randn(T, B, I, **F64)
+    found = []
+    for backend in ("cpu", "reference"):
+        module.backend = backend
+        torch.manual_seed(1)
+        found.append(pulled(module(x, lengths=[3, T, 2]), module))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("option", ["weight_drop", "recurrent_dropout"])
+def test_cells_without_recurrent_weights(option: str) -> None:
+    message = rf"{option}: expected 0 for the cell ind_rnn.*, which has no recurrent weights"
+    with pytest.raises(ValueError, match=message):
+        rnnkernels.IndRNN(I, H, **{option: 0.4})
+    with pytest.raises(ValueError, match=message):
+        functional.layers(
+            rnnkernels.IndRNN.definition, torch.zeros(1, 1, 2), None, [[torch.zeros(3, 2)] * 2],
+            **{option: 0.4},
+        )  # fmt: skip
+
+
+def test_what_has_no_recurrent_dropout_says_so() -> None:
+    module, x = rnnkernels.LSTM(I, H, recurrent_dropout=0.4, backend="torch"), torch.zeros(T, B, I)
+    with pytest.raises(RuntimeError, match=r"torch\.nn has no recurrent dropout"):
+        module(x)
+    module.eval()(x)
+    module.train().backend = "reference"
+    text = str(rnnkernels.explain(module, x))
+    assert "with recurrent_dropout" in text
+    call = op_parity.make(op_parity.Case("lstm", drop=True), torch.float32).call()
+    for refusal in (gpu.cuda_refusal, onnx.refusal, triton.refusal):
+        if refusal is not triton.refusal or triton.INTERPRETED:
+            assert "recurrent" in str(refusal(call))
+        plain = str(refusal(call._replace(h_mask=None)))
+        assert "recurrent" not in plain
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda t: t[..., :-1], RuntimeError, "h_mask: expected shape"),
+        (Tensor.float, ValueError, "h_mask: expected dtype"),
+        (Tensor.requires_grad_, RuntimeError, "h_mask: expected tensors that require no gradient"),
+    ],
+)
+def test_masks_of_another_form(change: Any, error: Any, message: str) -> None:
+    require_backend("cpu")
+    call = op_parity.make(op_parity.Case("gru", drop=True), torch.float64)
+    with pytest.raises(error, match=message):
+        op_parity.forward(torch.ops.rnnkernels, call._replace(h_mask=change(call.h_mask)))
 
 
 def test_one_graph() -> None:
