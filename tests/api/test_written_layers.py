@@ -176,7 +176,9 @@ def test_export(tmp_path: Path) -> None:
     assert run_python("-c", f"{known}; {load}; {run}").stdout == "ran\n"
     none = {"XDG_CACHE_HOME": str(tmp_path), "CXX": "none"}
     done = run_python("-c", f"{known}; {load}; {run}", **none)
-    assert f"no CPU kernels of {written_cells.gru.name!r} for float64: no C++ compiler" in done.stderr
+    assert (
+        f"no CPU kernels of {written_cells.gru.name!r} for float64: no C++ compiler" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("make", [rnnkernels.layer, rnnkernels.cell_class], ids=["layer", "step"])
