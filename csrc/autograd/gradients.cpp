@@ -29,6 +29,7 @@ struct Part {
 struct Layer {
   int64_t index;
   Tensor x, h0, y, h_raw, dgates, dproj;
+  Tensor h_mask;  // undefined where there is none
   bool wants_dx;
 };
 
@@ -79,6 +80,7 @@ class GradientSums {
         hidden_product(d, columns(d, part), parts.back());
       }
       if (!in_place) *dw_hh = parts.size() == 1 ? parts[0] : at::cat(parts, -2);
+      masked_ = Tensor();
     }
     if (Tensor* db_ih = want(kBIh)) *db_ih = bias(d, {{0, 0, rows_}});
     if (Tensor* db_hh = want(kBHh)) *db_hh = bias(d, hidden_);
@@ -172,7 +174,7 @@ class GradientSums {
 
   // Where nothing is packed, the h of all steps but a row's first stands in y, one step away, so nothing is copied
   // unless there are resets; the first step takes h0.
-  void shifted_product(int64_t d, const Tensor& dgh, Tensor& out) const {
+  void shifted_product(int64_t d, const Tensor& dgh, Tensor& out) {
     const auto& [lengths, starts, reset] = steps_;
     const SymInt later = (T_ - 1) * B_, width = dgh.sym_size(1);
     const auto some = [](const Tensor& t, const SymInt& from, const SymInt& n) { return t.narrow_symint(0, from, n); };
@@ -182,7 +184,7 @@ class GradientSums {
       return;
     }
     const bool turned = d >= heads_;
-    Tensor first = known == 1 ? dgh : some(dgh, turned ? later : 0, B_), h0 = layer_.h0.select(0, d);
+    Tensor first = known == 1 ? dgh : some(dgh, turned ? later : 0, B_), h0 = initial(d);
     if (!turned && reset) h0 = h0.masked_fill(reset->select(0, 0).unsqueeze(1), 0);
     if (turned && lengths) {
       const Tensor last = (*lengths - 1).clamp_min(0).view_symint({1, B_, 1});
@@ -217,7 +219,7 @@ class GradientSums {
     if (of_direction_ != d) {
       const SymInt later = (T_ - 1) * B_;
       const bool turned = d >= heads_;
-      const Tensor h0 = layer_.h0.select(0, d), h = states(d).narrow_symint(0, turned ? B_ : SymInt(0), later);
+      const Tensor h0 = initial(d), h = states(d).narrow_symint(0, turned ? B_ : SymInt(0), later);
       entered_ = turned ? at::cat({h, h0}) : at::cat({h0, h});
       of_direction_ = d;
       if (const OptionalTensor& reset = steps_.reset) {  // which a row's last step has none behind, going backwards
@@ -230,10 +232,21 @@ class GradientSums {
     return entered_;
   }
 
-  // h of each step of direction d [N, R].
-  Tensor states(int64_t d) const {
-    const Tensor h = layer_.y.reshape_symint({N_, D_ * R_});  // a copy of what lanes share
-    return D_ == 1 ? h : h.narrow_symint(1, d * R_, R_);
+  // The first h of direction d [B, R], as W_hh was multiplied by it.
+  Tensor initial(int64_t d) const {
+    const Tensor h0 = layer_.h0.select(0, d);
+    return layer_.h_mask.defined() ? h0 * layer_.h_mask.select(0, d) : h0;
+  }
+
+  // h of each step of direction d [N, R], likewise. Masked it is a copy, which lives as long as its products.
+  Tensor states(int64_t d) {
+    if (masked_.defined()) return masked_;
+    Tensor h = layer_.y.reshape_symint({N_, D_ * R_});  // a copy of what lanes share
+    if (D_ > 1) h = h.narrow_symint(1, d * R_, R_);
+    if (!layer_.h_mask.defined()) return h;
+    const Tensor mask = of_steps(layer_.h_mask.narrow(0, d, 1), steps_, N_);
+    masked_ = steps_.starts ? h * mask : (h.unflatten_symint(0, {T_, B_}) * mask).flatten(0, 1);
+    return masked_;
   }
 
   // The h that entered each packed step [N, R].
@@ -245,7 +258,7 @@ class GradientSums {
                                                         sizes.narrow_symint(0, 1, T_ - 1), 0, N_ - B_);
       before_ = at::arange(B_, N_, sizes.options()) - shift;
     }
-    const Tensor h0 = layer_.h0.select(0, d), h = states(d);
+    const Tensor h0 = initial(d), h = states(d);
     if (d < heads_) {
       const Tensor all = at::cat({h0, h.index_select(0, before_)});
       return steps_.reset ? all.masked_fill(steps_.reset->unsqueeze(1), 0) : all;
@@ -273,6 +286,7 @@ class GradientSums {
   Part unit_;                 // what a step adds to the gradient of the cell's first parameter
   Tensor dgates_;             // [N, D*X*H]
   Tensor sums_;               // [D*X*H], of each lane, once a bias has asked for them
+  Tensor masked_;             // [N, R]: h of the direction at hand, where there is a mask
   int64_t of_direction_ = -1;
   Tensor entered_;  // [N, R], of that direction
   Tensor before_;   // [N - B]: the place of the step before, of all packed steps but the rows' first
@@ -339,7 +353,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
     if (l > 0) {
       x = kept.ys.select(0, l - 1);
       if (merges && reads_x) x = merge(x, mode);
-      if (!kept.masks.empty() && reads_x) x = x * kept.masks[l - 1];
+      if (!kept.masks.empty() && reads_x) x = x * of_steps(kept.masks[l - 1], kept.steps, x.sym_size(0));
     }
     const Layer layer{l,
                       x,
@@ -348,6 +362,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
                       part(kept.h_raw, L, l),
                       part(found.dgates, L - first, l - first),
                       part(found.dproj, L - first, l - first),
+                      kept.h_mask ? kept.h_mask->narrow(0, l * D, D) : Tensor(),
                       l == 0 && wanted[kX] && !by_rows};
     GradientSums sums(cell, weights, kept.steps, layer, settings, how);
     for (int64_t d = 0; d < settings.directions; ++d) {
@@ -411,6 +426,7 @@ Gradients gradients(const Settings& settings, const Kept& kept, const OutputGrad
   call.h0 = above(kept.inputs[kH0], first * D);
   call.c0 = above(kept.c0(), first * D);
   if (!kept.masks.empty() && first + 1 < L) call.masks = TensorList(kept.masks).slice(first);
+  call.h_mask = above(kept.h_mask, first * D);
   static_cast<Steps&>(call) = kept.steps;
   call.y = kept.y;
   call.ys = above(kept.ys, first);

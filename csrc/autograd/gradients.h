@@ -15,6 +15,7 @@ enum Input : size_t { kX, kH0, kC0, kFirstWeight };
 struct Kept {
   std::vector<Tensor> inputs;  // x, h0, c0 and the weights
   std::vector<Tensor> masks;
+  OptionalTensor h_mask;
   Steps steps;
   Tensor y, ys, c, h_raw, saved;
 

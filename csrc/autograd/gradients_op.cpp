@@ -24,6 +24,7 @@ GradientsCall call_of(const Settings& settings, const Kept& kept, const OutputGr
   call.h0 = kept.inputs[kH0];
   call.c0 = kept.c0();
   call.masks = given(kept.masks);
+  call.h_mask = kept.h_mask;
   call.wanted = positions;
   std::tie(call.y, call.ys, call.c, call.h_raw, call.saved) = std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved);
   return call;
@@ -34,6 +35,7 @@ Kept kept_of(const GradientsCall& call) {
   kept.inputs = {call.x, call.h0, call.c0.value_or(Tensor())};
   kept.inputs.insert(kept.inputs.end(), call.weights.begin(), call.weights.end());
   kept.masks = list_of(call.masks).vec();
+  kept.h_mask = call.h_mask;
   kept.steps = call;
   std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved) = std::tie(call.y, call.ys, call.c, call.h_raw, call.saved);
   return kept;
@@ -79,7 +81,7 @@ class GradientsBackward final : public torch::autograd::Node {
         add_next_edge(edge_to(t));
         saved_.emplace_back(t, false);
       }
-    for (const OptionalTensor& t : {call.lengths, call.starts, call.reset}) saved_.emplace_back(t, false);
+    for (const OptionalTensor& t : {call.lengths, call.starts, call.reset, call.h_mask}) saved_.emplace_back(t, false);
     // What forward returned, as constants with no say in whether others have been written to.
     for (const Tensor& t : {call.y, call.ys, call.c, call.h_raw, call.saved})
       saved_.emplace_back(t.defined() ? t.variable_data() : t, false);
@@ -114,7 +116,7 @@ class GradientsBackward final : public torch::autograd::Node {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     refuse_invariant(invariant_, "the derivative of a gradient (a second backward, after create_graph=True)");
     std::vector<int64_t> positions;
-    const size_t edges = saved_.size() - kSteps - kResults;
+    const size_t edges = saved_.size() - kConstants - kResults;
     for (size_t i = 0; i < edges - masks_; ++i)
       if (task_should_compute_output(i)) positions.push_back(int64_t(i));
     variable_list all;
@@ -125,7 +127,8 @@ class GradientsBackward final : public torch::autograd::Node {
     kept.inputs.assign(all.begin() + kOut, masks);
     kept.masks.assign(masks, all.begin() + ptrdiff_t(edges));
     kept.steps = {optional(all[edges]), optional(all[edges + 1]), optional(all[edges + 2])};
-    const Tensor* const results = &all[edges + kSteps];
+    kept.h_mask = optional(all[edges + 3]);
+    const Tensor* const results = &all[edges + kConstants];
     std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved) =
         std::tie(results[0], results[1], results[2], results[3], results[4]);
     const OutputGradients out{optional(all[0]), optional(all[1]), optional(all[2]), optional(all[3]), optional(all[4])};
@@ -142,9 +145,9 @@ class GradientsBackward final : public torch::autograd::Node {
   const std::vector<int64_t> wanted_;
   const bool invariant_;
   const int64_t lanes_;
-  static constexpr size_t kSteps = 3, kResults = 5;
+  static constexpr size_t kConstants = 4, kResults = 5;
   size_t masks_;
-  std::vector<SavedVariable> saved_;  // the sources, the masks; lengths, starts and reset; what forward returned
+  std::vector<SavedVariable> saved_;  // the sources, the masks; lengths, starts, reset and h_mask; forward's results
 };
 
 template <Library library>

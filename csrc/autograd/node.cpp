@@ -156,9 +156,13 @@ bool takes_tangents(const ForwardCall& call) {
 
 // Whether a gradient may be asked for in any of what a call takes.
 bool needs_history(const ForwardCall& call) {
-  TORCH_CHECK(!call.masks || !torch::autograd::compute_requires_grad(*call.masks),
-              "masks: expected tensors that require no gradient, which none is computed for, got one that does. Pass "
-              "its detach().");
+  const auto refuse = [](const char* name, bool requires_grad) {
+    TORCH_CHECK(!requires_grad, name,
+                ": expected tensors that require no gradient, which none is computed for, got one that does. Pass its "
+                "detach().");
+  };
+  refuse("masks", call.masks && torch::autograd::compute_requires_grad(*call.masks));
+  refuse("h_mask", torch::autograd::compute_requires_grad(call.h_mask));
   return torch::autograd::compute_requires_grad(call.x, call.weights, call.h0, call.c0);
 }
 
@@ -168,6 +172,7 @@ Kept kept_inputs(const ForwardCall& call) {
   kept.inputs = {call.x, call.h0, call.c0.value_or(Tensor())};
   kept.inputs.insert(kept.inputs.end(), call.weights.begin(), call.weights.end());
   kept.masks = list_of(call.masks).vec();
+  kept.h_mask = call.h_mask;
   kept.steps = call;
   return kept;
 }

@@ -25,8 +25,8 @@ class Saved {
     for (const Tensor& t : kept.inputs) inputs_.emplace_back(t, false);
     for (const Tensor& t : kept.masks) inputs_.emplace_back(t, false);
     masks_ = kept.masks.size();
-    steps_ = {SavedVariable(kept.steps.lengths, false), SavedVariable(kept.steps.starts, false),
-              SavedVariable(kept.steps.reset, false)};
+    constants_ = {SavedVariable(kept.steps.lengths, false), SavedVariable(kept.steps.starts, false),
+                  SavedVariable(kept.steps.reset, false), SavedVariable(kept.h_mask, false)};
     outputs_[kY] = use.y ? shared(kept.y) : SavedVariable(Tensor(), true);
     outputs_[kYs] = use.all_states ? shared(kept.ys) : SavedVariable(kept.ys, true);
     outputs_[kC] = use.all_states ? shared(kept.c) : SavedVariable(kept.c, true);
@@ -42,7 +42,8 @@ class Saved {
     kept.inputs.reserve(inputs_.size());
     for (size_t i = 0; i < inputs_.size(); ++i)
       (i + masks_ < inputs_.size() ? kept.inputs : kept.masks).push_back(inputs_[i].unpack());
-    kept.steps = {optional(steps_[0]), optional(steps_[1]), optional(steps_[2])};
+    kept.steps = {optional(constants_[0]), optional(constants_[1]), optional(constants_[2])};
+    kept.h_mask = optional(constants_[3]);
     for (size_t i = 0; i < kOutputs; ++i) (kept.*kPlaces[i]) = outputs_[i].unpack(node);
     return kept;
   }
@@ -57,13 +58,13 @@ class Saved {
   template <class F>
   void for_all(F&& f) {
     for (SavedVariable& t : inputs_) f(t, false);
-    for (SavedVariable& t : steps_) f(t, false);
+    for (SavedVariable& t : constants_) f(t, false);
     for (SavedVariable& t : outputs_) f(t, true);
   }
   template <class F>
   void for_all(F&& f) const {
     for (const SavedVariable& t : inputs_) f(t, false);
-    for (const SavedVariable& t : steps_) f(t, false);
+    for (const SavedVariable& t : constants_) f(t, false);
     for (const SavedVariable& t : outputs_) f(t, true);
   }
 
@@ -93,8 +94,8 @@ class Saved {
     return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt;
   }
 
-  std::vector<SavedVariable> inputs_;   // x, h0, c0, the weights, the masks
-  std::array<SavedVariable, 3> steps_;  // lengths, starts and reset
+  std::vector<SavedVariable> inputs_;       // x, h0, c0, the weights, the masks
+  std::array<SavedVariable, 4> constants_;  // lengths, starts, reset and h_mask
   std::array<SavedVariable, kOutputs> outputs_;
   size_t masks_ = 0;
 };

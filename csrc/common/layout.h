@@ -137,6 +137,7 @@ struct Forward {
   const IO* b_hh[kMaxDirections];  // [G*H] each, or null
   const IO* w_hr[kMaxDirections];  // [R, H] each, or null: no projection
   const IO* unit[kMaxDirections];  // [P, H] each, or null: the parameters of the cell
+  const IO* h_mask;                // [D, B, R] or null: factors of the h that W_hh is multiplied by
   const IO* h0;                    // [D, B, R]
   const IO* c0;                    // [D, B, C*H] or null
   IO* y;                           // [T, B, D*R]
@@ -163,6 +164,7 @@ struct Backward {
   const IO* w_hh[kMaxDirections];  // [G*H, R] each
   const IO* w_hr[kMaxDirections];  // [R, H] each, or null: no projection
   const IO* unit[kMaxDirections];  // [P, H] each, or null: the parameters of the cell
+  const IO* h_mask;                // [D, B, R] or null: factors of the h that W_hh was multiplied by
   const IO* h0;                    // [D, B, R]
   const IO* c0;                    // [D, B, C*H] or null
   const IO* y;                     // [T, B, D*R]

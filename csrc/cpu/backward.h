@@ -118,6 +118,11 @@ class BackwardLoop final : public LoopBase<IO> {
 
   int columns() const { return cell_.columns(); }  // of dgates
 
+  // What has come through W_hh to units i and following of a row, which may have been masked there.
+  V unmasked(V dh, int64_t d, const Row& row, int64_t i, int n) const {
+    return p_.h_mask ? dh * load(p_.h_mask + p_.seq.state_at(d, row.b, p_.seq.R) + i, n) : dh;
+  }
+
   const Backward<IO>& p_;
   Row* rows_;
   const std::unique_ptr<Direction[]> directions_;  // [D]
@@ -243,8 +248,8 @@ class BackwardLoop final : public LoopBase<IO> {
                           const int64_t i = (j * kWidth + u) * kLanes;
                           if (i >= q.R) break;
                           const V around = load(dir.dh + (r + k.slot) * padded(q.R) + i);
-                          store(p_.dh0 + q.state_at(d, rows_[r].b, q.R) + i, load(dh + u * kLanes) + around,
-                                left(q.R, i));
+                          const V through = unmasked(load(dh + u * kLanes), d, rows_[r], i, left(q.R, i));
+                          store(p_.dh0 + q.state_at(d, rows_[r].b, q.R) + i, through + around, left(q.R, i));
                         }
                       }
                     });
@@ -269,7 +274,8 @@ class BackwardLoop final : public LoopBase<IO> {
         V dh(T(0));
         if (now.active) {
           T* around = dir.dh + slot * padded(q.R) + i;
-          dh = load(dh_tile + u * kLanes) + load(around) + load_or_zero(p_.dy, now.n * q.R + i, n);
+          dh = unmasked(load(dh_tile + u * kLanes), d, rows_[r], i, n) + load(around);
+          dh += load_or_zero(p_.dy, now.n * q.R + i, n);
           store(around, V(T(0)));
           if (p_.flow) squares.add(dh, n);
         }

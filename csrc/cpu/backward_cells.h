@@ -43,7 +43,7 @@ class BackwardCells : LoopBase<IO> {
         unit.read(p, d, now, before, i, n, projected);
         unit.dnext[0] = load(dh_tile + u * kLanes);
         if (!projected) {
-          unit.dnext[0] += load(dh) + unit.dout[0];
+          unit.dnext[0] = loop.unmasked(unit.dnext[0], d, loop.rows_[r], i, n) + (load(dh) + unit.dout[0]);
           if (p.flow) dh_squares.add(unit.dnext[0], n);
         }
         for (int k = 1; k < Cell::S; ++k) unit.dnext[k] = load(dc + (k - 1) * padded(q.H)) + unit.dout[k];

@@ -41,15 +41,16 @@ class ForwardLoop final : public LoopBase<IO> {
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       dir.unit = q.of_head(p.unit, d, cell_.P * q.H);
+      if (p.h_mask) dir.h_mask = p.h_mask + q.state_at(d, 0, q.R);
       dir.input = {{p.I, q.H, G, width}, q.of_head(p.w_ih, d, G * q.H * p.I), packs, weights};
       // Without a W_hh the product is one over nothing.
       const int64_t R = cell_.recurrent ? q.R : 0;
       dir.hidden = {{R, q.H, G, width}, q.of_head(p.w_hh, d, G * q.H * R), packs, weights};
       for (T*& bias : dir.bias) bias = arena_.template take<T>(G * padded(q.H));
       for (F*& h : dir.h) h = arena_.template take<F>(q.B * padded_factors(q.R));
-      if constexpr (Base::kRounds) {
+      if (Base::kRounds || dir.h_mask) {
         dir.exact_h[0] = dir.exact_h[1] = arena_.template take<T>(q.B * padded(q.R));
-      } else {
+      } else if constexpr (!Base::kRounds) {
         std::copy(dir.h, dir.h + 2, dir.exact_h);
       }
       if (cell_.C() > 0) dir.c = arena_.template take<T>(q.B * cell_.C() * padded(q.H));
@@ -114,15 +115,16 @@ class ForwardLoop final : public LoopBase<IO> {
   // What a cell is handed and may ask for.
   using Matrix = KeptPanels<F, IO>;
   struct Direction {
-    Matrix input;              // W_ih
-    Matrix hidden;             // W_hh
-    Matrix projection;         // W_hr
-    T* bias[2] = {};           // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
-    F* h[2] = {};              // [B, R] each: state entering even and odd steps
-    T* exact_h[2] = {};        // the same before it was rounded to what products take
-    T* c = nullptr;            // [B, C, H]
-    F* raw = nullptr;          // [B, H]: h before the projection
-    const IO* unit = nullptr;  // [P, H]: parameters of the cell
+    Matrix input;                // W_ih
+    Matrix hidden;               // W_hh
+    Matrix projection;           // W_hr
+    T* bias[2] = {};             // [G, H] each: of gx, and of gh of split gates; else their sum is in the first
+    F* h[2] = {};                // [B, R] each: state entering even and odd steps, as the product takes it
+    T* exact_h[2] = {};          // the same before it was masked, and rounded to what products take
+    T* c = nullptr;              // [B, C, H]
+    F* raw = nullptr;            // [B, H]: h before the projection
+    const IO* unit = nullptr;    // [P, H]: parameters of the cell
+    const IO* h_mask = nullptr;  // [B, R]
   };
 
   // Of a direction, at step s: rows from `first` on, and what each does.
@@ -135,17 +137,22 @@ class ForwardLoop final : public LoopBase<IO> {
   struct State {
     const T* h;
     T* h_next;
-    F* rounded;
+    F* factors;      // of the next product
+    const IO* mask;  // of these, or null
     int64_t b;
   };
   State state(const Direction& dir, int64_t b, int64_t s) const {
     const int64_t row = b * padded(p_.seq.R);
     return {dir.exact_h[s & 1] + row, dir.exact_h[(s + 1) & 1] + row, dir.h[(s + 1) & 1] + b * padded_factors(p_.seq.R),
-            b};
+            dir.h_mask ? dir.h_mask + b * p_.seq.R : nullptr, b};
   }
   static void keep(const State& state, int64_t i, V h, int n) {
     store(state.h_next + i, h, n);  // what pads it stays zero: products may take it
-    if constexpr (Base::kRounds) store(state.rounded + i, h, n);
+    if (state.mask) {
+      store(state.factors + i, h * load(state.mask + i, n), n);
+    } else if constexpr (Base::kRounds) {
+      store(state.factors + i, h, n);
+    }
   }
 
   // A split gate needs its hidden part by itself, not only added to gx.

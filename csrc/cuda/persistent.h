@@ -105,6 +105,13 @@ void run_persistent(const BackwardLayer& a, const Plan& plan, const Runner& runn
   if (flow) a.flow.copy_(at::linalg_vector_norm(all_dh, 2, {-1}));
 }
 
+// The mask behind a layer, a factor for every y.
+template <class Run>
+Tensor whole_mask(const Run& all, int64_t index) {
+  const Sizes& n = all.sizes();
+  return all.mask(index).expand(n.shape({n.width()})).contiguous();
+}
+
 // The layers of a call, as many at a time as the plan has stages: the layers have one direction and no projection.
 template <class Runner>
 void run_stack(ForwardRun& all, const Stack& stack, const Runner& runner) {
@@ -120,7 +127,7 @@ void run_stack(ForwardRun& all, const Stack& stack, const Runner& runner) {
         const bool fed = l > first;
         layers.push_back(all.layer(l, fed ? layers.back().y : x));
         const Tensor gx = fed ? Tensor() : project_input(layers.back());
-        const Tensor mask = fed && all.call().masks ? all.mask(l - 1).contiguous() : Tensor();
+        const Tensor mask = fed && all.call().masks ? whole_mask(all, l - 1) : Tensor();
         kept.insert(kept.end(), {gx, mask});
         stages.push_back({parameters<IO>(layers.back(), gx), pointer<const IO>(mask)});
       }
@@ -147,7 +154,7 @@ void run_stack(BackwardRun& all, const Stack& stack, const Runner& runner) {
         if (fed) {
           stage.dgates_above = stages.back().dgates;
           const Tensor w_ih = all.w_ih(l + 1).contiguous();
-          const Tensor mask = all.call().masks ? all.mask(l).contiguous() : Tensor();
+          const Tensor mask = all.call().masks ? whole_mask(all, l) : Tensor();
           kept.insert(kept.end(), {w_ih, mask});
           stage.w_ih_above = pointer<const IO>(w_ih);
           stage.mask_above = pointer<const IO>(mask);

@@ -75,6 +75,9 @@ void run(const char* op, Run& all, const Tensor& like) {
   TORCH_CHECK_NOT_IMPLEMENTED(all.sizes().heads == 1, "rnnkernels::", op,
                               ": there are no CUDA kernels of layers with heads. Ask for another backend "
                               "(backend='reference').");
+  TORCH_CHECK_NOT_IMPLEMENTED(!all.call().h_mask, "rnnkernels::", op,
+                              ": the CUDA kernels have no recurrent dropout. Leave out h_mask, or ask for another "
+                              "backend (backend='reference').");
   const c10::DeviceGuard guard(like.device());
   const Launcher launcher(op, all.cell().number, like.device());
   Device limits{};

@@ -49,11 +49,13 @@ struct Model {
   TensorList weights;  // as weights.h has them: torch's order, for each layer and direction
   Tensor h0;
   OptionalTensor c0;   // where the cell has states beside h
-  OptionalList masks;  // factors of y on its way to the next layer (dropout), one between any two layers
+  OptionalList masks;  // factors of y on its way to the next layer (dropout), one between any two layers: of y's shape,
+                       // or [1, B, ...] for all steps
+  OptionalTensor h_mask;  // [L*D, B, R]: factors of the h that W_hh is multiplied by, and of nothing else, at all steps
 
   static constexpr auto fields() {
     return std::tuple(Field{"weights", &Model::weights}, Field{"h0", &Model::h0}, Field{"c0", &Model::c0},
-                      Field{"masks", &Model::masks});
+                      Field{"masks", &Model::masks}, Field{"h_mask", &Model::h_mask});
   }
 };
 

@@ -54,7 +54,13 @@ struct Checker {
     if (!masks) return;
     TORCH_CHECK_VALUE(int64_t(masks->size()) == n.L - 1, "masks: expected ", n.L - 1,
                       " tensors, one between any two layers, or None, got ", masks->size());
-    for (const Tensor& mask : *masks) tensor(mask, "masks", n.shape({n.width()}), "that of y");
+    for (const Tensor& mask : *masks) {
+      if (mask.dim() == 3 && mask.size(0) == 1) {
+        tensor(mask, "masks", {1, n.B, n.width()}, "for all steps: 1, batch, features of y");
+      } else {
+        tensor(mask, "masks", n.shape({n.width()}), "that of y");
+      }
+    }
   }
 
   void steps(const Steps& steps, const Sizes& n) const {
@@ -158,9 +164,11 @@ Sizes check(ForwardCall& call) {
   like.optional(call.c0, "cx", {n.L * n.D, B, cell.C() * n.H}, "layers * directions, batch, hidden");
   like.weights(weights, n, cell, true, call.step);
   like.masks(call.masks, n);
+  like.optional(call.h_mask, "h_mask", {n.L * n.D, n.B, n.R}, "layers * directions, batch, state");
   like.steps(call, n);
   make_contiguous(call.h0);
   make_contiguous(call.c0);
+  make_contiguous(call.h_mask);
   make_contiguous(static_cast<Steps&>(call));
   return n;
 }
@@ -180,6 +188,7 @@ Sizes check(BackwardCall& call) {
   like.optional(call.c0, "c0", {n.L * n.D, n.B, cell.C() * n.H}, "layers * directions, batch, hidden");
   like.weights(weights, n, cell, false, call.layers == 0);
   like.masks(call.masks, n);
+  like.optional(call.h_mask, "h_mask", {n.L * n.D, n.B, n.R}, "layers * directions, batch, state");
   like.optional(call.dy, "dy", call.y.sizes(), "the shape of y");
   like.optional(call.dh_n, "dh_n", call.h0.sizes(), "the shape of h0");
   if (n.inner()) like.optional(call.dys, "dys", inner(), "the shape of ys");
@@ -200,7 +209,8 @@ Sizes check(BackwardCall& call) {
   TORCH_CHECK_VALUE(call.window >= 0, "window: expected a number of steps, or 0 for none, got ", call.window);
   find_clip(call.clip, call.bound);
   for (Tensor* t : {&call.h0, &call.y, &call.ys, &call.c, &call.saved}) make_contiguous(*t);
-  for (OptionalTensor* t : {&call.dy, &call.dh_n, &call.dc_n, &call.dys, &call.dc, &call.c0}) make_contiguous(*t);
+  for (OptionalTensor* t : {&call.dy, &call.dh_n, &call.dc_n, &call.dys, &call.dc, &call.c0, &call.h_mask})
+    make_contiguous(*t);
   make_contiguous(static_cast<Steps&>(call));
   return n;
 }

@@ -2,8 +2,10 @@
 
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/stack.h>
 
 #if defined(__linux__)
@@ -87,6 +89,16 @@ Tensor merge(const Tensor& y, Merge mode) {
   return mode == Merge::kMean ? total / 2 : total;
 }
 
+Tensor rows_of_steps(const Tensor& starts, const c10::SymInt& N) {
+  const Tensor first = starts.narrow_symint(0, 0, starts.sym_size(0) - 1);
+  return at::arange(N, starts.options()) - at::repeat_interleave_symint(first, starts.diff(), 0, N);
+}
+
+Tensor of_steps(const Tensor& mask, const Steps& steps, const c10::SymInt& N) {
+  const bool repeats = steps.starts && mask.dim() == 3;
+  return repeats ? mask.select(0, 0).index_select(0, rows_of_steps(*steps.starts, N)) : mask;
+}
+
 Tensor project_input(const ForwardLayer& a) {
   TORCH_CHECK(!batch_invariant(), "rnnkernels.batch_invariant: expected a CPU tensor, got one on ", a.x.device(),
               ", where torch's products depend on the size of the batch. Move the layer to the CPU, or switch it off.");
@@ -131,6 +143,7 @@ ForwardLayer ForwardRun::layer(int64_t l, const Tensor& x) {
           x.numel() == 0 || x.stride(-1) == 1 ? x : x.contiguous(),
           {weights_of(weights_, kWIh, l, n), weights_of(weights_, kWHh, l, n), weights_of(weights_, kBIh, l, n),
            weights_of(weights_, kBHh, l, n), weights_of(weights_, kWHr, l, n), params_of(weights_, l, n)},
+          states_part(call_.h_mask, n, l),
           states_part(call_.h0, n, l),
           states_part(call_.c0, n, l),
           std::move(y),
@@ -175,6 +188,7 @@ BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
           states_part(call_.dc_n, n_, l),
           part(call_.dc, n_, l),
           std::move(w),
+          states_part(call_.h_mask, n_, l),
           states_part(call_.h0, n_, l),
           states_part(call_.c0, n_, l),
           y_of(l),

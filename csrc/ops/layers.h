@@ -28,6 +28,7 @@ struct ForwardLayer {
   int64_t index;
   Tensor x;  // features next to each other
   LayerWeights w;
+  OptionalTensor h_mask;
   Tensor h0;
   OptionalTensor c0;
   Tensor y, h_n, c_n, c, h_raw, saved;
@@ -40,6 +41,7 @@ struct BackwardLayer {
   Clip clip;
   OptionalTensor dy, dh_n, dc_n, dc;
   LayerWeights w;  // w_hh, w_hr and unit alone
+  OptionalTensor h_mask;
   Tensor h0;
   OptionalTensor c0;
   Tensor y, c, saved;
@@ -53,6 +55,11 @@ Tensor project_input(const ForwardLayer& layer);
 // Both directions of a layer [.., 2*R] as one output [.., R].
 Tensor merge(const Tensor& y, Merge mode);
 
+// Of each packed step the row that it is one of [N].
+Tensor rows_of_steps(const Tensor& starts, const c10::SymInt& N);
+// A mask as factors of all steps [T, B, ...] or, packed, [N, ...], of which it may leave out those that it repeats.
+Tensor of_steps(const Tensor& mask, const Steps& steps, const c10::SymInt& N);
+
 // A call that has been checked.
 template <class Call>
 class Run {
@@ -61,7 +68,7 @@ class Run {
   const CellInfo& cell() const { return cell_; }
   const Sizes& sizes() const { return n_; }
   bool projected() const { return weights_.has(kWHr); }
-  const Tensor& mask(int64_t index) const { return (*call_.masks)[index]; }
+  Tensor mask(int64_t index) const { return of_steps((*call_.masks)[index], call_, n_.N); }
 
  protected:
   explicit Run(Call& call) : call_(call), cell_(find_cell(call.cell)), n_(check(call)), weights_(call.weights, call) {}

@@ -55,6 +55,7 @@ Forward<IO> parameters(const ForwardLayer& a, const Tensor& gx = {}) {
     if (!a.w.w_hr.empty()) p.w_hr[d] = pointer<const IO>(a.w.w_hr[d]);
     if (!a.w.unit.empty()) p.unit[d] = pointer<const IO>(a.w.unit[d]);
   }
+  p.h_mask = pointer<const IO>(a.h_mask);
   p.h0 = pointer<const IO>(a.h0);
   p.c0 = pointer<const IO>(a.c0);
   p.y = pointer<IO>(a.y);
@@ -81,6 +82,7 @@ Backward<IO> parameters(const BackwardLayer& a) {
     if (!a.w.w_hr.empty()) p.w_hr[d] = pointer<const IO>(a.w.w_hr[d]);
     if (!a.w.unit.empty()) p.unit[d] = pointer<const IO>(a.w.unit[d]);
   }
+  p.h_mask = pointer<const IO>(a.h_mask);
   p.h0 = pointer<const IO>(a.h0);
   p.c0 = pointer<const IO>(a.c0);
   p.y = pointer<const IO>(a.y);

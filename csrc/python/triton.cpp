@@ -26,7 +26,11 @@ void launch(const char* pass, c10::Device device, const py::dict& arguments) {
   py::module_::import("rnnkernels._backends.triton.launch").attr(pass)(**arguments);
 }
 
-void refuse(const Tensor& like, const Sizes& n, const CellInfo& cell, const LayerWeights& w) {
+void refuse(const Tensor& like, const Sizes& n, const CellInfo& cell, const LayerWeights& w,
+            const OptionalTensor& h_mask) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!h_mask,
+                              "rnnkernels: the triton backend has no recurrent dropout. Leave out h_mask, or ask for "
+                              "another backend.");
   TORCH_CHECK_NOT_IMPLEMENTED(n.heads == 1 && cell.recurrent,
                               "rnnkernels: the triton backend has neither heads nor cells without recurrent weights. "
                               "Ask for another backend.");
@@ -57,7 +61,7 @@ py::dict common(const Layer& a, const Tensor& w_hh) {
 }
 
 void forward_layer(const ForwardLayer& a) {
-  refuse(a.x, a.n, a.cell, a.w);
+  refuse(a.x, a.n, a.cell, a.w, a.h_mask);
   const Tensor gx = project_input(a);
   if (a.n.T == 0 || a.n.B == 0) {
     a.h_n.copy_(a.h0);
@@ -84,7 +88,7 @@ void forward_layer(const ForwardLayer& a) {
 }
 
 void backward_layer(const BackwardLayer& a) {
-  refuse(a.y, a.n, a.cell, a.w);
+  refuse(a.y, a.n, a.cell, a.w, a.h_mask);
   if (a.n.T == 0 || a.n.B == 0) {
     const auto same = [](const Tensor& to, const OptionalTensor& from) {
       if (to.numel() && from) to.copy_(*from);

@@ -21,6 +21,8 @@ def cuda_refusal(call: Call) -> str | None:
         return "it has no kernels of cells that users write; those of triton are made for them"
     if call.heads > 1:
         return "it has no kernels for heads"
+    if call.h_mask is not None:
+        return "it has no kernels for recurrent dropout"
     return devices.cannot_run(call.x.device) or vetting.refusal("cuda", call.x.device)
 
 

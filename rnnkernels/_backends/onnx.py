@@ -45,6 +45,8 @@ def refusal(call: Call) -> str | None:
         return "heads: none of them has recurrent weights in blocks"
     if call.reset is not None:
         return "reset: none of them sets the state back inside a sequence"
+    if call.h_mask is not None:
+        return "recurrent_dropout: none of them has it; export in eval mode"
     if call.projected:
         return "proj_size: none of them has a projection"
     if call.all_states and call.c0 is not None:

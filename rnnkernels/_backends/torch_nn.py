@@ -26,6 +26,8 @@ def refusal(call: Call) -> str | None:
         return "torch.nn takes no lengths but of packed rows"
     if call.reset is not None:
         return "torch.nn takes no reset"
+    if call.h_mask is not None:
+        return "torch.nn has no recurrent dropout"
     if call.window:
         return "torch.nn does not truncate gradients"
     if call.clip != "none":

@@ -115,8 +115,11 @@ class Call(NamedTuple):
     h0: Tensor  # [L*D, B, R]
     #: [L*D, B, C*H] where the cell has C states beside h, one behind the other.
     c0: Tensor | None
-    #: Factors of each layer's output on its way to the next (dropout), one between any two layers.
+    #: Factors of each layer's output on its way to the next (dropout), one between any two layers:
+    #: of y's shape, or [1, B, ...] for all steps.
     masks: Sequence[Tensor] | None = None
+    #: [L*D, B, R]: factors of the h that W_hh is multiplied by, and of nothing else, at all steps.
+    h_mask: Tensor | None = None
     lengths: Tensor | None = None  # [B] int64
     #: Of packed steps, without padding: rows stand longest first and none is empty, and of each
     #: step t only those that reach it, from place ``starts[t]`` on. [T + 1] int64.
@@ -193,6 +196,7 @@ class Call(NamedTuple):
             flow=None if self.flow is None else self.flow[index],
             params=[list(w.params) for w in groups],
             heads=self.heads,
+            h_mask=None if self.h_mask is None else self.h_mask[rows],
         )
 
 
@@ -231,6 +235,7 @@ class Layer(NamedTuple):
     starts: Tensor | None = None
     params: Sequence[list[Tensor]] = ()  # of each direction those of the cell, [H] each
     heads: int = 1  # see Call
+    h_mask: Tensor | None = None  # [D, B, R]
 
     @property
     def cell(self) -> Cell:
@@ -277,6 +282,7 @@ class Layer(NamedTuple):
             ],
             h0=self.h0,
             c0=self.c0,
+            h_mask=self.h_mask,
             lengths=self.lengths,
             starts=self.starts,
             reset=self.reset,
@@ -350,7 +356,7 @@ def in_turn(call: Call, run: Callable[[Layer], LayerResult]) -> Result:
         results.append(run(call.layer(index, x)))
         x = merge(results[-1].y, call.merge_mode) if D > 1 else results[-1].y
         if call.masks and index + 1 < call.layers:
-            x = x * call.masks[index]
+            x = x * of_steps(call.masks[index], call.starts, x.size(0))
     c_n = [r.c_n for r in results if r.c_n is not None]
     every_h = every_c = None
     if call.all_states:
@@ -360,6 +366,15 @@ def in_turn(call: Call, run: Callable[[Layer], LayerResult]) -> Result:
     return Result(
         x, _joined([r.h_n for r in results]), _joined(c_n) if c_n else None, every_h, every_c
     )
+
+
+def of_steps(mask: Tensor, starts: Tensor | None, N: int) -> Tensor:
+    """A mask as factors of all steps ``[T, B, ...]`` or, packed, ``[N, ...]``, of which it may
+    leave out those that it repeats."""
+    if starts is None or mask.dim() == 2:
+        return mask
+    first = starts[:-1].repeat_interleave(starts.diff(), output_size=N)
+    return mask[0].index_select(0, torch.arange(N, device=starts.device) - first)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._core.call import NO_CLIP, Call, Clip, is_batch
+from rnnkernels.cells import find
 
 MERGE_MODES = ("concat", "sum", "mean", "mul")
 BIAS_MODES = ("double", "single")
@@ -92,6 +93,29 @@ def heads(heads: int, hidden_size: int, proj_size: int) -> int:
             f"{proj_size}. Put a linear layer behind"
         )
     return found
+
+
+def probability(name: str, value: Any) -> float:
+    """Of zeroing an element of what is scaled by ``1 / (1 - p)``, so below 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} should be a number in range [0, 1), got: {type(value).__name__}")
+    number = float(value)
+    if not 0 <= number < 1:  # a NaN is refused as well
+        raise ValueError(
+            f"{name} should be a number in range [0, 1) representing the probability of an "
+            f"element being zeroed, got: {value!r}"
+        )
+    return number
+
+
+def recurrent_drop(name: str, value: Any, cell: str) -> float:
+    """A probability of what falls out around recurrent weights, of a cell that has some."""
+    p = probability(name, value)
+    if p and not find(cell).recurrent:
+        raise ValueError(
+            f"{name}: expected 0 for the cell {cell}, which has no recurrent weights, got {p}"
+        )
+    return p
 
 
 def proj_size(value: Any, hidden_size: int) -> int:

@@ -99,6 +99,7 @@ def run_direction(
     b_ih, b_hh = of_head(call.b_ih), of_head(call.b_hh)
     params = call.params[turned] if call.params else ()
     params = [p.chunk(call.heads)[d % call.heads] for p in params]
+    h_mask = None if call.h_mask is None else call.h_mask[d]  # [B, R]
     assert w_ih is not None
     gx = F.linear(call.x, w_ih, b_ih)  # [T, B, G*H]
     initial = [call.h0[d], *(() if call.c0 is None else call.c0[d].chunk(cell.C, -1))]
@@ -107,7 +108,8 @@ def run_direction(
     outputs: list[list[Tensor]] = [[] for _ in range(T)]
 
     def step(gx: Tensor, prev: list[Tensor], active: Tensor | None = None) -> list[Tensor]:
-        gh = torch.zeros_like(gx) if w_hh is None else F.linear(prev[0], w_hh, b_hh)  # [B, G*H]
+        h = prev[0] if h_mask is None else prev[0] * h_mask[: prev[0].size(-2)]
+        gh = torch.zeros_like(gx) if w_hh is None else F.linear(h, w_hh, b_hh)  # [B, G*H]
         if active is not None:  # the zero gradient of a step that does not count meets numbers
             gx, gh = gx.masked_fill(~active, 0), gh.masked_fill(~active, 0)
         if call.clip.kind != "none":

@@ -27,7 +27,8 @@ class Outputs(NamedTuple):
 
 
 class Stack(Protocol):
-    """Runs a stack of one direction; ``masks`` are factors between layers, [T, B, R] each."""
+    """Runs a stack of one direction; ``masks`` are factors between layers, [T, B, R] each, or
+    [1, B, R] for all steps, ``h_mask`` [L, B, R] those of h in front of W_hh."""
 
     def __call__(
         self,
@@ -37,6 +38,7 @@ class Stack(Protocol):
         reset: Tensor | None,
         return_all_states: bool,
         masks: list[Tensor],
+        h_mask: Tensor | None,
     ) -> Outputs: ...
 
 
@@ -74,12 +76,16 @@ class Windows:
         """[T, B, ...] as [steps, W*B, ...]."""
         return _take(values.flatten(0, 1), self._there)
 
+    def repeat(self, rows: Tensor) -> Tensor:
+        """[L, B, ...] as [L, W*B, ...]: what every window of a row has of it."""
+        return rows.repeat(1, self.W, *[1] * (rows.dim() - 2))
+
     def entering(self, initial: Tensor, all_states: Sequence[Tensor]) -> Tensor:
         """The states that enter the windows [L, W*B, R], without history but for ``initial``."""
         layers = []
         for layer, states in enumerate(all_states):
             carried = states.detach().flatten(0, 2)[self._before]  # [W*B, R]
-            repeated = initial[layer].repeat(self.W, 1)
+            repeated = self.repeat(initial[layer : layer + 1])[0]
             layers.append(torch.where(self.start.view(-1, 1) == 0, repeated, carried))
         return torch.stack(layers)
 
@@ -103,21 +109,22 @@ def overlapping(
     return_all_states: bool,
     pair: tuple[int, int],
     masks: list[Tensor],
+    h_mask: Tensor | None,
 ) -> Outputs:
     """Runs a stack with gradients truncated by ``pair`` (k1, k2).
 
     Args:
         x: ``[T, B, I]``; hx: ``[L, B, R]`` and ``[L, B, C*H]``; lengths ``[B]``; reset ``[T, B]``.
-        masks: what falls out between layers; every window sees the same noise.
+        masks, h_mask: what falls out; every window sees the same noise.
     """
     T, B = x.shape[:2]
     if T == 0 or B == 0:
-        return run(x, hx, lengths, reset, return_all_states, masks)
+        return run(x, hx, lengths, reset, return_all_states, masks, h_mask)
     with torch.no_grad():
-        plain = run(x, hx, lengths, reset, True, masks)
+        plain = run(x, hx, lengths, reset, True, masks, h_mask)
     ends = torch.full((B,), T, device=x.device) if lengths is None else lengths
     windows = Windows(T, B, ends, *pair)
-    split_masks = [windows.split(mask) for mask in masks]
+    split_masks = [windows.split(m) if m.size(0) == T else windows.repeat(m) for m in masks]
     entering = [
         windows.entering(first, [of for every in states for of in every.chunk(every.size(2), 2)])
         for first, states in zip(hx, plain.everything, strict=False)  # a cell without c has one
@@ -129,6 +136,7 @@ def overlapping(
         None if reset is None else windows.split(reset[..., None])[..., 0],
         return_all_states,
         split_masks,
+        None if h_mask is None else windows.repeat(h_mask),
     )
     everything: list[list[Tensor]] = [[], []]
     if return_all_states:

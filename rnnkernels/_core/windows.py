@@ -142,12 +142,18 @@ class Direction:
             weights=weights,
             h0=states[0],
             c0=None if call.c0 is None else states[1],
-            masks=None if call.masks is None else [self.take(m, w) for m in call.masks],
+            masks=None if call.masks is None else [self._mask(m, w) for m in call.masks],
+            h_mask=None if call.h_mask is None else self.mine(call.h_mask, 0)[:, : w.rows],
             lengths=self._lengths(w),
             starts=self._starts(w),
             reset=None if self.reset is None else self.take(self.reset, w),
             flow=None,
         )
+
+    def _mask(self, mask: Tensor, w: Window) -> Tensor:
+        """Of a window, of a mask of all steps or of one [1, B, ...] for all of them."""
+        for_all = mask.dim() == 3 and mask.size(0) == 1
+        return mask[:, : w.rows] if for_all else self.take(mask, w)
 
     def cut(self, w: Window, gradients: list[Tensor]) -> None:
         """Stops the gradients of the states that enter a window [L, B, R] where a boundary of

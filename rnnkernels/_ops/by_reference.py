@@ -26,6 +26,7 @@ from rnnkernels._ops.schema import (
     arguments,
     rows_of,
     rows_of_gradient,
+    rows_of_mask,
 )
 
 Outputs = list[Tensor | None]  # y, h_n, c_n, ys, c
@@ -279,8 +280,9 @@ def _split(a: SimpleNamespace) -> tuple[dict[str, Any], dict[str, Any]]:
         if name in changed or value is None or rows is None:
             continue
         if isinstance(value, (list, tuple)):
-            changed[name] = [lanes.unfold(t, rows, n) for t in value]
-            dims[name] = [rows + 1] * len(value)
+            every = [rows_of_mask(t.dim()) for t in value]
+            changed[name] = [lanes.unfold(t, r, n) for t, r in zip(value, every, strict=True)]
+            dims[name] = [r + 1 for r in every]
         else:
             changed[name], dims[name] = lanes.unfold(value, rows, n), rows + 1
     return changed, dims

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from rnnkernels._ops.schema import arguments, rows_of, rows_of_gradient
+from rnnkernels._ops.schema import arguments, rows_of, rows_of_gradient, rows_of_mask
 
 #: Of each argument or result that is a tensor the dimension of the lanes, or None.
 Dims = Any
@@ -46,6 +46,10 @@ def _fold(t: Tensor, dim: int | None, rows: int, n: int) -> Tensor:
     return apart.reshape(*apart.shape[:rows], apart.size(rows) * n, *apart.shape[rows + 2 :])
 
 
+def _fold_mask(t: Tensor, dim: int | None, n: int) -> Tensor:
+    return _fold(t, dim, rows_of_mask(t.dim() - (dim is not None)), n)
+
+
 def _mapped(f: Callable[[Tensor, int | None], Tensor], value: Any, dim: Dims) -> Any:
     """f(tensor, dim) for a tensor, or for each of a list of them; anything else as it is."""
     if isinstance(value, (list, tuple)):
@@ -60,6 +64,8 @@ def _folded(a: SimpleNamespace, dims: SimpleNamespace, n: int) -> Iterator[Any]:
         rows = rows_of(name, packed)
         if rows is None:
             yield value * n if name == "starts" and packed else value
+        elif name == "masks":
+            yield _mapped(partial(_fold_mask, n=n), value, dims.masks)
         else:
             yield _mapped(partial(_fold, rows=rows, n=n), value, getattr(dims, name))
 

@@ -21,7 +21,9 @@ OF_STEPS = {
     "ys": 2, "dys": 2, "c": 2, "dc": 2, "h_raw": 2, "saved": 2,
 }  # fmt: skip
 #: The same of what has rows and no steps.
-OF_ROWS = {"h0": 1, "c0": 1, "h_n": 1, "c_n": 1, "dh_n": 1, "dc_n": 1, "lengths": 0}
+OF_ROWS = {
+    "h0": 1, "c0": 1, "h_mask": 1, "h_n": 1, "c_n": 1, "dh_n": 1, "dc_n": 1, "lengths": 0,
+}  # fmt: skip
 #: What gradients are asked for by number; the weights follow.
 INPUTS = ("x", "h0", "c0")
 FIRST_WEIGHT = len(INPUTS)
@@ -34,6 +36,11 @@ def rows_of(name: str, packed: bool) -> int | None:
     if name in OF_STEPS:
         return OF_STEPS[name] - packed
     return OF_ROWS.get(name)
+
+
+def rows_of_mask(dimensions: int) -> int:
+    """The same of a mask between layers: [T, B, ...], packed [N, ...], or [1, B, ...]."""
+    return dimensions - 2
 
 
 def rows_of_gradient(position: int, packed: bool) -> int | None:

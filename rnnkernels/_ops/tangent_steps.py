@@ -136,19 +136,29 @@ class Direction:
         states: Sequence[Tensor],
         h_raw: Maybe,
         saved: Tensor,
+        h_mask: Maybe,
         backward: Callable[..., Sequence[Tensor]],
     ) -> None:
         self.cell, self.steps, self.weights = find(a.cell), Steps(a, d), weights
         self.backward = backward
         self.x = self.steps.quiet_dual(x)  # which may hold anything there
         self.w_hh, self.w_hr, self.initial = weights["w_hh"], weights.get("w_hr"), initial
-        self.h_raw = None if h_raw is None else Dual(h_raw)
+        self.h_raw, self.h_mask = None if h_raw is None else Dual(h_raw), h_mask
         entering = [self.steps.entering(s, i.value) for s, i in zip(states, initial, strict=True)]
         self.prev = [Dual(t) for t in entering if t is not None]  # the states before each step
         after = [states[0] if h_raw is None else h_raw, *states[1:]]
         self.next = [Dual(self.steps.quiet(t)) for t in after]  # h before the projection
         self.saved = self.steps.quiet(saved).chunk(self.cell.K, -1) if self.cell.K else ()
         self._jacobians()
+
+    def _masked(self, t: Tensor) -> Tensor:
+        """An h [..., B, R] as W_hh is multiplied by it, or a gradient that comes from there."""
+        return t if self.h_mask is None else t * self.h_mask
+
+    def _entered(self) -> Dual:
+        """The h before each step [T, B, R], as W_hh is multiplied by it."""
+        h = self.prev[0]
+        return Dual(self._masked(h.value), None if h.tangent is None else self._masked(h.tangent))
 
     def _jacobians(self) -> None:
         """Of each next state: of both parts of the gates [T, B, S, G, H], and of each state before
@@ -176,7 +186,7 @@ class Direction:
     def forward(self) -> tuple[list[Maybe], list[Maybe]]:
         """The tangents of the states after each step [T, B, n] and after the last one [B, n]."""
         self.dgx_in = self._gate_tangent(self.x, self.weights["w_ih"], self.weights.get("b_ih"))
-        self.dgh_in = self._gate_tangent(self.prev[0], self.w_hh, self.weights.get("b_hh"))
+        self.dgh_in = self._gate_tangent(self._entered(), self.w_hh, self.weights.get("b_hh"))
         moved = None if self.w_hr is None else self.w_hr.tangent
         sources = [self.dgx_in, self.dgh_in, moved, *(t.tangent for t in self.initial)]
         if all(t is None for t in sources):
@@ -220,7 +230,8 @@ class Direction:
         """
         cell, steps = self.cell, self.steps
         one = cell.G == cell.S == 1 and cell.K == cell.A == 0 and self.of_states[0] is None
-        return one and self.w_hr is None and steps.still is None and steps.cut is None
+        others = (self.w_hr, self.h_mask, steps.still, steps.cut)
+        return one and all(t is None for t in others)
 
     def _loop_by_kernel(self, gates: Maybe) -> Tensor:
         """``h' = J (gates + W_hh h')`` [T, B, H]: backward's ``dgates = J (dy + W_hh^T dgates)``,
@@ -234,7 +245,7 @@ class Direction:
             y, dy = y.flip(0), dy.flip(0)
         dgates = self.backward(
             self.cell.name, 1, 1, 1, False, "concat", 0, "none", 1.0, dy, None, None, None, None,
-            [w, w], torch.zeros_like(y[:1]), None, None, y, empty, empty, empty,
+            [w, w], torch.zeros_like(y[:1]), None, None, None, y, empty, empty, empty,
             None, None, None, False, False, False,
         )[0]  # fmt: skip
         found = dgates[0, :, :, 0]
@@ -253,7 +264,7 @@ class Direction:
         raw, by_h = [], []
         for t in steps.order:
             before = state if steps.cut is None else [s.masked_fill(steps.cut[t], 0) for s in state]
-            by_h.append(before[0] @ w_hh)
+            by_h.append(self._masked(before[0]) @ w_hh)
             found = u_at[t] + (gates_at[t] * by_h[-1].view(sizes)).sum(2)
             for at, s in zip(states_at, before, strict=True):
                 if at is not None:
@@ -287,10 +298,10 @@ class Direction:
         if A:
             self.dgh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
         self.dproj = dproj
-        dnext = self._dnext(self.dgh @ self.w_hh.value, of_states, of_last)
+        dnext = self._dnext(self._masked(self.dgh @ self.w_hh.value), of_states, of_last)
         of_gx, of_gh, to_prev = self._changes(dnext)
-        by_w = product(of_gh, self.w_hh.value), product(self.dgh, self.w_hh.tangent)
-        to_prev[0] = total(to_prev[0], *by_w)
+        by_w = total(product(of_gh, self.w_hh.value), product(self.dgh, self.w_hh.tangent))
+        to_prev[0] = total(to_prev[0], None if by_w is None else self._masked(by_w))
         pairs = [self.steps.leaving(t) for t in to_prev]
         return Entering(of_gx, of_gh, [every for every, _ in pairs], [first for _, first in pairs])
 
@@ -388,7 +399,7 @@ class Direction:
         if A and dgates is not None:
             dgh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
         dgx, dgh = total(dgx, entered.of_gx), total(dgh, entered.of_gh)
-        x, h, w_ih = self.x, self.prev[0], self.weights["w_ih"]
+        x, h, w_ih = self.x, self._entered(), self.weights["w_ih"]
         found = {
             "x": total(product(dgx, w_ih.value), product(self.dgx, w_ih.tangent)),
             "w_ih": total(over_steps(dgx, x.value), over_steps(self.dgx, x.tangent)),

@@ -104,7 +104,7 @@ class _Packing:
         for name in OF_STEPS:
             value, dim = getattr(a, name, None), OF_STEPS[name] - 1
             if isinstance(value, (list, tuple)):
-                changed[name] = [self._padded(t, dim) for t in value]
+                changed[name] = [t if t.dim() == 3 else self._padded(t, dim) for t in value]
             elif value is not None:
                 changed[name] = self._padded(value, dim)
             if name in tangents:
@@ -193,6 +193,7 @@ class _Layer:
             a.cell, 1, self.D, 1, a.projected, "concat", 0, "none", 1.0, x.value,
             [w.value for w in weights], h0.value, None if c0 is None else c0.value,
             lengths=a.lengths, reset=a.reset, save=True, all_states=True,
+            h_mask=None if a.h_mask is None else a.h_mask[index * self.D :][: self.D],
         )  # fmt: skip
         self.y, self.every_c, h_raw, self.saved = self._results(index)
         self.c = None if c0 is None else self.every_c[0]  # [T, B, D, C*H]
@@ -217,7 +218,10 @@ class _Layer:
             kept = self.saved[0, :, :, d] if self.saved.dim() > 1 else self.saved
             named = dict(zip(names, own, strict=True))
             loop = self.ops.sequence_backward
-            self.directions.append(Direction(a, d, x, named, initial, states, raw, kept, loop))
+            mask = None if self.call.h_mask is None else self.call.h_mask[d]
+            self.directions.append(
+                Direction(a, d, x, named, initial, states, raw, kept, mask, loop)
+            )
             self.names.append(names)
 
     def _results(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -258,8 +262,8 @@ class _Layer:
         empty = self.y.new_empty(0)
         dgates, dh0, dc0, dproj, _ = self.ops.sequence_backward(
             *call[: Call._fields.index("x")], dy, dh_n, dc_n, None, every,
-            call.weights, call.h0, call.c0, None, self.y, empty, self.every_c, self.saved,
-            call.lengths, None, call.reset, False, True, False,
+            call.weights, call.h0, call.c0, None, call.h_mask, self.y, empty, self.every_c,
+            self.saved, call.lengths, None, call.reset, False, True, False,
         )  # fmt: skip
         return dgates[0], dproj[0] if self.a.projected else None, dh0, dc0
 

@@ -138,6 +138,7 @@ def _describe(call: Call, index: int) -> str:
     if call.projected:
         sizes += f", R={call.h0.size(2)}"
     options = [name for name in ("lengths", "reset") if getattr(call, name) is not None]
+    options += ["recurrent_dropout"] * (call.h_mask is not None)
     options += [f"truncate={call.window}"] * (call.window > 0)
     options += [f"recompute={call.recompute}"] * (call.recompute > 0)
     options += [f"grad_clip=('{call.clip}', {call.bound:g})"] * (call.clip != "none")

@@ -76,7 +76,8 @@ def lstm(
         weights: see the top of this module. Sizes are read from them.
         options: ``bidirectional``, ``batch_first``, ``dropout``, ``training``, ``merge_mode``,
             ``backend``, ``lengths``, ``reset``, ``return_all_states``, ``truncate``,
-            ``grad_clip``, ``recompute`` and ``heads``, as in :class:`rnnkernels.LSTM`.
+            ``grad_clip``, ``recompute``, ``heads``, ``weight_drop``,
+            ``recurrent_dropout`` and ``input_dropout``, as in :class:`rnnkernels.LSTM`.
 
     Returns:
         ``(output, (h_n, c_n))``, and :class:`rnnkernels.AllStates` third if asked for.
@@ -134,6 +135,9 @@ def _layers(
     grad_clip: GradClip = None,
     recompute: int | None = None,
     heads: int = 1,
+    weight_drop: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    input_dropout: float = 0.0,
 ) -> Any:
     D = 2 if checks.flag("bidirectional", bidirectional) else 1
     if not weights or len(weights) % D:
@@ -172,6 +176,9 @@ def _layers(
         grad_clip=checks.grad_clip(grad_clip),
         recompute=checks.recompute(recompute),
         heads=checks.heads(heads, hidden_size, proj_size),
+        weight_drop=checks.recurrent_drop("weight_drop", weight_drop, cell),
+        recurrent_dropout=checks.recurrent_drop("recurrent_dropout", recurrent_dropout, cell),
+        input_dropout=checks.probability("input_dropout", input_dropout),
     )
     return forward(
         spec,

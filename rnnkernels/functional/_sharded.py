@@ -167,16 +167,28 @@ def forward(
 
     Raises:
         TypeError, ValueError: see :func:`rows_of`, and for what ``run`` refuses.
-        NotImplementedError: dropout between layers whose rows are on several processes.
+        NotImplementedError: dropout of what several processes have.
     """
     batched = not isinstance(input, Tensor) or input.dim() == 3
     by = None if not batched else 0 if spec.batch_first else 1
     rows = rows_of(input, weights, by)
     copies = math.prod(rows.mesh.size(i) for i, split in enumerate(rows.split) if not split)
-    if spec.drops and spec.num_layers > 1 and copies > 1:
+    draws = {
+        "dropout: between layers": spec.drops and spec.num_layers > 1,
+        "recurrent_dropout: in states": spec.drops_states,
+        "input_dropout: in the input": spec.drops_inputs,
+    }
+    for what, drawn in draws.items():
+        if drawn and copies > 1:
+            raise NotImplementedError(
+                f"{what} of replicated rows, each process would draw its own. Shard the input "
+                "over the batch along all dimensions of the mesh, or set "
+                f"{what.partition(':')[0]} to 0"
+            )
+    if spec.drops_weights and rows.mesh.size() > 1:
         raise NotImplementedError(
-            "dropout: between layers of replicated rows, each process would draw its own. Shard "
-            "the input over the batch along all dimensions of the mesh, or set dropout to 0"
+            "weight_drop: of weights that several processes have, each would draw its own mask. "
+            "Set weight_drop to 0"
         )
     if lengths is not None and by is not None:
         lengths = checks.lengths(lengths, input.size(1 - by), input.size(by))

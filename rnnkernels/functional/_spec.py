@@ -97,6 +97,9 @@ class Spec:
     grad_clip: Clip = NO_CLIP
     recompute: int = 0
     heads: int = 1
+    weight_drop: float = 0.0
+    recurrent_dropout: float = 0.0
+    input_dropout: float = 0.0
 
     @property
     def D(self) -> int:
@@ -116,6 +119,18 @@ class Spec:
     def drops(self) -> bool:
         """Whether anything falls out between layers."""
         return self.training and self.dropout > 0
+
+    @property
+    def drops_inputs(self) -> bool:
+        return self.training and self.input_dropout > 0
+
+    @property
+    def drops_states(self) -> bool:
+        return self.training and self.recurrent_dropout > 0
+
+    @property
+    def drops_weights(self) -> bool:
+        return self.training and self.weight_drop > 0
 
     @property
     def width(self) -> int:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import _VF, Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from rnnkernels import _backends, _ops
@@ -18,7 +17,7 @@ from rnnkernels._core.call import Call, differentiates
 from rnnkernels._core.compiling import left_alone
 from rnnkernels._core.packing import Jagged, Packed, Rows, known
 from rnnkernels._core.truncation import Outputs
-from rnnkernels.functional import _sharded
+from rnnkernels.functional import _dropout, _sharded
 from rnnkernels.functional._spec import (
     AllStates,
     Spec,
@@ -334,6 +333,7 @@ def _run(
 ) -> Outputs:
     """The same after all checks, over padded or packed steps."""
     lengths = steps.lengths
+    weights = _dropout.weights(spec, weights)
     if checks.autocast(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, hx = _ops.cast(x, dtype), [_ops.cast(s, dtype) for s in hx]
@@ -351,6 +351,7 @@ def _run(
         reset: Tensor | None,
         return_all_states: bool,
         masks: list[Tensor],
+        h_mask: Tensor | None,
     ) -> Outputs:
         call = Call(
             spec.cell,
@@ -367,6 +368,7 @@ def _run(
             h0=hx[0],
             c0=hx[1] if spec.C else None,
             masks=masks or None,
+            h_mask=h_mask,
             lengths=lengths,
             starts=steps.starts,
             reset=reset,
@@ -378,18 +380,10 @@ def _run(
         finals = [result.h_n] if result.c_n is None else [result.h_n, result.c_n]
         return Outputs(result.y, finals, [result.h or [], result.c or []])
 
-    masks = _masks(spec, x)
+    x, masks = _dropout.inputs(spec, x, hx[0], steps.starts)
+    h_mask = _dropout.recurrent(spec, hx[0])
     if isinstance(spec.truncate, tuple) and differentiated:
         return truncation.overlapping(
-            layers, x, hx, lengths, reset, return_all_states, spec.truncate, masks
+            layers, x, hx, lengths, reset, return_all_states, spec.truncate, masks, h_mask
         )
-    return layers(x, hx, lengths, reset, return_all_states, masks)
-
-
-def _masks(spec: Spec, x: Tensor) -> list[Tensor]:
-    """What dropout multiplies the output of each layer but the last by; none where nothing falls
-    out. In the order of layers, as torch.nn's layers draw."""
-    if not spec.drops:
-        return []
-    ones = x.new_ones(*x.shape[:-1], spec.width)
-    return [F.dropout(ones, spec.dropout) for _ in range(spec.num_layers - 1)]
+    return layers(x, hx, lengths, reset, return_all_states, masks, h_mask)

@@ -27,6 +27,9 @@ ADDED = {
     "grad_clip": None,
     "recompute": None,
     "heads": 1,
+    "weight_drop": 0.0,
+    "recurrent_dropout": 0.0,
+    "input_dropout": 0.0,
 }
 
 
@@ -44,6 +47,9 @@ class RNNBase(flat_weights.Holder):
     grad_clip: GradClip = None
     recompute: int | None = None
     heads: int = 1
+    weight_drop: float = 0.0
+    recurrent_dropout: float = 0.0
+    input_dropout: float = 0.0
     qconfig = tracing.QConfig()
 
     def __init__(
@@ -67,6 +73,9 @@ class RNNBase(flat_weights.Holder):
         grad_clip: GradClip = None,
         recompute: int | None = None,
         heads: int = 1,
+        weight_drop: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
     ) -> None:
         nn.Module.__init__(self)
         checks.parameter_dtype(dtype)
@@ -89,6 +98,11 @@ class RNNBase(flat_weights.Holder):
         checks.recompute(recompute)
         self.recompute = recompute
         self.heads = checks.heads(heads, self.hidden_size, self.proj_size)
+        self.weight_drop = checks.recurrent_drop("weight_drop", weight_drop, self.cell)
+        self.recurrent_dropout = checks.recurrent_drop(
+            "recurrent_dropout", recurrent_dropout, self.cell
+        )
+        self.input_dropout = checks.probability("input_dropout", input_dropout)
 
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
@@ -152,7 +166,12 @@ class RNNBase(flat_weights.Holder):
         windows = self.truncate if truncate is ... else truncate
         clip = self.grad_clip if grad_clip is ... else grad_clip
         every = self.recompute if recompute is ... else recompute
-        drops = self.training and self.dropout > 0 and self.num_layers > 1
+        drops = self.training and bool(
+            (self.dropout and self.num_layers > 1)
+            or self.weight_drop
+            or self.recurrent_dropout
+            or self.input_dropout
+        )
         plain = lengths is None and reset is None and not (return_all_states or drops)
         plain = plain and windows is None and clip is None and every is None and self.heads == 1
         if plain and _backends.undisturbed(self.backend):
@@ -208,6 +227,9 @@ class RNNBase(flat_weights.Holder):
             checks.grad_clip(clip),
             checks.recompute(every),
             self.heads,
+            checks.recurrent_drop("weight_drop", self.weight_drop, self.cell),
+            checks.recurrent_drop("recurrent_dropout", self.recurrent_dropout, self.cell),
+            checks.probability("input_dropout", self.input_dropout),
         )
         return forward(
             spec,

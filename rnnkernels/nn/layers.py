@@ -139,6 +139,18 @@ class LSTM(RNNBase):
             .transpose(0, 1)`` has the gates in front, as torch.nn has them. Outputs and states
             have the units of all heads, head by head. ``grad_clip`` by norm takes each head for
             itself. Not with ``proj_size``, nor on a GPU but by ``backend='reference'``.
+        weight_drop: in training, the probability of zeroing a number of a ``weight_hh``, once for
+            all steps of a call and all rows of its batch; the others are divided by
+            ``1 - weight_drop`` (Merity et al. 2018).
+        recurrent_dropout: in training, the probability of zeroing a number of the h that
+            ``weight_hh`` is multiplied by, the same units of a row at all steps of a call; the
+            others are divided by ``1 - recurrent_dropout`` (Gal and Ghahramani 2016, with one mask
+            for all gates). Where a cell reads h otherwise, as a GRU in ``z * h``, and in the
+            output, h is whole.
+        input_dropout: in training, the probability of zeroing a feature of the input of each
+            layer, the same features of a row at all steps of a call; the others are divided by
+            ``1 - input_dropout`` (Gal and Ghahramani 2016). Between layers it comes beside
+            ``dropout``, which draws for every step anew.
 
     Call:
         ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,

@@ -36,6 +36,8 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
     "mul": {"bidirectional": True, "merge_mode": "mul"},
     "dropout": {"num_layers": 2, "dropout": 0.4},
     "two-layers": {"num_layers": 2},
+    "recurrent-dropout": {"recurrent_dropout": 0.4},
+    "input-dropout": {"input_dropout": 0.4, "num_layers": 2},
     "batch-first": {"batch_first": True},
 }
 #: Options of the call.
@@ -188,6 +190,10 @@ SECOND = [
         ("hx", "projection"),
         ("hx", "bidirectional", "lengths", "reset", "all-states"),
         ("hx", "single-bias", "two-layers"),
+        ("hx", "recurrent-dropout", "bidirectional", "lengths", "reset", "two-layers"),
+        ("hx", "recurrent-dropout", "projection", "packed"),
+        ("recurrent-dropout", "input-dropout", "dropout", "lengths"),
+        ("input-dropout", "bidirectional", "packed"),
     )
     if fits(cell, *options)
 ]

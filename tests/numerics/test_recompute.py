@@ -68,6 +68,12 @@ USES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "merged": ({"num_layers": 2, "bidirectional": True, "merge_mode": "mul"}, {}),
     "dropout": ({"num_layers": 3, "dropout": 0.5}, {}),
     "dropout both ways": ({"num_layers": 2, "dropout": 0.5, "bidirectional": True}, {}),
+    "recurrent dropout": (
+        {"num_layers": 2, "recurrent_dropout": 0.5, "input_dropout": 0.3},
+        {"lengths": [5, 11, 0], "reset": RESET},
+    ),
+    "input dropout": ({"num_layers": 2, "input_dropout": 0.3}, {}),
+    "recurrent dropout both ways": ({"bidirectional": True, "recurrent_dropout": 0.5}, {}),
     "every state": ({"num_layers": 2}, {"return_all_states": True, "lengths": [5, 11, 8]}),
     "every state, both ways": (
         {"num_layers": 2, "bidirectional": True, "truncate": 4},

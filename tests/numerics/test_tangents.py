@@ -31,10 +31,13 @@ LAYERS: dict[str, dict[str, Any]] = {
     "layers": {"num_layers": 2},
     "dropout": {"num_layers": 3, "dropout": 0.5},
     "directions": {"bidirectional": True},
+    "input dropout": {"num_layers": 2, "input_dropout": 0.5},
+    "recurrent dropout": {"bidirectional": True, "num_layers": 2, "recurrent_dropout": 0.5},
     "mul": {"bidirectional": True, "num_layers": 2, "merge_mode": "mul"},
     "sum": {"bidirectional": True, "num_layers": 2, "merge_mode": "sum"},
     "mean": {"bidirectional": True, "merge_mode": "mean"},
     "projected": {"proj_size": 2, "num_layers": 2, "bidirectional": True},
+    "projected, dropped": {"proj_size": 2, "recurrent_dropout": 0.5},
 }
 CALLS: dict[str, dict[str, Tensor]] = {
     "plain": {},
@@ -45,7 +48,7 @@ CALLS["both"] = CALLS["lengths"] | CALLS["resets"]
 
 
 def layers() -> list[tuple[str, str]]:
-    own = {"relu": "RNN", "sigmoid": "RNN", "projected": "LSTM"}
+    own = {"relu": "RNN", "sigmoid": "RNN", "projected": "LSTM", "projected, dropped": "LSTM"}
     kinds = ("RNN", "LSTM", "GRU")
     return [(k, name) for name in LAYERS for k in kinds if own.get(name, k) == k]
 

@@ -86,9 +86,10 @@ def test_a_loss_reaches_back_to_its_window_only() -> None:
 
 
 @both_kinds
-def test_dropout_draws_the_same_noise(truncate: Any) -> None:
+@pytest.mark.parametrize("option", ["dropout", "recurrent_dropout", "input_dropout"])
+def test_dropout_draws_the_same_noise(option: str, truncate: Any) -> None:
     """The same bits as without truncation, and in the windows the noise that the output saw."""
-    lstm, x = layer(dropout=0.5), sequence()
+    lstm, x = layer(**{option: 0.5}), sequence()
     torch.manual_seed(5)
     plain = lstm(x)[0]
     after = torch.rand(3)

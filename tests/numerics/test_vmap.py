@@ -270,9 +270,10 @@ def test_windows_of_packed_lanes() -> None:
     close(grad(lambda x, hx: vmap(penalty)(x, hx).sum(), (0, 1))(x, hx), want)
 
 
-def test_dropout() -> None:
+@pytest.mark.parametrize("option", ["dropout", "recurrent_dropout", "input_dropout", "weight_drop"])
+def test_dropout(option: str) -> None:
     """Lanes fall out differently, or alike, or vmap asks which, as with torch.nn's layers."""
-    gru = rnnkernels.GRU(I, H, 2, dropout=0.5)
+    gru = rnnkernels.GRU(I, H, 2, **{option: 0.5})
     parameters = {n: p.detach() for n, p in gru.named_parameters()}
     x = draw(1, T, B, I, seed=1, dtype=torch.float32).expand(LANES, T, B, I)
 

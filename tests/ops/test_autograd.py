@@ -16,7 +16,7 @@ from cases import NAMES, assert_keeping_the_graph_changes_no_bit, make_call, ran
 from helpers import counted, same_bits
 from modes import Count
 from op_calls import backward, backward_arguments, forward, run
-from op_parity import CASES, OVER_SAVED, Case
+from op_parity import CASES, DROPPED, OVER_SAVED, Case
 from rnnkernels import _ops
 from rnnkernels._core.call import Layer
 from rnnkernels.cells import CELLS
@@ -37,7 +37,7 @@ def loss_of(call: Layer) -> Tensor:
 # Memory: the gradients of the gates take the place of what forward saved
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.cell in OVER_SAVED], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES + DROPPED if c.cell in OVER_SAVED], ids=str)
 def test_the_op_that_writes_over_saved_values(case: Case) -> None:
     """The same bits as in memory of their own, at every size of a storage type."""
     for dtype in (torch.float32, torch.bfloat16):

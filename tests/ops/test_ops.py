@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import op_parity
 from cases import NAMES, assert_equals_reference, both, make_call, random_like
 from helpers import same_bits
 from op_calls import backward, backward_arguments, forward, forward_arguments, run
@@ -44,6 +45,29 @@ OPTION_CASES = [
 @pytest.mark.parametrize(("cell", "options"), OPTION_CASES)
 def test_equals_reference(cell: str, options: dict[str, Any]) -> None:
     assert_equals_reference(make_call(cell, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", op_parity.DROPPED, ids=str)
+def test_recurrent_dropout(case: op_parity.Case, dtype: torch.dtype) -> None:
+    """All outputs and gradients of both ops, whose products take another h than cells do."""
+    call = op_parity.make(case, dtype)
+    out = op_parity.forward(kernels, call)
+    grads = op_parity.random_gradients(call, out)
+    back = op_parity.backward(kernels, call, out, grads)
+    bound = {torch.float64: 1e-13, torch.float32: 1e-5}.get(dtype, 0.1)
+    assert op_parity.forward_error(call, out) < bound
+    assert op_parity.backward_error(call, out, back, grads) < bound
+    assert op_parity.padding_is_zero(call, [out[0], back[0]])
+
+
+@pytest.mark.parametrize("case", op_parity.DROPPED, ids=str)
+def test_gradients_of_masked_states(case: op_parity.Case) -> None:
+    """By the autograd formula, whose product for dW_hh takes the masked h."""
+    call = op_parity.make(case, torch.float64)._replace(flow=None)
+    for t in call.tensors:
+        t.requires_grad_()
+    assert_equals_reference(call)
 
 
 #: T, B, inputs, H

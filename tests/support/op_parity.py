@@ -33,9 +33,10 @@ class Case:
     clip: Clip = field(default_factory=Clip)
     flow: bool = False
     packed: bool = False  # in place of lengths
+    drop: bool = False  # recurrent dropout
 
     def __str__(self) -> str:
-        names = ("bias", "lengths", "reset", "flow", "packed")
+        names = ("bias", "lengths", "reset", "flow", "packed", "drop")
         options = [name for name in names if getattr(self, name)]
         options += [f"window{self.window}"] * (self.window > 0)
         options += [f"{self.clip.kind}{self.clip.bound}"] * (self.clip.kind != "none")
@@ -72,6 +73,14 @@ CASES = [
     Case("lstm", 2, R=3, B=6, window=2, reset=True, flow=True, packed=True),
     Case("gru", 1, T=1, B=3, packed=True),
 ]
+#: Of recurrent dropout, which some backends refuse.
+DROPPED = [
+    *(Case(cell, 2, drop=True, H=H) for cell in CELLS for H in (7, 33)),
+    *(Case(cell, 2, drop=True, clip=clip, **ALL) for cell, clip in zip(CELLS, CLIPS, strict=False)),
+    *(Case("lstm", 2, R=3, drop=True, window=k, **ALL) for k in (0, 2)),
+    *(Case(cell, 2, drop=True, window=2, packed=True, reset=True) for cell in ("lstm", "gru")),
+    *(Case("gru", D, T=T, drop=True) for D in (1, 2) for T in (0, 1)),
+]
 
 
 def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Layer:
@@ -105,6 +114,9 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Layer:
         seed=1,
     )
     flow = torch.zeros(case.T, case.B, case.D, dtype=torch.float64) if case.flow else None
+    if case.drop:
+        kept = torch.rand(call.h0.shape, generator=gen) >= 0.4
+        call = call._replace(h_mask=(kept / 0.6).to(call.h0))
     call = call._replace(window=case.window, clip=case.clip, flow=flow)
     return packed(call) if case.packed else call
 
@@ -199,13 +211,15 @@ def random_gradients(call: Layer, out: list[Tensor], given: str = "all") -> list
 
 
 def entering(call: Layer, y: Tensor, d: int) -> Tensor:
-    """The h that enters each position of direction d: [T, B, R]; any value in the padding."""
+    """The h that W_hh is multiplied by at each position of direction d: [T, B, R]; any value in the
+    padding."""
     R = call.h0.size(2)
     h, T, B = y[..., d * R : (d + 1) * R], y.size(0), y.size(1)
     ends = torch.full((B,), T, device=y.device) if call.lengths is None else call.lengths
     time = torch.arange(T, device=y.device)[:, None]
     first = (time == (0 if d == 0 else ends - 1)).expand(T, B)  # the position of step 0
     prev = torch.where(first[..., None], call.h0[d], h.roll(1 if d == 0 else -1, 0))
+    prev = prev if call.h_mask is None else prev * call.h_mask[d]
     if call.reset is None:
         return prev
     cut = call.reset if d == 0 else call.reset.roll(-1, 0) & ~first
