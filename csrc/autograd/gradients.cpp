@@ -175,7 +175,7 @@ class GradientSums {
   // Where nothing is packed, the h of all steps but a row's first stands in y, one step away, so nothing is copied
   // unless there are resets; the first step takes h0.
   void shifted_product(int64_t d, const Tensor& dgh, Tensor& out) {
-    const auto& [lengths, starts, reset] = steps_;
+    const OptionalTensor &lengths = steps_.lengths, &reset = steps_.reset;
     const SymInt later = (T_ - 1) * B_, width = dgh.sym_size(1);
     const auto some = [](const Tensor& t, const SymInt& from, const SymInt& n) { return t.narrow_symint(0, from, n); };
     const std::optional<int64_t> known = T_.maybe_as_int();
