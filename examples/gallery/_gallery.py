@@ -311,6 +311,11 @@ def recurrent(options: Options, input_size: int, hidden_size: int, **more: Any) 
         return CELLS[options.cell](input_size, hidden_size, backend=options.backend, **more)
 
 
+def with_cell_state(cell: str, h: Tensor) -> Any:
+    """Complete h_0 to the state that a layer of ``cell`` starts from, whose c, if any, is zero."""
+    return (h, torch.zeros_like(h)) if cell in ("lstm", "cifg", "peephole") else h
+
+
 def package(module: str) -> Any:
     """Import a module of a package that the gallery takes data or a comparison from."""
     try:

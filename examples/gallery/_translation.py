@@ -22,8 +22,8 @@ MAX_WORDS = 12
 State = Tensor | tuple[Tensor, ...]
 
 
-def read_pairs(language: str) -> list[tuple[list[str], list[str]]]:
-    """Read the messages of gramps in English and ``language``, of 2 to 12 words each."""
+def read_messages(language: str) -> dict[str, str]:
+    """Read the messages of gramps: of each in English that in ``language``, in order."""
     try:
         files = metadata.files("gramps") or []
     except metadata.PackageNotFoundError as error:
@@ -32,14 +32,22 @@ def read_pairs(language: str) -> list[tuple[list[str], list[str]]]:
     paths = [path.locate() for path in files if str(path).endswith(catalogue)]
     if not paths:
         raise UsageError(f"argument --language: gramps has no messages in {language!r}; try 'de'")
-    with open(paths[0], "rb") as stream:
-        messages: dict[Any, str] = gettext.GNUTranslations(stream)._catalog  # type: ignore[attr-defined]
+    with open(str(paths[0]), "rb") as stream:
+        found: dict[Any, str] = vars(gettext.GNUTranslations(stream))["_catalog"]
+    return {
+        message.split("\x04")[-1]: found[message]
+        for message in sorted(key for key in found if isinstance(key, str))
+        if not re.search(r"[%{}<>|\n]", message + found[message])
+    }
+
+
+def read_pairs(language: str) -> list[tuple[list[str], list[str]]]:
+    """Read the messages of gramps in English and ``language``, of 2 to 12 words each."""
     pairs = {}
-    for message, translated in messages.items():
-        if isinstance(message, str) and not re.search(r"[%{}<>|\n]", message + translated):
-            source, target = (split(text) for text in (message.split("\x04")[-1], translated))
-            if all(2 <= len(words) <= MAX_WORDS for words in (source, target)):
-                pairs[" ".join(source)] = (source, target)
+    for message, translated in read_messages(language).items():
+        source, target = split(message), split(translated)
+        if all(2 <= len(words) <= MAX_WORDS for words in (source, target)):
+            pairs[" ".join(source)] = (source, target)
     return [pairs[key] for key in sorted(pairs)]
 
 
@@ -71,6 +79,11 @@ def each(change: Callable[[Tensor], Tensor], state: State) -> State:
     return change(state) if isinstance(state, Tensor) else tuple(change(s) for s in state)
 
 
+def select(state: State, rows: Tensor) -> State:
+    """Take ``rows`` of a state, in this order."""
+    return each(lambda s: s[:, rows], state)
+
+
 def search(
     step: Callable[[Tensor, State, Tensor], tuple[Tensor, State]],
     state: State,
@@ -92,7 +105,7 @@ def search(
         Of each row the words whose mean log-probability is largest, ``[rows, steps]``.
     """
     owner = torch.arange(rows).repeat_interleave(width)
-    state = each(lambda s: s[:, owner], state)
+    state = select(state, owner)
     scores = torch.full([rows, width], -torch.inf)
     scores[:, 0] = 0  # to begin with, all of a row are the same
     words = torch.full([rows, width, 1], BEGIN)
@@ -112,6 +125,6 @@ def search(
             dim=2,
         )
         kept = (torch.arange(rows)[:, None] * width + parent).flatten()
-        words, state = chosen, each(lambda s, kept=kept: s[:, kept], state)
+        words, state = chosen, select(state, kept)
     lengths = (words[:, :, 1:] != END).sum(2) + 1
     return words[torch.arange(rows), (scores / lengths).argmax(1), 1:]

@@ -83,7 +83,8 @@ def play(carts: Any, policy: Policy, steps: int) -> Batch:
         torch.stack(part) for part in zip(*rows, strict=True)
     )
     following = policy((torch.from_numpy(state) @ SEEN)[None], hx, ended[None])[1]
-    gain, gains = torch.zeros(CARTS), []
+    gain = torch.zeros(CARTS)
+    gains: list[Tensor] = []
     for t in reversed(range(steps)):
         goes_on = 1 - ends[t].float()
         expected = values[t + 1] if t + 1 < steps else following[0]
@@ -101,7 +102,8 @@ def loss(policy: nn.Module, batch: Batch) -> Tensor:
     scaled = (advantages - advantages.mean()) / (advantages.std() + 1e-6)
     objective = torch.minimum(ratio * scaled, ratio.clamp(0.8, 1.2) * scaled).mean()
     entropy = -(chances.exp() * chances).sum(2).mean()
-    return 0.5 * mse_loss(values / 10, returns / 10) - objective - 0.01 * entropy
+    total: Tensor = 0.5 * mse_loss(values / 10, returns / 10) - objective - 0.01 * entropy
+    return total
 
 
 @torch.no_grad()
@@ -157,8 +159,8 @@ def build(options: Options) -> Task:
         reset = reset | (torch.rand(reset.shape) < 0.02)  # as often as poles fall at first
         with torch.enable_grad():
             ways = (
-                lambda: policy.rnn(seen, reset=reset)[0].sum().backward(),
-                lambda: by_episodes(policy, seen, reset).sum().backward(),
+                lambda: torch.autograd.backward(policy.rnn(seen, reset=reset)[0].sum()),
+                lambda: torch.autograd.backward(by_episodes(policy, seen, reset).sum()),
             )
             once, loop = in_turns(ways, torch.device("cpu"))
         print(f"  {int(reset.sum())} episodes forward and backward: {once:.1f} ms in one call with "

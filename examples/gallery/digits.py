@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from _gallery import Batch, Options, Program, Task, accuracy, package, recurrent, shuffled
+from _digits import read_digits
+from _gallery import Batch, Options, Program, Task, accuracy, recurrent, shuffled
 
-HELD_OUT = 450
 
-
-class Digits(nn.Module):
+class RowReader(nn.Module):
     """Recurrent layer over an image's steps, then a Linear layer on the final state."""
 
     def __init__(self, options: Options, features: int, hidden: int) -> None:
@@ -35,7 +35,8 @@ class Digits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels ``[T, B, features]`` to logits ``[B, 10]``."""
         y, _ = self.rnn(x)
-        return self.output(y[-1])
+        logits: Tensor = self.output(y[-1])
+        return logits
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,41 +44,34 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pixels", action="store_true", help="one pixel a step, not one row")
 
 
-def build(options: Options) -> Task:
+def build(options: Any) -> Task:
     """Read the digits, hold some out, and build the model."""
-    digits = package("sklearn.datasets").load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32) / 16
-    labels = torch.tensor(digits.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    held_out, learnt = order[:HELD_OUT], order[HELD_OUT : HELD_OUT + 300 if options.quick else None]
+    digits = read_digits(options.quick)
     features = 1 if options.pixels else 8
-    x = images.reshape(len(images), 64 // features, features)
-    model = Digits(options, features, 32 if options.quick else 96)
-
-    means = torch.stack([x[learnt][labels[learnt] == digit].mean(0) for digit in range(10)])
-    distances = torch.cdist(x[held_out].flatten(1), means.flatten(1))
+    x, unseen = (part.view(len(part), -1, features) for part in (digits.images, digits.unseen))
+    model = RowReader(options, features, 32 if options.quick else 96)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return cross_entropy(model(batch[0].transpose(0, 1)), batch[1])
 
     def draw(axes: Axes) -> None:
-        said = model(x[held_out].transpose(0, 1)).argmax(-1)
+        said = model(unseen.transpose(0, 1)).argmax(-1)
         confused = torch.zeros(10, 10)
-        confused.index_put_((labels[held_out], said), torch.ones(len(said)), accumulate=True)
+        confused.index_put_((digits.truth, said), torch.ones(len(said)), accumulate=True)
         axes.imshow(confused.log1p(), cmap="Blues")
         axes.set(xlabel="answer", ylabel="digit", xticks=range(10), yticks=range(10))
 
     return Task(
-        data=f"scikit-learn's digits, {len(learnt)} to learn from, {len(held_out)} held out",
+        data=f"scikit-learn's digits, {len(x)} to learn from, {len(unseen)} held out",
         model=model,
-        batches=lambda: shuffled(32, x[learnt], labels[learnt]),
+        batches=lambda: shuffled(32, x, digits.labels),
         loss=loss,
-        evaluate=lambda model: accuracy(model(x[held_out].transpose(0, 1)), labels[held_out]),
+        evaluate=lambda model: accuracy(model(unseen.transpose(0, 1)), digits.truth),
         metric="accuracy",
         show=".1%",
         rises=True,
         baseline="the nearest mean image",
-        baseline_value=accuracy(-distances, labels[held_out]),
+        baseline_value=(digits.nearest_mean() == digits.truth).double().mean().item(),
         draw=draw,
     )
 

@@ -107,7 +107,8 @@ def build(options: Any) -> Task:
         return l1_loss(correction, batch[1])
 
     def forecast(model: nn.Module) -> Tensor:
-        return naive + scale * model(x)[0][:, 0]
+        correction: Tensor = model(x)[0][:, 0]
+        return naive + scale * correction
 
     def draw(axes: Axes) -> None:
         steps = range(1, ahead + 1)

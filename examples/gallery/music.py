@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import _path  # noqa: F401
 from _chorales import HOLD, TOKENS, VOICES, notes, read_chorales, transpose, write_midi
-from _gallery import Batch, Options, Program, Task, bits, recurrent, shuffled
+from _gallery import Batch, Options, Program, Task, bits, recurrent, shuffled, with_cell_state
 from _results import write_atomically
 
 IGNORED = -100
@@ -40,14 +40,13 @@ class Composer(nn.Module):
         self.token = nn.Embedding(TOKENS, 64)
         self.voice = nn.Embedding(len(VOICES), 64)
         self.rnn = recurrent(options, 64, hidden)
-        self.pair = options.cell in ("lstm", "cifg", "peephole")
+        self.cell = options.cell
         self.output = nn.Linear(hidden, TOKENS)
         self.dropout = nn.Dropout(0.2)
 
     def start(self, key: Tensor) -> Any:
         """Map keys ``[B]`` to the state before the first token."""
-        h = self.key(key).tanh()[None]
-        return (h, torch.zeros_like(h)) if self.pair else h
+        return with_cell_state(self.cell, self.key(key).tanh()[None])
 
     def forward(self, tokens: Tensor, hx: Any, first: int = 0) -> tuple[Tensor, Any]:
         """Map the tokens before each ``[T, B]``, of voices from ``first`` on, to logits

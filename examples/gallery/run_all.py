@@ -22,12 +22,15 @@ from _gallery import Program, require_folder, step_times
 from _results import write_atomically
 
 PROGRAMS: dict[str, list[str]] = {
+    "one_to_one": [],
     "digits": [],
     "digits --pixels": ["--pixels"],
     "forecasting": [],
     "forecasting --series sunspots": ["--series", "sunspots"],
+    "keras_example": [],
     "tagging": [],
     "translation": [],
+    "captions": [],
     "music": [],
     "dna": [],
     "cartpole": [],

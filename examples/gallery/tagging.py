@@ -43,7 +43,8 @@ class Tagger(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map characters ``[T, B]`` to logits ``[T, B, classes]``."""
-        return self.output(self.rnn(self.embedding(tokens))[0])
+        logits: Tensor = self.output(self.rnn(self.embedding(tokens))[0])
+        return logits
 
 
 def kind(found: tokenize.TokenInfo) -> str:

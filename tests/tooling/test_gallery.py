@@ -17,11 +17,14 @@ pytest.importorskip("tqdm")
 
 #: Of each program the packages it needs, and by what factor its loss falls at least.
 PROGRAMS: dict[str, tuple[tuple[str, ...], float]] = {
+    "captions": (("sklearn",), 0.8),
     "cartpole": (("gymnasium",), 0.8),
     "digits": (("sklearn",), 0.5),
     "dna": (("pyrodigal",), 0.997),
     "forecasting": (("statsmodels",), 0.9),
+    "keras_example": (("gramps",), 0.8),
     "music": (("music21",), 0.9),
+    "one_to_one": (("sklearn",), 0.75),
     "tagging": ((), 0.6),
     "translation": (("gramps", "sacrebleu"), 0.85),
 }
@@ -90,6 +93,82 @@ def test_learns_and_resumes_to_the_bit(
     first, last = whole["history"][0], whole["history"][-1]
     if not more:
         assert last["loss"] < PROGRAMS[name][1] * first["loss"]
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_a_sequence_of_one_step_is_a_feed_forward_layer(gallery: Any, cell: str) -> None:
+    one_to_one = importlib.import_module("one_to_one")
+    rnn = gallery.CELLS[cell](64, 5, dtype=torch.float64)
+    x = torch.randn(3, 64, dtype=torch.float64)
+    plain = one_to_one.feed_forward(rnn, x, cell)
+    torch.testing.assert_close(plain, rnn(x[None])[0][0], rtol=1e-12, atol=1e-13)
+
+
+def test_episodes_by_reset_are_those_of_a_loop(gallery: Any) -> None:
+    cartpole = importlib.import_module("cartpole")
+    policy = cartpole.Policy(gallery.Options(cell="gru", backend=None), 5)
+    seen, reset = torch.randn(9, cartpole.CARTS, 2), torch.rand(9, cartpole.CARTS) < 0.3
+    reset[0] = True
+    looped = cartpole.by_episodes(policy, seen, reset)
+    torch.testing.assert_close(looped, policy.rnn(seen, reset=reset)[0])
+
+
+def test_a_wide_beam_finds_what_greedy_search_misses(gallery: Any) -> None:
+    """Word 4 is likelier at first, but what follows it is unsure; after 5 comes the end."""
+    translation = importlib.import_module("_translation")
+    end = translation.END
+    follows = torch.full([7, 7], 1e-9)
+    follows[translation.BEGIN, 4], follows[translation.BEGIN, 5] = 0.6, 0.4
+    follows[4, 4:7] = torch.tensor([0.3, 0.3, 0.4])
+    follows[5, end] = follows[6, end] = 1.0
+
+    def step(words: Any, state: Any, rows: Any) -> Any:
+        assert len(rows) == words.shape[1] == state.shape[1]
+        return follows[words[0]].log(), state
+
+    def best(width: int) -> list[int]:
+        found = translation.search(step, torch.zeros(1, 2, 3), 2, width, 3)
+        assert found[0].tolist() == found[1].tolist()
+        return list(found[0].tolist())
+
+    assert best(1) == [4, 6, end]
+    assert best(3)[:2] == [5, end]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "zero"),
+        (13, "thirteen"),
+        (40, "forty"),
+        (100, "one hundred"),
+        (437, "four hundred thirty seven"),
+    ],
+)
+def test_numbers_in_words(gallery: Any, number: int, words: str) -> None:
+    assert importlib.import_module("captions").spell(number) == words.split()
+
+
+def test_labels_of_characters(gallery: Any) -> None:
+    tagging = importlib.import_module("tagging")
+    whole = "if x1 >= 'a':  # ä\n    pass\n\ny = '''cut"
+    text, labels = tagging.label(whole)
+    assert whole.startswith(text) and len(text) == len(labels)
+    letters = "".join(tagging.CLASSES[label][0] for label in labels.tolist())
+    assert letters.startswith("kkbnnboobsssobbcccbbbbbkkkkb")
+
+
+def test_notes_of_a_chorale(gallery: Any, tmp_path: Path) -> None:
+    """The soprano holds a pitch for two eighths, the bass one in the third."""
+    chorales = importlib.import_module("_chorales")
+    c4, rest, hold = 60 - chorales.LOWEST + 2, chorales.REST, chorales.HOLD
+    tokens = torch.tensor([c4, rest, rest, rest, hold, hold, hold, hold, rest, hold, hold, c4])
+    assert chorales.notes(tokens) == [(0, 60, 0, 2), (3, 60, 2, 1)]
+    assert chorales.notes(chorales.transpose(tokens, 3)) == [(0, 63, 0, 2), (3, 63, 2, 1)]
+    chorales.write_midi(tmp_path / "a.mid", tokens)
+    data = (tmp_path / "a.mid").read_bytes()
+    assert data.startswith(b"MThd") and data.count(b"MTrk") == 4
+    assert b"\x00\x90\x3c\x50\x02\x80\x3c\x00\x00\xff\x2f\x00" in data
 
 
 @pytest.mark.parametrize(
