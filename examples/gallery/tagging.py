@@ -111,7 +111,7 @@ def build(options: Options) -> Task:
         data=f"{len(text):,} characters of Python's standard library to learn from, "
         f"{len(unseen):,} held out",
         model=models,
-        batches=lambda: shuffled(32, x, y),
+        batches=lambda: shuffled(16 if options.quick else 32, x, y),
         loss=loss,
         evaluate=lambda models: accuracy(models.get_submodule("concat")(held_out.T), truth),
         metric="accuracy",
