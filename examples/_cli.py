@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -182,6 +183,17 @@ def exit_code(program: str, run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def blaming_backend(backend: str | None) -> Iterator[None]:
+    """While layers are built: an error is one of ``--backend`` where that was given."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if backend is None:
+            raise
+        raise UsageError(f"argument --backend: {error}") from error
 
 
 class Parser(argparse.ArgumentParser):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,37 +49,55 @@ def save_curve(path: Path, history: list[dict[str, float]], title: str) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
-def read_checkpoint(path: Path, options: Options, text: str) -> dict[str, Any]:
-    """Read a checkpoint of the same model on the same ``text`` (a fingerprint of it)."""
+def load_checkpoint(path: Path, program: str = "this program") -> dict[str, Any]:
+    """Read a checkpoint of ``program``: a dict with ``"options"``, and weights only."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, their_text = checkpoint["options"], checkpoint["text"]
+        checkpoint = dict(torch.load(path, map_location="cpu", weights_only=True))
+        checkpoint["options"]
     except FileNotFoundError as error:
         raise UsageError(
             f"argument --resume: expected a checkpoint, but {str(path)!r} does not exist; "
             "name the file, or leave --resume out to start afresh"
         ) from error
-    except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.PickleError) as error:
+    except (
+        OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, pickle.PickleError
+    ) as error:  # fmt: skip
         raise UsageError(
-            f"argument --resume: expected a checkpoint of this program, but {str(path)!r} cannot "
+            f"argument --resume: expected a checkpoint of {program}, but {str(path)!r} cannot "
             "be read as one; name another file, or leave --resume out to start afresh"
         ) from error
-    for name in FIXED:
+    return checkpoint
+
+
+def require_same(
+    path: Path, checkpoint: dict[str, Any], options: argparse.Namespace, names: Sequence[str]
+) -> None:
+    """Check that ``checkpoint``, read from ``path``, has those ``options`` by ``names``."""
+    theirs = checkpoint["options"]
+    for name in names:
         ours = getattr(options, name)
         if theirs.get(name) != ours:
             raise UsageError(
                 f"argument --resume: {str(path)!r} was made with {_given(name, theirs.get(name))}, "
                 f"but this run has {_given(name, ours)}; make them equal, or leave --resume out"
             )
-    if their_text != text:
+
+
+def read_checkpoint(path: Path, options: Options, text: str) -> dict[str, Any]:
+    """Read a checkpoint of the same model on the same ``text`` (a fingerprint of it)."""
+    checkpoint = load_checkpoint(path)
+    require_same(path, checkpoint, options, FIXED)
+    if checkpoint.get("text") != text:
         raise UsageError(
             f"argument --resume: {str(path)!r} was trained on another text than this run's --data; "
             "name the same, unchanged text, or leave --resume out"
         )
-    return dict(checkpoint)
+    return checkpoint
 
 
 def _given(name: str, value: object) -> str:
     """Say how an option is given on the command line."""
     flag = "--" + name.replace("_", "-")
-    return f"no {flag}" if value is None else f"{flag} {value}"
+    if value is None or value is False:
+        return f"no {flag}"
+    return flag if value is True else f"{flag} {value}"

@@ -27,7 +27,15 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import rnnkernels as rk
-from _cli import FIXED, CtrlC, Options, UsageError, exit_code, parse_options
+from _cli import (
+    FIXED,
+    CtrlC,
+    Options,
+    UsageError,
+    blaming_backend,
+    exit_code,
+    parse_options,
+)
 from _compare import TIMED_STEPS, InWindows, in_turns
 from _results import read_checkpoint, save_curve, save_metrics, write_atomically
 from _text import Corpus, Streams, TextError, Vocabulary, read_corpus
@@ -123,14 +131,10 @@ def build_model(options: Options, vocabulary_size: int, library: str = "rnnkerne
         rnn = TORCH_LAYERS[options.cell](options.embedding, options.hidden, **sizes)
     else:
         window = {"truncate": options.truncate} if options.truncate else {}
-        try:
+        with blaming_backend(options.backend):
             rnn = LAYERS[options.cell](
                 options.embedding, options.hidden, **sizes, **window, backend=options.backend
             )
-        except (ValueError, RuntimeError) as error:
-            if options.backend is None:
-                raise
-            raise UsageError(f"argument --backend: {error}") from error
     model = CharLM(vocabulary_size, options.embedding, options.hidden, rnn)
     return model.to(options.device)
 

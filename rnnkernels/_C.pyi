@@ -24,6 +24,7 @@ def register_cell(
     K: int,
     A: int,
     P: int,
+    E: int,
     recurrent: bool,
     reads_h: bool,
 ) -> None:

@@ -9,7 +9,7 @@ from rnnkernels._backends import (
 )
 from rnnkernels._backends.vetting import verification
 from rnnkernels._ops import build_info
-from rnnkernels.cells import per_unit
+from rnnkernels.cells import bernoulli, per_unit
 from rnnkernels.diagnostics import explain, verify
 from rnnkernels.functional import AllStates
 from rnnkernels.interop import convert, convertible, from_torch, revert, to_torch
@@ -54,6 +54,7 @@ __all__ = [
     "RNNCell",
     "SLSTMCell",
     "batch_invariant",
+    "bernoulli",
     "build_info",
     "cell",
     "cell_class",

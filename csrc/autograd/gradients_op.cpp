@@ -81,7 +81,8 @@ class GradientsBackward final : public torch::autograd::Node {
         add_next_edge(edge_to(t));
         saved_.emplace_back(t, false);
       }
-    for (const OptionalTensor& t : {call.lengths, call.starts, call.reset, call.h_mask}) saved_.emplace_back(t, false);
+    for (const auto of : kOfSteps) saved_.emplace_back(call.*of, false);
+    saved_.emplace_back(call.h_mask, false);
     // What forward returned, as constants with no say in whether others have been written to.
     for (const Tensor& t : {call.y, call.ys, call.c, call.h_raw, call.saved})
       saved_.emplace_back(t.defined() ? t.variable_data() : t, false);
@@ -126,8 +127,8 @@ class GradientsBackward final : public torch::autograd::Node {
     const auto masks = all.begin() + ptrdiff_t(edges - masks_);
     kept.inputs.assign(all.begin() + kOut, masks);
     kept.masks.assign(masks, all.begin() + ptrdiff_t(edges));
-    kept.steps = {optional(all[edges]), optional(all[edges + 1]), optional(all[edges + 2])};
-    kept.h_mask = optional(all[edges + 3]);
+    for (size_t i = 0; i < kSteps; ++i) kept.steps.*kOfSteps[i] = optional(all[edges + i]);
+    kept.h_mask = optional(all[edges + kSteps]);
     const Tensor* const results = &all[edges + kConstants];
     std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved) =
         std::tie(results[0], results[1], results[2], results[3], results[4]);
@@ -145,9 +146,9 @@ class GradientsBackward final : public torch::autograd::Node {
   const std::vector<int64_t> wanted_;
   const bool invariant_;
   const int64_t lanes_;
-  static constexpr size_t kConstants = 4, kResults = 5;
+  static constexpr size_t kSteps = kOfSteps.size(), kConstants = kSteps + 1, kResults = 5;
   size_t masks_;
-  std::vector<SavedVariable> saved_;  // the sources, the masks; lengths, starts, reset and h_mask; forward's results
+  std::vector<SavedVariable> saved_;  // the sources, the masks; what Steps has, and h_mask; forward's results
 };
 
 template <Library library>

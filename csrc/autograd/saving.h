@@ -25,8 +25,8 @@ class Saved {
     for (const Tensor& t : kept.inputs) inputs_.emplace_back(t, false);
     for (const Tensor& t : kept.masks) inputs_.emplace_back(t, false);
     masks_ = kept.masks.size();
-    constants_ = {SavedVariable(kept.steps.lengths, false), SavedVariable(kept.steps.starts, false),
-                  SavedVariable(kept.steps.reset, false), SavedVariable(kept.h_mask, false)};
+    for (size_t i = 0; i < kSteps; ++i) constants_[i] = SavedVariable(kept.steps.*kOfSteps[i], false);
+    constants_[kSteps] = SavedVariable(kept.h_mask, false);
     outputs_[kY] = use.y ? shared(kept.y) : SavedVariable(Tensor(), true);
     outputs_[kYs] = use.all_states ? shared(kept.ys) : SavedVariable(kept.ys, true);
     outputs_[kC] = use.all_states ? shared(kept.c) : SavedVariable(kept.c, true);
@@ -42,8 +42,8 @@ class Saved {
     kept.inputs.reserve(inputs_.size());
     for (size_t i = 0; i < inputs_.size(); ++i)
       (i + masks_ < inputs_.size() ? kept.inputs : kept.masks).push_back(inputs_[i].unpack());
-    kept.steps = {optional(constants_[0]), optional(constants_[1]), optional(constants_[2])};
-    kept.h_mask = optional(constants_[3]);
+    for (size_t i = 0; i < kSteps; ++i) kept.steps.*kOfSteps[i] = optional(constants_[i]);
+    kept.h_mask = optional(constants_[kSteps]);
     for (size_t i = 0; i < kOutputs; ++i) (kept.*kPlaces[i]) = outputs_[i].unpack(node);
     return kept;
   }
@@ -69,6 +69,7 @@ class Saved {
   }
 
  private:
+  static constexpr size_t kSteps = kOfSteps.size();
   enum : size_t { kY, kYs, kC, kHRaw, kSaved, kOutputs };
   static constexpr std::array kPlaces{&Kept::y, &Kept::ys, &Kept::c, &Kept::h_raw, &Kept::saved};
 
@@ -94,8 +95,8 @@ class Saved {
     return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt;
   }
 
-  std::vector<SavedVariable> inputs_;       // x, h0, c0, the weights, the masks
-  std::array<SavedVariable, 4> constants_;  // lengths, starts, reset and h_mask
+  std::vector<SavedVariable> inputs_;                // x, h0, c0, the weights, the masks
+  std::array<SavedVariable, kSteps + 1> constants_;  // what Steps has, and h_mask
   std::array<SavedVariable, kOutputs> outputs_;
   size_t masks_ = 0;
 };

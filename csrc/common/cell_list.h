@@ -18,7 +18,7 @@ constexpr int count(CellList<Cells...>) {
 // A cell's numbers, for whatever knows them only when it runs.
 struct CellSizes {
   int G, S, K, A;
-  int P = 0;
+  int P = 0, E = 0;
   bool recurrent = true;  // gates have a hidden part, and there is a W_hh
 
   template <class Cell>
@@ -26,6 +26,7 @@ struct CellSizes {
     CellSizes sizes{Cell::G, Cell::S, Cell::K, Cell::A};
     if constexpr (requires { Cell::P; }) sizes.P = Cell::P;
     if constexpr (requires { Cell::kRecurrent; }) sizes.recurrent = Cell::kRecurrent;
+    if constexpr (requires { Cell::E; }) sizes.E = Cell::E;
     return sizes;
   }
 

@@ -2,7 +2,7 @@
 //
 //   T time, B batch, D directions, H hidden units, R size of the recurrent state (H, or the projection's size),
 //   G gates, S states, K saved values, A split gates: the last ones, whose hidden part has a gradient of its own,
-//   P parameters of the cell, a number for each unit
+//   P parameters of the cell, a number for each unit; E numbers that it draws for each unit and step
 //
 // Heads of a layer share what goes in and nothing else. Each is a direction here, with H and R of its own: first all
 // those that run forwards. Weights have the rows of one head behind those of another.
@@ -26,6 +26,7 @@
 
 #include "clip.h"
 #include "macros.h"
+#include "noise.h"
 #include "storage.h"
 
 namespace rnn {
@@ -127,6 +128,7 @@ constexpr int kMaxDirections = 2;  // apart from heads
 template <class IO>
 struct Forward {
   Sequence seq;
+  Noise noise;
   int64_t I;                       // input features
   int64_t x_time, x_batch;         // strides of x; where it is packed, the latter is that of N
   const IO* x;                     // [T, B, I]
@@ -157,6 +159,7 @@ template <class IO>
 struct Backward {
   Sequence seq;
   Clip clip;
+  Noise noise;
   const IO* dy;                    // [T, B, D*R] or null: zero
   const IO* dh_n;                  // [D, B, R] or null: zero
   const IO* dc_n;                  // [D, B, C*H] or null: zero

@@ -40,6 +40,7 @@ class ForwardLoop final : public LoopBase<IO> {
     rows_ = arena_.template take<Row>(q.B);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
+      dir.d = d;
       dir.unit = q.of_head(p.unit, d, cell_.P * q.H);
       if (p.h_mask) dir.h_mask = p.h_mask + q.state_at(d, 0, q.R);
       dir.input = {{p.I, q.H, G, width}, q.of_head(p.w_ih, d, G * q.H * p.I), packs, weights};
@@ -125,6 +126,7 @@ class ForwardLoop final : public LoopBase<IO> {
     F* raw = nullptr;            // [B, H]: h before the projection
     const IO* unit = nullptr;    // [P, H]: parameters of the cell
     const IO* h_mask = nullptr;  // [B, R]
+    int64_t d = 0;               // its number
   };
 
   // Of a direction, at step s: rows from `first` on, and what each does.

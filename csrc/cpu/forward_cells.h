@@ -57,6 +57,7 @@ class ForwardCells : LoopBase<IO> {
     unit.prev[0] = dir.raw ? V(T(0)) : load(state.h + i);
     for (int k = 1; k < Cell::S; ++k) unit.prev[k] = load(c + (k - 1) * padded(H));
     unit.read_parameters(dir.unit, H, i, n);
+    if (now.active) unit.draw(p.noise, dir.d, now, i);
 
     unit.run(now);
 

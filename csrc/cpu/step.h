@@ -77,7 +77,7 @@ struct Single : Lanes<IO> {
 };
 
 // The step of row b: it is there, and nothing is reset.
-RNN_HD RowStep only_step(int64_t b) { return {b, true, false, false}; }
+RNN_HD RowStep only_step(int64_t b) { return {b, true, false, false, 0, b}; }
 
 template <class Cell, class IO>
 void forward_step(const Forward<IO>& p, const IO* hidden, int64_t first, int64_t last) {
@@ -98,6 +98,7 @@ void forward_step(const Forward<IO>& p, const IO* hidden, int64_t first, int64_t
       unit.prev[0] = load(p.h0 + at, n);
       for (int k = 1; k < Cell::S; ++k) unit.prev[k] = load(p.c0 + beside<Cell>(b, k, H, i), n);
       unit.read_parameters(p.unit[0], H, i, n);
+      unit.draw(p.noise, 0, only_step(b), i);
 
       unit.run(only_step(b));
 

@@ -8,6 +8,7 @@
 #include "common/cell_list.h"
 #include "common/layout.h"
 #include "cpu/math.h"
+#include "cpu/noise.h"
 
 namespace rnn::cpu::RNN_ISA {
 
@@ -35,15 +36,18 @@ struct RowStep {
   bool active;   // else the row has no such step, and this is padding: its state stands still, its results are zero
   bool outside;  // not even padding: there is nothing to write
   bool cut;      // a reset lies between this step and the loop's next one, which is handed zeros
+  int64_t t, b;  // position in time and row of the batch, of a step that is there
 
   // Forward goes on to step s + 1, backward to step s - 1.
   static RowStep forward(const Sequence& q, int64_t d, const Row& row, int64_t s) {
     const Place at = q.place(d, row, s);
-    return {at.n, at.active, at.outside, s + 1 < row.length && q.cut_before(d, row, s + 1)};
+    const bool cut = s + 1 < row.length && q.cut_before(d, row, s + 1);
+    return {at.n, at.active, at.outside, cut, q.position(d, row, s), row.b};
   }
   static RowStep backward(const Sequence& q, int64_t d, const Row& row, int64_t s) {
     const Place at = q.place(d, row, s);
-    return {at.n, at.active, at.outside, at.active && q.cut_before(d, row, s)};
+    const bool cut = at.active && q.cut_before(d, row, s);
+    return {at.n, at.active, at.outside, cut, q.position(d, row, s), row.b};
   }
 
   // x as the next step of the loop gets it.
@@ -75,15 +79,21 @@ struct StateBefore {
 };
 
 // Forward. The caller fills in gx and gh, of a step that is there, and prev; where h is projected its own value is
-// neither known nor asked for. Behind the states, prev has the parameters of the cell, which stand still.
+// neither known nor asked for. Behind the states, prev has the parameters of the cell, which stand still, and then its
+// noise.
 template <class Cell, class IO>
 struct ForwardUnit : Lanes<IO> {
   using typename Lanes<IO>::V;
-  static constexpr int P = CellSizes::of(Cell{}).P;
-  V gx[Cell::G], gh[Cell::G], prev[Cell::S + P], next[Cell::S], saved[Cell::K + 1];
+  static constexpr int P = CellSizes::of(Cell{}).P, E = CellSizes::of(Cell{}).E;
+  V gx[Cell::G], gh[Cell::G], prev[Cell::S + P + E], next[Cell::S], saved[Cell::K + 1];
 
   RNN_HD void read_parameters(const IO* unit, int64_t H, int64_t i, int n) {
     for (int k = 0; k < P; ++k) prev[Cell::S + k] = load(unit + k * H + i, n);
+  }
+
+  // Of a step that is there.
+  RNN_HD void draw(const Noise& noise, int64_t d, const RowStep& now, int64_t i) {
+    if constexpr (E > 0) draw_noise<E>(noise, now.b, now.t, d, i, prev + Cell::S + P);
   }
 
   RNN_HD void run(const RowStep& now) {
@@ -112,14 +122,14 @@ struct ForwardUnit : Lanes<IO> {
 
 // Backward. The caller reads, and then fills in dnext: dout, which is what reaches the step's results from outside of
 // the loop, and all that comes from the step after it. Behind the states, prev and dprev have the parameters of the
-// cell, and what the step adds to their gradients.
+// cell, and what the step adds to their gradients; prev then has its noise.
 template <class Cell, class IO>
 struct BackwardUnit : Lanes<IO> {
   using typename Lanes<IO>::V;
   using Lanes<IO>::load_or_zero;
-  static constexpr int P = CellSizes::of(Cell{}).P;
+  static constexpr int P = CellSizes::of(Cell{}).P, E = CellSizes::of(Cell{}).E;
   static constexpr int kColumns = CellSizes::of(Cell{}).columns();  // of dgates
-  V saved[Cell::K + 1], prev[Cell::S + P], next[Cell::S], dout[Cell::S], dnext[Cell::S];
+  V saved[Cell::K + 1], prev[Cell::S + P + E], next[Cell::S], dout[Cell::S], dnext[Cell::S];
   V dgx[Cell::G], dgh[Cell::G], dprev[Cell::S + P];
 
   // Of a step that is there.
@@ -128,6 +138,7 @@ struct BackwardUnit : Lanes<IO> {
     const int64_t H = p.seq.H, at = now.n * H + i;
     const IO* unit = p.seq.of_head(p.unit, d, P * H);
     for (int k = 0; k < P; ++k) prev[Cell::S + k] = load(unit + k * H + i, n);
+    if constexpr (E > 0) draw_noise<E>(p.noise, now.b, now.t, d, i, prev + Cell::S + P);
     for (int k = 0; k < Cell::K; ++k) saved[k] = load(p.saved + (now.n * Cell::K + k) * H + i, n);
     if (projected) {  // h before the projection: no cell with a projection asks for its value
       prev[0] = next[0] = dout[0] = V(0);

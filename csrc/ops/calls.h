@@ -21,6 +21,8 @@
 
 #include <torch/library.h>
 
+#include <array>
+
 #include "ops/fields.h"
 
 namespace rnn {
@@ -59,15 +61,18 @@ struct Model {
   }
 };
 
-// Which steps each row has, and where its state is reset: see Sequence in layout.h.
+// Which steps each row has, and where its state is reset: see Sequence in layout.h. The noise of a cell that has any:
+// probabilities [E] float64, and by what it is drawn, [B, 5] int64, where it is: noise.h.
 struct Steps {
-  OptionalTensor lengths, starts, reset;
+  OptionalTensor lengths, starts, reset, noise, draws;
 
   static constexpr auto fields() {
-    return std::tuple(Field{"lengths", &Steps::lengths}, Field{"starts", &Steps::starts},
-                      Field{"reset", &Steps::reset});
+    return std::tuple(Field{"lengths", &Steps::lengths}, Field{"starts", &Steps::starts}, Field{"reset", &Steps::reset},
+                      Field{"noise", &Steps::noise}, Field{"draws", &Steps::draws});
   }
 };
+
+inline constexpr std::array kOfSteps{&Steps::lengths, &Steps::starts, &Steps::reset, &Steps::noise, &Steps::draws};
 
 // Missing where nothing depends on an output.
 struct OutputGradients {

@@ -63,6 +63,24 @@ struct Checker {
     }
   }
 
+  void noise(const Steps& steps, const Sizes& n, const CellInfo& cell) const {
+    TORCH_CHECK_VALUE(steps.noise.has_value() == (cell.E > 0), "noise: a cell '", cell.name, "' takes ",
+                      cell.E ? std::to_string(cell.E) + " probabilities" : "none", ", got ",
+                      steps.noise ? "some" : "none");
+    if (!cell.E) return;
+    TORCH_CHECK_VALUE(steps.noise->sizes() == at::IntArrayRef({cell.E}), "noise: expected shape [", cell.E,
+                      "] (probabilities), got ", steps.noise->sizes());
+    TORCH_CHECK_TYPE(steps.noise->scalar_type() == at::kDouble, "noise: expected dtype float64, got ",
+                     steps.noise->scalar_type());
+    on_device(*steps.noise, "noise");
+    if (!steps.draws) return;
+    TORCH_CHECK_VALUE(steps.draws->sizes() == at::IntArrayRef({n.B, kDraws}), "draws: expected shape [", n.B, ", ",
+                      int(kDraws), "] (batch; seed, row, first, step, stream), got ", steps.draws->sizes());
+    TORCH_CHECK_TYPE(steps.draws->scalar_type() == at::kLong, "draws: expected dtype int64, got ",
+                     steps.draws->scalar_type());
+    on_device(*steps.draws, "draws");
+  }
+
   void steps(const Steps& steps, const Sizes& n) const {
     if (steps.lengths) numbers(*steps.lengths, "lengths", n.B, "batch");
     if (steps.starts) {
@@ -98,7 +116,8 @@ void make_contiguous(OptionalTensor& t) {
   if (t) t = t->contiguous();
 }
 void make_contiguous(Steps& steps) {
-  for (OptionalTensor* t : {&steps.lengths, &steps.starts, &steps.reset}) make_contiguous(*t);
+  for (OptionalTensor* t : {&steps.lengths, &steps.starts, &steps.reset, &steps.noise, &steps.draws})
+    make_contiguous(*t);
 }
 
 // L, D, H and R, and the B of the states.
@@ -166,6 +185,7 @@ Sizes check(ForwardCall& call) {
   like.masks(call.masks, n);
   like.optional(call.h_mask, "h_mask", {n.L * n.D, n.B, n.R}, "layers * directions, batch, state");
   like.steps(call, n);
+  like.noise(call, n, cell);
   make_contiguous(call.h0);
   make_contiguous(call.c0);
   make_contiguous(call.h_mask);
@@ -206,6 +226,7 @@ Sizes check(BackwardCall& call) {
     TORCH_CHECK(call.saved.is_contiguous(), "saved: expected contiguous memory to write over. Call sequence_backward.");
   }
   like.steps(call, n);
+  like.noise(call, n, cell);
   TORCH_CHECK_VALUE(call.window >= 0, "window: expected a number of steps, or 0 for none, got ", call.window);
   find_clip(call.clip, call.bound);
   for (Tensor* t : {&call.h0, &call.y, &call.ys, &call.c, &call.saved}) make_contiguous(*t);

@@ -182,6 +182,7 @@ BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
   return {call_,
           cell_,
           n_,
+          l,
           clip_,
           std::move(dy),
           states_part(call_.dh_n, n_, l),

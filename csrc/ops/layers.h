@@ -38,6 +38,7 @@ struct BackwardLayer {
   const BackwardCall& call;
   const CellInfo& cell;
   Sizes n;  // whose I is not known
+  int64_t index;
   Clip clip;
   OptionalTensor dy, dh_n, dc_n, dc;
   LayerWeights w;  // w_hh, w_hr and unit alone

@@ -34,6 +34,10 @@ inline Sequence sequence_of(const Steps& steps, const Sizes& n, int64_t window) 
           window,
           n.heads};
 }
+// `layer` counts from the first one of the call.
+inline Noise noise_of(const Steps& steps, const Sizes& n, int64_t layer) {
+  return {pointer<const double>(steps.noise), pointer<const int64_t>(steps.draws), layer * n.D};
+}
 inline Sequence sequence(const ForwardLayer& a) { return sequence_of(a.call, a.n, 0); }
 inline Sequence sequence(const BackwardLayer& a) { return sequence_of(a.call, a.n, a.call.window); }
 
@@ -42,6 +46,7 @@ template <class IO>
 Forward<IO> parameters(const ForwardLayer& a, const Tensor& gx = {}) {
   Forward<IO> p{};
   p.seq = sequence(a);
+  p.noise = noise_of(a.call, a.n, a.index);
   p.I = a.n.I;
   p.x_time = a.n.packed ? 0 : a.x.stride(0);
   p.x_batch = a.x.stride(a.n.packed ? 0 : 1);
@@ -72,6 +77,7 @@ Backward<IO> parameters(const BackwardLayer& a) {
   Backward<IO> p{};
   p.seq = sequence(a);
   p.clip = a.clip;
+  p.noise = noise_of(a.call, a.n, a.index);
   p.dgates = pointer<IO>(a.dgates);  // first: where it is saved itself, writing may move it
   p.dy = pointer<const IO>(a.dy);
   p.dh_n = pointer<const IO>(a.dh_n);

@@ -45,8 +45,9 @@ PyObject* py_cell_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
                    "cell_step: expected a dict of parameters, or a tuple of four, got ", Py_TYPE(args[1])->tp_name);
 
   const CellInfo& info = find_cell(cell);
-  // Parameters of its own, states in one tensor and weights that are not there come by the way that knows of them.
-  if (info.P > 0 || info.C() > 1 || !info.recurrent) Py_RETURN_NONE;
+  // Parameters of its own, noise, states in one tensor and weights that are not there come by the way that knows of
+  // them.
+  if (info.P > 0 || info.E > 0 || info.C() > 1 || !info.recurrent) Py_RETURN_NONE;
   const bool has_c = info.C() > 0;
   const bool given = args[5] != Py_None;
   PyObject *h_object = args[5], *c_object = nullptr;

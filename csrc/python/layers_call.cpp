@@ -87,8 +87,8 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t count_of_weights = PyList_GET_SIZE(args[1]), each = L * D > 0 ? count_of_weights / (L * D) : 0;
   const CellInfo& info = find_cell(cell);
   const int64_t matrices = 1 + info.recurrent, biases = each - matrices - (P > 0) - info.P;
-  // States in one tensor come by the way that knows of them.
-  if (biases < 0 || biases > matrices || count_of_weights != each * L * D || info.C() > 1) Py_RETURN_NONE;
+  // States in one tensor and noise come by the way that knows of them.
+  if (biases < 0 || biases > matrices || count_of_weights != each * L * D || info.C() > 1 || info.E > 0) Py_RETURN_NONE;
 
   const Tensor* const given_x = exact_tensor(args[9]);
   if (!given_x || given_x->dim() != 3 || given_x->size(2) != I || !has_kernels(*given_x, info) || !undisturbed())

@@ -119,10 +119,10 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "register_cell",
       [](const std::string& name, const std::string& gates, const std::string& params, int G, int S, int K, int A,
-         int P, bool recurrent,
-         bool reads_h) { rnn::register_cell(name, gates, params, {G, S, K, A, P, recurrent}, reads_h); },
+         int P, int E, bool recurrent,
+         bool reads_h) { rnn::register_cell(name, gates, params, {G, S, K, A, P, E, recurrent}, reads_h); },
       py::arg("name"), py::arg("gates"), py::arg("params"), py::arg("G"), py::arg("S"), py::arg("K"), py::arg("A"),
-      py::arg("P"), py::arg("recurrent"), py::arg("reads_h"),
+      py::arg("P"), py::arg("E"), py::arg("recurrent"), py::arg("reads_h"),
       "Makes a cell that a user wrote known to the ops; its name says what it computes.");
   module.def(
       "load_cell",

@@ -56,6 +56,9 @@ py::dict common(const Layer& a, const Tensor& w_hh) {
   arguments["lengths"] = given(a.call.lengths);
   arguments["starts"] = given(a.call.starts);
   arguments["reset"] = bytes(a.call.reset);
+  arguments["noise"] = given(a.call.noise);
+  arguments["draws"] = given(a.call.draws);
+  arguments["layer"] = a.index * a.n.D;
   arguments["T"] = a.n.T;
   return arguments;
 }

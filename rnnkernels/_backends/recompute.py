@@ -323,7 +323,7 @@ def _in_one_piece(*values: Any) -> tuple[list[Tensor], Tensor]:
     return list(found), call.x.new_empty(0) if norms is None else norms.clone()
 
 
-_TENSORS = ("x", "h0", "c0", "h_mask", "lengths", "starts", "reset")
+_TENSORS = ("x", "h0", "c0", "h_mask", "lengths", "starts", "reset", "noise", "draws")
 #: Where the weights begin among what has gradients.
 _WEIGHTS = 3
 #: How many arguments stand before those of the call, in forward and in backward.
@@ -332,8 +332,8 @@ _SETTINGS, _BACKWARD = 3, 11
 _CALL = (
     "str cell, int layers, int directions, int heads, bool projected, str merge_mode, int window, "
     "str clip, float bound, Tensor x, Tensor[] weights, Tensor h0, Tensor? c0, Tensor[]? masks, "
-    "Tensor? h_mask, Tensor? lengths, Tensor? starts, Tensor? reset, Tensor? flow, bool save, "
-    "bool all_states, bool step"
+    "Tensor? h_mask, Tensor? lengths, Tensor? starts, Tensor? reset, Tensor? noise, "
+    "Tensor? draws, Tensor? flow, bool save, bool all_states, bool step"
 )
 
 torch.library.define(

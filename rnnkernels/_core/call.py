@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from rnnkernels._core import noise
 from rnnkernels.cells import Cell, find
 
 
@@ -125,6 +126,10 @@ class Call(NamedTuple):
     #: step t only those that reach it, from place ``starts[t]`` on. [T + 1] int64.
     starts: Tensor | None = None
     reset: Tensor | None = None  # [T, B] bool; packed: [N]
+    noise: Tensor | None = None  # [E] float64: the probabilities of a cell that draws
+    #: By what it is drawn: :mod:`rnnkernels._core.noise`. [B, 5] int64; None: the probabilities
+    #: themselves are taken.
+    draws: Tensor | None = None
     #: [L, T, B, D], of :func:`norms_dtype`: filled with ``|dL/dh_t|`` by every backward.
     flow: Tensor | None = None
     save: bool = False  # keep what a backward needs: autograd sees to it
@@ -176,6 +181,7 @@ class Call(NamedTuple):
             for d in range(D)
         ]
         rows = slice(index * D * self.heads, (index + 1) * D * self.heads)
+        draws = None if self.draws is None else noise.of_stream(self.draws, rows.start)
         return Layer(
             self.cell_name,
             x,
@@ -189,6 +195,8 @@ class Call(NamedTuple):
             self.lengths,
             self.reset,
             starts=self.starts,
+            noise=self.noise,
+            draws=draws,
             all_states=self.all_states,
             number=-1 if self.step else index,
             window=self.window,
@@ -236,6 +244,8 @@ class Layer(NamedTuple):
     params: Sequence[list[Tensor]] = ()  # of each direction those of the cell, [H] each
     heads: int = 1  # see Call
     h_mask: Tensor | None = None  # [D, B, R]
+    noise: Tensor | None = None  # as those of a call whose first layer it is
+    draws: Tensor | None = None
 
     @property
     def cell(self) -> Cell:
@@ -286,6 +296,8 @@ class Layer(NamedTuple):
             lengths=self.lengths,
             starts=self.starts,
             reset=self.reset,
+            noise=self.noise,
+            draws=self.draws,
             flow=None if self.flow is None else self.flow[None],
             all_states=self.all_states,
             step=self.number < 0,

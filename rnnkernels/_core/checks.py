@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._core.call import NO_CLIP, Call, Clip, is_batch
 from rnnkernels.cells import find
+from rnnkernels.cells.noise import probability as below_one
 
 MERGE_MODES = ("concat", "sum", "mean", "mul")
 BIAS_MODES = ("double", "single")
@@ -26,6 +27,7 @@ CLIP_KINDS = ("value", "norm", "tanh")
 
 Truncate = int | tuple[int, int] | None
 GradClip = float | tuple[str, float] | None
+Zoneout = float | tuple[float, ...] | None
 
 
 def size(name: str, value: Any, *, minimum: int = 1) -> int:
@@ -149,6 +151,25 @@ def truncate(value: Any, bidirectional: bool) -> Truncate:
             "direction has no last steps to flow back over; pass one number k"
         )
     return k1, k2
+
+
+def zoneout(value: Any, states: int, projected: bool) -> tuple[float, ...]:
+    """The probabilities with which each state keeps its value for a step; () for none of them."""
+    if value is None:
+        return ()
+    values = value if isinstance(value, (tuple, list)) else [value] * states
+    if len(values) != states:
+        names = "(h, c)" if states == 2 else f"{states} of them"
+        raise ValueError(
+            f"zoneout: expected a probability, or one for each state, {names}, got {value!r}"
+        )
+    found = tuple(below_one("zoneout", p) for p in values)
+    if projected and found[0]:
+        raise ValueError(
+            f"zoneout: expected 0 for h where there is a proj_size, got {found[0]}: what a step "
+            "would keep is h before its projection, which no step hands on. Pass (0, p) for c alone"
+        )
+    return found if any(found) else ()
 
 
 def recompute(value: Any) -> int:

@@ -70,15 +70,15 @@ class _Ordered:
         _, starts, self.t, row = Places.of_lengths(ordered)  # at each place of packed steps
         self.b = order[row]
         self.packed = Packed(ordered.to(device), starts.to(device))
-        self._order = order.to(device)
+        self.order = order.to(device)  # [B]: the number of each row in the user's batch
 
     def enter(self, state: Tensor) -> Tensor:
         """An initial state [L, B, R] in the order of packed rows."""
-        return state.index_select(1, self._order)
+        return state.index_select(1, self.order)
 
     def leave(self, initial: Tensor, final: Tensor) -> Tensor:
         """The final state of all rows [L, B, R] from that of the packed ones."""
-        return initial.index_copy(1, self._order, final)
+        return initial.index_copy(1, self.order, final)
 
 
 class Rows(_Ordered):

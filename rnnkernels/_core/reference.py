@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnnkernels._core import noise
 from rnnkernels._core.call import Call, Clip, Layer, LayerResult, Result, in_turn
 
 
@@ -107,7 +108,9 @@ def run_direction(
     ended: list[list[Tensor]] = []  # states of packed rows that have no further steps
     outputs: list[list[Tensor]] = [[] for _ in range(T)]
 
-    def step(gx: Tensor, prev: list[Tensor], active: Tensor | None = None) -> list[Tensor]:
+    def step(
+        gx: Tensor, prev: list[Tensor], active: Tensor | None = None, t: int = 0
+    ) -> list[Tensor]:
         h = prev[0] if h_mask is None else prev[0] * h_mask[: prev[0].size(-2)]
         gh = torch.zeros_like(gx) if w_hh is None else F.linear(h, w_hh, b_hh)  # [B, G*H]
         if active is not None:  # the zero gradient of a step that does not count meets numbers
@@ -115,9 +118,10 @@ def run_direction(
         if call.clip.kind != "none":
             gx, gh = _bounded(gx, gh, call.clip)
         gates = gx.chunk(cell.G, -1)
-        values, _ = cell.forward(
-            gates, gh.chunk(cell.G, -1), [*prev, *(p.expand_as(gates[0]) for p in params)]
-        )
+        more = [p.expand_as(gates[0]) for p in params]
+        if call.noise is not None:
+            more += noise.at_step(call.noise, call.draws, t, d, gates[0])
+        values, _ = cell.forward(gates, gh.chunk(cell.G, -1), [*prev, *more])
         next = list(values)
         if w_hr is not None:
             next[0] = F.linear(next[0], w_hr)
@@ -147,7 +151,7 @@ def run_direction(
             prev = [
                 s.detach() if inside is None else torch.where(inside, s.detach(), s) for s in prev
             ]
-        next = step(gx_t, prev, active)
+        next = step(gx_t, prev, active, t)
         if call.flow is not None and next[0].requires_grad:
             next[0].register_hook(partial(_record, call, d, t, passes))  # type: ignore[no-untyped-call]
         if active is None:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnnkernels._core import noise
+
 
 class Outputs(NamedTuple):
     """What a stack of layers returns."""
@@ -28,7 +30,8 @@ class Outputs(NamedTuple):
 
 class Stack(Protocol):
     """Runs a stack of one direction; ``masks`` are factors between layers, [T, B, R] each, or
-    [1, B, R] for all steps, ``h_mask`` [L, B, R] those of h in front of W_hh."""
+    [1, B, R] for all steps, ``h_mask`` [L, B, R] those of h in front of W_hh, ``draws`` what its
+    noise is drawn by."""
 
     def __call__(
         self,
@@ -39,6 +42,7 @@ class Stack(Protocol):
         return_all_states: bool,
         masks: list[Tensor],
         h_mask: Tensor | None,
+        draws: Tensor | None,
     ) -> Outputs: ...
 
 
@@ -80,6 +84,10 @@ class Windows:
         """[L, B, ...] as [L, W*B, ...]: what every window of a row has of it."""
         return rows.repeat(1, self.W, *[1] * (rows.dim() - 2))
 
+    def draws(self, draws: Tensor) -> Tensor:
+        """Those of the windows [W*B, ...] from those of rows [B, ...]."""
+        return noise.of_steps(draws.repeat(self.W, 1), self.start.flatten(), 1)
+
     def entering(self, initial: Tensor, all_states: Sequence[Tensor]) -> Tensor:
         """The states that enter the windows [L, W*B, R], without history but for ``initial``."""
         layers = []
@@ -110,18 +118,20 @@ def overlapping(
     pair: tuple[int, int],
     masks: list[Tensor],
     h_mask: Tensor | None,
+    draws: Tensor | None,
 ) -> Outputs:
     """Runs a stack with gradients truncated by ``pair`` (k1, k2).
 
     Args:
         x: ``[T, B, I]``; hx: ``[L, B, R]`` and ``[L, B, C*H]``; lengths ``[B]``; reset ``[T, B]``.
         masks, h_mask: what falls out; every window sees the same noise.
+        draws: what the noise of cells is drawn by, which is the same as well.
     """
     T, B = x.shape[:2]
     if T == 0 or B == 0:
-        return run(x, hx, lengths, reset, return_all_states, masks, h_mask)
+        return run(x, hx, lengths, reset, return_all_states, masks, h_mask, draws)
     with torch.no_grad():
-        plain = run(x, hx, lengths, reset, True, masks, h_mask)
+        plain = run(x, hx, lengths, reset, True, masks, h_mask, draws)
     ends = torch.full((B,), T, device=x.device) if lengths is None else lengths
     windows = Windows(T, B, ends, *pair)
     split_masks = [windows.split(m) if m.size(0) == T else windows.repeat(m) for m in masks]
@@ -137,6 +147,7 @@ def overlapping(
         return_all_states,
         split_masks,
         None if h_mask is None else windows.repeat(h_mask),
+        None if draws is None else windows.draws(draws),
     )
     everything: list[list[Tensor]] = [[], []]
     if return_all_states:

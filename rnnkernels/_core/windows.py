@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rnnkernels._core import noise
 from rnnkernels._core.call import Call
 
 
@@ -147,6 +148,7 @@ class Direction:
             lengths=self._lengths(w),
             starts=self._starts(w),
             reset=None if self.reset is None else self.take(self.reset, w),
+            draws=self._draws(w),
             flow=None,
         )
 
@@ -166,6 +168,18 @@ class Direction:
                 gradient.zero_()
             else:
                 gradient.masked_fill_((call.lengths > border)[:, None], 0)
+
+    def _draws(self, w: Window) -> Tensor | None:
+        """Those of the window's rows, whose steps run in the direction's order."""
+        if self.whole.draws is None:
+            return None
+        draws = noise.of_stream(self.whole.draws[: w.rows], self.d * self.whole.heads)
+        if self.d == 0:
+            return noise.of_steps(draws, w.first, 1)
+        lengths = self._lengths(w)
+        return noise.of_steps(
+            draws, w.first + (w.last - w.first if lengths is None else lengths) - 1, -1
+        )
 
     def _lengths(self, w: Window) -> Tensor | None:
         lengths = self.whole.lengths

@@ -78,7 +78,7 @@ def register_cell(cell: Cell) -> None:
     """Makes a cell that a user wrote known to the compiled ops."""
     if _C is not None:
         gates, params = " ".join(cell.gates), " ".join(cell.params)
-        sizes = cell.G, cell.S, cell.K, cell.A, cell.P
+        sizes = cell.G, cell.S, cell.K, cell.A, cell.P, cell.E
         _C.register_cell(cell.name, gates, params, *sizes, cell.recurrent, cell.reads_h)
 
 

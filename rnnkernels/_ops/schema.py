@@ -23,6 +23,7 @@ OF_STEPS = {
 #: The same of what has rows and no steps.
 OF_ROWS = {
     "h0": 1, "c0": 1, "h_mask": 1, "h_n": 1, "c_n": 1, "dh_n": 1, "dc_n": 1, "lengths": 0,
+    "draws": 0,
 }  # fmt: skip
 #: What gradients are asked for by number; the weights follow.
 INPUTS = ("x", "h0", "c0")

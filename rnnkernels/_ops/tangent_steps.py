@@ -246,7 +246,7 @@ class Direction:
         dgates = self.backward(
             self.cell.name, 1, 1, 1, False, "concat", 0, "none", 1.0, dy, None, None, None, None,
             [w, w], torch.zeros_like(y[:1]), None, None, None, y, empty, empty, empty,
-            None, None, None, False, False, False,
+            None, None, None, None, None, False, False, False,
         )[0]  # fmt: skip
         found = dgates[0, :, :, 0]
         return found.flip(0) if d == 0 else found

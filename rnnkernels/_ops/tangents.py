@@ -43,12 +43,12 @@ class Found(NamedTuple):
 def takes(a: SimpleNamespace, tensors: Sequence[Maybe], gradients: bool) -> bool:
     """Whether this is a way for a call: where gradients are asked for, without bounds and windows,
     which make the loop that of another function; for layers of one head and cells that have a W_hh
-    and no parameters, whose part in a step it does not know."""
+    and neither parameters nor noise, whose part in a step it does not know."""
     plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
     if not plain or a.x.size(0) == 0 or a.x.dtype not in (torch.float32, torch.float64):
         return False
     cell = find_cell(a.cell)
-    if cell.P or not cell.recurrent or a.heads > 1:
+    if cell.P or cell.E or not cell.recurrent or a.heads > 1:
         return False
     if any(transformed(t) for t in tensors if t is not None):
         return False
@@ -263,7 +263,7 @@ class _Layer:
         dgates, dh0, dc0, dproj, _ = self.ops.sequence_backward(
             *call[: Call._fields.index("x")], dy, dh_n, dc_n, None, every,
             call.weights, call.h0, call.c0, None, call.h_mask, self.y, empty, self.every_c,
-            self.saved, call.lengths, None, call.reset, False, True, False,
+            self.saved, call.lengths, None, call.reset, None, None, False, True, False,
         )  # fmt: skip
         return dgates[0], dproj[0] if self.a.projected else None, dh0, dc0
 

@@ -1,11 +1,13 @@
 """The cells, a file for each family; ``contract`` says what one is."""
 
 from rnnkernels.cells.contract import Cell, Values
-from rnnkernels.cells.definition import DefinedCell, define
+from rnnkernels.cells.definition import DefinedCell, define, zoned_out
 from rnnkernels.cells.elman import RNN_RELU, RNN_SIGMOID, RNN_TANH
 from rnnkernels.cells.gru import GRU
 from rnnkernels.cells.lstm import LSTM
+from rnnkernels.cells.noise import bernoulli
 from rnnkernels.cells.parameters import per_unit
+from rnnkernels.cells.statements import stated
 
 #: Every cell there is, by name, in the order of ``AllCells`` in ``csrc/common/cell_list.h``.
 CELLS: dict[str, Cell] = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU)}
@@ -39,4 +41,16 @@ def add(cell: DefinedCell) -> None:
         raise ValueError(f"cell: {cell.name!r} is another cell already. Rename the function")
 
 
-__all__ = ["CELLS", "Cell", "DefinedCell", "Values", "add", "define", "find", "per_unit"]
+__all__ = [
+    "CELLS",
+    "Cell",
+    "DefinedCell",
+    "Values",
+    "add",
+    "bernoulli",
+    "define",
+    "find",
+    "per_unit",
+    "stated",
+    "zoned_out",
+]

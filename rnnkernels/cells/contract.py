@@ -1,7 +1,7 @@
 """The contract of a cell: what one hidden unit does in one step, in torch operations.
 
-A cell is three functions on gate values ``[..., H]`` and six numbers. Two of them, ``forward`` and
-``backward``, stand in ``csrc/common/cells.h`` for CPU and GPU kernels as well; tests hold the
+A cell is three functions on gate values ``[..., H]`` and seven numbers. Two of them, ``forward``
+and ``backward``, stand in ``csrc/common/cells.h`` for CPU and GPU kernels as well; tests hold the
 statements against each other.
 
 ========  ====================================================  =====
@@ -10,7 +10,8 @@ symbol    meaning                                               count
 ``gx``    input part of the gates, ``W_ih x + b_ih``            G
 ``gh``    hidden part of the gates, ``W_hh h + b_hh``           G
 ``prev``  state before the step; slot 0 is h, slot 1 is c;      S + P
-          behind them the parameters of the cell itself
+          behind them the parameters of the cell itself, and    + E
+          its noise
 ``next``  state after the step                                  S
 ``saved`` what backward needs beyond ``prev`` and ``next``      K
 ========  ====================================================  =====
@@ -18,7 +19,8 @@ symbol    meaning                                               count
 ``A`` is the number of trailing gates whose hidden part is kept apart: only for them do the
 gradients of ``gx`` and ``gh`` differ. ``reads_h`` says whether backward reads ``next[0]``. ``P`` is
 the number of parameters: numbers of each unit that are learnt and stand still over time, for which
-``dprev`` has what the step adds to their gradients.
+``dprev`` has what the step adds to their gradients. ``E`` is the number of those that are drawn for
+each unit at each step (:func:`rnnkernels.bernoulli`), which have no gradients.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class Cell:
     params: Sequence[str] = field(default=(), kw_only=True)
     #: Whether gates have a hidden part. Where they have none, there is neither a W_hh nor a b_hh.
     recurrent: bool = field(default=True, kw_only=True)
+    noise: Sequence[str] = field(default=(), kw_only=True)
 
     @property
     def G(self) -> int:
@@ -66,3 +69,7 @@ class Cell:
     @property
     def P(self) -> int:
         return len(self.params)
+
+    @property
+    def E(self) -> int:
+        return len(self.noise)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from hashlib import sha256
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,10 @@ class DefinedCell(Cell):
         function: what it was written as.
         states: the names of the states.
         initial: how each of ``params`` begins.
+        probabilities: of ``noise``, each that of a 1.
+        traced: what the function computes.
+        base, zoned: the cell that this one is with zoneout of some states, and of which; else None
+            and nothing.
         cpp: the struct of the kernels, as those of ``csrc/common/cells.h``.
         torch: its functions of torch operations.
         triton: its functions for Triton.
@@ -40,6 +45,10 @@ class DefinedCell(Cell):
     torch: str = field(repr=False)
     triton: str = field(repr=False)
     reads_own_h: bool
+    traced: Traced = field(repr=False)
+    probabilities: tuple[float, ...] = ()
+    base: DefinedCell | None = None
+    zoned: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("__module__", "__qualname__", "__doc__"):
@@ -51,15 +60,17 @@ class DefinedCell(Cell):
         return self.function.__name__
 
     def __repr__(self) -> str:
-        keywords = ", ".join((*self.states, *self.params))
+        keywords = ", ".join((*self.states, *self.params, *self.noise))
         return f"<cell {self.title}({', '.join(self.gates)}, *, {keywords}), which is {self.name}>"
 
-    def __reduce__(self) -> str:
-        """By the name that it has in its module.
+    def __reduce__(self) -> Any:
+        """By the name that it has in its module, or of the cell that zoneout was added to.
 
         Raises:
             TypeError: it has none there, so that nobody could find it again.
         """
+        if self.base is not None:
+            return zoned_out, (self.base, self.zoned)
         module, name = self.function.__module__, self.function.__qualname__
         found: Any = sys.modules.get(module)
         for part in name.split("."):
@@ -81,10 +92,44 @@ class DefinedCell(Cell):
 
 def define(function: Callable[..., Any]) -> DefinedCell:
     """The cell that a function of gates and states is: see :func:`rnnkernels.cell`."""
-    traced = trace(function)
+    return _made(function, trace(function))
+
+
+@cache
+def zoned_out(cell: DefinedCell, zoned: tuple[bool, ...]) -> DefinedCell:
+    """A cell with zoneout (Krueger et al. 2017) of some of its states.
+
+    What comes next is ``d * state + (1 - d) * next``, with d noise that stands behind the cell's
+    own. All of ``next`` are those of the cell: an h that is made of c is made of the c before
+    zoneout. The probabilities of d are those of a call; here they are zeros.
+    """
+    traced = replace(cell.traced, next=list(cell.traced.next), noise=dict(cell.traced.noise))
+    make, leaf = traced.graph.make, traced.graph.leaf
+    for i, state in enumerate(traced.states):
+        if zoned[i]:
+            d = leaf("prev", len(traced.states) + len(traced.params) + len(traced.noise))
+            traced.noise[f"zoneout_{state}"] = 0.0
+            # Not next + d * (state - next), which rounds where d is 1.
+            stays, goes = d, make("sub", traced.graph.constant(1), d)
+            traced.next[i] = make(
+                "add", make("mul", stays, leaf("prev", i)), make("mul", goes, traced.next[i])
+            )
+    return _made(cell.function, traced, cell, zoned)
+
+
+def _made(
+    function: Callable[..., Any],
+    traced: Traced,
+    base: DefinedCell | None = None,
+    zoned: tuple[bool, ...] = (),
+) -> DefinedCell:
+    noise = traced.noise
     before = len(traced.states) + len(traced.params)
     derived = derive(traced.graph, traced.next, len(traced.gates), before)
-    name = f"{traced.name.lower()}-{_digest(traced, derived)}"
+    text_of = partial(_cpp, traced, derived, len(noise))
+    kind = traced.name.lower() + ("_zoneout" if base else "")
+    # Of what a cell computes, whatever its functions are called.
+    name = f"{kind}-{sha256(text_of('').encode()).hexdigest()[:8]}"
     title = f"Written by rnnkernels.cell: {name}."
     text = torch_text(derived, title)
     functions = compiled(text, name, "torch")
@@ -102,12 +147,17 @@ def define(function: Callable[..., Any]) -> DefinedCell:
         function=function,
         states=traced.states,
         params=tuple(traced.params),
+        noise=tuple(noise),
         initial=tuple(traced.params.values()),
         recurrent=traced.recurrent,
-        cpp=_cpp(traced, derived, name),
+        cpp=text_of(name),
         torch=text,
         triton=triton_text(derived, title),
         reads_own_h=prev_h or derived.reads_h,
+        traced=traced,
+        probabilities=tuple(noise.values()),
+        base=base,
+        zoned=zoned,
     )
 
 
@@ -116,13 +166,8 @@ def _all(derived: Derived) -> list[Any]:
     return [node for group in groups for node in group if node is not None]
 
 
-def _digest(traced: Traced, derived: Derived) -> str:
-    """Of what a cell computes, whatever its functions are called."""
-    return sha256(_cpp(traced, derived, "").encode()).hexdigest()[:8]
-
-
-def _cpp(traced: Traced, derived: Derived, name: str) -> str:
-    sizes = len(traced.states), traced.split, traced.recurrent
+def _cpp(traced: Traced, derived: Derived, noise: int, name: str) -> str:
+    sizes = len(traced.states), traced.split, traced.recurrent, noise
     return cpp_text(derived, name, traced.gates, tuple(traced.params), *sizes)
 
 

@@ -89,12 +89,12 @@ class Calculus:
                     terms.setdefault(arg.index, []).append(term)
         return found
 
-    def tangents(self, of: Sequence[Node]) -> list[Maybe]:
+    def tangents(self, of: Sequence[Node], before: int) -> list[Maybe]:
         """How nodes change with the leaves, whose changes are the leaves ``dgx``, ``dgh`` and
-        ``dprev``; None is not at all."""
+        ``dprev``, of which there are ``before``: noise has none. None is not at all."""
         found: dict[int, Maybe] = {}
         for node in below(of):
-            if node.op in VALUES:
+            if node.op in VALUES and not (node.op == "prev" and node.value >= before):
                 found[node.index] = self.graph.leaf("d" + node.op, int(node.value))
                 continue
             terms = []
@@ -132,7 +132,7 @@ class Derived:
 
 def derive(graph: Graph, next: Sequence[Node], gates: int, before: int) -> Derived:
     """The derivatives of a cell, and the fewest values to save for them. ``before`` counts states
-    and parameters."""
+    and parameters, behind which ``prev`` has noise."""
     rules = Calculus(graph)
     found = rules.gradients([(n, graph.leaf("dnext", s)) for s, n in enumerate(next)])
 
@@ -142,7 +142,7 @@ def derive(graph: Graph, next: Sequence[Node], gates: int, before: int) -> Deriv
     dgx, dgh, dprev = of("gx", gates), of("gh", gates), of("prev", before)
     back = [node for node in (*dgx, *dgh, *dprev) if node is not None]
     # Which of several cells of as many saved values is taken: one that asks for h least.
-    with_h, without_h = (_saved(rules, next, back, own) for own in (next, next[1:]))
+    with_h, without_h = (_saved(rules, next, back, own, before) for own in (next, next[1:]))
     reads_h = len(with_h) < len(without_h)
     saved = with_h if reads_h else without_h
     known = {
@@ -154,7 +154,7 @@ def derive(graph: Graph, next: Sequence[Node], gates: int, before: int) -> Deriv
     own_h = graph.leaf("next", 0)
     reads_h = any(known.get(n.index) is own_h for n in _handed(back, known))
     return Derived(
-        list(next), saved, dgx, dgh, dprev, rules.tangents(saved), known, reads_h
+        list(next), saved, dgx, dgh, dprev, rules.tangents(saved, before), known, reads_h
     )  # fmt: skip
 
 
@@ -187,7 +187,11 @@ def _handed(expressions: Iterable[Node], known: dict[int, Node]) -> list[Node]:
 
 
 def _saved(
-    rules: Calculus, next: Sequence[Node], back: Sequence[Node], own: Sequence[Node]
+    rules: Calculus,
+    next: Sequence[Node],
+    back: Sequence[Node],
+    own: Sequence[Node],
+    before: int,
 ) -> list[Node]:
     """The fewest values from which, with the states before and ``own`` of those after a step, all
     derivatives follow; of several such choices, the last ones that forward computes."""
@@ -197,7 +201,7 @@ def _saved(
     while True:
         saved = smallest_cut(asked, computed, given)
         # Their own tangents have to follow from them as well.
-        changes = [t for t in rules.tangents(saved) if t is not None]
+        changes = [t for t in rules.tangents(saved, before) if t is not None]
         reached = {n.index for n in saved} | given
         missing = [node for node in _asked_for(changes) if not _follows(node, reached)]
         if not missing:

@@ -221,6 +221,7 @@ def cpp_text(
     states: int,
     split: int,
     recurrent: bool,
+    noise: int,
 ) -> str:
     """A file with a struct as those of ``csrc/common/cells.h``."""
 
@@ -242,6 +243,8 @@ def cpp_text(
         own = f'\n  static constexpr const char* kParams = "{" ".join(params)}";'
     if not recurrent:
         own += "\n  static constexpr bool kRecurrent = false;"
+    if noise:
+        sizes += f", E = {noise}"
     forward = _parts(CPP, {}, "", "", (of.next, of.saved))
     backward = _parts(CPP, of.known, "", "V(0)", (of.dgx, of.dgh, of.dprev))
     return f"""\

@@ -9,6 +9,7 @@ from types import FunctionType
 from typing import Any
 
 from rnnkernels.cells.graph import Graph, Node, below, leaves
+from rnnkernels.cells.noise import Bernoulli
 from rnnkernels.cells.parameters import TAKEN, PerUnit, per_unit
 from rnnkernels.cells.symbols import Gate, Symbol, Symbolic, Trace, Value
 
@@ -25,6 +26,7 @@ class Traced:
     gates: tuple[str, ...]
     states: tuple[str, ...]
     params: dict[str, PerUnit]
+    noise: dict[str, float]
     next: list[Node]
     graph: Graph
     split: int  # A: gates from the first one on whose parts are used apart
@@ -43,9 +45,9 @@ def trace(function: Callable[..., Any]) -> Traced:
             f"{function!r}. Write def mgu(f, n, *, h): ..."
         )
     run = Trace(function.__name__, function.__code__)
-    gates, states, params = _signature(function, run)
+    gates, states, params, noise = _signature(function, run)
     symbols = [Gate(run, i, name) for i, name in enumerate(gates)]
-    before = (*states, *params)
+    before = (*states, *params, *noise)
     prev = {name: Value(run, run.graph.leaf("prev", i)) for i, name in enumerate(before)}
     try:
         result = function(*symbols, **prev)
@@ -67,26 +69,31 @@ def trace(function: Callable[..., Any]) -> Traced:
                 f"state {name}: expected every state but the first, which the hidden parts of "
                 f"gates are made of, to be used, got one that nothing depends on. Leave it out"
             )
-    for i, name in enumerate(params, len(states)):
+    for i, name in enumerate((*params, *noise), len(states)):
         if ("prev", i) not in used:
+            what = "parameter" if name in params else "noise"
             raise run.at_definition(
-                f"parameter {name}: expected every parameter to be used, got one that nothing "
-                "depends on. Leave it out"
+                f"{what} {name}: expected every {what} to be used, got one that nothing depends "
+                "on. Leave it out"
             )
     recurrent = any(op == "gh" for op, _ in used)
     split = _split(run.graph, nodes, next, gates) if recurrent else 0
-    return Traced(run.name, gates, states, params, next, run.graph, split, recurrent)
+    return Traced(run.name, gates, states, params, noise, next, run.graph, split, recurrent)
 
 
 def _signature(
     function: FunctionType, run: Trace
-) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, PerUnit]]:
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, PerUnit], dict[str, float]]:
     wanted = "gates by position and states by keyword, as in def mgu(f, n, *, h)"
     gates: list[str] = []
     states: list[str] = []
     params: dict[str, PerUnit] = {}
+    noise: dict[str, float] = {}
     for p in inspect.signature(function).parameters.values():
         default = PerUnit() if p.default is per_unit else p.default
+        if p.kind is p.KEYWORD_ONLY and isinstance(default, Bernoulli):
+            noise[p.name] = default.p
+            continue
         if p.kind is p.KEYWORD_ONLY and isinstance(default, PerUnit):
             if p.name in TAKEN:
                 raise run.at_definition(
@@ -98,7 +105,8 @@ def _signature(
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.default is not p.empty:
             raise run.at_definition(
                 f"parameter {p}: expected {wanted}, without defaults, *args and **kwargs. A "
-                "parameter of each unit is a keyword with rnnkernels.per_unit as its default"
+                "parameter of each unit is a keyword with rnnkernels.per_unit as its default, "
+                "noise one with rnnkernels.bernoulli(p)"
             )
         if params:
             raise run.at_definition(
@@ -116,7 +124,7 @@ def _signature(
             f"expected {wanted}, 1 to {MOST_STATES} states, got {len(states)}: h, which W_hh is "
             "multiplied by and which is the output, and beside it others, as the c of an LSTM"
         )
-    return tuple(gates), tuple(states), params
+    return tuple(gates), tuple(states), params, noise
 
 
 def _results(run: Trace, result: Any, states: tuple[str, ...]) -> list[Node]:

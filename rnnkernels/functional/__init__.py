@@ -19,9 +19,10 @@ from torch.overrides import handle_torch_function
 from rnnkernels import _backends, _ops
 from rnnkernels._core import checks
 from rnnkernels._core.call import Call, LayerWeights
-from rnnkernels._core.checks import GradClip, Truncate
+from rnnkernels._core.checks import GradClip, Truncate, Zoneout
 from rnnkernels.cells import DefinedCell, find
 from rnnkernels.functional import _sharded
+from rnnkernels.functional._noise import Noise, cell_of
 from rnnkernels.functional._spec import (
     AllStates,
     Spec,
@@ -76,8 +77,8 @@ def lstm(
         weights: see the top of this module. Sizes are read from them.
         options: ``bidirectional``, ``batch_first``, ``dropout``, ``training``, ``merge_mode``,
             ``backend``, ``lengths``, ``reset``, ``return_all_states``, ``truncate``,
-            ``grad_clip``, ``recompute``, ``heads``, ``weight_drop``,
-            ``recurrent_dropout`` and ``input_dropout``, as in :class:`rnnkernels.LSTM`.
+            ``grad_clip``, ``recompute``, ``heads``, ``weight_drop``, ``recurrent_dropout``,
+            ``input_dropout`` and ``zoneout``, as in :class:`rnnkernels.LSTM`.
 
     Returns:
         ``(output, (h_n, c_n))``, and :class:`rnnkernels.AllStates` third if asked for.
@@ -112,7 +113,8 @@ def layers(
             f"cell: expected what rnnkernels.cell returned, got {type(cell).__name__}. For those "
             "of torch.nn there are rnn, gru and lstm"
         )
-    return _layers(cell.title, cell.name, input, hx, weights, **options)
+    own = cell.probabilities
+    return _layers(cell.title, cell.name, input, hx, weights, own, **options)
 
 
 def _layers(
@@ -121,6 +123,7 @@ def _layers(
     input: Tensor | PackedSequence,
     hx: State | None,
     weights: Weights,
+    noise: tuple[float, ...] = (),
     *,
     bidirectional: bool = False,
     batch_first: bool = False,
@@ -138,6 +141,7 @@ def _layers(
     weight_drop: float = 0.0,
     recurrent_dropout: float = 0.0,
     input_dropout: float = 0.0,
+    zoneout: Zoneout = None,
 ) -> Any:
     D = 2 if checks.flag("bidirectional", bidirectional) else 1
     if not weights or len(weights) % D:
@@ -179,6 +183,8 @@ def _layers(
         weight_drop=checks.recurrent_drop("weight_drop", weight_drop, cell),
         recurrent_dropout=checks.recurrent_drop("recurrent_dropout", recurrent_dropout, cell),
         input_dropout=checks.probability("input_dropout", input_dropout),
+        noise=noise,
+        zoneout=checks.zoneout(zoneout, find(cell).S, first.w_hr is not None),
     )
     return forward(
         spec,
@@ -200,6 +206,8 @@ def cell(
     *,
     sizes: tuple[int, int] | None = None,
     backend: str | None = None,
+    zoneout: Zoneout = None,
+    training: bool = False,
 ) -> State:
     """One step of one cell.
 
@@ -212,6 +220,8 @@ def cell(
         weights: the cell's weights; biases may be None.
         sizes: I and H; read from the weights if None.
         backend: see :func:`rnnkernels.use_backend`.
+        zoneout: as of :class:`rnnkernels.LSTMCell`.
+        training: whether noise is drawn, that of zoneout and the cell's own.
 
     Returns:
         The next h, or the tuple of all next states, shaped like ``hx``.
@@ -221,17 +231,20 @@ def cell(
         ValueError: wrong number of dimensions, or c or a bias of another dtype.
         RuntimeError: wrong sizes or devices, or what a product multiplies has two dtypes.
     """
-    cell = cell.name if isinstance(cell, DefinedCell) else cell
-    sizes = sizes or (weights.w_ih.size(-1), weights.w_ih.size(0) // find(cell).G)
+    name = cell.name if isinstance(cell, DefinedCell) else cell
+    sizes = sizes or (weights.w_ih.size(-1), weights.w_ih.size(0) // find(name).G)
     if is_overridden():
+        options: dict[str, Any] = {"sizes": sizes, "backend": backend, "zoneout": zoneout}
         return handle_torch_function(
-            _cell, (input,), kind, cell, input, hx, weights, sizes=sizes, backend=backend
+            _cell, (input,), kind, cell, input, hx, weights, **options, training=training
         )
-    if sizes[1] and _backends.undisturbed(backend):
-        state: State | None = _ops.cell_step(cell, weights[:4], *sizes, input, hx)
+    own = cell.probabilities if isinstance(cell, DefinedCell) else ()
+    noise = Noise(own, checks.zoneout(zoneout, find(name).S, False), training)
+    if sizes[1] and not noise.probabilities and _backends.undisturbed(backend):
+        state: State | None = _ops.cell_step(name, weights[:4], *sizes, input, hx)
         if state is not None:
             return state
-    return checked_cell(kind, cell, input, hx, weights, sizes, backend)
+    return checked_cell(kind, name, input, hx, weights, sizes, backend, noise)
 
 
 _cell = cell  # which has an argument of that name
@@ -250,14 +263,15 @@ def checked_cell(
     weights: LayerWeights,
     sizes: tuple[int, int],
     backend: str | None,
+    noise: Noise,
 ) -> State:
     """:func:`cell` by the way that takes whatever is allowed, and tells what is wrong."""
     if _sharded.involved((input, *weights.tensors)):
 
         def run(x: Tensor, hx: Any, own: LayerWeights) -> State:
-            return checked_cell(kind, cell, x, hx, own, sizes, backend)
+            return checked_cell(kind, cell, x, hx, own, sizes, backend, noise)
 
-        return _sharded.cell(run, input, hx, weights)
+        return _sharded.cell(run, input, hx, weights, noise.drawn)
     C = find(cell).C
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
@@ -287,8 +301,9 @@ def checked_cell(
         return _without_units(x, states, weights, batched, C)
     if weights.b_ih is None and weights.b_hh is not None:  # a single bias is b_ih
         weights = weights._replace(b_ih=torch.zeros_like(weights.b_hh))
+    probabilities, draws = noise.of_call(x, x.size(0))
     call = Call(
-        cell,
+        cell_of(cell, tuple(p > 0 for p in noise.zoneout)),
         layers=1,
         directions=1,
         heads=1,
@@ -301,6 +316,8 @@ def checked_cell(
         weights=weights.tensors,
         h0=states[0].unsqueeze(0),
         c0=states[1].unsqueeze(0) if C else None,
+        noise=probabilities,
+        draws=draws,
         step=True,
     )
     result = _backends.run(call, backend)

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 from rnnkernels._core import checks
 from rnnkernels._core.call import LayerWeights
 from rnnkernels._core.compiling import constant_result
+from rnnkernels.functional._noise import Noise
 from rnnkernels.functional._spec import Spec, State
 
 if TYPE_CHECKING:
@@ -167,24 +168,19 @@ def forward(
 
     Raises:
         TypeError, ValueError: see :func:`rows_of`, and for what ``run`` refuses.
-        NotImplementedError: dropout of what several processes have.
+        NotImplementedError: dropout or zoneout of what several processes have.
     """
     batched = not isinstance(input, Tensor) or input.dim() == 3
     by = None if not batched else 0 if spec.batch_first else 1
     rows = rows_of(input, weights, by)
-    copies = math.prod(rows.mesh.size(i) for i, split in enumerate(rows.split) if not split)
-    draws = {
+    for what, drawn in {
         "dropout: between layers": spec.drops and spec.num_layers > 1,
         "recurrent_dropout: in states": spec.drops_states,
         "input_dropout: in the input": spec.drops_inputs,
-    }
-    for what, drawn in draws.items():
-        if drawn and copies > 1:
-            raise NotImplementedError(
-                f"{what} of replicated rows, each process would draw its own. Shard the input "
-                "over the batch along all dimensions of the mesh, or set "
-                f"{what.partition(':')[0]} to 0"
-            )
+        "zoneout: in layers": Noise(spec.noise, spec.zoneout, spec.training).drawn,
+    }.items():
+        if drawn:
+            _refuse_copies(rows, what)
     if spec.drops_weights and rows.mesh.size() > 1:
         raise NotImplementedError(
             "weight_drop: of weights that several processes have, each would draw its own mask. "
@@ -208,14 +204,26 @@ def forward(
     return (y, h_n, *more)
 
 
-def cell(run: Callable[..., Any], input: Any, hx: Any, weights: LayerWeights) -> State:
+def _refuse_copies(rows: Rows, what: str) -> None:
+    copies = math.prod(rows.mesh.size(i) for i, split in enumerate(rows.split) if not split)
+    if copies > 1:
+        raise NotImplementedError(
+            f"{what} of replicated rows, each process would draw its own. Shard the input over the "
+            f"batch along all dimensions of the mesh, or set {what.partition(':')[0]} to 0"
+        )
+
+
+def cell(run: Callable[..., Any], input: Any, hx: Any, weights: LayerWeights, drawn: bool) -> State:
     """A step of a cell, ``run(input, hx, weights)`` being that of one process.
 
     Raises:
         TypeError, ValueError: see :func:`rows_of`.
+        NotImplementedError: it draws, for rows that are on several processes.
     """
     by = 0 if isinstance(input, Tensor) and input.dim() == 2 else None
     rows = rows_of(input, weights.tensors, by)
+    if drawn:
+        _refuse_copies(rows, "zoneout: in a cell")
 
     def local(w: Any) -> Tensor:
         return rows.local(w, None)

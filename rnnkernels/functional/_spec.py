@@ -100,6 +100,8 @@ class Spec:
     weight_drop: float = 0.0
     recurrent_dropout: float = 0.0
     input_dropout: float = 0.0
+    noise: tuple[float, ...] = ()  # probabilities of the cell's own
+    zoneout: tuple[float, ...] = ()  # of each state; () is none
 
     @property
     def D(self) -> int:

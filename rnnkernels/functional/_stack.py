@@ -18,6 +18,7 @@ from rnnkernels._core.compiling import left_alone
 from rnnkernels._core.packing import Jagged, Packed, Rows, known
 from rnnkernels._core.truncation import Outputs
 from rnnkernels.functional import _dropout, _sharded
+from rnnkernels.functional._noise import Noise, cell_of
 from rnnkernels.functional._spec import (
     AllStates,
     Spec,
@@ -35,6 +36,7 @@ class Steps(NamedTuple):
     lengths: Tensor | None = None
     starts: Tensor | None = None
     padded: Callable[[Tensor], Tensor] | None = None
+    rows: Tensor | None = None  # [B]: their numbers in the user's batch; None: in order
 
 
 NO_STEPS = Steps()
@@ -121,14 +123,15 @@ def _forward_packed(
     packed = Packed.of_batch_sizes(sizes, B, data.device)
     shared = weights, return_all_states
     if not compiled and data.size(0) == T * B:  # nobody is shorter than others
-        outputs = _run(spec, data.view(T, B, -1), initial, NO_STEPS, reset, *shared)
+        outputs = _run(spec, data.view(T, B, -1), initial, Steps(rows=order), reset, *shared)
 
         def restore(t: Tensor) -> PackedSequence:
             return PackedSequence(t.flatten(0, 1), sizes, order, back)
 
     elif _keeps_padding(spec):
         padded, _ = pad_packed_sequence(PackedSequence(data, sizes))
-        outputs = _run(spec, padded, initial, Steps(packed.lengths), reset, *shared)
+        steps = Steps(packed.lengths, rows=order)
+        outputs = _run(spec, padded, initial, steps, reset, *shared)
 
         def restore(t: Tensor) -> PackedSequence:
             values, _ = _VF._pack_padded_sequence(t, packed.lengths.cpu(), False)
@@ -137,7 +140,7 @@ def _forward_packed(
     else:
         if reset is not None:
             reset, _ = _VF._pack_padded_sequence(reset, packed.lengths.cpu(), False)
-        outputs = _run(spec, data, initial, Steps(*packed, packed.pad), reset, *shared)
+        outputs = _run(spec, data, initial, Steps(*packed, packed.pad, order), reset, *shared)
 
         def restore(t: Tensor) -> PackedSequence:
             return PackedSequence(t, sizes, order, back)
@@ -313,7 +316,7 @@ def _packed(
         spec,
         rows.pack(x),
         entering,
-        Steps(*rows.packed, rows.padded),
+        Steps(*rows.packed, rows.padded, rows.order),
         reset,
         weights,
         return_all_states,
@@ -344,6 +347,11 @@ def _run(
         padding = torch.arange(x.size(0), device=x.device)[:, None] >= lengths  # [T, B]
         x = x.masked_fill(padding[:, :, None], 0)  # what stands there reaches no gradient
 
+    cell = cell_of(spec.cell, tuple(p > 0 for p in spec.zoneout))
+    noise, draws = Noise(spec.noise, spec.zoneout, spec.training).of_call(
+        x, hx[0].size(1), steps.rows
+    )
+
     def layers(
         x: Tensor,
         hx: list[Tensor],
@@ -352,9 +360,10 @@ def _run(
         return_all_states: bool,
         masks: list[Tensor],
         h_mask: Tensor | None,
+        draws: Tensor | None,
     ) -> Outputs:
         call = Call(
-            spec.cell,
+            cell,
             layers=spec.num_layers,
             directions=spec.D,
             heads=spec.heads,
@@ -372,6 +381,8 @@ def _run(
             lengths=lengths,
             starts=steps.starts,
             reset=reset,
+            noise=noise,
+            draws=draws,
             all_states=return_all_states,
             padded=steps.padded,
             recompute=spec.recompute,
@@ -384,6 +395,6 @@ def _run(
     h_mask = _dropout.recurrent(spec, hx[0])
     if isinstance(spec.truncate, tuple) and differentiated:
         return truncation.overlapping(
-            layers, x, hx, lengths, reset, return_all_states, spec.truncate, masks, h_mask
+            layers, x, hx, lengths, reset, return_all_states, spec.truncate, masks, h_mask, draws
         )
-    return layers(x, hx, lengths, reset, return_all_states, masks, h_mask)
+    return layers(x, hx, lengths, reset, return_all_states, masks, h_mask, draws)

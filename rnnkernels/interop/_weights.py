@@ -139,8 +139,8 @@ def weights_of(module: Any, layer: int | None = None) -> tuple[str, list[Weights
 
     Raises:
         TypeError: ``module`` is something else.
-        ValueError: a stack without ``layer``, a layer that it has not, a projection, another
-            cell than RNN, LSTM and GRU.
+        ValueError: a stack without ``layer``, a layer that it has not, a projection, zoneout,
+            another cell than RNN, LSTM and GRU.
     """
     if isinstance(module, Reversed):
         module = module.layer
@@ -167,6 +167,11 @@ def weights_of(module: Any, layer: int | None = None) -> tuple[str, list[Weights
         raise ValueError(
             f"module: expected an LSTM without a projection, got proj_size={module.proj_size}, "
             "which the LSTM of this framework has not. rnnkernels.interop.to_numpy has its weights"
+        )
+    if getattr(module, "zoneout", None):
+        raise ValueError(
+            f"module: expected a layer without zoneout, got zoneout={module.zoneout}, which the "
+            "layers of this framework have not. rnnkernels.interop.to_numpy has its weights"
         )
     if layer is None and count > 1:
         raise ValueError(

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels import _backends, _ops
 from rnnkernels._core import checks
-from rnnkernels._core.checks import GradClip, Truncate
+from rnnkernels._core.checks import GradClip, Truncate, Zoneout
 from rnnkernels.cells import find
 from rnnkernels.functional._spec import Spec, State
 from rnnkernels.functional._stack import forward
@@ -30,6 +30,7 @@ ADDED = {
     "weight_drop": 0.0,
     "recurrent_dropout": 0.0,
     "input_dropout": 0.0,
+    "zoneout": None,
 }
 
 
@@ -50,6 +51,7 @@ class RNNBase(flat_weights.Holder):
     weight_drop: float = 0.0
     recurrent_dropout: float = 0.0
     input_dropout: float = 0.0
+    zoneout: Zoneout = None
     qconfig = tracing.QConfig()
 
     def __init__(
@@ -76,6 +78,7 @@ class RNNBase(flat_weights.Holder):
         weight_drop: float = 0.0,
         recurrent_dropout: float = 0.0,
         input_dropout: float = 0.0,
+        zoneout: Zoneout = None,
     ) -> None:
         nn.Module.__init__(self)
         checks.parameter_dtype(dtype)
@@ -103,6 +106,7 @@ class RNNBase(flat_weights.Holder):
             "recurrent_dropout", recurrent_dropout, self.cell
         )
         self.input_dropout = checks.probability("input_dropout", input_dropout)
+        self.zoneout = self._zoneout(zoneout) or None
 
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
@@ -174,6 +178,7 @@ class RNNBase(flat_weights.Holder):
         )
         plain = lengths is None and reset is None and not (return_all_states or drops)
         plain = plain and windows is None and clip is None and every is None and self.heads == 1
+        plain = plain and self.zoneout is None
         if plain and _backends.undisturbed(self.backend):
             flat: Any = self._flat_weights
             if not _ops.same_weights(
@@ -230,6 +235,8 @@ class RNNBase(flat_weights.Holder):
             checks.recurrent_drop("weight_drop", self.weight_drop, self.cell),
             checks.recurrent_drop("recurrent_dropout", self.recurrent_dropout, self.cell),
             checks.probability("input_dropout", self.input_dropout),
+            self._noise,
+            self._zoneout(self.zoneout),
         )
         return forward(
             spec,
@@ -240,6 +247,14 @@ class RNNBase(flat_weights.Holder):
             reset=reset,
             return_all_states=return_all_states,
         )
+
+    def _zoneout(self, value: Zoneout) -> tuple[float, ...]:
+        return checks.zoneout(value, find(self.cell).S, self.proj_size > 0)
+
+    @property
+    def _noise(self) -> tuple[float, ...]:
+        """The probabilities of the cell's own noise."""
+        return ()
 
     @property
     def _kind(self) -> str:

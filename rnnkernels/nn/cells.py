@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from rnnkernels import _backends, _ops, functional
 from rnnkernels._core import checks
 from rnnkernels._core.call import LayerWeights
+from rnnkernels._core.checks import Zoneout
 from rnnkernels.cells import find
+from rnnkernels.functional._noise import Noise
 from rnnkernels.functional._spec import State
 from rnnkernels.nn import tracing
 
 #: What the cells have and torch's have not.
-ADDED_TO_CELLS = ("bias_mode", "backend")
+ADDED_TO_CELLS = ("bias_mode", "backend", "zoneout")
 
 
 class RNNCellBase(nn.RNNCellBase):
@@ -21,6 +25,7 @@ class RNNCellBase(nn.RNNCellBase):
 
     bias_mode: str
     backend: str | None
+    zoneout: Zoneout = None
     qconfig = tracing.QConfig()
 
     def __init__(
@@ -33,6 +38,7 @@ class RNNCellBase(nn.RNNCellBase):
         dtype: torch.dtype | None,
         bias_mode: str,
         backend: str | None,
+        zoneout: Zoneout,
     ) -> None:
         checks.parameter_dtype(dtype)
         checks.choice("bias_mode", bias_mode, checks.BIAS_MODES)
@@ -53,9 +59,19 @@ class RNNCellBase(nn.RNNCellBase):
         self.cell = cell
         self.bias_mode = bias_mode
         self.backend = backend
+        self.zoneout = self._zoneout(zoneout) or None
+
+    def _zoneout(self, value: Zoneout) -> tuple[float, ...]:
+        return checks.zoneout(value, find(self.cell).S, False)
+
+    @property
+    def _noise(self) -> tuple[float, ...]:
+        """The probabilities of the cell's own noise."""
+        return ()
 
     def _step(self, input: Tensor, hx: State | None) -> State:
-        if self.hidden_size and _backends.undisturbed(self.backend):
+        short = self.hidden_size and self.zoneout is None
+        if short and _backends.undisturbed(self.backend):
             state: State | None = _ops.cell_step(
                 self.cell, self._parameters, self.input_size, self.hidden_size, input, hx
             )
@@ -68,10 +84,15 @@ class RNNCellBase(nn.RNNCellBase):
         weights = LayerWeights(*own, params=self._params())
         kind, sizes = type(self).__name__, (self.input_size, self.hidden_size)
         if functional.is_overridden():
+            cell = getattr(self, "definition", self.cell)
+            options: dict[str, Any] = {"backend": self.backend, "zoneout": self.zoneout}
             return functional.cell(
-                kind, self.cell, input, hx, weights, sizes=sizes, backend=self.backend
+                kind, cell, input, hx, weights, sizes=sizes, **options, training=self.training
             )
-        return functional.checked_cell(kind, self.cell, input, hx, weights, sizes, self.backend)
+        noise = Noise(self._noise, self._zoneout(self.zoneout), self.training)
+        return functional.checked_cell(
+            kind, self.cell, input, hx, weights, sizes, self.backend, noise
+        )
 
     def _params(self) -> tuple[Tensor, ...]:
         """Those of the cell itself."""
@@ -83,6 +104,8 @@ class RNNCellBase(nn.RNNCellBase):
 
     def extra_repr(self) -> str:
         extra = "" if self.bias_mode == "double" else f", bias_mode={self.bias_mode!r}"
+        if self.zoneout is not None:
+            extra += f", zoneout={self.zoneout!r}"
         return super().extra_repr() + extra
 
 
@@ -97,6 +120,7 @@ class RNNCell(RNNCellBase):
         device, dtype: of the parameters; dtype is floating point.
         bias_mode: ``'double'`` as in torch, or ``'single'``: one bias vector.
         backend: see :func:`rnnkernels.use_backend`; None for the automatic choice.
+        zoneout: as of :class:`rnnkernels.LSTM`: a probability, or one for each state.
 
     Call:
         ``h = cell(input, hx=None)`` with input ``[B, I]`` or ``[I]`` and h, hx ``[B, H]`` or
@@ -120,9 +144,11 @@ class RNNCell(RNNCellBase):
         *,
         bias_mode: str = "double",
         backend: str | None = None,
+        zoneout: Zoneout = None,
     ) -> None:
         name = "rnn_" + checks.nonlinearity(nonlinearity)
-        super().__init__(input_size, hidden_size, bias, name, device, dtype, bias_mode, backend)
+        options = bias_mode, backend, zoneout
+        super().__init__(input_size, hidden_size, bias, name, device, dtype, *options)
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -145,8 +171,10 @@ class GRUCell(RNNCellBase):
         *,
         bias_mode: str = "double",
         backend: str | None = None,
+        zoneout: Zoneout = None,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, "gru", device, dtype, bias_mode, backend)
+        options = bias_mode, backend, zoneout
+        super().__init__(input_size, hidden_size, bias, "gru", device, dtype, *options)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         return self._step(input, hx)  # type: ignore[return-value]
@@ -169,8 +197,10 @@ class LSTMCell(RNNCellBase):
         *,
         bias_mode: str = "double",
         backend: str | None = None,
+        zoneout: Zoneout = None,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, "lstm", device, dtype, bias_mode, backend)
+        options = bias_mode, backend, zoneout
+        super().__init__(input_size, hidden_size, bias, "lstm", device, dtype, *options)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rnnkernels import _ops, cells
+from rnnkernels import cells
+from rnnkernels._core.checks import Zoneout
 from rnnkernels.cells import DefinedCell
+from rnnkernels.functional._noise import known
 from rnnkernels.functional._spec import State
 from rnnkernels.nn.base import RNNBase
 from rnnkernels.nn.cells import RNNCellBase
@@ -31,7 +33,8 @@ def cell(function: Callable[..., Any]) -> DefinedCell:
         MGU = rnnkernels.layer(mgu)
         y, h_n = MGU(10, 20, num_layers=2)(torch.randn(5, 3, 10))
 
-    Keywords behind the states may be parameters, which :func:`rnnkernels.per_unit` marks.
+    Keywords behind the states may be parameters, which :func:`rnnkernels.per_unit` marks, and noise
+    that is drawn at every step, which :func:`rnnkernels.bernoulli` does.
 
     It is called once, with symbols in place of numbers, and says what one hidden unit does in one
     step. A gate is its pre-activation ``W_ih x + b_ih + W_hh h + b_hh``; ``n.x`` and ``n.h`` are
@@ -51,10 +54,7 @@ def cell(function: Callable[..., Any]) -> DefinedCell:
         TypeError, ValueError: the function cannot be a cell; with file and line, what was expected,
             what came, and what to do.
     """
-    found = cells.define(function)
-    cells.add(found)
-    _ops.register_cell(found)
-    return found
+    return known(cells.define(function))
 
 
 def layer(cell: DefinedCell) -> type[DefinedLayer]:
@@ -155,6 +155,10 @@ class DefinedLayer(RNNBase):
     def _kind(self) -> str:
         return self.definition.title
 
+    @property
+    def _noise(self) -> tuple[float, ...]:
+        return self.definition.probabilities
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = self.__dict__.copy()
         if type(self) is not _layer(self.definition):  # a class that is found by its own name
@@ -181,9 +185,10 @@ class DefinedStep(RNNCellBase):
         *,
         bias_mode: str = "double",
         backend: str | None = None,
+        zoneout: Zoneout = None,
     ) -> None:
-        name = self.definition.name
-        super().__init__(input_size, hidden_size, bias, name, device, dtype, bias_mode, backend)
+        name, options = self.definition.name, (bias_mode, backend, zoneout)
+        super().__init__(input_size, hidden_size, bias, name, device, dtype, *options)
         for own in self.definition.params:
             parameter = nn.Parameter(torch.empty(self.hidden_size, device=device, dtype=dtype))
             setattr(self, f"weight_{own}", parameter)
@@ -199,6 +204,10 @@ class DefinedStep(RNNCellBase):
 
     def _params(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, f"weight_{name}") for name in self.definition.params)
+
+    @property
+    def _noise(self) -> tuple[float, ...]:
+        return self.definition.probabilities
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         return self._step(input, hx)

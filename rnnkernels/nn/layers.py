@@ -151,6 +151,11 @@ class LSTM(RNNBase):
             layer, the same features of a row at all steps of a call; the others are divided by
             ``1 - input_dropout`` (Gal and Ghahramani 2016). Between layers it comes beside
             ``dropout``, which draws for every step anew.
+        zoneout: the probability with which each unit of a state keeps its value for a step
+            (Krueger et al. 2017): in training ``d * c + (1 - d) * c~`` takes the place of the next
+            c~, d being 1 with probability p and else 0, and so for h, which is made of c~; in
+            evaluation d is p. A number p, or one for each state, ``(p_h, p_c)``, from 0 up to 1.
+            docs/cells.md has more. None for no zoneout.
 
     Call:
         ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import noise
 import nonfinite
 import op_parity
 import triton_programs
@@ -242,6 +243,28 @@ def test_cells_that_users_write(cell: DefinedCell, kind: str) -> None:
     results = run(case, chosen(case, kind))
     assert results.padding_is_zero()
     assert max(results.errors()) <= 2 * TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("cell", "packed", "kind"),
+    [(noise.ZONED_LSTM, False, "resident"), (noise.ZONED_GRU, True, "step")],
+    ids=lambda v: getattr(v, "title", v),
+)
+def test_noise(cell: DefinedCell, packed: bool, kind: str) -> None:
+    """The masks of the reference, of a later layer as well; and their expectation."""
+
+    def later(call: Any) -> Any:
+        call = noise.drawing(call)
+        return call._replace(draws=call.draws + torch.tensor([0, 10, 20, 0, 5]))
+
+    def expected(call: Any) -> Any:
+        return noise.drawing(call)._replace(draws=None)
+
+    case = Case(cell.name, 2, window=2, packed=packed, **({} if packed else ALL))
+    for change in (later, expected):
+        results = run(case, chosen(case, kind), change=change)
+        assert results.padding_is_zero()
+        assert max(results.errors()) <= 2 * TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,15 @@ def gru(z: Array, n: Array, h: Array) -> list[Array]:
     return [(1 - sigmoid(z)) * np.tanh(n) + sigmoid(z) * h]
 
 
+def zoneout_lstm(
+    i: Array, f: Array, g: Array, o: Array, h: Array, c: Array, d_h: Array, d_c: Array
+) -> list[Array]:
+    """h and c after a step of Krueger et al. 2017, section 3.2, whose masks, or in evaluation their
+    probabilities, are d_h and d_c: where one is 1, the state stays."""
+    new_h, new_c = lstm(i, f, g, o, c)
+    return [d_h * h + (1 - d_h) * new_h, d_c * c + (1 - d_c) * new_c]
+
+
 def run(
     step: Step,
     x: Array,

@@ -11,7 +11,7 @@ from torch import Tensor
 from rnnkernels._core.call import ARGUMENTS, Call, Layer, LayerResult
 
 kernels = torch.ops.rnnkernels
-X, LENGTHS = Call._fields.index("x"), Call._fields.index("lengths")
+X, LENGTHS, FLOW = (Call._fields.index(name) for name in ("x", "lengths", "flow"))
 
 
 def alone(t: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def backward_arguments(
     return [
         *call[: X], dy, dh_n, dc_n, None, None if dc is None else dc[None],
         *call[X + 1 : LENGTHS], y, y.new_empty(0), c[None], saved[None],
-        *call[LENGTHS : LENGTHS + 3], record, initial, False,
+        *call[LENGTHS:FLOW], record, initial, False,
     ]  # fmt: skip
 
 

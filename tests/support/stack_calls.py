@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cases import make_call, random_like
-from op_calls import LENGTHS, X, run
+from op_calls import FLOW, LENGTHS, X, run
 from rnnkernels import _ops
 from rnnkernels._core.call import ARGUMENTS, Call, Layer, LayerResult
 
@@ -111,5 +111,5 @@ def backward_arguments(
     call = joined(layers, masks)
     y, _, _, ys, c, _, saved = (t.detach() for t in out)
     model = [w.detach() if isinstance(w, Tensor) else w for w in call[X + 1 : LENGTHS]]
-    rows = call[LENGTHS : LENGTHS + 3]
+    rows = call[LENGTHS:FLOW]
     return [*call[:X], *douts, *model, y, ys, c, saved, *rows, record, True, False]

@@ -9,35 +9,13 @@ import torch
 from torch.nn.functional import softplus
 
 import rnnkernels
+from rnnkernels.cells import statements
 
-
-@rnnkernels.cell
-def elman(a: Any, *, h: Any) -> Any:
-    return torch.tanh(a)
-
-
-@rnnkernels.cell
-def rectified(a: Any, *, h: Any) -> Any:
-    return torch.relu(a)
-
-
-@rnnkernels.cell
-def logistic(a: Any, *, h: Any) -> Any:
-    return torch.sigmoid(a)
-
-
-@rnnkernels.cell
-def lstm(i: Any, f: Any, g: Any, o: Any, *, h: Any, c: Any) -> Any:
-    """As torch.nn.LSTM."""
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-@rnnkernels.cell
-def gru(r: Any, z: Any, n: Any, *, h: Any) -> Any:
-    r, z = torch.sigmoid(r), torch.sigmoid(z)
-    n = torch.tanh(n.x + r * n.h)
-    return n + z * (h - n)
+elman = rnnkernels.cell(statements.rnn_tanh)
+rectified = rnnkernels.cell(statements.rnn_relu)
+logistic = rnnkernels.cell(statements.rnn_sigmoid)
+lstm = rnnkernels.cell(statements.lstm)
+gru = rnnkernels.cell(statements.gru)
 
 
 @rnnkernels.cell

@@ -13,7 +13,7 @@ PACKAGE = Path(rnnkernels.__file__).parent
 #: From the ground up; a room knows those before it and no other.
 ROOMS = (
     "_C", "cells", "_core", "_ops", "_backends", "functional", "nn", "torch_types", "streaming",
-    "serving", "interop", "diagnostics", "testing", "rnnkernels",
+    "serving", "interop", "diagnostics", "testing", "rnnkernels", "__main__",
 )  # fmt: skip
 
 

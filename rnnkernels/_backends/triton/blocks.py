@@ -92,6 +92,34 @@ def store(base, rows, columns, values, mask):
 
 
 @triton.jit
+def noise_of(noise, draws, layer, b, t, d, unit, exists, E):
+    """The E numbers that each unit of each row draws at its position: [BLOCK_B, BLOCK_H] each; see
+    csrc/common/noise.h."""
+    found = ()
+    if draws is None:
+        for k in tl.static_range(E):
+            value = tl.load(noise + k).to(tl.float32)
+            found = found + (tl.zeros(exists.shape, tl.float32) + value,)
+    else:
+        word = tl.zeros(exists.shape, tl.uint32)
+        at = draws + b[:, None].to(tl.int64) * 5 + word.to(tl.int64)
+        seed = tl.load(at, mask=exists, other=0)
+        row = tl.load(at + 1, mask=exists, other=0).to(tl.uint32)
+        step = tl.load(at + 3, mask=exists, other=0) * t[:, None]
+        position = (tl.load(at + 2, mask=exists, other=0) + step).to(tl.uint32)
+        stream = (tl.load(at + 4, mask=exists, other=0) + layer + d).to(tl.uint32) << 8
+        for first in tl.static_range(0, E, 4):
+            words = tl.philox(
+                seed, word + unit[None, :].to(tl.uint32), position, row, stream | (first // 4)
+            )
+            for k in tl.static_range(first, min(first + 4, E)):
+                threshold = (tl.load(noise + k) * 4294967296.0).to(tl.int64)
+                below = words[k - first].to(tl.int64) < threshold
+                found = found + (tl.where(below, 1.0, 0.0),)
+    return found
+
+
+@triton.jit
 def weight(w, gate, k0, j0, H, BLOCK_K, BLOCK_H, BACKWARD):
     """[BLOCK_K, BLOCK_H]: what units k of a gate, or of h, add to units j."""
     k = k0 + tl.arange(0, BLOCK_K)[:, None]

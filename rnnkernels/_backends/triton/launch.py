@@ -129,7 +129,7 @@ def _more(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
     """The constants of both kernels, and how they are to be compiled and started."""
     contract, (D, _, H), (gpu, _) = find(cell), w_hh.shape, device_of(w_hh)
     found: dict[str, Any] = {
-        "G": contract.G, "S": contract.S, "K": contract.K, "D": D, "H": H,
+        "G": contract.G, "S": contract.S, "K": contract.K, "E": contract.E, "D": D, "H": H,
         "BLOCK_B": layout.block_b, "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
         "RESIDENT": layout.kind == "resident", "HELD": layout.held,
         "PRECISION": precision(w_hh.dtype, gpu), "PATIENCE": PATIENCE,
@@ -208,7 +208,7 @@ def forward(
     cell: str, gx: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor,
     c0: Tensor | None, y: Tensor, h_n: Tensor, c_n: Tensor | None, c: Tensor | None,
     saved: Tensor | None, lengths: Tensor | None, starts: Tensor | None, reset: Tensor | None,
-    T: int,
+    T: int, noise: Tensor | None = None, draws: Tensor | None = None, layer: int = 0,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_forward``. Raises RuntimeError where an earlier call gave up."""
     _raise_fault(y.device)
@@ -219,7 +219,7 @@ def forward(
     for first, last, block, blocks in _launches(layout, B, T):
         sequence.forward[(blocks, layout.parts, len(w_hh))](
             gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts,
-            reset, carry, _counts(layout, w_hh), _fault(layout, w_hh), T, B,
+            reset, noise, draws, carry, _counts(layout, w_hh), _fault(layout, w_hh), T, B, layer,
             -(-w_hh.size(2) // layout.block_k), first, last, block, CELL=pair(cell)[0],
             WIDE=_wide(layout, h0, y), **more,
         )  # fmt: skip
@@ -230,7 +230,8 @@ def backward(
     w_hh: Tensor, h0: Tensor, c0: Tensor | None, y: Tensor, c: Tensor | None,
     saved: Tensor | None, dgates: Tensor, dh0: Tensor | None, dc0: Tensor | None,
     flow: Tensor | None, lengths: Tensor | None, starts: Tensor | None, reset: Tensor | None,
-    T: int, steps: int, rows: int, clip: str, bound: float,
+    T: int, steps: int, rows: int, clip: str, bound: float, noise: Tensor | None = None,
+    draws: Tensor | None = None, layer: int = 0,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_backward``, over `rows` windows of `steps` steps. Raises RuntimeError
     where an earlier call gave up."""
@@ -257,9 +258,9 @@ def backward(
     for first, last, block, blocks in launches:
         sequence.backward[(blocks, layout.parts, D)](
             dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths,
-            starts, reset, carry, _counts(layout, w_hh), _fault(layout, w_hh), pending, squares,
-            parts,
-            T, B, find(cell).G * pieces, steps, rows, first, last, block, bound,
+            starts, reset, noise, draws, carry, _counts(layout, w_hh), _fault(layout, w_hh),
+            pending, squares, parts,
+            T, B, layer, find(cell).G * pieces, steps, rows, first, last, block, bound,
             CELL=pair(cell)[1], A=find(cell).A, CLIP=clip,
             FINISH=finish and (layout.kind != "step" or first == last), WIDE=False,
             **more,

@@ -26,6 +26,7 @@ from rnnkernels._backends.triton.blocks import (
     is_kept,
     load,
     multiply,
+    noise_of,
     place,
     place_before,
     position,
@@ -83,14 +84,15 @@ def _of_state(at, k: tl.constexpr, S: tl.constexpr, H: tl.constexpr):
 # --- Forward ----------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["T", "B", "pieces", "first", "last", "first_block"])
+@triton.jit(do_not_specialize=["T", "B", "layer", "pieces", "first", "last", "first_block"])
 def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts, reset,
-            carry, counts, fault,
-            T, B, pieces, first, last, first_block,
+            noise, draws, carry, counts, fault,
+            T, B, layer, pieces, first, last, first_block,
             CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
-            D: tl.constexpr, H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
-            BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, HELD: tl.constexpr,
-            PRECISION: tl.constexpr, PATIENCE: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+            E: tl.constexpr, D: tl.constexpr, H: tl.constexpr, BLOCK_B: tl.constexpr,
+            BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
+            HELD: tl.constexpr, PRECISION: tl.constexpr, PATIENCE: tl.constexpr,
+            WIDE: tl.constexpr):  # fmt: skip
     """y, h_n, c_n and, where they are asked for, c and saved.
 
     Grid: blocks of rows, programs (parts) for each, D directions.
@@ -158,6 +160,8 @@ def forward(gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts
         prev = ()
         for k in tl.static_range(S):
             prev = prev + (tl.where(links, states[k], 0.0),)
+        if E > 0:
+            prev = prev + noise_of(noise, draws, layer, b, t, d, unit, exists, E)
         next, saves = CELL(inputs, hidden, prev)
         left = ()
         for k in tl.static_range(S):
@@ -246,12 +250,14 @@ def _through(w, held, sent, dgates, pending, squares, row, starts, reset, n, d, 
     return tl.where(linked[:, None], product[0], 0.0)
 
 
-@triton.jit(do_not_specialize=["T", "B", "pieces", "steps", "rows", "first", "last", "first_block"])
+@triton.jit(
+    do_not_specialize=["T", "B", "layer", "pieces", "steps", "rows", "first", "last", "first_block"]
+)
 def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths, starts,
-             reset, carry, counts, fault, pending, squares, flow,
-             T, B, pieces, steps, rows, first, last, first_block, bound,
+             reset, noise, draws, carry, counts, fault, pending, squares, flow,
+             T, B, layer, pieces, steps, rows, first, last, first_block, bound,
              CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
-             A: tl.constexpr, D: tl.constexpr, H: tl.constexpr, CLIP: tl.constexpr,
+             E: tl.constexpr, A: tl.constexpr, D: tl.constexpr, H: tl.constexpr, CLIP: tl.constexpr,
              BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
              RESIDENT: tl.constexpr, HELD: tl.constexpr,
              FINISH: tl.constexpr, PRECISION: tl.constexpr, PATIENCE: tl.constexpr,
@@ -329,6 +335,8 @@ def backward(dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, le
         whole_dnext = (dh,)
         for k in tl.static_range(1, S):
             whole_dnext = whole_dnext + (dnext[k],)
+        if E > 0:
+            prev = prev + noise_of(noise, draws, layer, b, t, d, unit, exists, E)
         dgx, dgh, dprev = CELL(saves, prev, next, whole_dnext)
         left = ()
         for k in tl.static_range(S):

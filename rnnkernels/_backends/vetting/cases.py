@@ -156,10 +156,10 @@ def by_ops(ops: Any, call: Call) -> tuple[Results, Callable[[], Results]]:
     has_c, cell = call.c0 is not None, call.cell
 
     def backward() -> Results:
-        x, lengths = Call._fields.index("x"), Call._fields.index("lengths")
+        x, lengths, flow = (Call._fields.index(name) for name in ("x", "lengths", "flow"))
         dgates, dh0, dc0, _, _ = ops.sequence_backward(
             *call[:x], *gradients(call), None, None, *call[x + 1 : lengths], y, ys, c, saved,
-            *call[lengths : lengths + 3], False, True, False,
+            *call[lengths:flow], False, True, False,
         )  # fmt: skip
         # [L, T, B, D, (G+A)*H]: those of gx, and behind them the hidden part of split gates.
         split, GH = cell.A * call.H, cell.G * call.H
