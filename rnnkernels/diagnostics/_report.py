@@ -69,12 +69,17 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
+def _products() -> str:
+    mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return "with MKL" if mkl else "without MKL"
+
+
 def _machine() -> dict[str, str]:
     found = {
         "system": platform.platform(),
         "processor": f"{_processor()}, {os.cpu_count()} logical cores",
         "threads": f"{torch.get_num_threads()} in an operation",
-        "linear algebra": "with MKL" if torch.backends.mkl.is_available() else "without MKL",
+        "linear algebra": _products(),
     }
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
