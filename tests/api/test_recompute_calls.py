@@ -72,8 +72,8 @@ def test_opcheck() -> None:
     module, x, states = layer(num_layers=2), sequence(), sequence(2, B, H)
     lengths = torch.tensor([7, 0, 4])
     call = ("lstm", 2, 1, 1, False, "concat", 2, "none", 1.0, x, list(module.parameters()), states,
-            states.detach(), None, states.detach().abs(), lengths, None, None, None, False, True,
-            False)  # fmt: skip
+            states.detach(), None, states.detach().abs(), lengths, None, None, None, None, None,
+            False, True, False)  # fmt: skip
     op = torch.ops.rnnkernels.recomputed_forward.default
     torch.library.opcheck(
         op,
