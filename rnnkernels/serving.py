@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels import _ops
-from rnnkernels._core import checks
+from rnnkernels._core import option_checks
 from rnnkernels.nn import flat_weights
 from rnnkernels.nn.base import RNNBase
 
@@ -126,7 +126,7 @@ def set_packed_limit(limit: int) -> None:
         TypeError: ``limit`` is no int.
         ValueError: it is below 0.
     """
-    _ops.set_packed_limit(checks.size("limit", limit, minimum=0))
+    _ops.set_packed_limit(option_checks.size("limit", limit, minimum=0))
 
 
 def drop() -> None:

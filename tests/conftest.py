@@ -70,8 +70,9 @@ def _reproducible() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread() -> None:
-    """For thousands of tiny calls, in which threads would only wait for each other; the number of
-    threads comes back after every test."""
+    """For thousands of tiny calls, in which threads would only wait for each other, and for counts
+    of memory, of which each thread takes some; the number of threads comes back after every test.
+    """
     torch.set_num_threads(1)
 
 

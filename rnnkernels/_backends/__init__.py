@@ -17,7 +17,7 @@ import torch
 from rnnkernels import _ops
 from rnnkernels._backends import gpu, onnx, recompute, triton, user_cells, vetting
 from rnnkernels._backends import torch_nn as torch_backend
-from rnnkernels._core import checks, reference
+from rnnkernels._core import checks, option_checks, reference
 from rnnkernels._core.call import Call, Result, needs_gradient
 from rnnkernels._core.compiling import constant_result
 
@@ -167,7 +167,7 @@ def set_batch_invariant(mode: bool) -> None:
     for what it costs, and for ``torch.compile``.
     """
     global _invariant
-    mode = checks.flag("mode", mode)
+    mode = option_checks.flag("mode", mode)
     if _ops.missing is None:
         _ops.set_batch_invariant(mode)
     _invariant = mode

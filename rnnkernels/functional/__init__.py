@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function
 
 from rnnkernels import _backends, _ops
-from rnnkernels._core import checks
+from rnnkernels._core import checks, option_checks
 from rnnkernels._core.call import Call, LayerWeights
-from rnnkernels._core.checks import GradClip, Truncate, Zoneout
+from rnnkernels._core.option_checks import GradClip, Truncate, Zoneout
 from rnnkernels.cells import DefinedCell, find
 from rnnkernels.functional import _sharded
 from rnnkernels.functional._noise import Noise, cell_of
@@ -51,7 +51,7 @@ def rnn(
     Arguments, shapes and errors are those of :func:`lstm` but for ``hx``, which is h_0 alone;
     ``nonlinearity`` is ``'tanh'``, ``'relu'`` or ``'sigmoid'``.
     """
-    cell = "rnn_" + checks.nonlinearity(nonlinearity)
+    cell = "rnn_" + option_checks.nonlinearity(nonlinearity)
     return _layers("RNN", cell, input, hx, weights, **options)
 
 
@@ -143,7 +143,7 @@ def _layers(
     input_dropout: float = 0.0,
     zoneout: Zoneout = None,
 ) -> Any:
-    D = 2 if checks.flag("bidirectional", bidirectional) else 1
+    D = 2 if option_checks.flag("bidirectional", bidirectional) else 1
     if not weights or len(weights) % D:
         raise ValueError(
             f"weights: expected one list of tensors per layer and direction, {D} per layer, "
@@ -171,20 +171,22 @@ def _layers(
         num_layers=num_layers,
         proj_size=proj_size,
         bidirectional=bidirectional,
-        batch_first=checks.flag("batch_first", batch_first),
-        dropout=checks.dropout(dropout, num_layers),
-        training=checks.flag("training", training),
-        merge_mode=checks.choice("merge_mode", merge_mode, checks.MERGE_MODES),
+        batch_first=option_checks.flag("batch_first", batch_first),
+        dropout=option_checks.dropout(dropout, num_layers),
+        training=option_checks.flag("training", training),
+        merge_mode=option_checks.choice("merge_mode", merge_mode, option_checks.MERGE_MODES),
         backend=backend,
-        truncate=checks.truncate(truncate, bidirectional),
-        grad_clip=checks.grad_clip(grad_clip),
-        recompute=checks.recompute(recompute),
-        heads=checks.heads(heads, hidden_size, proj_size),
-        weight_drop=checks.recurrent_drop("weight_drop", weight_drop, cell),
-        recurrent_dropout=checks.recurrent_drop("recurrent_dropout", recurrent_dropout, cell),
-        input_dropout=checks.probability("input_dropout", input_dropout),
+        truncate=option_checks.truncate(truncate, bidirectional),
+        grad_clip=option_checks.grad_clip(grad_clip),
+        recompute=option_checks.recompute(recompute),
+        heads=option_checks.heads(heads, hidden_size, proj_size),
+        weight_drop=option_checks.recurrent_drop("weight_drop", weight_drop, cell),
+        recurrent_dropout=option_checks.recurrent_drop(
+            "recurrent_dropout", recurrent_dropout, cell
+        ),
+        input_dropout=option_checks.probability("input_dropout", input_dropout),
         noise=noise,
-        zoneout=checks.zoneout(zoneout, find(cell).S, first.w_hr is not None),
+        zoneout=option_checks.zoneout(zoneout, find(cell).S, first.w_hr is not None),
     )
     return forward(
         spec,
@@ -239,7 +241,7 @@ def cell(
             _cell, (input,), kind, cell, input, hx, weights, **options, training=training
         )
     own = cell.probabilities if isinstance(cell, DefinedCell) else ()
-    noise = Noise(own, checks.zoneout(zoneout, find(name).S, False), training)
+    noise = Noise(own, option_checks.zoneout(zoneout, find(name).S, False), training)
     if sizes[1] and not noise.probabilities and _backends.undisturbed(backend):
         state: State | None = _ops.cell_step(name, weights[:4], *sizes, input, hx)
         if state is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels._core.call import NO_CLIP, Clip
-from rnnkernels._core.checks import Truncate
+from rnnkernels._core.option_checks import Truncate
 from rnnkernels.cells import find
 
 #: h, or all states where there are several.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from rnnkernels._core import checks
+from rnnkernels._core import option_checks
 from rnnkernels.cells import find
 from rnnkernels.interop._weights import (
     RESET_BEFORE,
@@ -34,7 +34,7 @@ from rnnkernels.interop._weights import (
 
 #: Keras's classes, and the functions that the kernels of each have.
 _KINDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "SimpleRNN": {"activation": checks.NONLINEARITIES},
+    "SimpleRNN": {"activation": option_checks.NONLINEARITIES},
     "LSTM": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)},
     "GRU": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)},
 }
@@ -238,7 +238,7 @@ def _check(options: _Options) -> None:
                 "rnnkernels.cell"
             )
     for name in ("reset_after", "bidirectional"):
-        checks.flag(name, getattr(options, name))
+        option_checks.flag(name, getattr(options, name))
     if options.merge_mode not in _MERGES:
         raise ValueError(
             f"merge_mode: expected one of {', '.join(map(repr, _MERGES))}, got "

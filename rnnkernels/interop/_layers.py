@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._core import checks
+from rnnkernels._core import checks, option_checks
 from rnnkernels._core.call import merge
 from rnnkernels.nn.base import RNNBase
 
@@ -77,13 +77,13 @@ class GRUResetBefore(nn.Module):
     ) -> None:
         super().__init__()
         checks.parameter_dtype(dtype)
-        self.input_size = checks.size("input_size", input_size)
-        self.hidden_size = checks.size("hidden_size", hidden_size)
-        self.bias = checks.flag("bias", bias)
-        self.batch_first = checks.flag("batch_first", batch_first)
-        self.bidirectional = checks.flag("bidirectional", bidirectional)
-        self.bias_mode = checks.choice("bias_mode", bias_mode, checks.BIAS_MODES)
-        self.merge_mode = checks.choice("merge_mode", merge_mode, checks.MERGE_MODES)
+        self.input_size = option_checks.size("input_size", input_size)
+        self.hidden_size = option_checks.size("hidden_size", hidden_size)
+        self.bias = option_checks.flag("bias", bias)
+        self.batch_first = option_checks.flag("batch_first", batch_first)
+        self.bidirectional = option_checks.flag("bidirectional", bidirectional)
+        self.bias_mode = option_checks.choice("bias_mode", bias_mode, option_checks.BIAS_MODES)
+        self.merge_mode = option_checks.choice("merge_mode", merge_mode, option_checks.MERGE_MODES)
         rows = 3 * self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             "weight_ih": (rows, self.input_size),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rnnkernels._core import checks
+from rnnkernels._core import checks, option_checks
 from rnnkernels.cells.orders import places
 from rnnkernels.interop._layers import GRUResetBefore, Reversed
 from rnnkernels.nn.base import RNNBase
@@ -178,7 +178,7 @@ def weights_of(module: Any, layer: int | None = None) -> tuple[str, list[Weights
             f"layer: expected one of 0 to {count - 1}, since module is a stack of {count} and "
             "this framework has a layer for each, got None"
         )
-    number = 0 if layer is None else checks.size("layer", layer, minimum=0)
+    number = 0 if layer is None else option_checks.size("layer", layer, minimum=0)
     if number >= count:
         raise ValueError(f"layer: expected one of 0 to {count - 1}, got {number}")
     place = -1 if isinstance(module, RNNCellBase) else number

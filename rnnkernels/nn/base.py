@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels import _backends, _ops
-from rnnkernels._core import checks
-from rnnkernels._core.checks import GradClip, Truncate, Zoneout
+from rnnkernels._core import checks, option_checks
+from rnnkernels._core.option_checks import GradClip, Truncate, Zoneout
 from rnnkernels.cells import find
 from rnnkernels.functional._spec import Spec, State
 from rnnkernels.functional._stack import forward
@@ -83,29 +83,29 @@ class RNNBase(flat_weights.Holder):
         nn.Module.__init__(self)
         checks.parameter_dtype(dtype)
         self.mode = mode
-        self.bias = checks.flag("bias", bias)
-        self.batch_first = checks.flag("batch_first", batch_first)
-        self.bidirectional = checks.flag("bidirectional", bidirectional)
-        self.input_size = checks.size("input_size", input_size)
-        self.hidden_size = checks.size("hidden_size", hidden_size)
-        self.num_layers = checks.size("num_layers", num_layers)
-        self.dropout = checks.dropout(dropout, self.num_layers)
-        self.proj_size = checks.proj_size(proj_size, self.hidden_size)
-        self.bias_mode = checks.choice("bias_mode", bias_mode, checks.BIAS_MODES)
-        self.merge_mode = checks.choice("merge_mode", merge_mode, checks.MERGE_MODES)
+        self.bias = option_checks.flag("bias", bias)
+        self.batch_first = option_checks.flag("batch_first", batch_first)
+        self.bidirectional = option_checks.flag("bidirectional", bidirectional)
+        self.input_size = option_checks.size("input_size", input_size)
+        self.hidden_size = option_checks.size("hidden_size", hidden_size)
+        self.num_layers = option_checks.size("num_layers", num_layers)
+        self.dropout = option_checks.dropout(dropout, self.num_layers)
+        self.proj_size = option_checks.proj_size(proj_size, self.hidden_size)
+        self.bias_mode = option_checks.choice("bias_mode", bias_mode, option_checks.BIAS_MODES)
+        self.merge_mode = option_checks.choice("merge_mode", merge_mode, option_checks.MERGE_MODES)
         _backends.check_name(backend)
         self.backend = backend
-        self.truncate = checks.truncate(truncate, bidirectional)
-        checks.grad_clip(grad_clip)
+        self.truncate = option_checks.truncate(truncate, bidirectional)
+        option_checks.grad_clip(grad_clip)
         self.grad_clip = grad_clip
-        checks.recompute(recompute)
+        option_checks.recompute(recompute)
         self.recompute = recompute
-        self.heads = checks.heads(heads, self.hidden_size, self.proj_size)
-        self.weight_drop = checks.recurrent_drop("weight_drop", weight_drop, self.cell)
-        self.recurrent_dropout = checks.recurrent_drop(
+        self.heads = option_checks.heads(heads, self.hidden_size, self.proj_size)
+        self.weight_drop = option_checks.recurrent_drop("weight_drop", weight_drop, self.cell)
+        self.recurrent_dropout = option_checks.recurrent_drop(
             "recurrent_dropout", recurrent_dropout, self.cell
         )
-        self.input_dropout = checks.probability("input_dropout", input_dropout)
+        self.input_dropout = option_checks.probability("input_dropout", input_dropout)
         self.zoneout = self._zoneout(zoneout) or None
 
         self._flat_weights_names: list[str] = []
@@ -228,13 +228,13 @@ class RNNBase(flat_weights.Holder):
             self.training,
             self.merge_mode,
             self.backend,
-            checks.truncate(windows, self.bidirectional),
-            checks.grad_clip(clip),
-            checks.recompute(every),
+            option_checks.truncate(windows, self.bidirectional),
+            option_checks.grad_clip(clip),
+            option_checks.recompute(every),
             self.heads,
-            checks.recurrent_drop("weight_drop", self.weight_drop, self.cell),
-            checks.recurrent_drop("recurrent_dropout", self.recurrent_dropout, self.cell),
-            checks.probability("input_dropout", self.input_dropout),
+            option_checks.recurrent_drop("weight_drop", self.weight_drop, self.cell),
+            option_checks.recurrent_drop("recurrent_dropout", self.recurrent_dropout, self.cell),
+            option_checks.probability("input_dropout", self.input_dropout),
             self._noise,
             self._zoneout(self.zoneout),
         )
@@ -249,7 +249,7 @@ class RNNBase(flat_weights.Holder):
         )
 
     def _zoneout(self, value: Zoneout) -> tuple[float, ...]:
-        return checks.zoneout(value, find(self.cell).S, self.proj_size > 0)
+        return option_checks.zoneout(value, find(self.cell).S, self.proj_size > 0)
 
     @property
     def _noise(self) -> tuple[float, ...]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels import _backends, _ops, functional
-from rnnkernels._core import checks
+from rnnkernels._core import checks, option_checks
 from rnnkernels._core.call import LayerWeights
-from rnnkernels._core.checks import Zoneout
+from rnnkernels._core.option_checks import Zoneout
 from rnnkernels.cells import find
 from rnnkernels.functional._noise import Noise
 from rnnkernels.functional._spec import State
@@ -41,13 +41,13 @@ class RNNCellBase(nn.RNNCellBase):
         zoneout: Zoneout,
     ) -> None:
         checks.parameter_dtype(dtype)
-        checks.choice("bias_mode", bias_mode, checks.BIAS_MODES)
+        option_checks.choice("bias_mode", bias_mode, option_checks.BIAS_MODES)
         _backends.check_name(backend)
         nn.RNNCellBase.__init__(  # whatever other base a subclass has
             self,
-            checks.size("input_size", input_size, minimum=0),
-            checks.size("hidden_size", hidden_size, minimum=0),
-            checks.flag("bias", bias),
+            option_checks.size("input_size", input_size, minimum=0),
+            option_checks.size("hidden_size", hidden_size, minimum=0),
+            option_checks.flag("bias", bias),
             num_chunks=find(cell).G,
             device=device,
             dtype=dtype,
@@ -62,7 +62,7 @@ class RNNCellBase(nn.RNNCellBase):
         self.zoneout = self._zoneout(zoneout) or None
 
     def _zoneout(self, value: Zoneout) -> tuple[float, ...]:
-        return checks.zoneout(value, find(self.cell).S, False)
+        return option_checks.zoneout(value, find(self.cell).S, False)
 
     @property
     def _noise(self) -> tuple[float, ...]:
@@ -146,7 +146,7 @@ class RNNCell(RNNCellBase):
         backend: str | None = None,
         zoneout: Zoneout = None,
     ) -> None:
-        name = "rnn_" + checks.nonlinearity(nonlinearity)
+        name = "rnn_" + option_checks.nonlinearity(nonlinearity)
         options = bias_mode, backend, zoneout
         super().__init__(input_size, hidden_size, bias, name, device, dtype, *options)
         self.nonlinearity = nonlinearity

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels import cells
-from rnnkernels._core.checks import Zoneout
+from rnnkernels._core.option_checks import Zoneout
 from rnnkernels.cells import DefinedCell
 from rnnkernels.functional._noise import known
 from rnnkernels.functional._spec import State

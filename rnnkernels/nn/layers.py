@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnnkernels._core import checks
+from rnnkernels._core import option_checks
 from rnnkernels.nn.base import RNNBase
 
 
@@ -38,7 +38,7 @@ class RNN(RNNBase):
         **options: Any,
     ) -> None:
         _refuse_projection(options)
-        self.nonlinearity = checks.nonlinearity(nonlinearity)
+        self.nonlinearity = option_checks.nonlinearity(nonlinearity)
         super().__init__(
             "RNN_" + nonlinearity.upper(),
             input_size,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from rnnkernels._core import checks
+from rnnkernels._core import option_checks
 
 S = TypeVar("S")
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -40,7 +40,10 @@ def chunks(input: Any, size: int, *, batch_first: bool = False) -> Iterator[Any]
         for x, y in streaming.chunks((inputs, targets), 32, batch_first=True):
             ...  # x [B, 32, I], y [B, 32]
     """
-    size, dim = checks.size("size", size), int(checks.flag("batch_first", batch_first))
+    size, dim = (
+        option_checks.size("size", size),
+        int(option_checks.flag("batch_first", batch_first)),
+    )
     if isinstance(input, Tensor):
         return (chunk for (chunk,) in chunks((input,), size, batch_first=batch_first))
     if not isinstance(input, (tuple, list)) or not input:
@@ -104,7 +107,7 @@ def starts(ids: Tensor, *, end: int | None = None, batch_first: bool = False) ->
         streaming.starts(torch.tensor([5, 5, 8, 8, 8]))  # [True, False, True, False, False]
         streaming.starts(torch.tensor([4, 0, 7, 7, 6]), end=0)  # [True, False, True, False, False]
     """
-    dim = int(checks.flag("batch_first", batch_first))
+    dim = int(option_checks.flag("batch_first", batch_first))
     _check_tensor("ids", ids, dim + 1, most=2)
     if ids.is_floating_point() or ids.is_complex():
         raise TypeError(f"ids: expected an integer dtype, got {ids.dtype}")
@@ -134,7 +137,10 @@ def batchify(tokens: Tensor, streams: int, *, batch_first: bool = False) -> Tens
 
         streaming.batchify(torch.arange(7), 2)  # [[0, 3], [1, 4], [2, 5]]
     """
-    streams, batch_first = checks.size("streams", streams), checks.flag("batch_first", batch_first)
+    streams, batch_first = (
+        option_checks.size("streams", streams),
+        option_checks.flag("batch_first", batch_first),
+    )
     _check_tensor("tokens", tokens, 1)
     T = tokens.size(0) // streams
     if T == 0:

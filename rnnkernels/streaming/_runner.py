@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._core import checks
+from rnnkernels._core import option_checks
 from rnnkernels.streaming._layer import ChunkedLayer, Kept, State
 
 K = TypeVar("K", bound=Hashable)
@@ -80,7 +80,9 @@ class StreamRunner:
 
     def __init__(self, layer: nn.RNNBase, *, max_streams: int | None = None) -> None:
         self._layer = ChunkedLayer(layer)
-        self._limit = None if max_streams is None else checks.size("max_streams", max_streams)
+        self._limit = (
+            None if max_streams is None else option_checks.size("max_streams", max_streams)
+        )
         self._streams: dict[Hashable, _Stream] = {}
         self._numbers = itertools.count()
         # For the table alone. Nobody waits for a stream while holding it.

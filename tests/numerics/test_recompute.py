@@ -222,7 +222,7 @@ def test_what_is_kept_of_packed_rows() -> None:
     assert kept_bytes(lambda: module(packed, recompute=4)) == given + steps + states
 
 
-def test_backward_holds_one_window_at_a_time() -> None:
+def test_backward_holds_one_window_at_a_time(one_thread: None) -> None:
     """The peak of forward and backward, to the byte the same in every run."""
     pytest.importorskip("tqdm")
     from benchmarks.device import Cpu

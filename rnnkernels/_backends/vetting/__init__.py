@@ -33,7 +33,7 @@ from rnnkernels._backends.vetting.runners import (
     in_fresh_thread,
     take_fault,
 )
-from rnnkernels._core import checks
+from rnnkernels._core import option_checks
 from rnnkernels._core.call import Call
 
 __all__ = [
@@ -64,7 +64,7 @@ def verification(mode: bool) -> Iterator[None]:
             y, h_n = gru(x)  # by kernels that nothing may be known of
     """
     global _enabled
-    before, _enabled = _enabled, checks.flag("mode", mode)
+    before, _enabled = _enabled, option_checks.flag("mode", mode)
     try:
         yield
     finally:
