@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from rnnkernels.cells import CELLS
+import rnnkernels
+from rnnkernels.cells import CELLS, Cell
 
 LAYERS = ("RNN", "LSTM", "GRU")
 SINGLE_STEPS = ("RNNCell", "LSTMCell", "GRUCell")
@@ -64,7 +65,7 @@ class Case:
     """One layer at one shape.
 
     ``threads``: 0 for those of the run. ``window``: of truncated BPTT. ``variant``: tells apart
-    what a suite does in several ways with the same layer.
+    what a suite does in several ways with the same layer. ``heads``: blocks of W_hh.
     """
 
     cell: str
@@ -76,6 +77,7 @@ class Case:
     threads: int = 0
     window: int = 0
     variant: str = ""
+    heads: int = 1
 
     @property
     def single_step(self) -> bool:
@@ -88,9 +90,11 @@ class Case:
         return dtype
 
     @property
-    def gates(self) -> int:
+    def formula(self) -> Cell:
+        """The cell."""
         name = self.cell.removesuffix("Cell").lower()
-        return CELLS["rnn_tanh" if name == "rnn" else name].G
+        found = CELLS.get("rnn_tanh" if name == "rnn" else name)
+        return found or getattr(rnnkernels, self.cell).definition
 
     def gflop(self, mode: str) -> float:
         """All products, in 1e9 floating-point operations.
@@ -102,14 +106,14 @@ class Case:
         T, B, I, H = self.shape.T, self.shape.B, self.shape.I, self.shape.H
         D = self.directions
         inputs = D * (I + (self.layers - 1) * D * H)
-        columns = inputs + D * self.layers * H
+        hidden = D * self.layers * H / self.heads if self.formula.recurrent else 0
         times = 3 if mode in ("training", "memory") else 1
-        return 2 * times * T * B * self.gates * H * columns / 1e9
+        return 2 * times * T * B * self.formula.G * H * (inputs + hidden) / 1e9
 
     def fields(self) -> dict[str, Any]:
         """For the record; what is left out has its default."""
         found: dict[str, Any] = {"cell": self.cell, "shape": str(self.shape), "dtype": self.dtype}
-        for name in ("directions", "layers", "threads", "window", "variant"):
+        for name in ("directions", "layers", "threads", "window", "variant", "heads"):
             if getattr(self, name) != getattr(Case, name):
                 found[name] = getattr(self, name)
         return found
@@ -125,6 +129,8 @@ def label(fields: dict[str, Any]) -> str:
         parts.append("bidirectional")
     if fields.get("layers", 1) > 1:
         parts.append(f"{fields['layers']} layers")
+    if fields.get("heads", 1) > 1:
+        parts.append(f"{fields['heads']} heads")
     if fields.get("window"):
         parts.append(f"k={fields['window']}")
     if fields.get("threads"):

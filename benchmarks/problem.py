@@ -87,11 +87,16 @@ class Problem:
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
         self.case = case
-        self.template = torch_nn(case)
+        self.template = self.module(case)
         self.checked = draw(case)
         nbytes = sum(t.nbytes for t in (*self.checked.leaves, self.checked.dy))
         self.timed = [draw(case) for _ in range(devices.get(case.device).rotations(nbytes))]
         self._turn = cycle(self.timed)
+
+    @staticmethod
+    def module(case: Case) -> nn.Module:
+        """The layer whose weights all have."""
+        return torch_nn(case)
 
     def next(self) -> Inputs:
         return next(self._turn)

@@ -146,7 +146,7 @@ def _flashrnn(problem: Problem) -> Runner:
     weights = _weights(problem, "flashrnn")
     case = problem.case
     function = {"RNN": "elman", "LSTM": "lstm", "GRU": "gru"}[case.cell]
-    H, gates = case.shape.H, case.gates
+    H, gates = case.shape.H, case.formula.G
     flash = importlib.import_module("flashrnn").flashrnn
     # Of a GRU its recurrent gates are n r z, and its biases those and that of x in n.
     recurrent = [2, 0, 1] if function == "gru" else list(range(gates))

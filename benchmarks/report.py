@@ -267,6 +267,23 @@ def recomputed(rows: Rows) -> str:
     return table(head, lines)
 
 
+def written(rows: Rows) -> str:
+    """Each way's time, how many times ours the loops take, and ours by our LSTM's as its products
+    would have it."""
+    loops, lines = ("torch loop", "compiled step"), []
+    for row in rows:
+        results = row["results"]
+        mine, lstm = (results.get(name, {}).get("ms") for name in ("rnnkernels", "rnnkernels.LSTM"))
+        line = [f"{label(row)}, {row['variant']}" if row.get("variant") else label(row)]
+        line += [milliseconds(row, name) for name in ("rnnkernels", *loops, "rnnkernels.LSTM")]
+        line += [number(results[n]["ms"] / mine if mine and n in results else None) for n in loops]
+        scaled = lstm and lstm * row["gflop"] / row["lstm gflop"]
+        lines.append([*line, number(mine / scaled if mine and scaled else None)])
+    head = ["case", "ours ms", *(f"{name} ms" for name in loops), "our LSTM ms"]
+    head += [*(f"{name} / ours" for name in loops), "ours / LSTM by its products"]
+    return table(head, lines)
+
+
 def breakdown(rows: Rows) -> str:
     lines = []
     for row in rows:
@@ -306,6 +323,7 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "truncated-memory": ("truncated", ("memory",), memory),
     "recompute": ("recompute", ("training", "memory"), recomputed),
     "derivatives": ("derivatives", ("training",), by_variant(relative)),
+    "written": ("written", ("training",), written),
     "flow": ("flow", ("training",), flow),
 }
 

@@ -24,6 +24,7 @@ from benchmarks import (
     sequences,
     serving,
     truncated,
+    written,
 )
 from benchmarks.cases import LAYERS, SINGLE_STEPS, SUITE, Case, Shape, shapes
 from benchmarks.contest import Contest, Row, Setup
@@ -325,6 +326,16 @@ SUITES: dict[str, Suite] = {
             ("training",),
             ("training",),
             derivatives.compete,
+        ),
+        Suite(
+            "written",
+            "written cells and regularised layers beside loops in torch",
+            lambda: written.CASES,
+            ("training",),
+            ("training",),
+            written.compete,
+            written.finish,
+            devices=("cpu",),
         ),
         Suite(
             "flow",

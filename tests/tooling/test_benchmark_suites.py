@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from benchmarks import (
     run,
     sequences,
     truncated,
+    written,
 )
 from benchmarks.cases import Case, Shape
 from benchmarks.correctness import WrongResult
@@ -46,6 +48,31 @@ def test_the_chunk_loop_gives_the_gradients_of_all_chunks() -> None:
         else:
             with pytest.raises(WrongResult, match="gradient of input 0 is off"):
                 correctness.largest_error(found, ready.gradients, "float64")
+
+
+@pytest.mark.parametrize("case", written.CASES, ids=str)
+def test_the_loops_over_written_cells(case: Case) -> None:
+    """Ours and the loop, in evaluation; in training the loop draws."""
+    small = replace(case, shape=Shape(5, 2, 3, 8), dtype="float64")
+    ready = written.WrittenProblem(small)
+    ours = written.InTraining(ready.template, list(ready.template.parameters()))
+    found = ours.results(ready.checked, grad=True)
+    assert correctness.largest_error(found, ready.gradients, "float64") < 1e-12
+    loop = written.Loop(ready.template).train()
+    x = ready.checked.arguments[0]
+    assert torch.equal(loop(x), loop(x)) == (small.variant == "")
+
+
+def test_products_of_written_cells() -> None:
+    """Beside an LSTM's of four gates, with as many inputs as units."""
+    lstm = Case("LSTM", SHAPE)
+    half = replace(lstm, shape=replace(SHAPE, I=SHAPE.H))
+    for case, share in (
+        (replace(half, cell="MGU"), 2 / 4),
+        (replace(half, cell="IndRNN"), 1 / 8),
+        (replace(half, cell="SLSTM", heads=4), 5 / 8),
+    ):
+        assert case.gflop("training") == pytest.approx(share * half.gflop("training"))
 
 
 @pytest.mark.parametrize("cell", cases.LAYERS)
