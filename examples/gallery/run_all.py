@@ -25,6 +25,7 @@ PROGRAMS: dict[str, list[str]] = {
     "one_to_one": [],
     "digits": [],
     "digits --pixels": ["--pixels"],
+    "own_cell": [],
     "forecasting": [],
     "forecasting --series sunspots": ["--series", "sunspots"],
     "keras_example": [],

@@ -36,11 +36,18 @@ def side_by_side(states: Sequence[Tensor]) -> list[Tensor]:
     return [*states] if len(states) < 3 else [states[0], torch.cat(list(states[1:]), -1)]
 
 
+def each_beside_h(c: Tensor, n: int) -> list[Tensor]:
+    """Each of n states [.., H] of c [.., n*H]. They may be changed in place, as what torch.chunk
+    gives may not."""
+    H = c.size(-1) // n
+    return [c] if n == 1 else [c.narrow(-1, k * H, H) for k in range(n)]
+
+
 def each_state(cell: str, states: Sequence[Tensor], heads: int = 1) -> State:
     """The way back, as users see states, from those of each head."""
     n = find(cell).C
     h = of_all_heads(states[0], heads)
-    return (h, *(of_all_heads(c, heads) for c in states[1].chunk(n, -1))) if n else h
+    return (h, *(of_all_heads(c, heads) for c in each_beside_h(states[1], n))) if n else h
 
 
 def apart_by_heads(t: Tensor, heads: int) -> Tensor:

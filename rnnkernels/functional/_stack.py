@@ -24,6 +24,7 @@ from rnnkernels.functional._spec import (
     Spec,
     State,
     apart_by_heads,
+    each_beside_h,
     each_state,
     given_states,
     side_by_side,
@@ -231,7 +232,7 @@ def _results(
         return restore(t)
 
     h, others = all_states
-    c: list[Any] = [[shown(s) for s in t.chunk(spec.C, -1)] for t in others]
+    c: list[Any] = [[shown(s) for s in each_beside_h(t, spec.C)] for t in others]
     c = [each[0] if spec.C == 1 else tuple(each) for each in c]
     return y, h_n, AllStates(tuple(map(shown, h)), tuple(c) if spec.C else None)
 

@@ -328,6 +328,24 @@ def test_streams(name: str) -> None:
         runner.set_state("b", state[:1] * 3)
 
 
+def test_outputs_may_be_changed_in_place() -> None:
+    """Before backward, each as if it were a copy."""
+    module = rnnkernels.SLSTM(I, H, dtype=F64)
+    x = X.clone().requires_grad_()
+
+    def gradients(change: bool) -> list[Tensor]:
+        y, states, every = module(x, return_all_states=True)
+        outputs = [y, *states, *every.c[0]]
+        if not change:
+            outputs = [t.clone() for t in outputs]
+        for t in outputs:
+            t.mul_(2)
+        return list(torch.autograd.grad(sum(t.sum() for t in outputs), [x, *module.parameters()]))
+
+    for got, want in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
 def test_exponentials_stay_finite() -> None:
     """Gates of which no exponential is a number of float32: what is remembered is their ratio."""
     module = make("SLSTM", bidirectional=True).float()

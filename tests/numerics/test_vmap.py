@@ -374,7 +374,7 @@ def test_the_rows_of_every_tensor_are_known(op: str) -> None:
     """A new argument that has rows, and is not listed, would come to every lane whole."""
     schema = getattr(torch.ops.rnnkernels, op).default._schema
     tensors = {a.name for a in schema.arguments if "Tensor" in str(a.type)}
-    assert tensors - OF_STEPS.keys() - OF_ROWS.keys() == {"weights", "starts"} | (
+    assert tensors - OF_STEPS.keys() - OF_ROWS.keys() == {"weights", "starts", "noise"} | (
         {"flow"} if op == "sequence_forward" else set()
     )
 

@@ -4,6 +4,7 @@ resume. One whose package is not installed is skipped."""
 from __future__ import annotations
 
 import importlib
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from helpers import run_python
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
@@ -25,6 +28,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], float]] = {
     "keras_example": (("gramps",), 0.8),
     "music": (("music21",), 0.9),
     "one_to_one": (("sklearn",), 0.75),
+    "own_cell": (("sklearn",), 0.95),
     "tagging": ((), 0.6),
     "translation": (("gramps", "sacrebleu"), 0.85),
 }
@@ -93,6 +97,20 @@ def test_learns_and_resumes_to_the_bit(
     first, last = whole["history"][0], whole["history"][-1]
     if not more:
         assert last["loss"] < PROGRAMS[name][1] * first["loss"]
+
+
+def test_two_processes_have_the_losses_of_one(gallery: Any, tmp_path: Path) -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    alone = importlib.import_module("data_parallel")
+    assert alone.main(["--quick", f"--losses={tmp_path / '1'}"]) == 0
+    start = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", alone.__file__]
+    done = run_python(*start, "--quick", f"--losses={tmp_path / '2'}", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("1", "2"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert one["losses"][-1] < 0.95 * one["losses"][0]
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
