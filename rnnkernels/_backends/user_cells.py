@@ -51,7 +51,12 @@ _told: set[str] = set()
 
 def refusal(call: Call) -> str | None:
     """Why the CPU kernels cannot run a call, as far as that is known without compiling."""
-    return _found.get((call.cell_name, call.x.dtype)) or None
+    return _reason(call.cell_name, call.x.dtype)
+
+
+@constant_result  # torch.compile would have its code hold while nothing is found
+def _reason(name: str, dtype: torch.dtype) -> str | None:
+    return _found.get((name, dtype)) or None
 
 
 def ready(call: Call) -> str | None:

@@ -75,6 +75,13 @@ def test_compiled_once_and_kept(own_cache: Path, capfd: pytest.CaptureFixture[st
     assert "compiled" not in capfd.readouterr().err
 
 
+def test_compiled_code_that_runs_it_first() -> None:
+    """Nobody has called the layer before torch.compile traces it."""
+    module = layer(fresh(), backend="cpu")
+    y = torch.compile(module, backend="eager", fullgraph=True)(X)[0]
+    torch.testing.assert_close(y, layer_of_reference(module)(X)[0])
+
+
 def layer_of_reference(module: Any) -> Any:
     other = layer(module.definition, backend="reference")
     other.load_state_dict(module.state_dict())
