@@ -64,10 +64,18 @@ def our_module(problem: Problem, backend: str) -> nn.Module:
     arguments = problem.checked.arguments
     if not case.single_step:
         arguments = (arguments[0][:1],)  # one step tells, and leaves no traces in memory
+    require(module, *arguments)
+    return module
+
+
+def require(module: nn.Module, *arguments: Any) -> None:
+    """
+    Raises:
+        Refused: the backend that a module of ours asks for cannot run it.
+    """
     for choice in rk.explain(module, *arguments).choices:
         if choice.backend is None:
             raise Refused(choice.refusals[choice.asked_for])
-    return module
 
 
 def _ours(problem: Problem, backend: str) -> Runner:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rnnkernels
-from benchmarks import contest
+from benchmarks import contest, providers
 from benchmarks.cases import Case, Shape
 from benchmarks.contest import Contest, Row, Setup, Way
 from benchmarks.problem import Inputs, Problem, Results, Runner
@@ -55,8 +55,12 @@ class Loop(nn.Module):
         own: DefinedCell | None = getattr(layer, "definition", None)
         self.cell = own or stated(layer.cell)
         self.zoneout: tuple[float, ...] = layer._zoneout(layer.zoneout) or (0.0,) * self.cell.S
+        self.compiled = compiled
+
+    @cached_property
+    def step(self) -> Callable[..., list[Tensor]]:
         step: Callable[..., list[Tensor]] = self._step
-        self.step = torch.compile(step) if compiled else step
+        return torch.compile(step) if self.compiled else step
 
     def _step(
         self,
@@ -149,6 +153,7 @@ def compete(case: Case, mode: str, setup: Setup) -> Contest:
     problem = ready(case)
     ours: Any = problem.template
     ours.backend = setup.backends[0]
+    providers.require(ours, problem.checked.arguments[0][:1])
     parameters = list(ours.parameters())
     runners = {
         "torch loop": InTraining(Loop(ours), parameters),
