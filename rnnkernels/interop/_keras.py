@@ -171,7 +171,7 @@ def to_keras(module: nn.Module, layer: int | None = None) -> list[Array]:
         arrays += [np.ascontiguousarray(to_order(a, cell, "keras").T) for a in (w.w_ih, w.w_hh)]
         if w.b_ih is None:
             continue
-        if cell == "gru":
+        if cell != RESET_BEFORE and find(cell).A:  # a hidden part by itself has a bias of its own
             arrays.append(np.stack([to_order(b, cell, "keras") for b in pair(w)]))
         else:
             arrays.append(to_order(summed(w), cell, "keras"))

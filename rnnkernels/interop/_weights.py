@@ -79,6 +79,10 @@ def _blocks(a: Array, order: tuple[int, ...]) -> Array:
     return np.concatenate([parts[place] for place in order])
 
 
+#: Of the cells that are no RNN's.
+_LAYERS: dict[str, type[nn.Module]] = {RESET_BEFORE: GRUResetBefore, "lstm": LSTM, "gru": GRU}
+
+
 def module_of(
     cell: str, directions: Sequence[Weights], *, batch_first: bool, merge_mode: str = "concat"
 ) -> nn.Module:
@@ -104,15 +108,9 @@ def module_of(
         "dtype": getattr(torch, dtypes.pop()),
     }
     sizes = first.w_ih.shape[1], first.w_hh.shape[1]
-    layer: nn.Module
-    if cell == RESET_BEFORE:
-        layer = GRUResetBefore(*sizes, **options)
-    elif cell == "lstm":
-        layer = LSTM(*sizes, **options)
-    elif cell == "gru":
-        layer = GRU(*sizes, **options)
-    else:
-        layer = RNN(*sizes, nonlinearity=cell.removeprefix("rnn_"), **options)
+    if cell not in _LAYERS:
+        options["nonlinearity"] = cell.removeprefix("rnn_")
+    layer = _LAYERS.get(cell, RNN)(*sizes, **options)
     parameters = dict(layer.named_parameters())
     with torch.no_grad():
         for direction, weights in enumerate(directions):
