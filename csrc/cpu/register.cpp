@@ -42,20 +42,20 @@ void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& 
     entry.forward(launch, cell, p, {});
     return;
   }
-  PackTable& table = pack_table();
-  const PackKey key = PackTable::key(a);
+  WeightPacks& table = pack_table();
+  const PackKey key(a);
   const auto found = table.find(key);
-  const bool packed = found && found->pack.defined();
+  const bool packed = found && found->pack;
   const PackedType type = found ? found->type : PackedType::kOwn;
-  if (packed && entry.forward(launch, cell, p, {true, found->pack.data_ptr(), true, type})) return;
+  if (packed && entry.forward(launch, cell, p, {true, found->pack->data_ptr(), true, type})) return;
   const int64_t bytes = entry.packed_bytes(cell, p, type);
   if (found && !packed && bytes <= table.limit()) {
-    const Tensor pack = fresh({bytes}, at::kByte);
-    entry.forward(launch, cell, p, {true, pack.data_ptr(), false, type});
-    table.put(key, a, pack, found);
+    auto pack = std::make_shared<Tensor>(fresh({bytes}, at::kByte));
+    entry.forward(launch, cell, p, {true, pack->data_ptr(), false, type});
+    table.put(key, owners_of(a), std::move(pack), bytes, found);
   } else {
     entry.forward(launch, cell, p, {false, nullptr, false, type});
-    if (!found || packed) table.put(key, a, {}, found);
+    if (!found || packed) table.put(key, owners_of(a), nullptr, 0, found);
   }
 }
 template <class IO>

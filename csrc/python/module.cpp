@@ -283,7 +283,7 @@ PYBIND11_MODULE(_C, module) {
       "packed_of",
       [](const std::vector<at::Tensor>& weights) {
         std::vector<std::pair<int64_t, std::optional<at::ScalarType>>> all;
-        for (const auto& [bytes, type] : pack_table().kept_of(weights))
+        for (const auto& [bytes, type] : pack_table().kept_of(rnn::cpu::OfWeights{weights}))
           all.emplace_back(bytes, rnn::cpu::dtype_of(type));
         return all;
       },
@@ -292,14 +292,18 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "choose_packed_type",
       [](const std::vector<at::Tensor>& weights, std::optional<at::ScalarType> dtype) {
-        return pack_table().choose(weights, rnn::cpu::packed_type(dtype));
+        return pack_table().choose(rnn::cpu::OfWeights{weights}, rnn::cpu::packed_type(dtype));
       },
       py::arg("weights"), py::arg("dtype"),
       "What each of these layers that a call has seen is packed in from now on; returns how many there are.");
   module.def("packed_limit", [] { return pack_table().limit(); }, "How much memory packed weights may take.");
   module.def(
-      "set_packed_limit", [](int64_t bytes) { pack_table().set_limit(bytes); }, py::arg("bytes"),
-      "Sets how much memory packed weights may take.");
+      "set_packed_limit",
+      [](int64_t bytes) {
+        TORCH_CHECK_VALUE(bytes >= 0, "bytes: expected 0 or more, got ", bytes);
+        pack_table().set_limit(bytes);
+      },
+      py::arg("bytes"), "Sets how much memory packed weights may take.");
   module.def("drop_packed", [] { pack_table().drop(); }, "Frees the packed weights that are kept.");
 
   module.def(

@@ -1,8 +1,8 @@
 """The threads of the CPU kernels under ThreadSanitizer: ``make sanitize-threads``.
 
-What is watched is a program of its own (thread_team/team.cpp), linked with the kernels and nothing
-else: torch and Python are not compiled for the sanitizer, which would not see what orders their
-threads.
+What is watched are programs of their own (in thread_team/), one linked with the kernels, one of the
+table of packed weights, and nothing else: torch and Python are not compiled for the sanitizer,
+which would not see what orders their threads.
 """
 
 from __future__ import annotations
@@ -28,25 +28,31 @@ FLAGS += ["-Wall", "-Wno-psabi", "-Icsrc"]
 FIXED_ADDRESSES = ["setarch", "-R"] if shutil.which("setarch") else []
 
 
-def compile_team(folder: Path) -> Path:
+def kernels() -> list[str]:
+    """What the compiler takes for the kernels: of the instruction sets the widest; kernels for
+    bfloat16 have the same threads."""
     setup = pytest.importorskip("setup")
-    # Of the instruction sets the widest; kernels for bfloat16 have the same threads.
     left_out = list(dict.fromkeys([*setup.without(), *setup.FOR_BFLOAT16]))
     levels = [name for name in ("default", *setup.LEVELS) if name not in left_out]
     sources = [f"csrc/cpu/{name}.cpp" for name in (*KERNELS, *(f"kernels_{x}" for x in levels))]
-    macros = [f"-DRNNKERNELS_WITHOUT_{name.upper()}" for name in left_out]
+    return [*(f"-DRNNKERNELS_WITHOUT_{name.upper()}" for name in left_out), *sources]
+
+
+def compiled(folder: Path, name: str, more: list[str]) -> Path:
     cxx = shlex.split(os.environ.get("CXX") or "c++")
-    team = "tests/backends/thread_team/team.cpp"
-    program = folder / "team"
-    command = [*cxx, *FLAGS, *macros, team, *sources, "-o", str(program)]
-    done = subprocess.run(command, cwd=building.ROOT, capture_output=True, text=True)
+    command = [*cxx, *FLAGS, f"tests/backends/thread_team/{name}.cpp", *more]
+    program = folder / name
+    done = subprocess.run(
+        [*command, "-o", str(program)], cwd=building.ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return program
 
 
-def test_no_race_and_the_same_bits() -> None:
+@pytest.mark.parametrize("name", ["team", "packs"])
+def test_no_race_and_the_same_results(name: str) -> None:
     with building.folder("thread-team") as folder:
-        program = compile_team(folder)
+        program = compiled(folder, name, kernels() if name == "team" else [])
         done = subprocess.run(
             [*FIXED_ADDRESSES, str(program)],
             env={**os.environ, "TSAN_OPTIONS": "exitcode=66"},
