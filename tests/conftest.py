@@ -48,12 +48,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _reproducible() -> Iterator[None]:
     """Seeds every test alike and fills fresh memory (``torch.empty`` and ``at::empty``, the
     kernels' own included) with NaN, so that an element which nobody wrote fails a comparison."""
-    torch.manual_seed(0)
+    # torch.manual_seed notes it, with a trace of the stack, for every device that is not there.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     memory: Any = deterministic  # a property that mypy does not see
     fill, mode = memory.fill_uninitialized_memory, torch.get_deterministic_debug_mode()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # which loads no compiler, as its namesake does
     memory.fill_uninitialized_memory = True
     yield
     memory.fill_uninitialized_memory = fill

@@ -4,8 +4,8 @@ converted, or nothing is changed and the error names the holder."""
 from __future__ import annotations
 
 import functools
-import logging
 import types
+import unittest
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -333,16 +333,17 @@ def test_the_report_has_what_convert_refuses() -> None:
     assert {first, second} == set(convertible(model).left_alone)
 
 
-def test_convert_logs_the_report(caplog: pytest.LogCaptureFixture) -> None:
+def logged(change: Callable[[nn.Module], object], model: nn.Module) -> list[str]:
+    with unittest.TestCase().assertLogs("rnnkernels", level="INFO") as logs:
+        change(model)
+    return [record.getMessage() for record in logs.records]
+
+
+def test_convert_logs_the_report() -> None:
     model = everything()
     expected = [f"convert: {line}" for line in str(convertible(model)).splitlines()]
-    with caplog.at_level(logging.INFO, logger="rnnkernels"):
-        convert(model)
-    assert [record.getMessage() for record in caplog.records] == expected
-    caplog.clear()
-    with caplog.at_level(logging.INFO, logger="rnnkernels"):
-        revert(model)
-    assert "revert: rnn: rnnkernels.LSTM -> torch.nn.LSTM" in caplog.messages
+    assert logged(convert, model) == expected
+    assert "revert: rnn: rnnkernels.LSTM -> torch.nn.LSTM" in logged(revert, model)
 
 
 def test_strict_names_every_layer_that_would_be_left_alone() -> None:
