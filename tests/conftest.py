@@ -35,7 +35,9 @@ _MAY_WARN = "ignore:.*does not have a deterministic implementation:UserWarning"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run what is marked as full, too")
-    parser.addoption("--shuffle", type=int, metavar="SEED", help="run in a random order")
+    parser.addoption(
+        "--shuffle", type=int, metavar="SEED", help="run in a random order, slow ones first"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -89,7 +89,7 @@ def arguments(size: str) -> tuple[Tensor, Tensor, Tensor]:
 NAMES = [*ALL, *(f"{kind} cell" for kind in KINDS), "GRU return_all_states"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exported() -> Iterator[tuple[Everything, Any]]:
     """The model and a session of onnxruntime with its export, whose T and B are dynamic. Without
     the optimizer, which takes far longer than all the rest."""
@@ -108,7 +108,7 @@ def exported() -> Iterator[tuple[Everything, Any]]:
     yield model, runtime.InferenceSession(program.model_proto.SerializeToString())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(exported: Any) -> dict[str, tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]]:
     """What onnxruntime and the layers themselves return, by size and case."""
     model, session = exported

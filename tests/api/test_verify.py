@@ -17,7 +17,7 @@ from stand_in import GPU, on_gpu
 pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def on_cpu() -> Verification:
     return rnnkernels.verify("cpu")
 

@@ -73,7 +73,7 @@ FAULTS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sound() -> dict[Case, Results]:
     """What kernels without a fault compute; the fill of fresh memory does not matter to them."""
     return {case: run(case, GRID) for case in VISITS}

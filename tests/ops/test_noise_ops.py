@@ -25,7 +25,7 @@ CELLS = [ZONED_LSTM, ZONED_NOISY]
 each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.title)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True, scope="session")
 def compiled() -> None:
     for cell in (*CELLS, ZONED_GRU):
         assert user_cells.prepare(cell.name, torch.float64) is None

@@ -44,7 +44,7 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True, scope="session")
 def compiled() -> None:
     for cell in (*written_cells.BUILT_IN.values(), *OTHERS):
         assert user_cells.prepare(cell.name, torch.float64) is None

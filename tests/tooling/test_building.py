@@ -85,3 +85,4 @@ def test_a_seed_decides_the_order() -> None:
     assert found[0] == found[1]
     assert len({"cadfghij", *found}) == 3
     assert {"".join(sorted(names)) for names in found} == {"acdfghij"}
+    assert {names[0] for names in found} == {"c"}  # the slow one still begins
