@@ -22,6 +22,8 @@ from benchmarks.contest import Contest, Row, Setup, Way
 from benchmarks.problem import Inputs, Problem, Results, Runner
 from rnnkernels.cells import DefinedCell, stated
 
+Named = dict[str, Tensor]
+
 SHAPE = Shape(128, 16, 256, 256)
 #: By the name of a variant, the options of its layer.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,12 +32,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "recurrent dropout": {"recurrent_dropout": 0.2},
     "weight drop": {"weight_drop": 0.3},
     "input dropout": {"input_dropout": 0.2},
+    "layer norm": {"layer_norm": True},
 }
 CASES = (
     *(Case(cell, SHAPE) for cell in ("MGU", "CIFG", "PeepholeLSTM", "IndRNN", "SLSTM")),
     Case("SLSTM", SHAPE, heads=4),
     *(Case(cell, SHAPE, variant="zoneout") for cell in ("RNN", "LSTM", "GRU")),
     *(Case("LSTM", SHAPE, variant=v) for v in OPTIONS if v not in ("", "zoneout")),
+    Case("GRU", SHAPE, variant="layer norm"),
 )
 
 
@@ -116,6 +120,59 @@ class Loop(nn.Module):
         return torch.stack(outputs).flatten(-2)
 
 
+class NormedLoop(nn.Module):
+    """The same of a layer whose products are normalised, after Ba et al. 2016."""
+
+    def __init__(self, layer: Any, compiled: bool = False) -> None:
+        super().__init__()
+        self.layer = layer
+        step = self._lstm if layer.mode == "LSTM" else self._gru
+        self.step: Callable[..., list[Tensor]] = torch.compile(step) if compiled else step
+        H = layer.hidden_size
+        self.parts = [4 * H] if layer.mode == "LSTM" else [2 * H, H]
+
+    def _normed(self, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        """Of all gates of an LSTM, or of the first two and the last one of a GRU."""
+        if len(self.parts) == 1:
+            return [F.layer_norm(x, weight.shape, weight, bias)]
+        parts = zip(*(torch.split(t, self.parts, -1) for t in (x, weight, bias)), strict=True)
+        return [F.layer_norm(x, w.shape, w, b) for x, w, b in parts]
+
+    def _lstm(self, gx: list[Tensor], states: list[Tensor], named: Named) -> list[Tensor]:
+        (gh,) = self._normed(F.linear(states[0], named["weight_hh"]), *affine(named, "hh"))
+        i, f, g, o = (gx[0] + gh + named["bias_hh"]).chunk(4, -1)
+        c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+        weight, bias = affine(named, "c")
+        return [torch.sigmoid(o) * torch.tanh(F.layer_norm(c, weight.shape, weight, bias)), c]
+
+    def _gru(self, gx: list[Tensor], states: list[Tensor], named: Named) -> list[Tensor]:
+        gates, n = self._normed(F.linear(states[0], named["weight_hh"]), *affine(named, "hh"))
+        of_gates, of_n = torch.split(named["bias_hh"], self.parts)
+        r, z = torch.sigmoid(gx[0] + gates + of_gates).chunk(2, -1)
+        n = torch.tanh(gx[1] + r * (n + of_n))
+        return [n + z * (states[0] - n)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        named = {n.removesuffix("_l0"): p for n, p in self.layer.named_parameters()}
+        gx = self._normed(F.linear(x, named["weight_ih"]), *affine(named, "ih"))
+        gx = [g + b for g, b in zip(gx, torch.split(named["bias_ih"], self.parts), strict=True)]
+        states = [x.new_zeros(x.size(1), self.layer.hidden_size)] * (3 - len(self.parts))
+        outputs = []
+        for each in zip(*(g.unbind() for g in gx), strict=True):
+            states = self.step(list(each), states, named)
+            outputs.append(states[0])
+        return torch.stack(outputs)
+
+
+def affine(named: Named, place: str) -> tuple[Tensor, Tensor]:
+    return named[f"weight_norm_{place}"], named[f"bias_norm_{place}"]
+
+
+def loop_over(layer: Any, compiled: bool = False) -> nn.Module:
+    """The loop that computes what a layer does."""
+    return (NormedLoop if layer.layer_norm else Loop)(layer, compiled)
+
+
 class WrittenProblem(Problem):
     """A case whose right results are those of the loop."""
 
@@ -125,7 +182,7 @@ class WrittenProblem(Problem):
 
     @cached_property
     def _oracle(self) -> Runner:
-        loop = Loop(self.exact_template).eval()
+        loop = loop_over(self.exact_template).eval()
         return Runner(loop, self.exact_template.parameters())
 
 
@@ -156,8 +213,8 @@ def compete(case: Case, mode: str, setup: Setup) -> Contest:
     providers.require(ours, problem.checked.arguments[0][:1])
     parameters = list(ours.parameters())
     runners = {
-        "torch loop": InTraining(Loop(ours), parameters),
-        "compiled step": InTraining(Loop(ours, compiled=True), parameters),
+        "torch loop": InTraining(loop_over(ours), parameters),
+        "compiled step": InTraining(loop_over(ours, compiled=True), parameters),
         "rnnkernels": InTraining(ours, parameters),
     }
     found = contest.of_runners(problem, mode, runners)

@@ -142,12 +142,18 @@ def _check(weight_dtype: object, layers: list[tuple[str, RNNBase, list[Tensor]]]
             f"weight_dtype: expected one of {', '.join(map(str, WEIGHT_DTYPES))} or None, got "
             f"{weight_dtype!r}"
         )
-    for name, _, weights in layers:
+    for name, layer, weights in layers:
         if (got := weights[0].dtype) != torch.float32:
             where = f"the layer {name!r}" if name else "the layer"
             raise ValueError(
                 f"weight_dtype: expected {where} to be of torch.float32, got {got}. Convert it by "
                 ".to(torch.float32), or leave weight_dtype out."
+            )
+        if layer.layer_norm:
+            where = f"the layer {name!r}" if name else "the layer"
+            raise ValueError(
+                f"weight_dtype: expected {where} to have no layer_norm: its input product is "
+                "torch's, which reads weights as they are. Leave weight_dtype out."
             )
 
 

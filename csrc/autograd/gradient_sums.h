@@ -23,7 +23,7 @@ class GradientSums {
   // What the products of one layer take.
   struct Layer {
     int64_t index;
-    Tensor x, h0, y, h_raw, dgates, dproj;
+    Tensor x, h0, y, h_raw, dgates, dproj, dunit;
     Tensor h_mask;  // undefined where there is none
     bool wants_dx;
   };
@@ -45,9 +45,8 @@ class GradientSums {
         R_(layer.h0.sym_size(2)),
         rows_(weights.get(kWIh, layer.index, 0).sym_size(0) / settings.heads) {
     const c10::SymInt width = rows_ / cell.G * cell.A;  // of the gates that are split
-    unit_ = {rows_ + width, 0, rows_ / cell.G};
-    columns_ = rows_ + width + unit_.width * cell.P;
-    hidden_ = {{0, 0, rows_ - width}};
+    columns_ = rows_ + width;
+    if (cell.A < cell.G) hidden_ = {{0, 0, rows_ - width}};
     if (split_) hidden_.push_back({rows_, rows_ - width, width});
     dgates_ = layer.dgates.view_symint({N_, D_ * columns_});
   }
@@ -82,7 +81,7 @@ class GradientSums {
     }
     for (int64_t k = 0; k < weights_.params(); ++k) {
       const size_t i = kFirstWeight + weights_.param_index(k, layer_.index, d / heads_);
-      if (wanted[i]) grads[i] = bias(d, {{unit_.column + unit_.width * k, 0, unit_.width}});
+      if (wanted[i]) grads[i] = parameter(d, k);
     }
     // Last: what the others need for a while is gone before its memory is taken.
     if (!layer_.wants_dx) return;
@@ -156,6 +155,16 @@ class GradientSums {
     std::vector<Tensor> of;
     for (const Part& part : parts) of.push_back(sums_.narrow_symint(-1, d * columns_ + part.column, part.width));
     return of.size() == 1 ? of[0].clone() : at::cat(of, -1);
+  }
+
+  // The gradient of parameter k of the cell [H], from what each row adds to it.
+  Tensor parameter(int64_t d, int64_t k) {
+    if (!unit_sums_.defined()) {
+      const Tensor& rows = layer_.dunit;  // [W*B, D, P*H]
+      unit_sums_ = (lanes_ ? apart(rows).sum(1) : rows.sum(0)).to(dgates_.scalar_type());
+    }
+    const c10::SymInt H = unit_sums_.sym_size(-1) / weights_.params();
+    return unit_sums_.select(-2, d).narrow_symint(-1, H * k, H).clone();
   }
 
   // out [width, R] = the sum over steps and rows of dgh^T h, with the h that entered each step; dgh [N, width]. An
@@ -283,9 +292,9 @@ class GradientSums {
   const c10::SymInt rows_;    // of the weights: G*H
   c10::SymInt columns_;       // of one direction: X*H
   std::vector<Part> hidden_;  // the gradient of gh
-  Part unit_;                 // what a step adds to the gradient of the cell's first parameter
   Tensor dgates_;             // [N, D*X*H]
   Tensor sums_;               // [D*X*H], of each lane, once a bias has asked for them
+  Tensor unit_sums_;          // [D, P*H], likewise
   Tensor masked_;             // [N, R]: h of the direction at hand, where there is a mask
   int64_t of_direction_ = -1;
   Tensor entered_;  // [N, R], of that direction

@@ -55,7 +55,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
   const bool merges = settings.directions > 1 && mode != Merge::kConcat;
   const int64_t heads = settings.heads, D = settings.directions * heads, L = settings.layers;
   // Each row of dx by itself: so that it does not depend on its batch, or since it is faster.
-  const bool by_rows = how.invariant || (how.plain && products_for(found.dgates));
+  const bool by_rows = !cell.normed && (how.invariant || (how.plain && products_for(found.dgates)));
   // That of an only layer keeps its dimension of size 1: whoever takes it looks at its last ones.
   const auto part = [](const Tensor& t, int64_t layers, int64_t l) {
     return layers > 1 && t.defined() && t.dim() > 1 ? t.select(0, l) : t;
@@ -78,8 +78,9 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
                                     part(kept.h_raw, L, l),
                                     part(found.dgates, L - first, l - first),
                                     part(found.dproj, L - first, l - first),
+                                    found.dunit.dim() > 1 ? found.dunit.select(0, l - first) : found.dunit,
                                     kept.h_mask ? kept.h_mask->narrow(0, l * D, D) : Tensor(),
-                                    l == 0 && wanted[kX] && !by_rows};
+                                    l == 0 && wanted[kX] && !by_rows && !cell.normed};
     GradientSums sums(cell, weights, kept.steps, layer, settings, how);
     for (int64_t d = 0; d < settings.directions; ++d) {
       if (heads == 1) {
@@ -91,6 +92,10 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
   }
   Tensor& dx = grads[kX];
   if (dx.defined()) dx = dx.view_symint(kept.inputs[kX].sym_sizes());
+  if (cell.normed && wanted[kX]) {  // the input is that of the gates itself
+    const c10::SymInt rows = weights.get(kWIh, 0, 0).sym_size(0);
+    dx = found.dgates.select(0, 0).narrow_symint(-1, 0, rows).reshape_symint(kept.inputs[kX].sym_sizes());
+  }
   if (by_rows && wanted[kX]) {
     std::vector<Tensor> w_ih;
     for (int64_t d = 0; d < D; ++d) w_ih.push_back(weights.of_head(kWIh, 0, d));
@@ -155,10 +160,10 @@ Gradients gradients(const Settings& settings, const Kept& kept, const OutputGrad
   BackwardOutputs found;
   if (how.overwrite) {
     found.dgates = call.saved;
-    std::tie(found.dh0, found.dc0, found.dproj, found.flow) =
+    std::tie(found.dh0, found.dc0, found.dproj, found.flow, found.dunit) =
         with_ops(how.library, [&](auto ops) { return BackwardOverSavedOp::call(ops.backward_over_saved(), call); });
   } else {
-    std::tie(found.dgates, found.dh0, found.dc0, found.dproj, found.flow) =
+    std::tie(found.dgates, found.dh0, found.dc0, found.dproj, found.flow, found.dunit) =
         with_ops(how.library, [&](auto ops) { return BackwardOp::call(ops.backward(), call); });
   }
   Gradients result;

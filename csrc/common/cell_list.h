@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cells.h"
+#include "normed.h"
 
 namespace rnn {
 
@@ -9,17 +10,24 @@ namespace rnn {
 template <class... Cells>
 struct CellList {};
 using AllCells = CellList<RNNTanh, RNNRelu, RNNSigmoid, LSTM, GRU>;
+// Those that the loops of the CPU alone have, numbered on behind these.
+using NormedCells = CellList<NormedLSTM, NormedGRU>;
 
 template <class... Cells>
 constexpr int count(CellList<Cells...>) {
   return sizeof...(Cells);
 }
 
+constexpr int kBuiltIn = count(AllCells{}) + count(NormedCells{});
+
 // A cell's numbers, for whatever knows them only when it runs.
 struct CellSizes {
   int G, S, K, A;
   int P = 0, E = 0;
   bool recurrent = true;  // gates have a hidden part, and there is a W_hh
+  bool normed = false;    // normed.h; A and K are then those of the loops: all gates are split
+  bool emits = false;
+  int alone = 0;  // of a normed cell's gates the last ones, which are normalised by themselves
 
   template <class Cell>
   static constexpr CellSizes of(Cell) {
@@ -27,13 +35,22 @@ struct CellSizes {
     if constexpr (requires { Cell::P; }) sizes.P = Cell::P;
     if constexpr (requires { Cell::kRecurrent; }) sizes.recurrent = Cell::kRecurrent;
     if constexpr (requires { Cell::E; }) sizes.E = Cell::E;
+    if constexpr (requires { Cell::kNormed; }) {
+      sizes.normed = true;
+      sizes.emits = Cell::kEmits;
+      sizes.alone = Cell::kOwnA;
+    }
     return sizes;
   }
 
   // States beside h.
   constexpr int C() const { return S - 1; }
+  // Of a normed cell: how many groups of gates are normalised together, of which the first has the first gates.
+  constexpr int groups() const { return normed ? 1 + (alone > 0) : 0; }
+  constexpr int first_gate(int group) const { return group == 0 ? 0 : G - alone; }
+  constexpr int gates(int group) const { return group == 0 ? G - alone : alone; }
   // Columns of the gradients of a step, H wide each.
-  constexpr int columns() const { return G + A + P; }
+  constexpr int columns() const { return G + A; }
 };
 
 // Calls f(Cell{}) for the cell with this number; returns false where there is none.

@@ -10,12 +10,12 @@
 //   gx     [T, B, D, G*H]      y      [T, B, D*R]        h0, h_n, dh0  [D, B, R]
 //   saved  [T, B, D, K*H]      c      [T, B, D, C*H]     c0, c_n, dc0  [D, B, C*H]
 //   dgates [T, B, D, X*H]      h_raw  [T, B, D, H]       dproj         [T, B, D, R]
-//   flow   [T, B, D]
+//   flow   [T, B, D]          dunit  [W*B, D, P*H]
 //
 // C = S-1 states stand beside h, one behind the other in c.
 //
-// dgates holds X = G+A+P columns: the G gradients of gx, the hidden gradients of the last A gates, then what the step
-// adds to the gradients of the parameters.
+// dgates holds X = G+A columns: the G gradients of gx, then the hidden gradients of the last A gates. dunit has what
+// all steps of a row add to the gradients of the parameters, and of each of W windows, if there are any.
 //
 // Packed sequences have no padding: rows stand longest first, and of each step only those that reach it, so that [N]
 // takes the place of [T, B] in all of these, and of x and reset, with N the sum of the lengths. `starts` has the place
@@ -71,6 +71,8 @@ struct Sequence {
 
   RNN_HD bool truncated() const { return window > 0 && window < T; }
   RNN_HD int64_t steps() const { return truncated() ? window : T; }
+  // The number of a row among those of all windows.
+  RNN_HD int64_t number(const Row& row) const { return (window > 0 ? row.start / window * B : 0) + row.b; }
   RNN_HD int64_t rows() const { return truncated() ? (T - 1) / window * B + B : B; }
 
   // Row r: windows in order of time, each with all rows of the batch.
@@ -175,6 +177,7 @@ struct Backward {
   const IO* saved;                 // [T, B, D, K*H] or null
   IO* dgates;                      // [T, B, D, X*H]; may be saved itself where K == X
   IO* dproj;                       // [T, B, D, R] or null: gradient of the projected h, for dW_hr
+  Arithmetic<IO>* dunit;           // [W*B, D, P*H] or null; zero before
   IO* dh0;                         // [D, B, R] or null: not asked for
   IO* dc0;                         // [D, B, C*H] or null
   Arithmetic<IO>* flow;            // [T, B, D] or null: norm of the gradient of the h of each step, not kept

@@ -8,6 +8,7 @@
 // The sum is of double: squares of float32 neither overflow nor vanish in it.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "macros.h"
@@ -34,6 +35,45 @@ struct RowStatistic {
     double total = 0;
     for (int64_t n = 0; n < parts; ++n) total += part(row, n);
     return total;
+  }
+};
+
+// What some numbers contribute to the mean and the variance of a row.
+struct Moments {
+  double mean, squares;  // the latter of what differs from that mean
+};
+
+// By what a row is made to have mean 0 and variance 1: (x - mean) * scale.
+struct Standard {
+  double mean, scale;
+};
+
+// Mean and variance of a row as a row statistic. Squares are of differences from the mean of their own part, so that
+// nothing is lost where the mean is large.
+struct RowMoments {
+  RowStatistic means, squares;
+  int64_t each, all;  // numbers of a part, of which the last may have fewer, and of a row
+
+  RNN_HD void put(int64_t row, int64_t part, const Moments& of) const {
+    means.part(row, part) = of.mean;
+    squares.part(row, part) = of.squares;
+  }
+
+  RNN_HD Standard standard(int64_t row, double epsilon) const {
+    double mean = 0, squares_of_all = 0;
+    for (int64_t k = 0; k < means.parts; ++k) mean += count(k) * means.part(row, k);
+    mean /= double(all);
+    for (int64_t k = 0; k < means.parts; ++k) {
+      const double apart = means.part(row, k) - mean;
+      squares_of_all += squares.part(row, k) + count(k) * (apart * apart);
+    }
+    return {mean, 1 / std::sqrt(squares_of_all / double(all) + epsilon)};
+  }
+
+ private:
+  RNN_HD double count(int64_t part) const {
+    const int64_t left = all - part * each;
+    return double(left < each ? left : each);
   }
 };
 

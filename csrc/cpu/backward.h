@@ -39,6 +39,7 @@ class BackwardLoop final : public LoopBase<IO> {
     rows_ = arena_.template take<Row>(row_count_);
     products_ = arena_.template take<T>(threads * kMostRows * kWidth * kLanes);
     active_ = arena_.template take<bool>(threads * kActiveBytes);
+    norms_ = arena_.template take<Norms>(cell_.normed ? threads * kMostRows : 0);
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       dir.hidden = {{cell_.recurrent ? cell_.G * q.H : 0, q.R, 1, kWidth}};  // without a W_hh, over nothing
@@ -52,8 +53,10 @@ class BackwardLoop final : public LoopBase<IO> {
       dir.dgh[1] = q.steps() > 1 ? arena_.template take<F>(slots_ * gates) : dir.dgh[0];
       dir.dh = arena_.template take<T>(slots_ * padded(q.R));
       if (cell_.C() > 0) dir.dc = arena_.template take<T>(slots_ * cell_.C() * padded(q.H));
-      if (norm) dir.unbounded = arena_.template take<T>(slots_ * columns() * q.H);
+      if (cell_.P > 0) dir.dunit = arena_.template take<T>(slots_ * cell_.P * padded(q.H));
+      if (norm && !cell_.normed) dir.unbounded = arena_.template take<T>(slots_ * columns() * q.H);
       if (norm) dir.gate_squares = take_row_statistic(arena_, slots_, last_product(d).tiles());
+      if (cell_.normed) take_norms(dir, last_product(d));
       for (RowStatistic& squares : dir.dh_squares)
         if (p.flow) squares = take_row_statistic(arena_, slots_, dir.hidden.tiles());
     }
@@ -92,7 +95,11 @@ class BackwardLoop final : public LoopBase<IO> {
     for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
       for (int64_t k = 0; k < blocks; ++k) {
         const int64_t first = first_row + n * k / blocks, last = first_row + n * (k + 1) / blocks;
-        run_block(d, {first, last, slot - first}, share, barrier);
+        if (cell_.normed) {
+          run_normed_block(d, {first, last, slot - first}, share, barrier);
+        } else {
+          run_block(d, {first, last, slot - first}, share, barrier);
+        }
       }
     }
   }
@@ -106,14 +113,34 @@ class BackwardLoop final : public LoopBase<IO> {
     F* dgh[2] = {};                   // [slots, G*H] each: gradient of gh of even and odd steps
     T* dh = nullptr;                  // [slots, R]: what reaches h of this step around W_hh
     T* dc = nullptr;                  // [slots, C, H]
+    T* dunit = nullptr;               // [slots, P, H]: sums over the steps so far
     T* unbounded = nullptr;           // [slots, X*H]: dgates before those of gates are bounded by their norm
     RowStatistic gate_squares = {};   // of dgx, for its norm; rows are slots, parts tiles
     RowStatistic dh_squares[2] = {};  // of the gradient of h of even and odd steps, for the flow
+    // Of a normed cell.
+    T* emitted = nullptr;          // [slots, 2, H]: the gradients of what is emitted, standardised, and of slot 0
+    T* unbounded_unit = nullptr;   // [slots, P, H]: what a step adds to dunit before it is bounded by the norm
+    T* hidden_gradient = nullptr;  // [slots, G, H]: of W_hh h, standardised
+    RowMoments hidden_moments[2] = {}, state_moments = {};  // of each group of gates
+    RowStatistic of_hidden[2][2] = {}, of_state[2] = {};  // sums of these gradients, and of them times what they are of
   };
+
+  // Of a row at a step of a normed cell: by what W_hh h and the state were standardised, and the mean of the gradients
+  // of what came of that, and of them times it.
+  struct Norms {
+    Standard hidden[2], state;
+    T of_hidden[2][2], of_state[2];
+  };
+  // The gradient of what was standardised to x, from that of x.
+  static V destandardized(V gradient, V x, const Standard& by, const T (&means)[2]) {
+    return V(T(by.scale)) * (gradient - V(means[0]) - x * V(means[1]));
+  }
+  static V standardized(V x, const Standard& by) { return (x - V(T(by.mean))) * V(T(by.scale)); }
 
   // Rows first to last; row r keeps its state in slot r + slot.
   struct Block {
     int64_t first, last, slot;
+    Norms* norms = nullptr;  // of each row, of a normed cell
   };
 
   int columns() const { return cell_.columns(); }  // of dgates
@@ -149,6 +176,12 @@ class BackwardLoop final : public LoopBase<IO> {
   const Panels<F>& last_product(int64_t d) const {
     return directions_[d].projection.units ? directions_[d].projection : directions_[d].hidden;
   }
+
+  // The same of a cell whose products are normalised, and its parts: normed_backward.h.
+  void run_normed_block(int64_t d, const Block& k, const Share& share, Barrier& barrier);
+  void take_norms(Direction& dir, const Panels<F>& product);
+  void measure(int64_t d, const Block& k, int64_t s, const Share& share) const;
+  void hand_on_hidden(int64_t d, const Block& k, int64_t s, const Share& share) const;
 
   void run_block(int64_t d, const Block& k, const Share& share, Barrier& barrier) {
     const Sequence& q = p_.seq;
@@ -229,12 +262,27 @@ class BackwardLoop final : public LoopBase<IO> {
     for_others(d, k, share, [&](int64_t r, int64_t at, T* dc, int n) {
       store(dc, load_or_zero(q.last(d, rows_[r]) ? p_.dc_n : nullptr, at, n));
     });
+    for_parameters(d, k, share, [&](int64_t, int64_t, T* sum, int) { store(sum, V(T(0))); });
+  }
+
+  // Calls then(r, parameter's unit in [P, H], sum, count) for each vector of this share's units of the parameters.
+  template <class Then>
+  void for_parameters(int64_t d, const Block& k, const Share& share, Then&& then) const {
+    const int64_t H = p_.seq.H, P = cell_.P;
+    if (P == 0) return;
+    for_units(last_product(d), k, share, [&](int64_t r, int64_t i) {
+      T* sum = directions_[d].dunit + (r + k.slot) * P * padded(H) + i;
+      for (int64_t s = 0; s < P; ++s) then(r, s * H + i, sum + s * padded(H), left(H, i));
+    });
   }
 
   // What reaches the initial state of each row.
   void finish(int64_t d, const Block& k, const Share& share, T* product, bool* active) {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
+    for_parameters(d, k, share, [&](int64_t r, int64_t at, const T* sum, int n) {
+      store(p_.dunit + (q.number(rows_[r]) * q.D + d) * cell_.P * q.H + at, load(sum), n);
+    });
     if (!p_.dh0) return;
     const int64_t gates = padded_factors(cell_.G * q.H), rows = k.last - k.first;
     for (int64_t r = 0; r < rows; ++r) {
@@ -305,19 +353,17 @@ class BackwardLoop final : public LoopBase<IO> {
   }
 
   // The gate gradients of a vector of units, times a factor: to the result, and to the product of the step before. Of
-  // the split gates, the columns behind all gates hold what goes through that product. Those of parameters follow, as
-  // they are.
+  // the split gates, the columns behind all gates hold what goes through that product.
   void hand_on_bounded(int64_t d, int64_t slot, int64_t s, int64_t i, const RowStep& now, V factor) const {
     const int64_t H = p_.seq.H;
     const int n = left(H, i);
     const T* from = directions_[d].unbounded + slot * columns() * H + i;
     F* dgh = directions_[d].dgh[s & 1] + slot * padded_factors(cell_.G * H) + i;
     for (int column = 0; column < columns(); ++column) {
-      const bool of_gate = column < cell_.G + cell_.A;
-      const V gradient = load(from + column * H, n) * (of_gate ? factor : V(T(1)));
+      const V gradient = load(from + column * H, n) * factor;
       if (!now.outside) store(p_.dgates + (now.n * columns() + column) * H + i, gradient, n);
       const bool split = column >= cell_.G - cell_.A;
-      if (!of_gate || (split && column < cell_.G)) continue;
+      if (split && column < cell_.G) continue;
       store(dgh + (split ? column - cell_.A : column) * H, now.handed_on(gradient), n);
     }
   }
@@ -337,6 +383,7 @@ class BackwardLoop final : public LoopBase<IO> {
   int64_t row_count_, slots_;
   T* products_;   // [threads, kMostRows, panel]: of one tile
   bool* active_;  // [threads, kActiveBytes]: which rows of a step have a product
+  Norms* norms_;  // [threads, kMostRows], of a normed cell
 };
 
 }  // namespace rnn::cpu::RNN_ISA

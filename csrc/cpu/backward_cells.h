@@ -54,6 +54,10 @@ class BackwardCells : LoopBase<IO> {
       if (now.active) {
         if (!projected) store(dh, unit.dprev[0]);
         for (int k = 1; k < Cell::S; ++k) store(dc + (k - 1) * padded(q.H), unit.dprev[k]);
+        for (int k = 0; k < Unit::P; ++k) {
+          T* const sum = dir.dunit + (slot * Unit::P + k) * padded(q.H) + i;
+          store(sum, load(sum) + unit.dprev[Cell::S + k]);
+        }
       }
       if (dir.unbounded) {  // until the norms are known
         for (int g = 0; g < Cell::G; ++g) gate_squares.add(unit.dgx[g], n);

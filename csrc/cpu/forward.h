@@ -10,6 +10,7 @@
 #include "cpu/kept.h"
 #include "cpu/kernels.h"
 #include "cpu/loop.h"
+#include "cpu/row_statistic.h"
 
 namespace rnn::cpu::RNN_ISA {
 
@@ -55,6 +56,10 @@ class ForwardLoop final : public LoopBase<IO> {
         std::copy(dir.h, dir.h + 2, dir.exact_h);
       }
       if (cell_.C() > 0) dir.c = arena_.template take<T>(q.B * cell_.C() * padded(q.H));
+      const int64_t tiles = dir.hidden.tiles(), each = dir.hidden.tile_units();
+      for (int k = 0; k < cell_.groups(); ++k)
+        dir.hidden_moments[k] = take_row_moments(arena_, q.B, tiles, cell_.gates(k) * each, cell_.gates(k) * q.H);
+      if (cell_.emits) dir.state_moments = take_row_moments(arena_, q.B, tiles, each, q.H);
       if (const IO* w_hr = q.of_head(p.w_hr, d, 0)) {
         dir.projection = {{q.H, q.R, 1, kMaxVectors}, w_hr, packs, weights};
         dir.raw = arena_.template take<F>(q.B * padded_factors(q.H));
@@ -108,8 +113,15 @@ class ForwardLoop final : public LoopBase<IO> {
     const auto [first, last] = Base::rows_of(p_.seq, rows_, p_.seq.B, parts, share);
     const int64_t n = last - first, blocks = (n + kBlockRows - 1) / kBlockRows;
     for (int64_t d = share.first_direction; d < share.last_direction; ++d) {
-      for (int64_t k = 0; k < blocks; ++k)
-        run_block(d, first + n * k / blocks, first + n * (k + 1) / blocks, share, scratch, barrier);
+      for (int64_t k = 0; k < blocks; ++k) {
+        const int64_t from = first + n * k / blocks, to = first + n * (k + 1) / blocks;
+        if (cell_.normed) {
+          run_normed_block(d, from, to, share, scratch, barrier);
+        } else {
+          run_block(d, from, to, share, scratch, barrier);
+        }
+        write_last(d, from, to, share);
+      }
     }
   }
 
@@ -127,12 +139,19 @@ class ForwardLoop final : public LoopBase<IO> {
     const IO* unit = nullptr;    // [P, H]: parameters of the cell
     const IO* h_mask = nullptr;  // [B, R]
     int64_t d = 0;               // its number
+    RowMoments hidden_moments[2] = {}, state_moments = {};  // of a normed cell: of W_hh h, and of what it emits
+  };
+
+  // By what W_hh h of each group of gates, and the state, of a row are standardised.
+  struct Norms {
+    Standard hidden[2], state;
   };
 
   // Of a direction, at step s: rows from `first` on, and what each does.
   struct Step {
     int64_t s, first, rows;
     const RowStep* now;
+    const Norms* norms = nullptr;  // of each row, of a normed cell
   };
 
   // Where row b's state stands before and after a step.
@@ -177,6 +196,7 @@ class ForwardLoop final : public LoopBase<IO> {
     bool* filled;    // [places]: which of them are steps of a row
     T* gx;           // [tiles, places, panel]
     T* product;      // [rows, panel]: of one tile
+    Norms* norms;    // [rows], of a normed cell, whose W_hh h is in gx
     int64_t bytes;
   };
   ThreadScratch thread_scratch(const Partition& parts, void* base) const {
@@ -186,13 +206,14 @@ class ForwardLoop final : public LoopBase<IO> {
     const int64_t row = most(1, rows * most(tiles * panel(), padded(p_.I)));
     Arena arena(base);
     ThreadScratch scratch{};
-    scratch.places = rows * most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row));
+    scratch.places = rows * (cell_.normed ? 1 : most(1, least(q.T, kChunkBytes / int64_t(sizeof(T)) / row)));
     scratch.now = arena.take<RowStep>(rows);
     scratch.active = arena.take<bool>(rows);
     scratch.x = arena.take<F>(scratch.places * padded_factors(p_.I));
     scratch.filled = arena.take<bool>(scratch.places);
     scratch.gx = arena.take<T>(tiles * scratch.places * panel());
     scratch.product = arena.take<T>(rows * most(panel(), kMaxVectors * kLanes));
+    scratch.norms = arena.take<Norms>(cell_.normed ? rows : 0);
     scratch.bytes = arena.used();
     return scratch;
   }
@@ -228,23 +249,34 @@ class ForwardLoop final : public LoopBase<IO> {
         projected = project_input(d, first, last, s, share, scratch);
         at = 0;
       }
-      for (int64_t r = 0; r < rows; ++r) {
-        scratch.now[r] = RowStep::forward(q, d, rows_[first + r], s);
-        scratch.active[r] = scratch.now[r].active;
-      }
-      const Step step{s, first, rows, scratch.now};
+      const Step step = step_of(d, first, rows, s, scratch);
       const T* gx = scratch.gx + at * panel() - share.begin(dir.hidden.tiles()) * tile;
       at += rows;
       const F* h = dir.h[s & 1] + first * padded_factors(q.R);
       Base::for_tiles(dir.hidden, h, padded_factors(q.R), rows, share, scratch.product, scratch.active,
                       [&](int64_t j, const T* gh) { cells(dir, step, j, gx + j * tile, gh); });
       barrier.wait(share.size);
-      if (!dir.raw) continue;
-      const F* raw = dir.raw + first * padded_factors(q.H);
-      Base::for_tiles(dir.projection, raw, padded_factors(q.H), rows, share, scratch.product, scratch.active,
-                      [&](int64_t j, const T* out) { project(dir, step, j, out); });
-      barrier.wait(share.size);
+      if (dir.raw) project(dir, step, share, scratch, barrier);
     }
+  }
+
+  // The same of a cell whose products are normalised: normed_forward.h.
+  void run_normed_block(int64_t d, int64_t first, int64_t last, const Share& share, const ThreadScratch& scratch,
+                        Barrier& barrier);
+
+  // What the rows do at step s.
+  Step step_of(int64_t d, int64_t first, int64_t rows, int64_t s, const ThreadScratch& scratch) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      scratch.now[r] = RowStep::forward(p_.seq, d, rows_[first + r], s);
+      scratch.active[r] = scratch.now[r].active;
+    }
+    return {s, first, rows, scratch.now, scratch.norms};
+  }
+
+  // The states that rows first to last leave behind.
+  void write_last(int64_t d, int64_t first, int64_t last, const Share& share) {
+    const Sequence& q = p_.seq;
+    const Direction& dir = directions_[d];
     for (int64_t b = first + share.rank; b < last; b += share.size) {
       const T* h = dir.exact_h[(q.starts ? rows_[b].length : q.T) & 1];
       for (int64_t i = 0; i < q.R; i += kLanes)
@@ -291,6 +323,15 @@ class ForwardLoop final : public LoopBase<IO> {
     for (int64_t j = begin; j < end; ++j)
       multiply(dir.input, j, scratch.x, stride, m, scratch.gx + (j - begin) * scratch.places * panel(), scratch.filled);
     return s;
+  }
+
+  // The projected h of a step.
+  void project(const Direction& dir, const Step& step, const Share& share, const ThreadScratch& scratch,
+               Barrier& barrier) const {
+    const int64_t stride = padded_factors(p_.seq.H);
+    Base::for_tiles(dir.projection, dir.raw + step.first * stride, stride, step.rows, share, scratch.product,
+                    scratch.active, [&](int64_t j, const T* out) { project(dir, step, j, out); });
+    barrier.wait(share.size);
   }
 
   // The projected units of tile j at a step. out [rows, vectors, lanes].

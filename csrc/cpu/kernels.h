@@ -64,6 +64,18 @@ struct OuterProducts {
   }
 };
 
+// A normed cell's part in the loops (common/normed.h), each of tile j at a step. v [rows, gates, vectors, lanes] is
+// W_hh h; where the cell emits, `forward` leaves its states there, which `emit` takes. Of backward dh came through W_hh
+// or W_hr; where the cell emits, emit_backward takes it, else backward.
+template <class IO>
+struct NormedKernels {
+  using T = Arithmetic<IO>;
+  void (*forward)(const void* loop, const void* direction, const void* step, int64_t j, T* v);
+  void (*emit)(const void* loop, const void* direction, const void* step, int64_t j, const T* v);
+  void (*emit_backward)(const void* loop, int64_t d, const void* block, int64_t s, int64_t j, const T* dh);
+  void (*backward)(const void* loop, int64_t d, const void* block, int64_t s, int64_t j, const T* dh);
+};
+
 // A cell as the kernels of one instruction set and storage type have it: its sizes, and its arithmetic wherever they
 // call for it. What loops hand on of themselves has types that are known to code for the same instruction set alone.
 template <class IO>
@@ -79,11 +91,12 @@ struct CellKernels {
   void (*forward_step)(const Forward<IO>&, const IO* gh, int64_t first, int64_t last);
   // Leaves the gradients of gh behind, [B, G*H], and in dh0 what goes around W_hh.
   void (*backward_step)(const Backward<IO>&, T* dgh, int64_t first, int64_t last);
+  NormedKernels<IO> normed = {};  // of a normed cell, which has nothing else
 };
 
 template <class IO>
 struct Entry {
-  const CellKernels<IO>* cells;  // of AllCells, by number
+  const CellKernels<IO>* cells;  // of AllCells and NormedCells, by number
   // False: the packs are of other values than the weights have now, and no output was written.
   bool (*forward)(const Launch&, const CellKernels<IO>&, const Forward<IO>&, const Packs&);
   int64_t (*packed_bytes)(const CellKernels<IO>&, const Forward<IO>&, PackedType);

@@ -8,7 +8,8 @@ namespace {
 template <class F>
 void each_weight(const ForwardLayer& layer, F&& f) {
   for (const LayerWeights::List* list : {&layer.w.w_ih, &layer.w.w_hh, &layer.w.w_hr})
-    for (const Tensor& w : *list) f(w);
+    for (const Tensor& w : *list)
+      if (w.numel()) f(w);
 }
 
 }  // namespace

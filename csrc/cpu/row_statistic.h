@@ -1,6 +1,8 @@
 // Sums over a row's units on the CPU: a part for each tile of units.
 #pragma once
 
+#include <utility>
+
 #include "common/row_statistic.h"
 #include "cpu/arena.h"
 #include "cpu/vec.h"
@@ -9,6 +11,53 @@ namespace rnn::cpu::RNN_ISA {
 
 inline RowStatistic take_row_statistic(Arena& arena, int64_t rows, int64_t parts) {
   return RowStatistic::dense(arena.take<double>(rows * parts), parts);
+}
+
+inline RowMoments take_row_moments(Arena& arena, int64_t rows, int64_t parts, int64_t each, int64_t all) {
+  return {take_row_statistic(arena, rows, parts), take_row_statistic(arena, rows, parts), each, all};
+}
+
+// The sum of all lanes.
+template <class V>
+double sum_of_lanes(V x) {
+  alignas(64) decltype(x.v[0] + 0) part[V::kLanes];
+  alignas(64) double sums[V::kLanes];
+  store(part, x);
+  for (int l = 0; l < V::kLanes; ++l) sums[l] = double(part[l]);
+#pragma GCC unroll 4
+  for (int n = V::kLanes / 2; n > 0; n /= 2)
+    for (int l = 0; l < n; ++l) sums[l] += sums[l + n];
+  return sums[0];
+}
+
+// Its first n lanes, and zeros.
+template <class V>
+V first_lanes(V x, int n) {
+  if (n >= V::kLanes) return x;
+  alignas(64) decltype(x.v[0] + 0) part[V::kLanes];
+  store(part, x);
+  for (int l = n; l < V::kLanes; ++l) part[l] = 0;
+  return load(static_cast<const decltype(x.v[0] + 0)*>(part));
+}
+
+// Of `vectors` vectors, whose k-th at(k, x) leaves in x; it returns how many lanes exist.
+template <class V, class At>
+Moments moments_of(int vectors, At&& at) {
+  using T = decltype(V{}.v[0] + 0);
+  const auto total = [&](auto&& of) {  // and how many there are
+    V sum(T(0)), x;
+    int64_t count = 0;
+    for (int k = 0; k < vectors; ++k) {
+      const int n = at(k, x);
+      count += n;
+      if (n > 0) sum += first_lanes(of(x), n);
+    }
+    return std::pair(sum_of_lanes(sum), count);
+  };
+  const auto [sum, count] = total([](V x) { return x; });
+  const double mean = sum / double(count);
+  const V middle{T(mean)};
+  return {mean, total([&](V x) { return (x - middle) * (x - middle); }).first};
 }
 
 // The squares of a tile's units, added up lane by lane and then over the lanes: one part.

@@ -36,7 +36,7 @@ bool is_single(const Layer& a, at::ScalarType type) {
   const Sizes& n = a.n;
   const bool rows = n.B > 0 && (has_product(type) || n.B <= kFewRows);
   const bool plain = !a.call.lengths && !a.call.reset && !a.h_mask && a.w.w_hr.empty();
-  return n.T == 1 && n.D == 1 && rows && a.cell.recurrent && plain;
+  return n.T == 1 && n.D == 1 && rows && a.cell.recurrent && !a.cell.normed && plain;
 }
 
 }  // namespace

@@ -128,6 +128,7 @@ void backward_step(const Backward<IO>& p, Arithmetic<IO>* dgh, int64_t first, in
       if (p.dh0) store(p.dh0 + at, unit.dprev[0], n);
       for (int k = 1; p.dc0 && k < Cell::S; ++k) store(p.dc0 + beside<Cell>(b, k, H, i), unit.dprev[k], n);
       for (int g = 0; g < Cell::G; ++g) store(dgh + (b * Cell::G + g) * H + i, unit.dgh[g], n);
+      for (int k = 0; p.dunit && k < unit.P; ++k) store(p.dunit + (b * unit.P + k) * H + i, unit.dprev[Cell::S + k], n);
       unit.write(p, only_step(b), i, n);
     }
   }

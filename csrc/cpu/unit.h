@@ -109,13 +109,20 @@ struct ForwardUnit : Lanes<IO> {
   RNN_HD V state(const RowStep& now, int k) const { return now.active ? now.handed_on(next[k]) : prev[k]; }
 
   RNN_HD void write(const Forward<IO>& p, const RowStep& now, int64_t i, int n, bool projected) const {
-    const int64_t H = p.seq.H, at = now.n * H + i;
+    write_all_but_h(p, now, i, n);
+    write_h(p, now, i, n, projected, next[0]);
+  }
+  RNN_HD void write_all_but_h(const Forward<IO>& p, const RowStep& now, int64_t i, int n) const {
+    const int64_t H = p.seq.H;
     for (int k = 0; p.saved && k < Cell::K; ++k) store(p.saved + (now.n * Cell::K + k) * H + i, saved[k], n);
     for (int k = 1; p.c && k < Cell::S; ++k) store(p.c + beside<Cell>(now.n, k, H, i), next[k], n);
+  }
+  static RNN_HD void write_h(const Forward<IO>& p, const RowStep& now, int64_t i, int n, bool projected, V h) {
+    const int64_t at = now.n * p.seq.H + i;
     if (!projected) {
-      store(p.y + at, next[0], n);
+      store(p.y + at, h, n);
     } else if (p.h_raw) {
-      store(p.h_raw + at, next[0], n);
+      store(p.h_raw + at, h, n);
     }
   }
 };
@@ -176,7 +183,6 @@ struct BackwardUnit : Lanes<IO> {
   RNN_HD void put_columns(To* to, int64_t H, int n) const {
     for (int g = 0; g < Cell::G; ++g) store(to + g * H, dgx[g], n);
     for (int a = 0; a < Cell::A; ++a) store(to + (Cell::G + a) * H, dgh[Cell::G - Cell::A + a], n);
-    for (int k = 0; k < P; ++k) store(to + (Cell::G + Cell::A + k) * H, dprev[Cell::S + k], n);
   }
 };
 

@@ -70,8 +70,9 @@ struct Launcher {
 // like: a tensor of the call's device and type.
 template <class Run>
 void run(const char* op, Run& all, const Tensor& like) {
-  TORCH_CHECK_NOT_IMPLEMENTED(all.cell().built_in(), "rnnkernels::", op, ": there are no CUDA kernels of the cell '",
-                              all.cell().name, "'. Ask for another backend (backend='triton').");
+  TORCH_CHECK_NOT_IMPLEMENTED(all.cell().built_in() && !all.cell().normed, "rnnkernels::", op,
+                              ": there are no CUDA kernels of the cell '", all.cell().name,
+                              "'. Ask for another backend (backend='triton').");
   TORCH_CHECK_NOT_IMPLEMENTED(all.sizes().heads == 1, "rnnkernels::", op,
                               ": there are no CUDA kernels of layers with heads. Ask for another backend "
                               "(backend='reference').");

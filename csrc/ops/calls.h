@@ -129,11 +129,13 @@ struct BackwardOutputs {
   Tensor dgates, dh0, dc0;
   Tensor dproj;  // [L, T, B, D, R]: the gradient of the projected h, for dW_hr
   Tensor flow;   // [L, T, B, D]
+  Tensor
+      dunit;  // [L, W*B, D, P*H]: what each row, or each of its windows, adds to the gradients of the cell's parameters
 
   static constexpr auto fields() {
     return std::tuple(Field{"dgates", &BackwardOutputs::dgates}, Field{"dh0", &BackwardOutputs::dh0},
                       Field{"dc0", &BackwardOutputs::dc0}, Field{"dproj", &BackwardOutputs::dproj},
-                      Field{"flow", &BackwardOutputs::flow});
+                      Field{"flow", &BackwardOutputs::flow}, Field{"dunit", &BackwardOutputs::dunit});
   }
 };
 

@@ -38,7 +38,7 @@ struct Checker {
           tensor(t, parameter_name(kind, l, d, step), shape, meaning);
         }
       };
-      if (forward || l > 0) each(kWIh, {rows, l > 0 ? n.width() : n.I}, "gates * hidden_size, input");
+      if (forward || l > 0) each(kWIh, {rows, cell.normed ? 0 : l > 0 ? n.width() : n.I}, "gates * hidden_size, input");
       each(kWHh, {rows, n.R}, "gates * hidden_size, state");
       each(kWHr, {n.R, n.H}, "proj_size, hidden_size");
       for (int64_t d = 0; d < n.D / n.heads; ++d)
@@ -142,6 +142,8 @@ Sizes sizes_of_states(const Call& call, const CellInfo& cell, const Weights& wei
               "' one behind the other, ", C, " * hidden, got shape ", c0->sizes());
   n.H = c0 ? c0->size(2) / C : n.R;
   TORCH_CHECK(n.H > 0 && n.R > 0, "h0: expected a hidden size above zero, got shape ", h0.sizes());
+  TORCH_CHECK_VALUE(!cell.normed || (n.L == 1 && n.heads == 1), "layers, heads: a cell '", cell.name,
+                    "' takes one layer at a time, without heads, got ", n.L, " and ", n.heads);
   const bool projected = weights.has(kWHr);
   TORCH_CHECK(n.H == n.R || projected, "h0: expected the hidden size of c0, ", n.H,
               ", where there is no projection, got ", n.R);
@@ -178,6 +180,8 @@ Sizes check(ForwardCall& call) {
   Sizes n = sizes_of_states(call, cell, weights);
   const int64_t B = sizes_of_steps(n, call, call.x, "input", "features");
   n.I = call.x.size(-1);
+  TORCH_CHECK(!cell.normed || n.I == n.D * cell.G * n.H, "input: a cell '", cell.name,
+              "' takes the input part of its gates, ", n.D * cell.G * n.H, " numbers, got shape ", call.x.sizes());
   const Checker like{call.x};
   like.tensor(call.h0, "hx", {n.L * n.D, B, n.R}, "layers * directions, batch, state");
   like.optional(call.c0, "cx", {n.L * n.D, B, cell.C() * n.H}, "layers * directions, batch, hidden");

@@ -7,6 +7,7 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -172,6 +173,8 @@ BackwardRun::BackwardRun(BackwardCall& call) : Run(call), clip_(find_clip(call.c
   out_.dc0 = states(call.initial && cell_.C() > 0, cell_.C() * n_.H, options);
   out_.dproj = steps(projected(), n_.L, {n_.D, n_.R}, options);
   out_.flow = steps(call.record, n_.L, {n_.D}, wide);
+  const int64_t windows = call.window > 0 ? (n_.T + call.window - 1) / call.window : 1;
+  out_.dunit = cell_.P ? at::zeros({n_.L, windows * n_.B, n_.D, cell_.P * n_.H}, wide) : fresh({0}, wide);
 }
 
 BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
@@ -199,7 +202,8 @@ BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {
           states_part(out_.dh0, n_, l),
           states_part(out_.dc0, n_, l),
           part(out_.dproj, n_, l),
-          part(out_.flow, n_, l)};
+          part(out_.flow, n_, l),
+          part(out_.dunit, n_, l)};
 }
 
 Tensor BackwardRun::y_of(int64_t l) const {

@@ -46,7 +46,7 @@ struct BackwardLayer {
   Tensor h0;
   OptionalTensor c0;
   Tensor y, c, saved;
-  Tensor dgates, dh0, dc0, dproj, flow;  // outputs; dgates may be saved itself
+  Tensor dgates, dh0, dc0, dproj, flow, dunit;  // outputs; dgates may be saved itself
 };
 
 // W_ih x of all steps [T, B, D, G*H], for backends whose loop does not project the input. saved takes its memory where

@@ -47,7 +47,7 @@ Forward<IO> parameters(const ForwardLayer& a, const Tensor& gx = {}) {
   Forward<IO> p{};
   p.seq = sequence(a);
   p.noise = noise_of(a.call, a.n, a.index);
-  p.I = a.n.I;
+  p.I = a.cell.normed ? 0 : a.n.I;
   p.x_time = a.n.packed ? 0 : a.x.stride(0);
   p.x_batch = a.x.stride(a.n.packed ? 0 : 1);
   p.x = pointer<const IO>(a.x);
@@ -98,6 +98,7 @@ Backward<IO> parameters(const BackwardLayer& a) {
   p.dh0 = pointer<IO>(a.dh0);
   p.dc0 = pointer<IO>(a.dc0);
   p.flow = pointer<Arithmetic<IO>>(a.flow);
+  p.dunit = pointer<Arithmetic<IO>>(a.dunit);
   return p;
 }
 

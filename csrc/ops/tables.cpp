@@ -68,7 +68,7 @@ const CellInfo& register_cell(const std::string& name, const std::string& gates,
   if (added) {
     entry.gates = gates;
     entry.params = params;
-    entry.info = {sizes, int(cells.size()) - 1 + count(AllCells{}), own_name, entry.gates, reads_h, entry.params};
+    entry.info = {sizes, int(cells.size()) - 1 + kBuiltIn, own_name, entry.gates, reads_h, entry.params};
   }
   return entry.info;
 }
@@ -79,6 +79,12 @@ const CellInfo& find_cell(std::string_view name) {
     for_each_cell([&](auto cell) {
       t.push_back({cell.kName, {CellSizes::of(cell), int(t.size()), cell.kName, cell.kGates, cell.kReadsH}});
     });
+    for_each_cell(
+        [&](auto cell) {
+          const CellSizes sizes = CellSizes::of(cell);
+          t.push_back({cell.kName, {sizes, int(t.size()), cell.kName, cell.kGates, cell.kReadsH, cell.kParams}});
+        },
+        NormedCells{});
     return t;
   }();
   for (const auto& entry : table)

@@ -10,12 +10,12 @@
 namespace rnn {
 
 struct CellInfo : CellSizes {
-  int number;  // in AllCells; those that are registered are numbered on
+  int number;  // in AllCells, then NormedCells; those that are registered are numbered on
   std::string_view name, gates;
   bool reads_h;
   std::string_view params = {};  // names, with a space between any two
 
-  bool built_in() const { return number < count(AllCells{}); }
+  bool built_in() const { return number < kBuiltIn; }
 
   // Whether the gradients of the gates fit the memory of what forward saves.
   bool fits_over_saved() const { return K > 0 && K == columns(); }

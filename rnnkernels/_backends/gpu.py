@@ -19,6 +19,8 @@ def cuda_refusal(call: Call) -> str | None:
     """Why the CUDA kernels cannot run a call that is on a GPU, as far as that is known."""
     if user_cells.written_by_user(call.cell_name):
         return "it has no kernels of cells that users write; those of triton are made for them"
+    if call.cell.normed:
+        return "it has no kernels for layer_norm"
     if call.heads > 1:
         return "it has no kernels for heads"
     if call.h_mask is not None:

@@ -72,7 +72,7 @@ def _forward(backend: str, every: int, invariant: bool, *values: Any) -> tuple[T
         for some in (order[i : i + several] for i in range(0, len(order), several)):
             w = part.together(some)
             entering = [s[:, : w.rows].contiguous() for s in states]
-            run = part.part(w, part.take(call.x, w), weights, entering)
+            run = part.part(w, part.take(part.input(call.x), w), weights, entering)
             found = _run(backend, run._replace(all_states=call.all_states or len(some) > 1))
             part.put(part.mine(y, -1), w, found.y)
             for all_kept, s, layers in zip(kept, entering, (found.h, found.c), strict=False):
@@ -164,7 +164,7 @@ def _backward(
             }
             carried = [part.mine(s, 0) for s in dstates]
             for w in reversed(part.in_turn(spans)):
-                x = part.take(call.x, w).detach().requires_grad_(dx is not None)
+                x = part.take(part.input(call.x), w).detach().requires_grad_(dx is not None)
                 entering = [part.mine(s, 0)[:, w.states].contiguous() for s in kept]
                 states = [s.detach().requires_grad_() for s in entering]
                 again = part.part(w, x, list(weights.values()), states)
@@ -189,7 +189,8 @@ def _backward(
                     s[:, : w.rows] = next(gradients)
                 part.cut(w, carried)
                 if dx is not None:
-                    part.put(dx, w, next(gradients), add=d > 0)
+                    apart = call.cell.normed  # directions do not share it
+                    part.put(part.input(dx), w, next(gradients), add=d > 0 and not apart)
                 for i in weights:
                     if i in dweights:
                         dweights[i].add_(next(gradients))

@@ -140,6 +140,13 @@ class Call(NamedTuple):
     #: For backward, keep the states every so many steps only and compute the rest again; 0: keep
     #: everything.
     recompute: int = 0
+    #: Number of the first of these layers in its module, for who looks on.
+    first: int = 0
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Those of the layers in their module; -1 for a cell."""
+        return [-1] if self.step else range(self.first, self.first + self.layers)
 
     @property
     def cell(self) -> Cell:

@@ -102,7 +102,8 @@ def parameters(call: Call) -> None:
             f"w_hr: a projection needs a cell with a state beside h, got {call.cell_name!r}"
         )
     for index in range(call.layers):
-        x = call.x.size(-1) if index == 0 else heads * R * (1 if call.merged else D)
+        own_input = 0 if call.cell.normed else call.x.size(-1)
+        x = own_input if index == 0 else heads * R * (1 if call.merged else D)
         shapes = (rows, x), (rows, R), (rows,), (rows,), (R, call.H)
         layer = call.layer(index, call.x)
         lists = (layer.w_ih, layer.w_hh, layer.b_ih, layer.b_hh, layer.w_hr)
@@ -113,8 +114,7 @@ def parameters(call: Call) -> None:
             )
         for name, tensors, shape in every:
             for d, t in enumerate(tensors):
-                if t.shape != shape or t.dtype != call.x.dtype or t.device != call.x.device:
-                    _refuse_parameter(parameter_name(name, layer.number, d), t, shape, call.x)
+                parameter(parameter_name(name, layer.number, d), t, shape, call.x)
 
 
 def parameter_name(base: str, layer: int, direction: int) -> str:
@@ -122,7 +122,10 @@ def parameter_name(base: str, layer: int, direction: int) -> str:
     return base if layer < 0 else f"{base}_l{layer}" + "_reverse" * direction
 
 
-def _refuse_parameter(name: str, t: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+def parameter(name: str, t: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+    """A weight against the input: shape, dtype, device."""
+    if t.shape == shape and t.dtype == x.dtype and t.device == x.device:
+        return
     if tuple(t.shape) != shape:
         raise RuntimeError(f"{name}: expected shape {list(shape)}, got {list(t.shape)}")
     if t.dtype != x.dtype:

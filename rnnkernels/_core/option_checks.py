@@ -165,6 +165,29 @@ def zoneout(value: Any, states: int, projected: bool) -> tuple[float, ...]:
     return found if any(found) else ()
 
 
+def layer_norm(value: Any, takes: bool, kind: str, heads: int, zoneout: Any) -> bool:
+    """Whether products are normalised, of a layer or step whose cell takes that or not."""
+    if not flag("layer_norm", value):
+        return False
+    if not takes:
+        raise ValueError(
+            f"layer_norm: expected False for {kind}: it is defined for LSTM and GRU, whose "
+            "formulas the paper gives"
+        )
+    if heads > 1:
+        raise ValueError(
+            f"layer_norm: expected no heads beside it, got heads={heads}: a norm runs over all "
+            "units of a product, and heads share none"
+        )
+    if zoneout:
+        raise ValueError(
+            f"layer_norm: expected no zoneout beside it, got zoneout={zoneout}: zoneout is made "
+            "of a cell's own formula for one unit, and a norm reads all of a row. Take "
+            "recurrent_dropout or weight_drop instead"
+        )
+    return True
+
+
 def recompute(value: Any) -> int:
     """After how many steps states are kept for backward; 0 where None keeps everything."""
     return 0 if value is None else _steps("recompute", value)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from rnnkernels._core import noise
 from rnnkernels._core.call import Call, Clip, Layer, LayerResult, Result, in_turn
+from rnnkernels.cells.normed import emitted, normed_hidden
 
 
 def run(call: Call) -> Result:
@@ -102,7 +103,11 @@ def run_direction(
     params = [p.chunk(call.heads)[d % call.heads] for p in params]
     h_mask = None if call.h_mask is None else call.h_mask[d]  # [B, R]
     assert w_ih is not None
-    gx = F.linear(call.x, w_ih, b_ih)  # [T, B, G*H]
+    rows = w_ih.size(0)
+    own = slice(d * rows, (d + 1) * rows)  # where x is the input part of the gates
+    gx = F.linear(call.x, w_ih, b_ih) if not cell.normed else call.x[..., own]  # [T, B, G*H]
+    if cell.normed and b_ih is not None:
+        gx = gx + b_ih
     initial = [call.h0[d], *(() if call.c0 is None else call.c0[d].chunk(cell.C, -1))]
     state = [s[:0] for s in initial] if packed and turned else initial
     ended: list[list[Tensor]] = []  # states of packed rows that have no further steps
@@ -113,6 +118,8 @@ def run_direction(
     ) -> list[Tensor]:
         h = prev[0] if h_mask is None else prev[0] * h_mask[: prev[0].size(-2)]
         gh = torch.zeros_like(gx) if w_hh is None else F.linear(h, w_hh, b_hh)  # [B, G*H]
+        if cell.normed:
+            gh = normed_hidden(cell, gh, params)
         if active is not None:  # the zero gradient of a step that does not count meets numbers
             gx, gh = gx.masked_fill(~active, 0), gh.masked_fill(~active, 0)
         if call.clip.kind != "none":
@@ -123,6 +130,8 @@ def run_direction(
             more += noise.at_step(call.noise, call.draws, t, d, gates[0])
         values, _ = cell.forward(gates, gh.chunk(cell.G, -1), [*prev, *more])
         next = list(values)
+        if cell.emits:
+            next[0] = emitted(values, params)
         if w_hr is not None:
             next[0] = F.linear(next[0], w_hr)
         return next

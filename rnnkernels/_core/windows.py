@@ -71,6 +71,11 @@ class Direction:
         size = t.size(dim) // self.whole.directions
         return t.narrow(dim, self.d * size, size)
 
+    def input(self, t: Tensor) -> Tensor:
+        """Of x, or of its gradient, what this direction takes: all of it, but for a cell that is
+        handed the gates of each direction."""
+        return self.mine(t, -1) if self.whole.cell.normed else t
+
     def in_turn(self, found: list[Window]) -> list[Window]:
         """The windows of a sequence in the order in which this direction runs through them."""
         return found[::-1] if self.d else found

@@ -255,17 +255,20 @@ def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
     a = arguments("sequence_backward", values)
     _on_one_device(a.y, a)
     n = _Sizes(a, tuple(a.y.shape[:-1]))
+    T = a.y.size(0) if a.starts is None else a.starts.size(0) - 1
+    windows = -(-T // a.window) if a.window else 1
 
     def empty(yes: bool, *shape: int | torch.SymInt) -> Tensor:
         found: Tensor = a.y.new_empty(shape if yes else (0,))
         return found
 
     return (
-        empty(True, *n.every((n.cell.G + n.cell.A + n.cell.P) * n.H)),
+        empty(True, *n.every((n.cell.G + n.cell.A) * n.H)),
         empty(a.initial, *n.states(n.R)),
         empty(a.initial and n.has_c, *n.states(n.C)),
         empty(n.projected, *n.every(n.R)),
         empty(a.record, *n.every()).to(norms_dtype(a.y.dtype)),
+        empty(n.cell.P > 0, n.L, windows * n.B, n.D, n.cell.P * n.H).to(norms_dtype(a.y.dtype)),
     )
 
 

@@ -260,7 +260,7 @@ class _Layer:
         """Backward's kernel: dgates, dproj, dh0 and dc0; dc is [T, B, D, C*H]."""
         call, every = self.call, None if dc is None else dc[None]
         empty = self.y.new_empty(0)
-        dgates, dh0, dc0, dproj, _ = self.ops.sequence_backward(
+        dgates, dh0, dc0, dproj, _, _ = self.ops.sequence_backward(
             *call[: Call._fields.index("x")], dy, dh_n, dc_n, None, every,
             call.weights, call.h0, call.c0, None, call.h_mask, self.y, empty, self.every_c,
             self.saved, call.lengths, None, call.reset, None, None, False, True, False,

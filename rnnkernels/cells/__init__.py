@@ -6,6 +6,7 @@ from rnnkernels.cells.elman import RNN_RELU, RNN_SIGMOID, RNN_TANH
 from rnnkernels.cells.gru import GRU
 from rnnkernels.cells.lstm import LSTM
 from rnnkernels.cells.noise import bernoulli
+from rnnkernels.cells.normed import NORMED
 from rnnkernels.cells.parameters import per_unit
 from rnnkernels.cells.statements import stated
 
@@ -16,12 +17,12 @@ _written: dict[str, DefinedCell] = {}
 
 
 def find(name: str) -> Cell:
-    """The cell of this name: one of :data:`CELLS`, or one that a user wrote.
+    """The cell of this name: one of :data:`CELLS` or :data:`NORMED`, or one that a user wrote.
 
     Raises:
         ValueError: there is none.
     """
-    found = CELLS.get(name) or _written.get(name)
+    found = CELLS.get(name) or _written.get(name) or NORMED.get(name)
     if found is None:
         written = "It was written with rnnkernels.cell: import the module that defines it first"
         known = f"Expected one of {', '.join(CELLS)}"
@@ -43,6 +44,7 @@ def add(cell: DefinedCell) -> None:
 
 __all__ = [
     "CELLS",
+    "NORMED",
     "Cell",
     "DefinedCell",
     "Values",

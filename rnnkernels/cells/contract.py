@@ -56,10 +56,21 @@ class Cell:
     #: Whether gates have a hidden part. Where they have none, there is neither a W_hh nor a b_hh.
     recurrent: bool = field(default=True, kw_only=True)
     noise: Sequence[str] = field(default=(), kw_only=True)
+    #: Whether its products are normalised, and whether h is made of the states that it returns
+    #: (:mod:`rnnkernels.cells.normed`). A and K are then those of the kernels' loops.
+    normed: bool = field(default=False, kw_only=True)
+    emits: bool = field(default=False, kw_only=True)
+    #: Of its gates the last ones, which are normalised by themselves.
+    alone: int = field(default=0, kw_only=True)
 
     @property
     def G(self) -> int:
         return len(self.gates)
+
+    def groups(self, rows: int) -> list[int]:
+        """Of a normed cell, how many numbers of its gates' rows are normalised together."""
+        alone = rows // self.G * self.alone
+        return [rows - alone, alone] if alone else [rows]
 
     @property
     def C(self) -> int:

@@ -113,8 +113,7 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         detail = backends[chosen].detail(call) if chosen else ""
         checked = backends[chosen].checked(call) if chosen else ""
         module = running[-1] if running else ""
-        for index in range(call.layers):
-            layer = -1 if call.step else index
+        for index, layer in enumerate(call.numbers):
             text = _describe(call, index)
             found.choices.append(
                 Choice(module, layer, text, asked_for, chosen, refusals, detail, checked)

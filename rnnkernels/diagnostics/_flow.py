@@ -173,7 +173,7 @@ class GradientFlow:
 
     def _watch(self, module: str, call: Call, flow: Tensor, result: Result) -> None:
         """Has every backward of a call recorded, whose norms it writes into ``flow``."""
-        layers = [-1] if call.step else list(range(call.layers))
+        layers = list(call.numbers)
         for layer in layers:
             self._latest.setdefault((module, layer), None)
         latest: _Norms | None = None

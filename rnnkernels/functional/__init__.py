@@ -3,7 +3,7 @@
 ``weights`` lists the tensors of each layer and direction in torch's order, as
 ``module.all_weights`` does: for every layer the forward direction, then the reverse one, each
 ``[w_ih, w_hh, b_ih, b_hh, w_hr]`` as far as they exist (one bias means ``bias_mode='single'``), and
-behind them the parameters of the cell itself, ``[H]`` each, if it has any.
+behind them the parameters of the cell itself, ``[H]`` each, if it has any, or those of the norms.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch.overrides import handle_torch_function
 
 from rnnkernels import _backends, _ops
 from rnnkernels._core import checks, option_checks
-from rnnkernels._core.call import Call, LayerWeights
+from rnnkernels._core.call import Call, LayerWeights, Result
 from rnnkernels._core.option_checks import GradClip, Truncate, Zoneout
 from rnnkernels.cells import DefinedCell, find
-from rnnkernels.functional import _sharded
+from rnnkernels.functional import _normed, _sharded
 from rnnkernels.functional._noise import Noise, cell_of
 from rnnkernels.functional._spec import (
     AllStates,
@@ -78,7 +78,7 @@ def lstm(
         options: ``bidirectional``, ``batch_first``, ``dropout``, ``training``, ``merge_mode``,
             ``backend``, ``lengths``, ``reset``, ``return_all_states``, ``truncate``,
             ``grad_clip``, ``recompute``, ``heads``, ``weight_drop``, ``recurrent_dropout``,
-            ``input_dropout`` and ``zoneout``, as in :class:`rnnkernels.LSTM`.
+            ``input_dropout``, ``zoneout`` and ``layer_norm``, as in :class:`rnnkernels.LSTM`.
 
     Returns:
         ``(output, (h_n, c_n))``, and :class:`rnnkernels.AllStates` third if asked for.
@@ -142,6 +142,7 @@ def _layers(
     recurrent_dropout: float = 0.0,
     input_dropout: float = 0.0,
     zoneout: Zoneout = None,
+    layer_norm: bool = False,
 ) -> Any:
     D = 2 if option_checks.flag("bidirectional", bidirectional) else 1
     if not weights or len(weights) % D:
@@ -149,7 +150,9 @@ def _layers(
             f"weights: expected one list of tensors per layer and direction, {D} per layer, "
             f"got {len(weights)}"
         )
-    kinds: dict[str, Any] = {"params": find(cell).P, "recurrent": find(cell).recurrent}
+    layer_norm = option_checks.layer_norm(layer_norm, _normed.takes(cell), kind, heads, zoneout)
+    params = len(_normed.parameters(cell, 1)) if layer_norm else find(cell).P
+    kinds: dict[str, Any] = {"params": params, "recurrent": find(cell).recurrent}
     groups = [LayerWeights.from_list(group, **kinds) for group in weights]
     first = groups[0]
     for group in groups:
@@ -187,6 +190,7 @@ def _layers(
         input_dropout=option_checks.probability("input_dropout", input_dropout),
         noise=noise,
         zoneout=option_checks.zoneout(zoneout, find(cell).S, first.w_hr is not None),
+        layer_norm=layer_norm,
     )
     return forward(
         spec,
@@ -210,6 +214,7 @@ def cell(
     backend: str | None = None,
     zoneout: Zoneout = None,
     training: bool = False,
+    layer_norm: bool = False,
 ) -> State:
     """One step of one cell.
 
@@ -224,6 +229,8 @@ def cell(
         backend: see :func:`rnnkernels.use_backend`.
         zoneout: as of :class:`rnnkernels.LSTMCell`.
         training: whether noise is drawn, that of zoneout and the cell's own.
+        layer_norm: as of :class:`rnnkernels.LSTMCell`; the parameters of the norms are those of
+            the weights that a cell has of its own.
 
     Returns:
         The next h, or the tuple of all next states, shaped like ``hx``.
@@ -237,16 +244,17 @@ def cell(
     sizes = sizes or (weights.w_ih.size(-1), weights.w_ih.size(0) // find(name).G)
     if is_overridden():
         options: dict[str, Any] = {"sizes": sizes, "backend": backend, "zoneout": zoneout}
-        return handle_torch_function(
-            _cell, (input,), kind, cell, input, hx, weights, **options, training=training
-        )
+        options |= {"training": training, "layer_norm": layer_norm}
+        return handle_torch_function(_cell, (input,), kind, cell, input, hx, weights, **options)
+    option_checks.layer_norm(layer_norm, _normed.takes(name), kind, 1, zoneout)
     own = cell.probabilities if isinstance(cell, DefinedCell) else ()
     noise = Noise(own, option_checks.zoneout(zoneout, find(name).S, False), training)
-    if sizes[1] and not noise.probabilities and _backends.undisturbed(backend):
+    short = sizes[1] and not noise.probabilities and not layer_norm
+    if short and _backends.undisturbed(backend):
         state: State | None = _ops.cell_step(name, weights[:4], *sizes, input, hx)
         if state is not None:
             return state
-    return checked_cell(kind, name, input, hx, weights, sizes, backend, noise)
+    return checked_cell(kind, name, input, hx, weights, sizes, backend, noise, layer_norm)
 
 
 _cell = cell  # which has an argument of that name
@@ -266,12 +274,13 @@ def checked_cell(
     sizes: tuple[int, int],
     backend: str | None,
     noise: Noise,
+    layer_norm: bool = False,
 ) -> State:
     """:func:`cell` by the way that takes whatever is allowed, and tells what is wrong."""
     if _sharded.involved((input, *weights.tensors)):
 
         def run(x: Tensor, hx: Any, own: LayerWeights) -> State:
-            return checked_cell(kind, cell, x, hx, own, sizes, backend, noise)
+            return checked_cell(kind, cell, x, hx, own, sizes, backend, noise, layer_norm)
 
         return _sharded.cell(run, input, hx, weights, noise.drawn)
     C = find(cell).C
@@ -322,7 +331,11 @@ def checked_cell(
         draws=draws,
         step=True,
     )
-    result = _backends.run(call, backend)
+
+    def run_layer(call: Call) -> Result:
+        return _backends.run(call, backend)
+
+    result = _normed.run(call, run_layer) if layer_norm else run_layer(call)
     found = [t[0] if batched else t[0, 0] for t in (result.h_n, result.c_n) if t is not None]
     return each_state(cell, found)
 

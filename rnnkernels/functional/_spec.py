@@ -109,6 +109,7 @@ class Spec:
     input_dropout: float = 0.0
     noise: tuple[float, ...] = ()  # probabilities of the cell's own
     zoneout: tuple[float, ...] = ()  # of each state; () is none
+    layer_norm: bool = False
 
     @property
     def D(self) -> int:

@@ -13,11 +13,11 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from rnnkernels import _backends, _ops
 from rnnkernels._core import checks, truncation
-from rnnkernels._core.call import Call, differentiates
+from rnnkernels._core.call import Call, Result, differentiates
 from rnnkernels._core.compiling import left_alone
 from rnnkernels._core.packing import Jagged, Packed, Rows, known
 from rnnkernels._core.truncation import Outputs
-from rnnkernels.functional import _dropout, _sharded
+from rnnkernels.functional import _dropout, _normed, _sharded
 from rnnkernels.functional._noise import Noise, cell_of
 from rnnkernels.functional._spec import (
     AllStates,
@@ -388,7 +388,11 @@ def _run(
             padded=steps.padded,
             recompute=spec.recompute,
         )
-        result = _backends.run(call, spec.backend)
+
+        def run(call: Call) -> Result:
+            return _backends.run(call, spec.backend)
+
+        result = _normed.run(call, run) if spec.layer_norm else run(call)
         finals = [result.h_n] if result.c_n is None else [result.h_n, result.c_n]
         return Outputs(result.y, finals, [result.h or [], result.c or []])
 

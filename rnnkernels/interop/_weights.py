@@ -138,7 +138,7 @@ def weights_of(module: Any, layer: int | None = None) -> tuple[str, list[Weights
     Raises:
         TypeError: ``module`` is something else.
         ValueError: a stack without ``layer``, a layer that it has not, a projection, zoneout,
-            another cell than RNN, LSTM and GRU.
+            layer_norm, another cell than RNN, LSTM and GRU.
     """
     if isinstance(module, Reversed):
         module = module.layer
@@ -170,6 +170,11 @@ def weights_of(module: Any, layer: int | None = None) -> tuple[str, list[Weights
         raise ValueError(
             f"module: expected a layer without zoneout, got zoneout={module.zoneout}, which the "
             "layers of this framework have not. rnnkernels.interop.to_numpy has its weights"
+        )
+    if getattr(module, "layer_norm", False):
+        raise ValueError(
+            "module: expected a layer without layer_norm, which the layers of this framework have "
+            "not. rnnkernels.interop.to_numpy has its weights"
         )
     if layer is None and count > 1:
         raise ValueError(

@@ -14,6 +14,7 @@ from rnnkernels import _backends, _ops
 from rnnkernels._core import checks, option_checks
 from rnnkernels._core.option_checks import GradClip, Truncate, Zoneout
 from rnnkernels.cells import find
+from rnnkernels.functional import _normed
 from rnnkernels.functional._spec import Spec, State
 from rnnkernels.functional._stack import forward
 from rnnkernels.nn import flat_weights, tracing
@@ -31,6 +32,7 @@ ADDED = {
     "recurrent_dropout": 0.0,
     "input_dropout": 0.0,
     "zoneout": None,
+    "layer_norm": False,
 }
 
 
@@ -52,6 +54,7 @@ class RNNBase(flat_weights.Holder):
     recurrent_dropout: float = 0.0
     input_dropout: float = 0.0
     zoneout: Zoneout = None
+    layer_norm: bool = False
     qconfig = tracing.QConfig()
 
     def __init__(
@@ -79,6 +82,7 @@ class RNNBase(flat_weights.Holder):
         recurrent_dropout: float = 0.0,
         input_dropout: float = 0.0,
         zoneout: Zoneout = None,
+        layer_norm: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         checks.parameter_dtype(dtype)
@@ -107,6 +111,7 @@ class RNNBase(flat_weights.Holder):
         )
         self.input_dropout = option_checks.probability("input_dropout", input_dropout)
         self.zoneout = self._zoneout(zoneout) or None
+        self.layer_norm = self._normed(layer_norm)
 
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
@@ -140,7 +145,18 @@ class RNNBase(flat_weights.Holder):
                 shapes["bias_hh"] = (rows,)
         if self.proj_size:
             shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+        if self.layer_norm:
+            shapes |= _normed.parameters(self.cell, self.hidden_size)
         return shapes
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's layers, and norms as :class:`torch.nn.LayerNorm`."""
+        super().reset_parameters()
+        if self.layer_norm:
+            norms = _normed.parameters(self.cell, self.hidden_size)
+            for group in self._all_weights:
+                for name in group[len(group) - len(norms) :]:
+                    _normed.fill(name, getattr(self, name))
 
     @property
     def cell(self) -> str:
@@ -178,7 +194,7 @@ class RNNBase(flat_weights.Holder):
         )
         plain = lengths is None and reset is None and not (return_all_states or drops)
         plain = plain and windows is None and clip is None and every is None and self.heads == 1
-        plain = plain and self.zoneout is None
+        plain = plain and self.zoneout is None and not self.layer_norm
         if plain and _backends.undisturbed(self.backend):
             flat: Any = self._flat_weights
             if not _ops.same_weights(
@@ -237,6 +253,7 @@ class RNNBase(flat_weights.Holder):
             option_checks.probability("input_dropout", self.input_dropout),
             self._noise,
             self._zoneout(self.zoneout),
+            self._normed(self.layer_norm),
         )
         return forward(
             spec,
@@ -250,6 +267,10 @@ class RNNBase(flat_weights.Holder):
 
     def _zoneout(self, value: Zoneout) -> tuple[float, ...]:
         return option_checks.zoneout(value, find(self.cell).S, self.proj_size > 0)
+
+    def _normed(self, value: bool) -> bool:
+        takes = _normed.takes(self.cell)
+        return option_checks.layer_norm(value, takes, self._kind, self.heads, self.zoneout)
 
     @property
     def _noise(self) -> tuple[float, ...]:

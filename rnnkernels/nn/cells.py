@@ -12,12 +12,13 @@ from rnnkernels._core import checks, option_checks
 from rnnkernels._core.call import LayerWeights
 from rnnkernels._core.option_checks import Zoneout
 from rnnkernels.cells import find
+from rnnkernels.functional import _normed
 from rnnkernels.functional._noise import Noise
 from rnnkernels.functional._spec import State
 from rnnkernels.nn import tracing
 
 #: What the cells have and torch's have not.
-ADDED_TO_CELLS = ("bias_mode", "backend", "zoneout")
+ADDED_TO_CELLS = ("bias_mode", "backend", "zoneout", "layer_norm")
 
 
 class RNNCellBase(nn.RNNCellBase):
@@ -26,6 +27,7 @@ class RNNCellBase(nn.RNNCellBase):
     bias_mode: str
     backend: str | None
     zoneout: Zoneout = None
+    layer_norm: bool = False
     qconfig = tracing.QConfig()
 
     def __init__(
@@ -39,6 +41,7 @@ class RNNCellBase(nn.RNNCellBase):
         bias_mode: str,
         backend: str | None,
         zoneout: Zoneout,
+        layer_norm: bool = False,
     ) -> None:
         checks.parameter_dtype(dtype)
         option_checks.choice("bias_mode", bias_mode, option_checks.BIAS_MODES)
@@ -60,6 +63,21 @@ class RNNCellBase(nn.RNNCellBase):
         self.bias_mode = bias_mode
         self.backend = backend
         self.zoneout = self._zoneout(zoneout) or None
+        self.layer_norm = option_checks.layer_norm(
+            layer_norm, _normed.takes(cell), type(self).__name__, 1, self.zoneout
+        )
+        if self.layer_norm:
+            for name, shape in _normed.parameters(cell, self.hidden_size).items():
+                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                setattr(self, name, parameter)
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's cells, and norms as :class:`torch.nn.LayerNorm`."""
+        super().reset_parameters()
+        if self.layer_norm:  # not yet, when torch's own are made
+            for name in _normed.parameters(self.cell, self.hidden_size):
+                _normed.fill(name, getattr(self, name))
 
     def _zoneout(self, value: Zoneout) -> tuple[float, ...]:
         return option_checks.zoneout(value, find(self.cell).S, False)
@@ -70,7 +88,7 @@ class RNNCellBase(nn.RNNCellBase):
         return ()
 
     def _step(self, input: Tensor, hx: State | None) -> State:
-        short = self.hidden_size and self.zoneout is None
+        short = self.hidden_size and self.zoneout is None and not self.layer_norm
         if short and _backends.undisturbed(self.backend):
             state: State | None = _ops.cell_step(
                 self.cell, self._parameters, self.input_size, self.hidden_size, input, hx
@@ -86,17 +104,19 @@ class RNNCellBase(nn.RNNCellBase):
         if functional.is_overridden():
             cell = getattr(self, "definition", self.cell)
             options: dict[str, Any] = {"backend": self.backend, "zoneout": self.zoneout}
-            return functional.cell(
-                kind, cell, input, hx, weights, sizes=sizes, **options, training=self.training
-            )
+            options |= {"training": self.training, "layer_norm": self.layer_norm}
+            return functional.cell(kind, cell, input, hx, weights, sizes=sizes, **options)
         noise = Noise(self._noise, self._zoneout(self.zoneout), self.training)
         return functional.checked_cell(
-            kind, self.cell, input, hx, weights, sizes, self.backend, noise
+            kind, self.cell, input, hx, weights, sizes, self.backend, noise, self.layer_norm
         )
 
     def _params(self) -> tuple[Tensor, ...]:
-        """Those of the cell itself."""
-        return ()
+        """Those of the cell itself, or of its norms."""
+        if not self.layer_norm:
+            return ()
+        norms = _normed.parameters(self.cell, self.hidden_size)
+        return tuple(getattr(self, name) for name in norms)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles: torch.nn's cell, with a warning."""
@@ -106,6 +126,8 @@ class RNNCellBase(nn.RNNCellBase):
         extra = "" if self.bias_mode == "double" else f", bias_mode={self.bias_mode!r}"
         if self.zoneout is not None:
             extra += f", zoneout={self.zoneout!r}"
+        if self.layer_norm:
+            extra += ", layer_norm=True"
         return super().extra_repr() + extra
 
 
@@ -158,7 +180,9 @@ class RNNCell(RNNCellBase):
 class GRUCell(RNNCellBase):
     """One step of a GRU, a drop-in for :class:`torch.nn.GRUCell`.
 
-    Arguments, call, shapes and errors are those of :class:`RNNCell` without ``nonlinearity``.
+    Arguments, call, shapes and errors are those of :class:`RNNCell` without ``nonlinearity``, and
+    ``layer_norm`` as of :class:`rnnkernels.GRU`, with parameters of the same names without their
+    ``_l0``.
     """
 
     def __init__(
@@ -172,8 +196,9 @@ class GRUCell(RNNCellBase):
         bias_mode: str = "double",
         backend: str | None = None,
         zoneout: Zoneout = None,
+        layer_norm: bool = False,
     ) -> None:
-        options = bias_mode, backend, zoneout
+        options = bias_mode, backend, zoneout, layer_norm
         super().__init__(input_size, hidden_size, bias, "gru", device, dtype, *options)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -184,7 +209,8 @@ class LSTMCell(RNNCellBase):
     """One step of an LSTM, a drop-in for :class:`torch.nn.LSTMCell`.
 
     Arguments, shapes and errors are those of :class:`RNNCell` without ``nonlinearity``; states
-    are pairs: ``h, c = cell(input, (h, c))``.
+    are pairs: ``h, c = cell(input, (h, c))``. ``layer_norm`` is as of :class:`rnnkernels.LSTM`,
+    with parameters of the same names without their ``_l0``.
     """
 
     def __init__(
@@ -198,8 +224,9 @@ class LSTMCell(RNNCellBase):
         bias_mode: str = "double",
         backend: str | None = None,
         zoneout: Zoneout = None,
+        layer_norm: bool = False,
     ) -> None:
-        options = bias_mode, backend, zoneout
+        options = bias_mode, backend, zoneout, layer_norm
         super().__init__(input_size, hidden_size, bias, "lstm", device, dtype, *options)
 
     def forward(

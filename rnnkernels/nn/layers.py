@@ -59,7 +59,11 @@ class GRU(RNNBase):
     reset gate after the recurrent product).
 
     Arguments, shapes and errors are those of :class:`LSTM` without ``proj_size``; ``hx`` is h_0
-    alone.
+    alone. ``layer_norm`` is that of the same paper, where r and z have one norm together and n has
+    one for itself, of each product, in front of the reset gate: ``r, z = LN(W_ih x) + LN(W_hh h) +
+    b_ih + b_hh`` over 2*H numbers, ``n = tanh(LN(W_in x) + b_in + r * (LN(W_hn h) + b_hn))`` over
+    H. ``weight_norm_ih_l0`` and the others ``[3*H]`` have rows as ``weight_ih_l0`` has; there is no
+    norm of a c.
 
     Example::
 
@@ -156,6 +160,15 @@ class LSTM(RNNBase):
             c~, d being 1 with probability p and else 0, and so for h, which is made of c~; in
             evaluation d is p. A number p, or one for each state, ``(p_h, p_c)``, from 0 up to 1.
             docs/cells.md has more. None for no zoneout.
+        layer_norm: whether products and c are normalised (Ba, Kiros and Hinton 2016, "Layer
+            normalization", supplementary material): ``gates = LN(W_hh h; hh) + LN(W_ih x; ih) + b``
+            with ``b = b_ih + b_hh``, c as ever, and ``h = o * tanh(LN(c; c))``. A norm ``LN(v) =
+            weight * (v - mean) / sqrt(variance + 1e-5) + bias`` runs over all G*H numbers of a
+            product, or all H of c, and has parameters as :class:`torch.nn.LayerNorm` has them,
+            behind the others of each layer and direction: ``weight_norm_ih_l0``,
+            ``bias_norm_ih_l0``, ``weight_norm_hh_l0``, ``bias_norm_hh_l0`` ``[G*H]`` and
+            ``weight_norm_c_l0``, ``bias_norm_c_l0`` ``[H]``. ``grad_clip`` bounds the gradients of
+            the sums of gates. Not with ``heads`` or ``zoneout``; on a GPU the reference runs it.
 
     Call:
         ``lstm(input, hx=None, *, lengths=None, reset=None, return_all_states=False,

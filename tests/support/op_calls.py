@@ -69,7 +69,7 @@ def backward(
 ) -> list[Tensor]:
     """dgates, dh0, dc0, dproj, flow."""
     arguments = backward_arguments(layer, out, grads, **options)
-    dgates, dh0, dc0, dproj, flow = ops.sequence_backward(*arguments)
+    dgates, dh0, dc0, dproj, flow, _ = ops.sequence_backward(*arguments)
     return [alone(dgates), dh0, dc0, alone(dproj), alone(flow)]
 
 
@@ -79,5 +79,5 @@ def backward_over_saved(
     """The same by the op that writes dgates over what forward saved, here a copy of that."""
     saved = out[5].detach().clone()
     arguments = backward_arguments(layer, [*out[:5], saved], grads)
-    dh0, dc0, dproj, flow = ops.sequence_backward_(*arguments)
+    dh0, dc0, dproj, flow, _ = ops.sequence_backward_(*arguments)
     return [saved, dh0, dc0, alone(dproj), alone(flow)]

@@ -87,7 +87,7 @@ def backward(
     ys = torch.stack([out[0] for out in outs[:-1]]) if L > 1 else empty
     out = [outs[-1][0], empty, empty, ys, stacked(3), empty, stacked(5)]
     between = masks(calls, dropout)
-    dgates, dh0, dc0, dproj, flow = ops.sequence_backward(
+    dgates, dh0, dc0, dproj, flow, _ = ops.sequence_backward(
         *stack_calls.backward_arguments(calls, out, douts, between)
     )
     parts = [_of_layers(dgates, L), _states(dh0, L), _states(dc0, L)]

@@ -55,6 +55,8 @@ def refusal(call: Call) -> str | None:
         return f"it runs tensors on a GPU, and the input is on {call.x.device.type}"
     if call.x.dtype not in DTYPES:
         return f"it has no kernels for {call.x.dtype}"
+    if call.cell.normed:
+        return "it has no kernels for layer_norm"
     if call.cell.params:
         return "it has no kernels for cells with parameters of their own"
     if not call.cell.recurrent:

@@ -157,7 +157,7 @@ def by_ops(ops: Any, call: Call) -> tuple[Results, Callable[[], Results]]:
 
     def backward() -> Results:
         x, lengths, flow = (Call._fields.index(name) for name in ("x", "lengths", "flow"))
-        dgates, dh0, dc0, _, _ = ops.sequence_backward(
+        dgates, dh0, dc0, _, _, _ = ops.sequence_backward(
             *call[:x], *gradients(call), None, None, *call[x + 1 : lengths], y, ys, c, saved,
             *call[lengths:flow], False, True, False,
         )  # fmt: skip
