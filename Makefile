@@ -18,7 +18,7 @@ SETTINGS := $(FIRST_TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(R
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo wheel wheel-twice sdist gallery test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
+.PHONY: help demo test-aarch64 wheel wheel-twice sdist gallery test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ validate-gpu-prepare: ## Build what that needs where there is no GPU, for PYTHON
 	test -x $(GPU_VENV)/bin/pip || $(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/pip --disable-pip-version-check install "$(GPU_TORCH)" numpy setuptools wheel ninja
 	$(GPU_VENV)/bin/python tools/prepare_gpu.py $(ARGS)
+
+test-aarch64: $(VENV)/.base ## Cross-compile the kernels for 64-bit Arm and test them in an emulator
+	$(BIN)/python tools/check_aarch64.py
 
 # TORCH="2.13.0 2.14.1": all that it is to run beside.
 wheel: $(VENV)/.wheel ## Build one wheel for the versions of torch in TORCH, into dist/

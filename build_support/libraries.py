@@ -44,7 +44,7 @@ KNOW_TORCH = ("packs.cpp", "products.cpp", "register.cpp", "single.cpp")
 def build_folder() -> Path:
     """Objects, in a folder for the kernels and one for each torch; relative to the sources, since
     the compiler's output may hold the path it was given."""
-    return Path("build") / ("sanitize" if settings.SANITIZE else "ext")
+    return Path("build", settings.FOLDER)
 
 
 def sources(pattern: str) -> list[str]:
@@ -217,6 +217,16 @@ def build(torches: tuple[Torch, ...]) -> Iterator[tuple[Path, Path]]:
     for torch, (ops, _) in bindings.items():
         (path,) = written(ops.file.parent, NAMES["RECORD"], record(torch))
         yield Path(path), in_package(Path(path), torch)
+
+
+def build_kernels() -> Path:
+    """The kernels alone, which takes no torch; returns where the library is."""
+    plan, library = Plan(build_folder()), kernels()
+    if toolkit := cuda_toolkit():
+        plan.rule("cuda", [toolkit.nvcc, *toolkit.flags()])
+    link(plan, library, compile_kernels(plan, library), None)
+    plan.run()
+    return library.file
 
 
 def compile_kernels(plan: Plan, library: Library) -> list[str]:

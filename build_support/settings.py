@@ -16,6 +16,8 @@ CUDA_ARCHS = os.environ.get("RNNKERNELS_CUDA_ARCHS") or "80;90a"
 SANITIZE = os.environ.get("RNNKERNELS_SANITIZE", "")
 NATIVE = os.environ.get("RNNKERNELS_NATIVE", "") == "1"
 TORCH = os.environ.get("RNNKERNELS_TORCH", "")
+#: Below build/.
+FOLDER = "sanitize" if SANITIZE else "ext"
 CXX = shlex.split(os.environ.get("CXX") or "c++")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import building
+from build_support import processor
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("RNNKERNELS_SANITIZE") != "thread", reason="runs by make sanitize-threads"
@@ -29,10 +30,9 @@ FIXED_ADDRESSES = ["setarch", "-R"] if shutil.which("setarch") else []
 
 
 def compile_team(folder: Path) -> Path:
-    setup = pytest.importorskip("setup")
     # Of the instruction sets the widest; kernels for bfloat16 have the same threads.
-    left_out = list(dict.fromkeys([*setup.without(), *setup.FOR_BFLOAT16]))
-    levels = [name for name in ("default", *setup.LEVELS) if name not in left_out]
+    left_out = list(dict.fromkeys([*processor.without(), *processor.FOR_BFLOAT16]))
+    levels = [name for name in ("default", *processor.LEVELS) if name not in left_out]
     sources = [f"csrc/cpu/{name}.cpp" for name in (*KERNELS, *(f"kernels_{x}" for x in levels))]
     macros = [f"-DRNNKERNELS_WITHOUT_{name.upper()}" for name in left_out]
     cxx = shlex.split(os.environ.get("CXX") or "c++")
