@@ -49,7 +49,7 @@ test-random: test ## The same in a random order (SEED=... for one that was seen)
 SUITES ?= suite off-suite cells sequences concurrent peak scaling breakdown
 bench: $(VENV)/.built ## Measure everything on the CPU; renew tables and pictures of README and docs/
 	$(BIN)/python -m benchmarks.run $(SUITES:%=--suite %) --out $(RECORD) $(ARGS)
-	$(BIN)/python -m benchmarks.plots $(RECORD) --out docs
+	$(if $(filter suite scaling breakdown,$(SUITES)),$(BIN)/python -m benchmarks.plots $(RECORD) --out docs)
 	$(BIN)/python -m benchmarks.readme $(RECORD)
 
 validate-gpu: ## Try kernels, test and measure on this machine's GPU, with $(PYTHON) as it is

@@ -52,9 +52,10 @@ def cuda_toolkit() -> cuda.CudaToolkit | None:
     return cuda.toolkit(settings.CUDA_ARCHS) if choice().cuda else None
 
 
-#: Minutes of one processor, as they were measured: CPU kernels of every instruction set, or of one
-#: alone; ops and Python module for one torch; CUDA kernels for one architecture.
-CPU, CPU_NATIVE, BINDING, CUDA_ARCH = 4.0, 1.0, 1.3, 3.0
+#: Minutes of one processor: CPU kernels of every instruction set, or of one alone; ops and Python
+#: module for one torch; CUDA kernels for one architecture. Builds on two processors took 1.5
+#: minutes with one instruction set, 3 with all, 6 with two architectures besides.
+CPU, CPU_NATIVE, BINDING, CUDA_ARCH = 4.2, 1.5, 1.5, 3.2
 
 
 def minutes(torches: int) -> int:
