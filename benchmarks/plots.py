@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+try:
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+except ModuleNotFoundError as error:
+    sys.exit(f"benchmarks.plots needs {error.name}: pip install tqdm matplotlib")
 
 from benchmarks import providers, record
 from benchmarks.cases import Shape, label

@@ -9,7 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"benchmarks.run needs {error.name}: pip install tqdm matplotlib")
 
 from benchmarks import device, providers, record, report, suites
 from benchmarks.cases import DTYPES, LAYERS, MODES, SINGLE_STEPS, Case, Shape

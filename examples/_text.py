@@ -65,7 +65,8 @@ def read_corpus(path: Path | None = None) -> Corpus:
         root = path.parent
         paths = [path]
     else:
-        raise TextError(f"expected a text file or a folder, but {str(path)!r} does not exist")
+        what = "is neither" if path.exists() else "does not exist"
+        raise TextError(f"expected a text file or a folder, but {str(path)!r} {what}")
 
     texts: list[tuple[Path, str]] = []
     total = 0

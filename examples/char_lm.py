@@ -24,7 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
+
+try:
+    import matplotlib  # noqa: F401 -- of _results
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"char_lm.py needs {error.name}: pip install tqdm matplotlib")
 
 import rnnkernels as rk
 from _cli import (
@@ -134,7 +139,10 @@ def build_model(options: Options, vocabulary_size: int, library: str = "rnnkerne
         with blaming_backend(options.backend):
             rnn = LAYERS[options.cell](
                 options.embedding, options.hidden, **sizes, **window, backend=options.backend
-            )
+            ).to(options.device)
+            if options.backend is not None:  # whether it can run is known once it does
+                with torch.no_grad(), torch.random.fork_rng():
+                    rnn(torch.zeros(1, 1, options.embedding, device=options.device))
     model = CharLM(vocabulary_size, options.embedding, options.hidden, rnn)
     return model.to(options.device)
 

@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
-from tqdm import tqdm
+
+try:
+    from matplotlib.figure import Figure
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"vanishing_gradients.py needs {error.name}: pip install tqdm matplotlib")
 
 import rnnkernels as rk
 from _cli import Parser, UsageError, exit_code, number, whole

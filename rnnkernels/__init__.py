@@ -8,7 +8,7 @@ from rnnkernels._backends import (
     use_backend,
 )
 from rnnkernels._backends.vetting import verification
-from rnnkernels._ops import build_info
+from rnnkernels._ops import build_info, library_path
 from rnnkernels.cells import bernoulli, per_unit
 from rnnkernels.diagnostics import explain, verify
 from rnnkernels.functional import AllStates
@@ -67,6 +67,7 @@ __all__ = [
     "interop",
     "is_batch_invariant",
     "layer",
+    "library_path",
     "nn",
     "per_unit",
     "revert",

@@ -16,7 +16,6 @@ Exit status: 0 all good, 1 something found or not compiled, 2 no nvcc on this ma
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import os
 import re
@@ -30,6 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cubin import Function, read_assembly, read_report, read_usage, short_names
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from build_support import libraries
+from build_support.cuda import EVERY_ARCH, PLACES, find_nvcc
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -59,13 +63,6 @@ def torch_cuda_includes(csrc: Path) -> Iterator[str]:
             for match in TORCH_CUDA.finditer(text):
                 line = text.count("\n", 0, match.end()) + 1
                 yield f"{path.relative_to(csrc.parent)}:{line}: includes a CUDA header of torch"
-
-
-def find_nvcc() -> str | None:
-    places = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
-    if home := os.environ.get("CUDA_HOME"):
-        places.insert(0, os.path.join(home, "bin"))
-    return shutil.which("nvcc", path=os.pathsep.join(places))
 
 
 def find_tool(name: str, nvcc: str) -> str | None:
@@ -148,12 +145,10 @@ def take_out(cuobjdump: str, nvdisasm: str, built: Path, source: Path) -> dict[s
 
 
 def built_objects() -> dict[Path, Path]:
-    """By source, what setup.py has made for this Python and torch; empty where any of it is out of
-    date."""
-    sys.path.append(str(ROOT))
-    folder = importlib.import_module("setup").build_folder()
+    """By source, what setup.py has made; empty where any of it is out of date."""
+    folder = libraries.build_folder()
     sources = sorted((CSRC / "cuda").glob("*.cu"))
-    made = {source: folder / "cuda" / f"{source.name}.o" for source in sources}
+    made = {source: folder / libraries.cuda_object(source) for source in sources}
     command = [sys.executable, "-m", "ninja", "-n", "-f", str(folder / "build.ninja")]
     done = subprocess.run(
         [*command, *map(str, made.values())], cwd=ROOT, capture_output=True, text=True
@@ -326,15 +321,14 @@ def main() -> int:
     args = arguments()
     archs = args.arch or (os.environ.get("RNNKERNELS_CUDA_ARCHS") or "80;90a").split(";")
     if archs == ["all"]:
-        sys.path.append(str(ROOT))
-        archs = list(importlib.import_module("setup").EVERY_ARCH)
+        archs = list(EVERY_ARCH)
 
     faults = list(torch_cuda_includes(CSRC))
     nvcc = find_nvcc()
     if nvcc is None:
         for fault in faults:
             print(fault, file=sys.stderr)
-        print("nvcc not found (CUDA_HOME/bin, PATH, /usr/local/cuda/bin)", file=sys.stderr)
+        print(f"nvcc not found ({PLACES})", file=sys.stderr)
         return 1 if faults else 2
     nvdisasm = find_tool("nvdisasm", nvcc)
     if nvdisasm is None:

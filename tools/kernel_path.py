@@ -33,7 +33,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from check_cuda import CSRC, find_nvcc, find_tool
+from build_support.cuda import find_nvcc
+from check_cuda import CSRC, find_tool
 from cubin import Persistent, Step, read_steps
 
 LOOK = "LDG.E.128.STRONG.GPU"  # for a vector that says by itself whether it is there

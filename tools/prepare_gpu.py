@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.machinery
 import json
 import os
 import shutil
@@ -25,23 +24,20 @@ from pathlib import Path
 import probing
 from timed_run import ROOT, Run
 
+sys.path.append(str(ROOT))
+
+from build_support import libraries
+from build_support.torches import torches
+
 FOLDER = ROOT / "build/gpu"
 OBJECTS = ROOT / "build/gpu-objects"
-EXTENSION = [
-    ROOT / "rnnkernels" / name
-    for name in (
-        "librnnkernels_kernels.so",
-        "librnnkernels.so",
-        f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}",
-    )
-]
 MADE = FOLDER / "made.json"
 BUILD_LIMIT = 150  # seconds, on the machine with the GPU and its many cores
 
 
 def sources() -> str:
     """A digest of what is compiled: tells what was built for another state of the tree."""
-    paths = [ROOT / "setup.py"]
+    paths = [ROOT / "setup.py", *sorted((ROOT / "build_support").glob("*.py"))]
     for folder in ("csrc", "tools/probe"):
         paths += sorted(p for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES)
     parts = [f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() for path in paths]
@@ -49,6 +45,19 @@ def sources() -> str:
 
 
 SUFFIXES = {".h", ".cuh", ".cpp", ".cu", ".inc"}
+
+
+def extension_files() -> list[Path]:
+    """The extension for the torch and the Python here, whether it is there or not."""
+    package = ROOT / "rnnkernels"
+    (torch,) = torches()
+    binding = package / libraries.NAMES["folder"](torch.minor)
+    names = (libraries.OPS, libraries.NAMES["RECORD"], libraries.MODULE)
+    return [package / libraries.KERNELS, *(binding / name for name in names)]
+
+
+def extension_name() -> str:
+    return extension_files()[-1].relative_to(ROOT).as_posix()
 
 
 def made() -> dict[str, str]:
@@ -149,8 +158,8 @@ def micro(run: Run) -> Path:
 def extension(run: Run) -> bool:
     """Whether the package can be used: with the extension as it was prepared, or built now."""
     check = [sys.executable, "-c", "import rnnkernels; assert rnnkernels._ops.missing is None"]
-    prepared = made().get("extension") == EXTENSION[-1].name
-    prepared = prepared and all(path.exists() for path in EXTENSION)
+    prepared = made().get("extension") == extension_name()
+    prepared = prepared and all(path.exists() for path in extension_files())
     if not prepared:
         environment = {"RNNKERNELS_CUDA": "1", "RNNKERNELS_CUDA_ARCHS": architecture()}
         run.environment = {**run.environment, **environment}
@@ -169,10 +178,7 @@ def build_extension(arch: str, jobs: int) -> list[Path]:
     environment = {"RNNKERNELS_CUDA": "1", "RNNKERNELS_CUDA_ARCHS": arch, "MAX_JOBS": str(jobs)}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=True)
-    import torch
-
-    tag = f"{sys.implementation.cache_tag}-torch{torch.__version__}"
-    return sorted((ROOT / "build/ext" / tag / "cuda").glob("*.cu.o"))
+    return sorted((ROOT / libraries.build_folder() / libraries.CUDA_OBJECTS).glob("*.cu.o"))
 
 
 def main() -> int:
@@ -190,7 +196,7 @@ def main() -> int:
     objects: list[Path] = []
     if not args.without_torch:
         objects = build_extension(args.arch, args.jobs)
-        found["extension"] = EXTENSION[-1].name
+        found["extension"] = extension_name()
     build_probe(args.arch, objects, args.jobs)
     build_micro(args.arch)
     found |= {"probe": "probe", "micro": "micro"}
@@ -200,11 +206,11 @@ def main() -> int:
     found["commit"] = described.stdout.strip()
     MADE.write_text(json.dumps(found, indent=1) + "\n")
     files = [p for p in FOLDER.rglob("*") if p.is_file()]
-    libraries = [] if args.without_torch else EXTENSION
-    files += libraries
+    extension = [] if args.without_torch else extension_files()
+    files += extension
     size = sum(p.stat().st_size for p in files) / (1 << 20)
     print(f"{len(files)} files, {size:.1f} MiB, after {time.monotonic() - begin:.0f} s; carry:")
-    print(*(path.relative_to(ROOT) for path in (FOLDER, *libraries)))
+    print(*(path.relative_to(ROOT) for path in (FOLDER, *extension)))
     return 0
 
 

@@ -2,6 +2,7 @@
 #include <pybind11/functional.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <array>
@@ -106,6 +107,7 @@ PYBIND11_MODULE(_C, module) {
         const rnn::cpu::Kernels* kernels = rnn::cpu::kernels();
         info["cpu_capability"] = kernels ? kernels->name : "none";
         info["compiler"] = __VERSION__;
+        info["torch"] = TORCH_VERSION;
         info["headers"] = rnn::cpu::kHeadersDigest;
 #if defined(RNNKERNELS_CUDA)
         info["cuda_archs"] = RNNKERNELS_CUDA_ARCHS;

@@ -1,7 +1,7 @@
 """Which code runs a layer: one table of backends, and how one is chosen.
 
 A backend is asked for by argument, by :func:`use_backend`, or by the environment variable
-``RNNKERNELS_BACKEND``, in this order of precedence. Otherwise the first of :data:`AUTOMATIC`
+``RNNKERNELS_BACKEND``, in this order of precedence. Otherwise the first of :func:`automatic`
 that supports the call runs it. A backend asked for by name is never replaced by another.
 """
 
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import forward_ad
 
 from rnnkernels import _ops
 from rnnkernels._backends import gpu, onnx, recompute, triton, user_cells, vetting
@@ -121,8 +122,18 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
-#: Tried in this order where no backend is asked for.
+#: Tried in this order where no backend is asked for; see :func:`automatic`.
 AUTOMATIC = ("cuda", "cpu", "triton", "reference")
+
+
+def automatic() -> tuple[str, ...]:
+    """:data:`AUTOMATIC`, and torch.nn's kernels before the reference where ours are missing, since
+    they are several times faster. Under torch.func and forward mode, for which torch.nn's have no
+    rules, the reference runs all the same."""
+    if _ops.missing is None or _transformed() or forward_ad._current_level >= 0:
+        return AUTOMATIC
+    return (*AUTOMATIC[:-1], "torch", AUTOMATIC[-1])
+
 
 _chosen: str | None = None
 
@@ -243,7 +254,7 @@ def select(call: Call, name: str | None = None) -> Backend:
         return _for_onnx(call)
     if name == "auto":
         reasons = {}
-        for candidate in AUTOMATIC:
+        for candidate in automatic():
             reasons[candidate] = final_refusal(BACKENDS[candidate], call)
             if reasons[candidate] is None:
                 if candidate == "reference":

@@ -244,7 +244,8 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
 def reset(value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """``reset`` as a bool tensor with the leading dimensions of the input."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"reset: expected a Tensor, got {type(value).__name__}")
+        kind = type(value).__name__
+        raise TypeError(f"reset: expected a Tensor, got {kind}; torch.as_tensor makes one of it")
     if value.dtype not in (torch.bool, torch.uint8):
         raise TypeError(f"reset: expected dtype bool or uint8, got {value.dtype}")
     if tuple(value.shape) != shape:

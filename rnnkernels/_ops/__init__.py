@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,20 +22,22 @@ from torch import Tensor
 
 from rnnkernels._core import checks
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype, units
-from rnnkernels._ops import by_reference, flops, lanes
+from rnnkernels._ops import binding, by_reference, flops, lanes
+from rnnkernels._ops.binding_names import OPS
 from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
 from rnnkernels.cells import Cell, find
 
 try:
+    binding.load()
     from rnnkernels import _C
-except ImportError as error:
+except binding.Missing as error:
     _C = None  # type: ignore[assignment]
     #: Why the compiled part is missing, or None.
     missing: str | None = str(error)
     warnings.warn(
-        f"rnnkernels runs without its compiled kernels, on the slow reference ({error}). "
-        "Install a C++ compiler and reinstall rnnkernels to get them.",
-        stacklevel=2,
+        f"rnnkernels runs without its compiled kernels, on torch.nn's where these can do what is "
+        f"asked for, else on the slow reference: {error}.",
+        stacklevel=binding.users_level(),
     )
 else:
     missing = None
@@ -43,10 +46,22 @@ Shape = tuple[int | torch.SymInt, ...]
 
 
 def build_info() -> dict[str, Any]:
-    """How the compiled part was built: compiler, CUDA architectures (None: no CUDA), a digest of
-    the sources that cells of users are compiled with, and the instruction set its CPU kernels use
-    on this machine. Empty where there is none."""
+    """How the compiled part was built: compiler, version of torch, CUDA architectures (None: no
+    CUDA), a digest of the sources that cells of users are compiled with, and the instruction set
+    its CPU kernels use on this machine. Empty where there is none."""
     return {} if _C is None else dict(_C.build_info())
+
+
+def library_path() -> Path:
+    """The library of the ops that belongs to this torch, ``librnnkernels.so``: what a C++ program
+    loads to run exported models, without Python.
+
+    Raises:
+        RuntimeError: the compiled part is missing.
+    """
+    if missing is not None:
+        raise RuntimeError(f"library_path: the compiled part is missing: {missing}")
+    return binding.place() / OPS
 
 
 if _C is not None:

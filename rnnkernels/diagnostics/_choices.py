@@ -99,7 +99,7 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     def observer(call: Call, name: str | None) -> Result:
         asked_for = _backends.asked_for(name)
         backends = _backends.BACKENDS
-        candidates = _backends.AUTOMATIC if asked_for == "auto" else (asked_for,)
+        candidates = _backends.automatic() if asked_for == "auto" else (asked_for,)
         final: dict[str, str | None] = {}
         chosen = None
         for candidate in candidates:  # as they are asked when the call runs

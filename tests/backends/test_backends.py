@@ -265,8 +265,9 @@ def test_build_info() -> None:
     if not HAS_CPU:
         assert info == {}
         return
-    assert info.keys() == {"cpu_capability", "compiler", "cuda_archs", "headers"}
+    assert info.keys() == {"cpu_capability", "compiler", "torch", "cuda_archs", "headers"}
     assert info["cpu_capability"] in ("default", "avx2", "avx512", "avx512_bf16", "amx")
+    assert torch.__version__.startswith(info["torch"])
     assert (info["cuda_archs"] is not None) == HAS_CUDA
     info["compiler"] = "changed"
     assert rnnkernels.build_info()["compiler"] != "changed"
@@ -296,11 +297,17 @@ with warnings.catch_warnings(record=True) as caught:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-10)
     messages = [str(w.message) for w in caught[count:]]
 assert len(messages) == 1, messages
+assert caught[count].filename == "<string>"  # the line that imports, not one of ours
 assert "without its compiled kernels" in messages[0] and "hidden by a test" in messages[0]
 assert rnnkernels.build_info() == {}
 choice = rnnkernels.explain(lstm, x).choices[0]
-assert choice.backend == "reference", choice
-assert "compiled kernels are missing (hidden by a test)" in choice.refusals["cpu"]
+assert choice.backend == "torch", choice
+assert "compiled kernels are missing (hidden by a test" in choice.refusals["cpu"]
+reset = torch.zeros(5, 2, dtype=torch.bool)
+assert rnnkernels.explain(lstm, x, reset=reset).choices[0].backend == "reference"
+torch.func.jvp(lambda x: lstm(x)[0], (x,), (x,))  # torch.nn's have no rule for it
+with torch.autograd.forward_ad.dual_level():
+    lstm(torch.autograd.forward_ad.make_dual(x, x))
 rnnkernels.GRUCell(3, 4)(torch.zeros(2, 3)).sum().backward()
 try:
     rnnkernels.GRU(3, 4, backend="cpu")(torch.zeros(2, 2, 3))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import building
+from build_support import processor
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("RNNKERNELS_SANITIZE") != "thread", reason="runs by make sanitize-threads"
@@ -31,9 +32,8 @@ FIXED_ADDRESSES = ["setarch", "-R"] if shutil.which("setarch") else []
 def kernels() -> list[str]:
     """What the compiler takes for the kernels: of the instruction sets the widest; kernels for
     bfloat16 have the same threads."""
-    setup = pytest.importorskip("setup")
-    left_out = list(dict.fromkeys([*setup.without(), *setup.FOR_BFLOAT16]))
-    levels = [name for name in ("default", *setup.LEVELS) if name not in left_out]
+    left_out = list(dict.fromkeys([*processor.without(), *processor.FOR_BFLOAT16]))
+    levels = [name for name in ("default", *processor.LEVELS) if name not in left_out]
     sources = [f"csrc/cpu/{name}.cpp" for name in (*KERNELS, *(f"kernels_{x}" for x in levels))]
     return [*(f"-DRNNKERNELS_WITHOUT_{name.upper()}" for name in left_out), *sources]
 

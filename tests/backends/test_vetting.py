@@ -283,7 +283,8 @@ def test_build_follows_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(store, "PACKAGE", tmp_path)
     (tmp_path / "_backends/triton").mkdir(parents=True)
     kernel, compiled = tmp_path / "_backends/triton/a.py", tmp_path / "_C.so"
-    below = tmp_path / "librnnkernels_kernels.so"
+    below = tmp_path / "_bindings/torch2.13/librnnkernels.so"
+    below.parent.mkdir(parents=True)
     found = [store.build()]
     for path, text in (
         (kernel, "1"), (kernel, "2"), (compiled, "1"), (compiled, "12"), (below, "1"),

@@ -18,7 +18,7 @@ from torch.utils import cpp_extension
 import rnnkernels
 
 ROOT = Path(__file__).parents[2]
-#: Where the libraries lie that every library of ops rests on.
+#: Where the kernels lie, which every library of ops rests on.
 PACKAGE = Path(rnnkernels.__file__).parent
 
 
@@ -54,8 +54,9 @@ def load_ops(
     `instrument` is for the compiler and for the linker, which is given `objects` too.
     """
     pytest.importorskip("ninja")
-    link = [f"-L{PACKAGE}", f"-Wl,-rpath,{PACKAGE}", "-l:librnnkernels.so"]
-    link.append("-l:librnnkernels_kernels.so")
+    ops = rnnkernels.library_path()
+    link = [f"-L{ops.parent}", f"-Wl,-rpath,{ops.parent}", f"-l:{ops.name}"]
+    link += [f"-L{PACKAGE}", f"-Wl,-rpath,{PACKAGE}", "-l:librnnkernels_kernels.so"]
     with (
         folder(name, *sources, *flags, *instrument, *objects, *link) as path,
         pytest.MonkeyPatch.context() as patch,

@@ -80,6 +80,11 @@ def test_help() -> None:
         (["--lr", "nan"], ["--lr", "'nan'"]),
         (["--device", "abacus"], ["--device", "'abacus'"]),
         (["--dropout", "0.5", "--layers", "1"], ["--dropout", "--layers 2"]),
+        (["--data", os.devnull], ["--data", os.devnull, "is neither"]),
+        (
+            ["--backend", "cuda", "--device", "cpu"],
+            ["--backend", "'cuda' was asked for"],
+        ),
         (["--resume", "no/such/file"], ["--resume", "no/such/file", "does not exist"]),
     ],
 )

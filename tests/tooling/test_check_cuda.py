@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import check_cuda
+from build_support.plan import Plan
 from check_cuda import TENSOR_CORE, Compiled, faults_of
 from compiler_reports import KERNELS, script, symbol
 from cubin import Function, Persistent
@@ -209,16 +209,15 @@ def test_objects_of_other_sources_are_not_taken(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("ninja")
-    setup = importlib.import_module("setup")
-    monkeypatch.setattr(setup, "build_folder", lambda: tmp_path)
+    monkeypatch.setattr(check_cuda.libraries, "build_folder", lambda: tmp_path)
     monkeypatch.setattr(check_cuda, "CSRC", tmp_path)
     assert check_cuda.built_objects() == {}  # nothing was built
     compiler = script(tmp_path / "nvcc", 'echo "$7: $5" >"$3"; cp "$5" "$7"\n')
-    source, built = tmp_path / "cuda/x.cu", tmp_path / "cuda/x.cu.o"
+    source, built = tmp_path / "cuda/x.cu", tmp_path / "kernels/cuda/x.cu.o"
     source.parent.mkdir()
     source.write_text("first")
     os.utime(source, (1e9, 1e9))  # well before what is made of it, however coarse the clock
-    plan = setup.Plan(tmp_path)
+    plan = Plan(tmp_path)
     plan.rule("cuda", [compiler])
     plan.add("cuda", built, source)
     plan.run()

@@ -19,7 +19,6 @@ from rnnkernels import _ops
 
 SOURCE = building.ROOT / "examples/run_package.cpp"
 CXX = shlex.split(os.environ.get("CXX") or "c++")
-LIBRARY = Path(rnnkernels.__file__).with_name("librnnkernels.so")
 
 if _ops.missing is not None:
     pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
@@ -75,7 +74,7 @@ def test_a_package_runs_without_python(tmp_path: Path) -> None:
         torch._inductor.aoti_compile_and_package(program, package_path=str(package))
         want = model(x, lengths)
     torch.save([x, lengths], inputs)
-    done = run(LIBRARY, package, inputs, outputs)
+    done = run(rnnkernels.library_path(), package, inputs, outputs)
     assert done.returncode == 0, done.stderr
     found = torch.load(outputs)
     assert [t.shape for t in found] == [t.shape for t in want]

@@ -85,7 +85,7 @@ def _(library: Library) -> None:
 
 @row("the library of the ops alone, without the Python package", ours_only=True, costly=True)
 def _(library: Library) -> None:
-    path = str(Path(library.module.__file__).with_name("librnnkernels.so"))
+    path = str(library.module.library_path())
     found = run(
         f"import sys, torch; torch.ops.load_library({path!r});"
         "torch.ops.rnnkernels.sequence_forward.default._schema;"

@@ -15,6 +15,7 @@ from zlib import crc32
 import torch
 
 from rnnkernels._backends import cache
+from rnnkernels._ops.binding_names import BINDINGS
 
 PACKAGE = Path(__file__).parents[2]
 
@@ -24,9 +25,11 @@ def build() -> str:
     parts = []
     for path in sorted(PACKAGE.glob("_backends/triton/*.py")):
         parts.append(f"{path.name} {crc32(path.read_bytes()):08x}")
-    for path in sorted(path for path in PACKAGE.iterdir() if path.suffix in (".so", ".pyd")):
+    compiled = [*PACKAGE.glob("*.so"), *PACKAGE.glob(f"{BINDINGS}/*/*.so")]
+    for path in sorted(compiled):
         # Tens of megabytes, which is long to read.
-        parts.append(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}")
+        name = path.relative_to(PACKAGE)
+        parts.append(f"{name} {path.stat().st_size} {path.stat().st_mtime_ns}")
     return "; ".join(parts)
 
 

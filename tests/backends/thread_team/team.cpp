@@ -99,11 +99,11 @@ bool run(int cell, const Layer& l, Results& r, int threads, const cpu::Packs& pa
   bool ran;
   {
     cpu::ThreadBudget budget(threads);
-    ran = entry.forward({cell, budget, Memory::allocate, &memory}, forward_of(l, r), packs);
+    ran = entry.forward({budget, Memory::allocate, &memory}, entry.cells[cell], forward_of(l, r), packs);
   }
   if (!ran) return false;
   cpu::ThreadBudget budget(threads);
-  entry.backward({cell, budget, Memory::allocate, &memory}, backward_of(l, r));
+  entry.backward({budget, Memory::allocate, &memory}, entry.cells[cell], backward_of(l, r));
   return true;
 }
 
@@ -120,7 +120,8 @@ void try_layer(int cell, const CellSizes& sizes, const Sizes& n) {
   Results alone(layer), first(layer);
   run(cell, layer, alone, 1, {});
 
-  const int64_t bytes = cpu::kernels()->float32.packed_bytes(cell, forward_of(layer, first), cpu::PackedType::kOwn);
+  const cpu::Entry<float>& entry = cpu::kernels()->float32;
+  const int64_t bytes = entry.packed_bytes(entry.cells[cell], forward_of(layer, first), cpu::PackedType::kOwn);
   Memory kept;
   cpu::Packs packs{.keep = true, .memory = Memory::allocate(bytes, &kept)};
   run(cell, layer, first, 2, packs);
