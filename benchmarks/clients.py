@@ -242,7 +242,8 @@ keep = partial(rk.convert, keep_type=True)
 SB3 = ("sb3_contrib", "stable_baselines3", "gymnasium")
 TORCHRL = ("torchrl", "tensordict")
 CLIENTS = (
-    Client("silero-vad", ("silero_vad",), "LSTM 128-128, 100 steps of 32 ms", AGAIN, silero_vad),
+    Client("silero-vad", ("silero_vad", "matplotlib", "tqdm"), "LSTM 128-128, 100 steps of 32 ms",
+           AGAIN, silero_vad),
     Client("resemblyzer", ("resemblyzer",), "LSTM 40-256, 3 layers, 4 x 160 frames", AS_IT_IS,
            resemblyzer),
     Client("g2p-fa", ("g2p_fa",), "LSTM 40-256, 2 layers, encoder and decoder; 16 words", AS_IT_IS,
