@@ -302,6 +302,17 @@ def breakdown(rows: Rows) -> str:
     return table(["case", "part", "ms", "share", "floor ms"], lines)
 
 
+def clients(rows: Rows) -> str:
+    """A line for each model of another package: what became of it, how far off it is, ratios."""
+    lines = []
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        ratios = " / ".join(number(ratio(row)) for row in (first, second))
+        told = (f"{first[key]}" for key in ("cell", "shape", "how", "layers"))
+        lines.append([*told, f"{first['difference']:.0e}", ratios])
+    head = ["package", "model", "network", "layers", "difference", "inference / training"]
+    return table(head, lines)
+
+
 #: By name: the suite that a table is about, the modes that it needs one of, and how it is made.
 VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "suite": ("suite", ("inference", "forward", "training"), ratios),
@@ -325,6 +336,7 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "derivatives": ("derivatives", ("training",), by_variant(relative)),
     "written": ("written", ("training",), written),
     "flow": ("flow", ("training",), flow),
+    "clients": ("clients", ("inference", "training"), clients),
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +39,13 @@ CELLS: dict[str, Callable[..., nn.Module]] = {
     "peephole": rk.PeepholeLSTM,
 }
 
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "ale_py": "ale-py",
+    "espeakng_loader": "espeakng-loader",
+    "kaldi_native_fbank": "kaldi-native-fbank",
+    "silero_vad": "silero-vad",
+    "sklearn": "scikit-learn",
+}
 """By what name pip knows a package, where that is not the name of its module."""
 
 Batch = tuple[Tensor, ...]
@@ -73,8 +80,9 @@ class Task:
         rises: whether more is better.
         baseline: what a far simpler method does, in words.
         baseline_value: its metric on the same data.
-        lr: learning rate of AdamW.
-        decay: weight decay of AdamW.
+        optimizer: what learns from the gradients.
+        lr: its learning rate.
+        decay: its weight decay.
         clip: largest norm of the gradient of all parameters; None for no bound.
         draw: draws what has been learnt beside the learning curve.
         finish: prints or writes more at the end.
@@ -97,6 +105,7 @@ class Task:
     draw: Callable[[Axes], object] | None = None
     finish: Callable[[], object] | None = None
     only_ours: str = ""
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
 
 
 @dataclass
@@ -173,7 +182,7 @@ class Program:
             require_folder(name, getattr(options, name))
         torch.manual_seed(options.seed)
         task = self.build(options)
-        optimizer = torch.optim.AdamW(task.model.parameters(), lr=task.lr, weight_decay=task.decay)
+        optimizer = task.optimizer(task.model.parameters(), lr=task.lr, weight_decay=task.decay)
         history: list[dict[str, float]] = []
         if options.resume:
             checkpoint = load_checkpoint(options.checkpoint, f"{self.name}.py")
@@ -323,6 +332,14 @@ def package(module: str) -> Any:
     except ModuleNotFoundError as error:
         name = module.partition(".")[0]
         raise UsageError(missing(DISTRIBUTIONS.get(name, name))) from error
+
+
+def folder_of(module: str) -> Path:
+    """Find the folder of a package whose files are wanted and whose code is not."""
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(missing(DISTRIBUTIONS.get(module, module)))
+    return Path(found.submodule_search_locations[0])
 
 
 def missing(distribution: str) -> str:

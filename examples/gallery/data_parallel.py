@@ -13,9 +13,13 @@ in which sums of another order differ; --losses writes them down.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +34,7 @@ import _path  # noqa: F401
 from _cli import Parser, UsageError, exit_code, whole
 from _gallery import CELLS, require_folder
 from _results import save_metrics
+from _row import Row
 from _text import Streams, Vocabulary, read_corpus
 from char_lm import CharLM, loss_of
 from rnnkernels import streaming
@@ -129,6 +134,32 @@ def mean_of_all(loss: Tensor, processes: int) -> float:
     if processes > 1:
         dist.all_reduce(loss)
     return loss.item() / processes
+
+
+def row(quick: bool) -> Row:
+    """Run in two processes and alone, as run_all.py does."""
+    more = ["--quick"] if quick else []
+    ends, seconds = [], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (1, 2):
+            file = Path(folder) / f"{count}.json"
+            start = time.perf_counter()
+            command = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", "--standalone"]
+            subprocess.run([sys.executable, *command, __file__, *more, f"--losses={file}"],
+                           check=True)  # fmt: skip
+            seconds = time.perf_counter() - start
+            losses = json.loads(file.read_text())["losses"][-10:]
+            ends.append(f"{sum(losses) / len(losses) / math.log(2):.4f}")
+    return Row(
+        "data_parallel",
+        "Python's standard library, by character",
+        None,
+        "bits per character",
+        ends[1],
+        "one process, which two shall equal",
+        ends[0],
+        round(seconds, 1),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ import _path  # noqa: F401
 from _cli import Parser, UsageError, exit_code
 from _gallery import Program, require_folder, step_times
 from _results import write_atomically
+from _row import Row
 
 PROGRAMS: dict[str, list[str]] = {
     "one_to_one": [],
@@ -28,31 +29,21 @@ PROGRAMS: dict[str, list[str]] = {
     "own_cell": [],
     "forecasting": [],
     "forecasting --series sunspots": ["--series", "sunspots"],
+    "exploding": [],
+    "sentiment": [],
     "keras_example": [],
+    "speech": [],
+    "video": [],
     "tagging": [],
     "translation": [],
     "captions": [],
     "music": [],
     "dna": [],
     "cartpole": [],
+    "data_parallel": [],
+    "voice_activity": [],
 }
-
-
-@dataclass
-class Row:
-    """How a program did; ``ours`` and ``torch_nn`` are milliseconds of a training step, None where
-    they were not measured or torch.nn has no such call."""
-
-    program: str
-    data: str
-    parameters: int
-    metric: str
-    value: str
-    baseline: str
-    baseline_value: str
-    seconds: float
-    ours: float | None = None
-    torch_nn: float | None = None
+"""In the order of the table, each with its arguments."""
 
 
 class Options(argparse.Namespace):
@@ -79,7 +70,11 @@ def parse_options(argv: Sequence[str] | None) -> Options:
 
 def run_one(name: str, more: list[str], options: Options) -> Row:
     """Run a program with its own defaults."""
-    program: Program = importlib.import_module(name.split()[0]).PROGRAM
+    module = importlib.import_module(name.split()[0])
+    if not hasattr(module, "PROGRAM"):  # it trains nothing, or in processes of its own
+        row: Row = module.row(options.quick)
+        return row
+    program: Program = module.PROGRAM
     stem = f"runs/gallery/{'_'.join(name.replace('--', '').split())}"
     files = [f"--checkpoint={stem}.pt", f"--plot={stem}.png"]
     result = program.run([*more, *files, *(["--quick"] if options.quick else [])])
@@ -108,8 +103,9 @@ def table(rows: list[Row]) -> str:
     ]
     for row in rows:
         times = "" if row.torch_nn is None else f"{row.ours:.1f}, {row.torch_nn:.1f}"
+        size = "" if row.parameters is None else f"{row.parameters:,}"
         lines.append(
-            f"| {row.program} | {row.data} | {row.parameters:,} | {row.metric} | {row.value} | "
+            f"| {row.program} | {row.data} | {size} | {row.metric} | {row.value} | "
             f"{row.baseline_value} ({row.baseline}) | {row.seconds:.0f} | {times} |"
         )
     return "\n".join(lines)

@@ -1,9 +1,15 @@
 """Calls that other packages make on recurrent layers, without those packages: what they do with
-torch.nn's layers they do with converted ones."""
+torch.nn's layers they do with converted ones. In the end the packages themselves, where they are
+installed: docs/clients.md has them."""
 
 from __future__ import annotations
 
 import copy
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
+from benchmarks import clients
 from helpers import counted
 from rnnkernels import convert, revert
 
@@ -171,3 +178,71 @@ class Padded(nn.Module):
 def test_subclasses_are_reported() -> None:
     with pytest.warns(UserWarning, match=r"Locked left alone: a subclass of torch\.nn\.LSTM"):
         convert(Padded())
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages
+@pytest.mark.parametrize("client", clients.CLIENTS, ids=lambda c: f"{c.name}-{c.how}".split(",")[0])
+def test_the_package_itself(client: clients.Client) -> None:
+    """Outputs and gradients are those before conversion."""
+    if missing := client.missing():
+        pytest.skip(f"{', '.join(missing)} not installed")
+    assert clients.difference(client, *client.pair()) < 1e-5
+
+
+def linear() -> clients.Model:
+    """A network without recurrent layers."""
+    return clients.Model(nn.Linear(I, H), lambda m: m(torch.ones(2, I)))
+
+
+def layer() -> clients.Model:
+    x = torch.randn(T, B, I)
+    return clients.Model(nn.GRU(I, H), lambda m: m(x)[0])
+
+
+def off_in_backward(module: Any) -> Any:
+    """Convert, and double the gradient of a parameter."""
+    module = convert(module)
+    module.weight_hh_l0.register_hook(lambda gradient: 2 * gradient)
+    return module
+
+
+def off(module: Any) -> Any:
+    module = convert(module)
+    with torch.no_grad():
+        module.bias_hh_l0 += 0.01
+    return module
+
+
+@pytest.mark.parametrize(
+    ("build", "change", "message"),
+    [
+        (linear, convert, "no layer was converted"),
+        (layer, off, "outputs differ"),
+        (layer, off_in_backward, "gradients of weight_hh_l0 differ"),
+    ],
+)
+def test_what_is_wrong_with_a_client_is_said(
+    build: Callable[[], clients.Model], change: Callable[[Any], nn.Module], message: str
+) -> None:
+    client = clients.Client("one", (), "a layer", "made up", build)
+    assert client.convert is convert
+    if build is layer:
+        assert clients.difference(client, *client.pair()) < 1e-6
+    with pytest.raises(AssertionError, match=message):
+        clients.difference(client, *replace(client, convert=change).pair())
+
+
+DOCUMENT = Path(clients.ROOT, "docs/clients.md").read_text("utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split()[1])
+def test_lines_of_the_document(snippet: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run as they are written, beside the examples."""
+    pytest.importorskip(snippet.split()[1].partition(".")[0])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(clients.ROOT / "examples/gallery")])
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    found = names["training"] if "training" in names else names["model"].policy
+    assert clients.recurrent_layers(found) > 0

@@ -3,6 +3,7 @@ resume. One whose package is not installed is skipped."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from helpers import run_python
+from rnnkernels import convert
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
@@ -24,13 +26,17 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], float]] = {
     "cartpole": (("gymnasium",), 0.8),
     "digits": (("sklearn",), 0.5),
     "dna": (("pyrodigal",), 0.997),
+    "exploding": (("sklearn",), 0.9),
     "forecasting": (("statsmodels",), 0.9),
     "keras_example": (("gramps",), 0.8),
     "music": (("music21",), 0.9),
     "one_to_one": (("sklearn",), 0.75),
     "own_cell": (("sklearn",), 0.95),
+    "sentiment": (("snownlp",), 0.95),
+    "speech": (("espeakng_loader", "kaldi_native_fbank"), 0.8),
     "tagging": ((), 0.6),
     "translation": (("gramps", "sacrebleu"), 0.85),
+    "video": (("ale_py",), 0.9),
 }
 RUNS = [
     *((name, []) for name in PROGRAMS),
@@ -151,6 +157,58 @@ def test_a_wide_beam_finds_what_greedy_search_misses(gallery: Any) -> None:
 
     assert best(1) == [4, 6, end]
     assert best(3)[:2] == [5, end]
+
+
+def test_the_right_paddle_moves_as_the_clip_says(gallery: Any) -> None:
+    pytest.importorskip("ale_py")
+    video = importlib.import_module("video")
+    console, chance = video.start_console(), torch.Generator().manual_seed(0)
+
+    def heights(name: str) -> list[float]:
+        clip = video.film(console, video.MOVEMENTS[name], chance)
+        column = clip.view(-1, video.SIZE, video.SIZE)[:, :, -4:].sum(2).clamp(min=0)
+        places = torch.arange(video.SIZE, dtype=column.dtype)
+        return list(((column * places).sum(1) / column.sum(1)).tolist())
+
+    up, down, back, still = (heights(name) for name in ("up", "down", "up, down", "still"))
+    assert up[-1] < up[0] - 1 and down[-1] > down[0] + 1
+    assert min(back) < min(back[0], back[-1]) - 1
+    assert max(still[1:]) - min(still[1:]) < 0.1
+
+
+def test_a_voice_is_heard(gallery: Any) -> None:
+    pytest.importorskip("espeakng_loader")
+    speaker = importlib.import_module("_speech").Speaker()
+    slow, fast = (speaker.say("seven", "en-us+f3", rate) for rate in (100, 300))
+    assert 0.05 < slow.abs().max() <= 1 and len(slow) > 1.5 * len(fast)
+    with pytest.raises(ValueError, match="no voice 'nobody'"):
+        speaker.say("seven", "nobody")
+
+
+@pytest.mark.filterwarnings("ignore")  # of TorchScript
+def test_the_network_built_again_answers_as_the_shipped_one(
+    gallery: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for needed in ("silero_vad", "espeakng_loader"):
+        pytest.importorskip(needed)
+    monkeypatch.chdir(tmp_path)
+    served = importlib.import_module("voice_activity")
+    plain = served.rebuild(shipped := served.load_shipped())
+    samples, _ = served.record(2, 1)
+    ways = served.ways(shipped, plain, convert(copy.deepcopy(plain)), served.in_steps(samples))
+    with torch.no_grad():
+        answers = [way(part) for part, way in ways.values()]
+    assert answers[-1].max() > 0.5 > answers[-1].min()
+    for answer in answers[:-1]:
+        want = answers[-1][: answer.shape[0], : answer.shape[1]]
+        torch.testing.assert_close(answer, want, rtol=1e-4, atol=1e-5)
+
+    monkeypatch.setattr(served, "in_turns", lambda steps, device: [1.0] * len(steps))
+    run_all = importlib.import_module("run_all")
+    row = run_all.run_one("voice_activity", [], run_all.parse_options(["--quick"]))
+    assert float(row.value[:-1]) > float(row.baseline_value[:-1])
+    assert "| voice_activity |" in run_all.table([row])
+    assert (tmp_path / "runs/gallery/voice_activity.png").exists()
 
 
 @pytest.mark.parametrize(
