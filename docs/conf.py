@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "rnnkernels"
 version = release = rnnkernels.__version__
-copyright = "the authors of rnnkernels, Apache-2.0"  # noqa: A001
+copyright = "the authors of rnnkernels, Apache-2.0"
 root_doc = "index"
 exclude_patterns = ["_extensions"]
 suppress_warnings = []

@@ -139,7 +139,7 @@ def gates() -> Figure:
     return fig
 
 
-def recall() -> tuple[nn.Module, Tensor]:
+def recall() -> tuple[rk.LSTM, Tensor]:
     """An LSTM that has learnt to remember the value at the one marked step; and an input."""
     torch.manual_seed(3)
     lstm, head = rk.LSTM(2, 6), nn.Linear(6, 1)
@@ -154,7 +154,7 @@ def recall() -> tuple[nn.Module, Tensor]:
         y, _ = lstm(torch.stack([value * 0.8, mark], dim=2))
         loss = nn.functional.soft_margin_loss(head(y[-1])[:, 0], answer)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     mark = torch.zeros(T)
     mark[8] = 1.0
@@ -175,7 +175,9 @@ def memory() -> Figure:
     for ax, (title, values) in zip(axes, shown.items(), strict=True):
         bound = 1.0 if "gate" in title else float(values.abs().max())
         low, colors = (0.0, "viridis") if "gate" in title else (-bound, "RdBu")
-        image = ax.imshow(values.reshape(24, 6).T, aspect="auto", vmin=low, vmax=bound, cmap=colors)
+        image = ax.imshow(
+            values.reshape(24, 6).T.numpy(), aspect="auto", vmin=low, vmax=bound, cmap=colors
+        )
         ax.axvline(7.5, color=ORANGE, lw=1)
         ax.axvline(8.5, color=ORANGE, lw=1)
         ax.set(title=title, xlabel="t")
@@ -189,7 +191,9 @@ def reach(T: int, **options: Any) -> Tensor:
     torch.manual_seed(0)
     lstm = rk.LSTM(4, 16)
     with torch.no_grad():
-        lstm.bias_ih_l0[16:32] = 2.0  # forget gates that are open, so that gradients reach far
+        lstm.all_weights[0][2][16:32] = (
+            2.0  # forget gates that are open, so that gradients reach far
+        )
     found = torch.zeros(T, T)
     x = torch.randn(T, 1, 4, requires_grad=True)
     weights = torch.randn(16)
@@ -207,7 +211,7 @@ def reaches(shown: dict[str, Tensor]) -> Figure:
     for ax, (title, values) in zip(axes[0], shown.items(), strict=True):
         colors = LogNorm(1e-3, 1)
         drawn = values.masked_fill(values == 0, torch.nan)
-        image = ax.imshow(drawn, norm=colors, cmap="viridis", origin="upper")
+        image = ax.imshow(drawn.numpy(), norm=colors, cmap="viridis", origin="upper")
         ax.set(title=title, xlabel="input of step t")
     axes[0, 0].set(ylabel="loss of step s")
     fig.colorbar(image, ax=axes, shrink=0.8, label="size of the gradient")
@@ -238,7 +242,7 @@ def lengths() -> Figure:
     for b, ax in enumerate(axes):
         values = y[:, b].T.masked_fill(torch.arange(20) >= ends[b], torch.nan)
         ax.set_facecolor("#e5e7eb")
-        ax.imshow(values, aspect="auto", cmap="RdBu", vmin=-0.8, vmax=0.8)
+        ax.imshow(values.numpy(), aspect="auto", cmap="RdBu", vmin=-0.8, vmax=0.8)
         ax.set(title=f"lengths[{b}] = {ends[b]}", xlabel="t")
         ax.axhline(7.5, color="black", lw=0.8)
     axes[0].set(yticks=[3.5, 11.5], yticklabels=["forward", "reverse"])
@@ -263,7 +267,9 @@ def regularisers() -> Figure:
     from matplotlib.colors import ListedColormap
 
     for ax, (title, values) in zip(axes, shown.items(), strict=True):
-        ax.imshow(values[:, 0].T == 0, aspect="auto", cmap=ListedColormap(["#dbeafe", BLUE]))
+        ax.imshow(
+            (values[:, 0].T == 0).numpy(), aspect="auto", cmap=ListedColormap(["#dbeafe", BLUE])
+        )
         ax.set(title=title, xlabel="t")
     axes[0].set(ylabel="feature or unit")
     return fig

@@ -4,6 +4,7 @@ site, sources become pages with their text, records of measurements files to dow
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,15 @@ def page(name: str, body: str) -> tuple[str, dict[str, Any], str]:
     return f"source/{name}", context, "page.html"
 
 
+def link_documents(_: Sphinx, *described: Any) -> None:
+    """A docstring names a document as a file; here it is a page."""
+    lines = described[-1]
+    lines[:] = [re.sub(r"\bdocs/(\w+)\.md\b", r":doc:`/\1`", line) for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_transform(LeadsIntoRepository)
+    app.connect("autodoc-process-docstring", link_documents)
     app.connect("env-purge-doc", forget)
     app.connect("env-merge-info", merge)
     app.connect("missing-reference", resolve)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+import pictures
 import rnnkernels
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +172,9 @@ def test_code_that_is_wrong(tmp_path: Path) -> None:
 
 def public_names() -> set[str]:
     rooms = ["functional", "interop", "nn", "serving", "streaming", "torch_types", "diagnostics"]
-    names = {f"rnnkernels.{name}" for name in rnnkernels.__all__} - {f"rnnkernels.{r}" for r in rooms}
+    names = {f"rnnkernels.{name}" for name in rnnkernels.__all__} - {
+        f"rnnkernels.{r}" for r in rooms
+    }
     for room in [*rooms, "testing"]:
         listed = import_module(f"rnnkernels.{room}").__all__
         same = {name for name in listed if f"rnnkernels.{name}" in names}
@@ -185,3 +188,13 @@ def test_reference_has_every_public_name() -> None:
     pages = [path.read_text("utf-8") for path in (ROOT / "docs/api").glob("*.rst")]
     documented = re.findall(r"^\.\. auto\w+:: (\S+)", "\n".join(pages), re.MULTILINE)
     assert not public_names() - set(documented)
+
+
+def test_pictures_of_the_guides(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = sorted(path.stem for path in (ROOT / "docs/guides").glob("*.png"))
+    assert drawn == sorted(pictures.PICTURES)
+    assert pictures.main(["lengths", "unrolling", "--out", str(tmp_path)]) == 0
+    written = {path.stem: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(written) == {"lengths", "unrolling"}
+    assert all(data.startswith(b"\x89PNG") and len(data) < 100_000 for data in written.values())
