@@ -131,15 +131,19 @@ def page(name: str, body: str) -> tuple[str, dict[str, Any], str]:
     return f"source/{name}", context, "page.html"
 
 
-def link_documents(_: Sphinx, *described: Any) -> None:
-    """A docstring names a document as a file; here it is a page."""
+def adapt_docstring(_: Sphinx, *described: Any) -> None:
+    """A docstring names a document as a file; here it is a page. A summary that ends with a formula
+    is a sentence of its own, since lists of names show it alone."""
     lines = described[-1]
+    end = lines.index("") if "" in lines else len(lines)
+    if end and lines[end - 1].endswith("::"):
+        lines[end - 1 : end] = [lines[end - 1].removesuffix("::") + ".", "", "::"]
     lines[:] = [re.sub(r"\bdocs/(\w+)\.md\b", r":doc:`/\1`", line) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_transform(LeadsIntoRepository)
-    app.connect("autodoc-process-docstring", link_documents)
+    app.connect("autodoc-process-docstring", adapt_docstring)
     app.connect("env-purge-doc", forget)
     app.connect("env-merge-info", merge)
     app.connect("missing-reference", resolve)
