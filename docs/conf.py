@@ -32,7 +32,7 @@ extensions = [
 nitpicky = True
 # torch, Python and NumPy are documented elsewhere, and a build does not ask the network where.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|collections|typing|types|contextlib|triton|onnx)\..*"),
+    (r"py:.*", r"(torch|numpy|np|pathlib|collections|typing|types|contextlib|triton|onnx)\..*"),
     (r"py:.*", r"(int|float|bool|str|bytes|object|None|optional|Ellipsis|ellipsis|EllipsisType)"),
     (r"py:exc", r"[A-Z]\w*(Error|Exception|Warning)"),
     (r"py:class", r"(Tensor|PackedSequence|ndarray|Path|Iterator|Callable|Any|Axes)"),
