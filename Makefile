@@ -18,7 +18,7 @@ SETTINGS := $(FIRST_TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(R
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test-aarch64 wheel wheel-twice sdist gallery test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
+.PHONY: help demo test-aarch64 wheel wheel-twice sdist gallery docs test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ demo: $(VENV)/.built ## Train the small character model of examples/
 
 gallery: $(VENV)/.gallery ## Train all models of examples/gallery; docs/gallery.md has them
 	$(BIN)/python examples/gallery/run_all.py $(ARGS)
+
+docs: $(VENV)/.docs ## Build the documentation as a site, build/docs/index.html
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/docs-doctrees docs build/docs $(ARGS)
 
 test: $(VENV)/.test ## Build the package in .venv and run the tests
 	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(MODE) $(ARGS)
@@ -153,7 +156,7 @@ $(VENV)/.built: $(SOURCES) requirements-dev.txt $(VENV)/.base
 	$(PIP) install --no-build-isolation -c requirements-dev.txt -e '.[demo]'
 	@touch $@
 
-# What tests or the gallery need besides; pip would build the package once more for its extra.
+# What tests, the gallery or the site need besides; pip would build the package once more for its extra.
 EXTRA = import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]
 EXTRA += ["optional-dependencies"]; print(*extras["$1"], sep="\n")
 $(VENV)/.test: pyproject.toml requirements-dev.txt $(VENV)/.base | $(VENV)/.built
@@ -164,4 +167,9 @@ $(VENV)/.test: pyproject.toml requirements-dev.txt $(VENV)/.base | $(VENV)/.buil
 $(VENV)/.gallery: pyproject.toml requirements-dev.txt $(VENV)/.base | $(VENV)/.built
 	$(BIN)/python -c '$(call EXTRA,gallery)' > $(VENV)/gallery.txt
 	$(PIP) install -c requirements-dev.txt -r $(VENV)/gallery.txt
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml requirements-dev.txt $(VENV)/.base | $(VENV)/.built
+	$(BIN)/python -c '$(call EXTRA,docs)' > $(VENV)/docs.txt
+	$(PIP) install -c requirements-dev.txt -r $(VENV)/docs.txt
 	@touch $@

@@ -60,6 +60,15 @@ def ratios(rows: Rows) -> str:
     return f"{text}\n\nSlower than torch.nn: {'; '.join(listed) or 'none'}."
 
 
+def summary(rows: Rows) -> str:
+    """The means and the worst of :func:`ratios`, and where ours loses."""
+    head, rule, *lines = (text := ratios(rows)).splitlines()
+    shapes = next((i for i, line in enumerate(lines) if line.startswith("| geometric")), None)
+    if shapes is None:
+        return text
+    return "\n".join([head.replace("T,B,I,H", f"{shapes} shapes"), rule, *lines[shapes:]])
+
+
 def times(rows: Rows) -> str:
     """Every case in every mode: times of all, the ratio, and the share of the product's rate."""
     rows = in_modes(rows, "inference", "forward", "training")
@@ -316,6 +325,7 @@ def clients(rows: Rows) -> str:
 #: By name: the suite that a table is about, the modes that it needs one of, and how it is made.
 VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "suite": ("suite", ("inference", "forward", "training"), ratios),
+    "summary": ("suite", ("inference", "forward", "training"), summary),
     "suite-times": ("suite", ("inference", "forward", "training"), times),
     "memory": ("suite", ("memory",), memory),
     "off-suite": ("off-suite", ("inference", "forward", "training"), ratios),

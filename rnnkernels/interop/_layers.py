@@ -33,8 +33,8 @@ class GRUResetBefore(nn.Module):
     of :class:`torch.nn.GRU`.
 
     Args:
-        input_size: I.
-        hidden_size: H.
+        input_size: I, the features of a step.
+        hidden_size: H, the units of a layer.
         bias: whether there are biases.
         batch_first: whether input and output are ``[B, T, ...]``.
         bidirectional: whether a second direction runs from each row's end to its start; D is then

@@ -179,8 +179,9 @@ class SLSTM(DefinedLayer):
         h' = o * c' / n'
 
     The forget gate is the sigmoid of the paper's two. Where nothing has been remembered yet, which
-    is where n is 0, as at the beginning and behind a reset, m' is i_. Rows of the weights are in
-    the order i, f, z, o, as in the package ``xlstm``, which has one bias: ``bias_mode='single'``.
+    is where n is 0, as at the beginning and behind a reset, m' is ``i_``. Rows of the weights are
+    in the order i, f, z, o, as in the package ``xlstm``, which has one bias:
+    ``bias_mode='single'``.
 
     ``hx`` and the last states are ``(h, c, n, m)``, ``[L*D, B, H]`` each. Arguments, options, calls
     and errors otherwise are those of :class:`rnnkernels.LSTM`; kernels are compiled when it first

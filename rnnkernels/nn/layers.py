@@ -108,8 +108,8 @@ class LSTM(RNNBase):
     directions, R the size of h: ``proj_size`` where it is not zero, else H.
 
     Args:
-        input_size: I.
-        hidden_size: H.
+        input_size: I, the features of a step.
+        hidden_size: H, the units of a layer.
         num_layers: L, each layer taking the output of the one below.
         bias: whether there are biases.
         batch_first: whether input and output are ``[B, T, ...]``; states never are.

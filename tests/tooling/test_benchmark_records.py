@@ -74,6 +74,19 @@ def test_ratios_and_where_ours_loses() -> None:
     )
 
 
+def test_summary() -> None:
+    assert report.view("summary", SMALL) == "\n".join(
+        [
+            "| 2 shapes | RNN: inference / training | GRU: inference / training |",
+            "| --- | --- | --- |",
+            "| geometric mean | 4.00 / 0.95 | 1.50 / – |",
+            "| worst | 2.00 / 0.90 | 1.50 / – |",
+            "",
+            "Slower than torch.nn: RNN training at 5,2,3,4.",
+        ]
+    )
+
+
 def test_shares_of_the_product() -> None:
     floors = {"gemm": {"ms": 1.0, "spread": 0.0, "rate": 100.0}}
     found = row("RNN", "training", 20.0, 10.0, suite="peak", floors=floors)

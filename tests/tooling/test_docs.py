@@ -1,20 +1,29 @@
 """Links of the documents that lead into the repository: the file is there, and the heading. The
-variables that they give to make. And examples that stand by themselves."""
+variables that they give to make. The code that they show runs. The reference has every name."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import subprocess
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
+import torch
+
+import pictures
+import rnnkernels
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
-CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^```.*?^```|`[^`\n]*`|<!--.*?-->", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ +(.+?) *#*$", re.MULTILINE)
 
 
@@ -85,18 +94,124 @@ def test_variables_of_make() -> None:
         assert "so-it-is-said" in done.stdout, f"make {target} has no use for {name}"
 
 
-EXAMPLES = re.findall(
-    r"^```python\n(.*?)^```",
-    (ROOT / "docs/interop.md").read_text("utf-8"),
+CODE_BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>[a-z ]+): (?P<said>[^>\n]+) -->\n+)?^```python\n(?P<shown>.*?)^```$"
+    r"|^<!-- setup\n(?P<hidden>.*?)^-->$",
     re.MULTILINE | re.DOTALL,
 )
+WITH_CODE = [path for path in DOCUMENTS if "```python" in path.read_text("utf-8")]
 
 
-@pytest.mark.filterwarnings("ignore")  # of the other frameworks
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_examples_of_interop(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They run as they are written, where what they import is installed."""
+class Block(NamedTuple):
+    """Python that a document shows, or that it hides in a comment because it is of no interest."""
+
+    line: int
+    code: str
+    needs: tuple[str, ...] = ()
+    not_run: str = ""
+
+
+def blocks(text: str) -> list[Block]:
+    found = []
+    for match in CODE_BLOCK.finditer(text):
+        group = "shown" if match["hidden"] is None else "hidden"
+        assert match["mark"] in (None, "needs", "not run"), f"no mark: {match['mark']}"
+        needs = match["said"].split(", ") if match["mark"] == "needs" else ()
+        reason = match["said"] if match["mark"] == "not run" else ""
+        line = text.count("\n", 0, match.start(group))
+        found.append(Block(line, match[group], tuple(needs), reason))
+    shown = sum(1 for line in text.splitlines() if re.match(r"\s*(```+|~~~+) *(py|python)\b", line))
+    assert shown == text.count("\n```python\n"), "a fence of Python is not at the start of its line"
+    return found
+
+
+def run(path: Path) -> list[str]:
+    """All code of a document from top to bottom, as somebody who reads it would run it; returns the
+    modules that were missing for some of it."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    missing: list[str] = []
+    for block in blocks(path.read_text("utf-8")):
+        missing += (absent := [name for name in block.needs if find_spec(name) is None])
+        if not absent and not block.not_run:
+            exec(compile("\n" * block.line + block.code, str(path), "exec"), names)
+    return missing
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of others
+@pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")  # of torch.onnx
+@pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.stem)
+def test_code(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs as it is written, but for the compiler behind torch.compile, which takes a minute a
+    page; tests/api/test_compile.py runs that."""
+    compile_eagerly = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
     monkeypatch.setenv("KERAS_BACKEND", "torch")
-    for name in re.findall(r"\w+", EXAMPLES[number].splitlines()[0].removeprefix("import")):
-        pytest.importorskip(name)
-    exec(EXAMPLES[number], {})
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    with rnnkernels.use_backend(None), mock.patch.dict(os.environ):
+        missing = run(path)
+    if missing:
+        pytest.skip(f"ran but for what needs {', '.join(missing)}")
+
+
+def test_code_that_is_wrong(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    text = "<!-- setup\na = 1\n-->\n\n```python\nb = a\n```\n"
+    text += "<!-- not run: of a GPU -->\n```python\nc\n```\n"
+    text += "<!-- needs: no_such_module -->\n\n```python\nc\n```\n"
+    document.write_text(text)
+    assert run(document) == ["no_such_module"]
+    document.write_text(text + "```python\nassert b == 2\n```\n")
+    with pytest.raises(AssertionError) as error:
+        run(document)
+    assert (error.traceback[-1].path, error.traceback[-1].lineno) == (document, 17)
+    document.write_text(text + "* a list\n  ```python\n  c\n  ```\n")
+    with pytest.raises(AssertionError, match="not at the start of its line"):
+        run(document)
+
+
+def test_every_page_is_in_a_contents_list() -> None:
+    """`make docs` refuses others, too; they are named here where Sphinx is not installed."""
+    docs = ROOT / "docs"
+    pages = {path.resolve() for end in ("md", "rst") for path in docs.glob(f"**/*.{end}")}
+    listed = {docs / "index.md"}
+    for page in pages:
+        text = page.read_text("utf-8")
+        for entries in re.findall(
+            r"\{toctree\}\n(.*?)```|toctree::\n(.*?)\n(?=\S)", text, re.DOTALL
+        ):
+            for entry in re.findall(r"^ *([\w./-]+)$", "".join(entries), re.MULTILINE):
+                path = (page.parent / entry).resolve()
+                listed |= {path.with_name(f"{path.name}.{end}") for end in ("md", "rst")}
+    assert not {path.relative_to(docs) for path in pages - listed}
+
+
+def public_names() -> set[str]:
+    rooms = ["functional", "interop", "nn", "serving", "streaming", "torch_types", "diagnostics"]
+    names = {f"rnnkernels.{name}" for name in rnnkernels.__all__} - {
+        f"rnnkernels.{r}" for r in rooms
+    }
+    for room in [*rooms, "testing"]:
+        listed = import_module(f"rnnkernels.{room}").__all__
+        same = {name for name in listed if f"rnnkernels.{name}" in names}
+        names |= {f"rnnkernels.{room}.{name}" for name in set(listed) - same}
+        if room == "torch_types":
+            names |= {f"rnnkernels.{room}.{name}" for name in listed}
+    return names
+
+
+def test_reference_has_every_public_name() -> None:
+    pages = [path.read_text("utf-8") for path in (ROOT / "docs/api").glob("*.rst")]
+    documented = re.findall(r"^\.\. auto\w+:: (\S+)", "\n".join(pages), re.MULTILINE)
+    assert not public_names() - set(documented)
+
+
+def test_pictures_of_the_guides(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = sorted(path.stem for path in (ROOT / "docs/guides").glob("*.png"))
+    assert drawn == sorted(pictures.PICTURES)
+    assert pictures.main(["lengths", "unrolling", "--out", str(tmp_path)]) == 0
+    written = {path.stem: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(written) == {"lengths", "unrolling"}
+    assert all(data.startswith(b"\x89PNG") and len(data) < 100_000 for data in written.values())
