@@ -88,11 +88,10 @@ class Library:
         flags.append("-Wno-psabi")
         # Torch's headers turn this one off where they need to, which a precompiled header forgets.
         flags.append("-Wno-sign-compare")
-        if settings.SANITIZE:
-            # Optimizing what is instrumented takes longer than the tests save by it.
-            flags += [*instrument(), "-O0"]
-        else:
-            flags += ["-DNDEBUG", "-fwrapv"]
+        flags.append("-DNDEBUG")  # as torch was compiled, whose headers depend on it
+        # Optimizing what is instrumented takes longer than the tests save by it; with -fwrapv an
+        # overflow of signed integers would be no finding.
+        flags += [*instrument(), "-O0"] if settings.SANITIZE else ["-fwrapv"]
         flags += [f"-D{macro}" for macro in self.macros]
         includes = [f"-isystem{folder}" for folder in self.includes]
         return [*cache, *settings.CXX, *flags, "-Icsrc", *includes, *from_environment("CXXFLAGS")]
