@@ -6,8 +6,9 @@
 Each process reads its share of the streams and carries their states; DistributedDataParallel
 averages the gradients. Layers of rnnkernels need nothing for this: their parameters are ordinary
 ones. The text is that of Python's standard library, the model that of char_lm.py. Weights, text and
-order depend on the seed alone, so that the losses are those of a single process to the last digits
-in which sums of another order differ; --losses writes them down.
+order depend on the seed alone, so that the losses are those of a single process but for rounding,
+since sums have another order: in the last digits at first, in the third after hundreds of steps.
+--losses writes them down.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def row(quick: bool) -> Row:
         None,
         "bits per character",
         ends[1],
-        "one process, which two shall equal",
+        "one process, the same but for rounding",
         ends[0],
         round(seconds, 1),
     )
