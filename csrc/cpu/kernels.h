@@ -103,6 +103,8 @@ struct Entry {
   void (*backward)(const Launch&, const CellKernels<IO>&, const Backward<IO>&);
   void (*rows)(const Launch&, const Rows<IO>&);
   void (*outer)(const Launch&, const OuterProducts<IO>&);  // null where torch's are faster
+  // out [B, N] = x [B, K] w^T of w [N, K], columns first to last.
+  void (*dots)(const IO* x, int64_t B, const IO* w, int64_t N, int64_t K, int64_t first, int64_t last, IO* out);
   // out [R] += a [K] * w [K, R], columns first to last.
   void (*add_product)(const Arithmetic<IO>* a, const IO* w, int64_t K, int64_t R, int64_t first, int64_t last, IO* out);
 };

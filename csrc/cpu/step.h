@@ -76,6 +76,71 @@ struct Single : Lanes<IO> {
   }
 };
 
+// Products of a few rows with weights that are read once, where they lie, for all of these rows.
+template <class IO>
+struct FewRows : Lanes<IO> {
+  using typename Lanes<IO>::T, typename Lanes<IO>::V;
+  using Lanes<IO>::kLanes;
+
+  // out [B, N] = x [B, K] w^T of w [N, K], columns first to last. A row has the same bits in any batch.
+  static void dots(const IO* x, int64_t B, const IO* w, int64_t N, int64_t K, int64_t first, int64_t last, IO* out) {
+    constexpr int kRows = kLanes < 16 ? 2 : 4;
+    if (B <= 2) return tiles<2>(x, B, w, N, K, first, last, out);
+    tiles<kRows>(x, B, w, N, K, first, last, out);
+  }
+
+ private:
+  // A sum for each lane: of so many rows of x with each of so many of w.
+  template <int kRows>
+  static void tiles(const IO* x, int64_t B, const IO* w, int64_t N, int64_t K, int64_t first, int64_t last, IO* out) {
+    constexpr int kWeights = kLanes / kRows;
+    for (int64_t i = first; i < last; i += kWeights) {
+      const IO* columns[kWeights];
+      const int width = int(least(last - i, kWeights));
+      for (int j = 0; j < kWeights; ++j) columns[j] = w + (i + (j < width ? j : width - 1)) * K;
+      for (int64_t b = 0; b < B; b += kRows) {
+        const IO* rows[kRows];
+        const int count = int(least(B - b, kRows));
+        for (int r = 0; r < kRows; ++r) rows[r] = x + (b + (r < count ? r : count - 1)) * K;
+        IO sums[kLanes];
+        store(sums, tile<kRows, kWeights>(rows, columns, K));
+        for (int r = 0; r < count; ++r) std::memcpy(out + (b + r) * N + i, sums + r * kWeights, width * sizeof(IO));
+      }
+    }
+  }
+
+  // Lane r * kWeights + j is the product of rows[r] and columns[j].
+  template <int kRows, int kWeights>
+  static V tile(const IO* const (&rows)[kRows], const IO* const (&columns)[kWeights], int64_t K) {
+    V sum[kLanes];
+#pragma GCC unroll 16
+    for (V& one : sum) one = V(T(0));
+    int64_t k = 0;
+    for (; k + kLanes <= K; k += kLanes) {
+      // The rows of w that are next: so many streams at once are more than the processor foresees.
+#pragma GCC unroll 8
+      for (int j = 0; j < kWeights; ++j) __builtin_prefetch(columns[j] + kWeights * K + k);
+      add(sum, [&](const IO* from) { return load(from + k); }, rows, columns);
+    }
+    if (k < K) add(sum, [&](const IO* from) { return load(from + k, int(K - k)); }, rows, columns);
+    return sums_of(sum, std::make_index_sequence<kLanes>());
+  }
+
+  template <int kRows, int kWeights, class Load>
+  static __attribute__((always_inline)) void add(V (&sum)[kLanes], Load&& part, const IO* const (&rows)[kRows],
+                                                 const IO* const (&columns)[kWeights]) {
+    V a[kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) a[r] = part(rows[r]);
+#pragma GCC unroll 8
+    for (int j = 0; j < kWeights; ++j) {
+      const V b = part(columns[j]);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) sum[r * kWeights + j] += a[r] * b;
+    }
+  }
+};
+
 // The step of row b: it is there, and nothing is reset.
 RNN_HD RowStep only_step(int64_t b) { return {b, true, false, false, 0, b}; }
 
