@@ -182,7 +182,6 @@ def build(options: Options) -> Task:
         clip=0.5,
         draw=draw,
         finish=finish,
-        only_ours="reset=",
     )
 
 
