@@ -16,7 +16,8 @@ def steps(row: Row) -> str:
 
 def named(row: Row) -> str:
     """What was run; a small run is marked, since its figures say little."""
-    return f"{row['shape']} (--quick)" if row["quick"] else str(row["shape"])
+    name = f"`{row['shape']}`"
+    return f"{name} (quick)" if row["quick"] else name
 
 
 def overview(rows: Rows) -> str:

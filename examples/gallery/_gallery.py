@@ -287,8 +287,8 @@ def report(name: str, result: Result, plot: Path) -> None:
         f"(this run took {result.seconds:.0f} s)\nbaseline: {task.baseline_value:{task.show}}, "
         f"{task.baseline}{'' if task.beaten_by(last) else ', which is not beaten'}"
     )
-    figure = Figure(figsize=(11 if task.draw else 6, 4), layout="constrained")
-    axes = figure.subplots(1, 2 if task.draw else 1, squeeze=False)[0]
+    figure = Figure(figsize=(11 if task.draw else 5.5, 4), layout="constrained")
+    axes = halves(figure) if task.draw else [figure.subplots()]
     epochs = range(1, len(result.history) + 1)
     axes[0].plot(epochs, [entry["metric"] for entry in result.history], "o-", label=name)
     axes[0].axhline(task.baseline_value, color="gray", linestyle="--", label=task.baseline)
@@ -303,6 +303,12 @@ def report(name: str, result: Result, plot: Path) -> None:
     if task.finish:
         with torch.no_grad():
             task.finish()
+
+
+def halves(figure: Figure) -> list[Axes]:
+    """Part a figure exactly in the middle: tiles of the documentation show the right half alone."""
+    parts: Any = figure.subfigures(1, 2)
+    return [part.subplots() for part in parts]
 
 
 def step_times(task: Task) -> list[float]:

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import _path  # noqa: F401
 from _cli import Parser, UsageError, exit_code, whole
-from _gallery import CELLS, recurrent, require_folder
+from _gallery import CELLS, halves, recurrent, require_folder
 from _results import load_checkpoint, require_same, save_metrics, write_atomically
 from _row import Row
 from _text import Streams, Vocabulary, read_corpus
@@ -204,7 +204,7 @@ def bigram_bits(learnt: Tensor, held_out: Tensor, size: int) -> float:
 def draw(path: Path, runs: dict[str, list[float]]) -> None:
     """Draw the losses of runs by their names, and how far they are from the first."""
     figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, right = halves(figure)
     (_, first), *others = runs.items()
     for (name, losses), style in zip(runs.items(), ("-", "--"), strict=False):
         left.plot([loss / math.log(2) for loss in losses], style, label=name)

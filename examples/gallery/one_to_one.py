@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 import _path  # noqa: F401
@@ -63,6 +64,14 @@ def build(options: Options) -> Task:
         difference = (model.rnn(digits.unseen[None])[0][0] - plain).abs().max().item()
         print(f"  largest difference from the feed-forward layer: {difference:.1e}")
 
+    def draw(axes: Axes) -> None:
+        image = digits.unseen[:1]
+        axes.plot(model.rnn(image[None])[0][0, 0], "o", fillstyle="none", label="recurrent layer")
+        plain = feed_forward(model.rnn, image, options.cell)[0]
+        axes.plot(plain, "x", label="feed-forward layer")
+        axes.set(xlabel="hidden unit", ylabel="h of the first image held out")
+        axes.legend(fontsize=8)
+
     return classification(
         model,
         (digits.images, digits.labels),
@@ -71,6 +80,7 @@ def build(options: Options) -> Task:
         data=digits.described(),
         baseline="the nearest mean image",
         baseline_value=digits.baseline(),
+        draw=draw,
         finish=finish,
     )
 

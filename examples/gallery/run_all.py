@@ -144,11 +144,12 @@ def kept(options: Options, now: record.Record) -> list[dict[str, Any]]:
         found = record.read(options.record)
     except ValueError as error:
         raise UsageError(f"argument --record: {error}; name another file") from error
+    rows = [row for row in found["rows"] if row["shape"] in {run.name for run in RUNS}]
     same = all(found[key] == now[key] for key in ("commit", "torch", "threads", "processor"))
     if options.resume and same:
-        return [row for row in found["rows"] if row["quick"] == options.quick]
+        return [row for row in rows if row["quick"] == options.quick]
     again = options.only or {run.program for run in RUNS}
-    return [row for row in found["rows"] if row["variant"] not in again]
+    return [row for row in rows if row["variant"] not in again]
 
 
 def run(options: Options) -> int:

@@ -113,7 +113,7 @@ def build(options: Options) -> Task:
     )
 
 
-PROGRAM = Program(__file__, __doc__, build, (5, 4), "gru")
+PROGRAM = Program(__file__, __doc__, build, (4, 4), "gru")
 main = PROGRAM.main
 
 if __name__ == "__main__":

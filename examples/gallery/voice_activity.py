@@ -170,7 +170,7 @@ def measure(options: Options) -> Row:
 
 def picture(path: Path, samples: Tensor, chances: Tensor, truth: Tensor) -> None:
     """Draw a stream: what is heard, what is said of it, and what is true."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(8.25, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(torch.arange(len(samples))[::8] / SAMPLE_RATE, samples[::8], linewidth=0.3)
     above.set(ylabel="samples")

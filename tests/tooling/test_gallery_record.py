@@ -119,7 +119,7 @@ def test_tables_of_a_record(
     assert readme.main(["record.json", "--document", "page.md"]) == 0
     assert "no record has rows for gallery-program absent" in capsys.readouterr().err
     whole, one, _ = page.read_text().split("<!-- /benchmarks -->")[:3]
-    assert "| [digits --pixels](gallery/digits.md) | ones | accuracy | 60% |" in whole
+    assert "| [`digits --pixels`](gallery/digits.md) | ones | accuracy | 60% |" in whole
     assert "2.0 / 4.0 ms" in whole and "(gallery/tagging.md)" in whole
     assert "| command | `python examples/gallery/digits.py --pixels` |" in one
     assert "tagging" not in one
@@ -140,7 +140,8 @@ def test_torch_nn_called_as_ours(gallery: Any, cell: str) -> None:
         ours = getattr(rk, cell)(3, 5, dtype=torch.float64, **options)
         model = torch.nn.ModuleDict({"rnn": copy.deepcopy(ours)})
         theirs = stand_in.with_torch_nn(model)["rnn"]
-        hx = ours(x[:2])[1]
+        with torch.no_grad():
+            hx = ours(x[:2])[1]
         start = () if "lengths" in call else (hx,)
         y, state = ours(x, *start, **call)
         got, after = theirs(x, *start, **call)
