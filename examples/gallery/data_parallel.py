@@ -211,7 +211,7 @@ def draw(path: Path, runs: dict[str, list[float]]) -> None:
     left.set(xlabel="step", ylabel="training loss, bits per character")
     left.legend()
     for name, losses in others:
-        right.semilogy([abs(a / b - 1) + 1e-12 for a, b in zip(losses, first, strict=True)],
+        right.semilogy([max(abs(a / b - 1), 1e-8) for a, b in zip(losses, first, strict=True)],
                        label=f"{name}, beside one")  # fmt: skip
         right.legend()
     right.set(xlabel="step", ylabel="relative difference of the loss")
