@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -133,7 +134,17 @@ def run_one(run: Run, options: Options) -> tuple[Row, str, Path]:
 def surroundings() -> record.Record:
     """Say what the figures depend on, and which command makes them."""
     found = record.environment("cpu", Cpu(), torch.get_num_threads())
+    found["commit"] = of_sources(found["commit"])
     return {**found, "command": " ".join(["python examples/gallery/run_all.py", *sys.argv[1:]])}
+
+
+def of_sources(commit: str) -> str:
+    """Leave the ``-dirty`` of a commit away where nothing differs from it but what a run writes:
+    one that was stopped and goes on is of the same commit."""
+    written = (":(top)", ":(top,exclude)docs/gallery*", ":(top,exclude)benchmarks/results")
+    command = ["git", "diff", "--quiet", "HEAD", "--", *written]
+    clean = commit.endswith("-dirty") and not subprocess.run(command, cwd=_path.ROOT).returncode
+    return commit.removesuffix("-dirty") if clean else commit
 
 
 def kept(options: Options, now: record.Record) -> list[dict[str, Any]]:

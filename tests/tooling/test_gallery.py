@@ -294,6 +294,12 @@ def test_a_checkpoint_of_another_run_is_refused(
     program = gallery.Program("ones.py", "Ones.", lambda options: task, (2, 1))
     assert program.main(paths) == 0
     assert "60.0%, none, which is not beaten" in capsys.readouterr().out
+    rates = [group["lr"] for group in torch.load(tmp_path / "a.pt")["optimizer"]["param_groups"]]
+    assert rates == [task.lr]
+    task.settles = True
+    assert program.main(["--epochs=3", *paths, "--resume"]) == 0
+    rates = [group["lr"] for group in torch.load(tmp_path / "a.pt")["optimizer"]["param_groups"]]
+    assert rates == pytest.approx([task.lr / 3])  # of the third epoch of three
     assert program.main([*paths, "--resume", "--seed=1"]) == 2
     assert "made with --seed 0, but this run has --seed 1" in capsys.readouterr().err
     assert program.main([*paths, "--resume", "--quick"]) == 2

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,26 @@ def test_resume_leaves_out_what_is_recorded(
     assert run_all.main([*argv, "--only", "tagging"]) == 0
     assert done == ["tagging --pixels"]
     assert len(record.read(tmp_path / "record.json")["rows"]) == 2
+
+
+def test_what_a_run_writes_is_no_change_of_the_sources(
+    run_all: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    files = [tmp_path / name for name in ("docs/gallery/a.md", "benchmarks/results/b", "c.py")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=b"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(importlib.import_module("_path"), "ROOT", tmp_path)
+    for file in files[:2]:
+        file.write_text("new")
+    assert run_all.of_sources("abc-dirty") == "abc"
+    files[2].write_text("new")
+    assert run_all.of_sources("abc-dirty") == "abc-dirty"
 
 
 def test_wrong_use(
