@@ -33,8 +33,10 @@ help: ## Show this list
 demo: $(VENV)/.built ## Train the small character model of examples/
 	$(BIN)/python examples/char_lm.py $(ARGS)
 
-gallery: $(VENV)/.gallery ## Train all models of examples/gallery; docs/gallery.md has them
-	$(BIN)/python examples/gallery/run_all.py $(ARGS)
+GALLERY_RECORD ?= benchmarks/results/gallery.json
+gallery: $(VENV)/.gallery ## Train all models of examples/gallery; renew docs/gallery.md and the pages below it
+	$(BIN)/python examples/gallery/run_all.py --record $(GALLERY_RECORD) --plots docs/gallery $(ARGS)
+	$(BIN)/python -m benchmarks.readme $(GALLERY_RECORD) $(patsubst %,--document %,docs/gallery.md $(wildcard docs/gallery/*.md))
 
 docs: $(VENV)/.docs ## Build the documentation as a site, build/docs/index.html
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/docs-doctrees docs build/docs $(ARGS)

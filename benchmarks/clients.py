@@ -9,11 +9,8 @@ with them: nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
-import pickle
 import sys
-import types
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,25 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
 
 import rnnkernels as rk
+from benchmarks import client_models as models
 from benchmarks import providers, record, timing
+from benchmarks.client_models import Model, example
 from benchmarks.device import Cpu
 
-ROOT = Path(__file__).parents[1]
 REPEATS = 15
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model of a client, and a call of it that gives a floating tensor."""
-
-    module: nn.Module
-    call: Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,189 +67,62 @@ class Client:
             return plain, Model(self.convert(ours.module), ours.call)
 
 
-def folder(module: str) -> Path:
-    """Of an installed package, without importing it."""
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.submodule_search_locations
-    return Path(found.submodule_search_locations[0])
-
-
-def example(name: str) -> Any:
-    """A module of examples/gallery."""
-    for path in (ROOT / "examples", ROOT / "examples/gallery"):
-        if str(path) not in sys.path:
-            sys.path.append(str(path))
-    return importlib.import_module(name)
-
-
-def without(module: str, *absent: str) -> Any:
-    """Import a module of a package that imports others, for what is not used here."""
-    for name in absent:
-        if importlib.util.find_spec(name) is None:
-            sys.modules[name] = types.ModuleType(name)
-    try:
-        return importlib.import_module(module)
-    finally:
-        for name in absent:
-            if getattr(sys.modules.get(name), "__spec__", name) is None:
-                del sys.modules[name]
-
-
-def silero_vad() -> Model:
-    voice = example("_voice")
-    steps = voice.in_steps(0.1 * torch.randn(1, 100 * voice.STEP)).contiguous()
-    return Model(voice.rebuild(voice.load_shipped()), lambda m: m(steps)[0])
-
-
-def resemblyzer() -> Model:
-    encoder = without("resemblyzer.voice_encoder", "webrtcvad", "librosa").VoiceEncoder
-    mels = torch.rand(4, 160, 40)
-    return Model(encoder("cpu", verbose=False).eval(), lambda m: m(mels))
-
-
-def g2p_fa() -> Model:
-    package = importlib.import_module("g2p_fa.g2p_fa")
-    letters, sounds = torch.randint(3, 41, [30, 16]), torch.randint(3, 33, [30, 16])
-    return Model(package.G2P_Fa().model.eval(), lambda m: m(letters, sounds, 1.0))
-
-
-def ribodetector() -> Model:
-    kind = importlib.import_module("ribodetector.model.model").SeqModel
-    model = kind(4, 128, 1, 2)
-    file = folder("ribodetector") / "data/model_len70_101.pth"
-    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=False)["state_dict"])
-    bases = torch.eye(4)
-    reads = [bases[torch.randint(4, [70 + i % 32])] for i in range(64)]
-    packed = pack_sequence(reads, enforce_sorted=False)
-    return Model(model.eval(), lambda m: m(packed))
-
-
-class CharacterTagger(nn.Module):
-    """g2pM's network, which the package itself computes in NumPy."""
-
-    def __init__(self, weights: dict[str, Any]) -> None:
-        super().__init__()
-        (count, size), hidden = (
-            weights["embedding.weight"].shape,
-            weights["lstm.weight_hh_l0"].shape,
-        )
-        answer = weights["logit_layer.2.weight"].shape
-        self.embedding = nn.Embedding(count, size)
-        self.lstm = nn.LSTM(size, hidden[1], batch_first=True, bidirectional=True)
-        self.logit_layer = nn.Sequential(
-            nn.Linear(2 * hidden[1], answer[1]), nn.ReLU(), nn.Linear(*reversed(answer))
-        )
-        self.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.logit_layer(self.lstm(self.embedding(tokens))[0])
-        return logits
-
-
-def g2pm() -> Model:
-    weights = pickle.loads((folder("g2pM") / "np_ckpt.pkl").read_bytes())
-    model = CharacterTagger(weights)
-    tokens = torch.randint(1, model.embedding.num_embeddings, [16, 40])
-    return Model(model.eval(), lambda m: m(tokens))
-
-
-class Speller(nn.Module):
-    """g2p-en's network, which the package itself computes in NumPy."""
-
-    def __init__(self, weights: Any) -> None:
-        super().__init__()
-        letters, sounds = (torch.tensor(weights[name]) for name in ("enc_emb", "dec_emb"))
-        size = letters.shape[1]
-        self.letters = nn.Embedding(len(letters), size, _weight=letters)
-        self.sounds = nn.Embedding(len(sounds), size, _weight=sounds)
-        self.encoder, self.decoder = nn.GRU(size, size), nn.GRUCell(size, size)
-        self.output = nn.Linear(size, len(weights["fc_w"]))
-        state = {"output.weight": weights["fc_w"], "output.bias": weights["fc_b"]}
-        for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
-            full = name.replace("w", "weight").replace("b_", "bias_")
-            state |= {f"encoder.{full}_l0": weights[f"enc_{name}"],
-                      f"decoder.{full}": weights[f"dec_{name}"]}  # fmt: skip
-        self.load_state_dict({n: torch.tensor(a) for n, a in state.items()}, strict=False)
-
-    def forward(self, words: Tensor) -> Tensor:
-        h = self.encoder(self.letters(words))[1][0]
-        said, answers = torch.full([words.shape[1]], 2), []
-        for _ in range(20):
-            h = self.decoder(self.sounds(said), h)
-            answers.append(self.output(h))
-            said = answers[-1].argmax(1)
-        return torch.stack(answers)
-
-
-def g2p_en() -> Model:
-    model = Speller(np.load(folder("g2p_en") / "checkpoint20.npz"))
-    words = torch.cat([torch.randint(3, 29, [10, 16]), torch.full([1, 16], 2)])
-    return Model(model.eval(), lambda m: m(words))
-
-
-def sb3_contrib() -> Model:
-    ppo = importlib.import_module("sb3_contrib").RecurrentPPO
-    states = importlib.import_module("sb3_contrib.common.recurrent.type_aliases").RNNStates
-    rows, steps = 8, 64
-    zeros = (torch.zeros(1, rows, 256), torch.zeros(1, rows, 256))
-    seen, pushes = torch.randn(rows * steps, 4), torch.randint(2, [rows * steps])
-    starts = (torch.rand(rows * steps) < 0.03).float()
-    policy = ppo("MlpLstmPolicy", "CartPole-v1", n_steps=16, seed=0, device="cpu").policy
-
-    def call(m: Any) -> Tensor:
-        value, likely, _ = m.evaluate_actions(seen, pushes, states(zeros, zeros), starts)
-        return torch.cat([value.flatten(), likely])
-
-    return Model(policy, call)
-
-
-def torchrl(kind: str) -> Model:
-    modules = importlib.import_module("torchrl.modules")
-    rows, steps, states = 8, 64, ("h", "c") if kind == "LSTM" else ("h",)
-    module = getattr(modules, f"{kind}Module")(
-        input_size=16, hidden_size=64, in_keys=["seen", *states],
-        out_keys=["embed", *(("next", state) for state in states)],
-    )  # fmt: skip
-    experience = importlib.import_module("tensordict").TensorDict(
-        {"seen": torch.randn(rows, steps, 16), "is_init": torch.rand(rows, steps, 1) < 0.03}
-        | {state: torch.zeros(rows, steps, 1, 64) for state in states},
-        [rows, steps],
-    )
-
-    def call(m: nn.Module) -> Tensor:
-        with modules.set_recurrent_mode(True):
-            embedded: Tensor = m(experience.clone())["embed"]
-        return embedded
-
-    return Model(module, call)
-
-
 AS_IT_IS, AGAIN = "as it is", "built again with its weights"
 KEPT, LINE = "as it is, keep_type=True", "with reset= (one line)"
+MIXED = "its subclass on our layer"
 keep = partial(rk.convert, keep_type=True)
 SB3 = ("sb3_contrib", "stable_baselines3", "gymnasium")
 TORCHRL = ("torchrl", "tensordict")
 CLIENTS = (
     Client("silero-vad", ("silero_vad", "matplotlib", "tqdm"), "LSTM 128-128, 100 steps of 32 ms",
-           AGAIN, silero_vad),
+           AGAIN, models.silero_vad),
     Client("resemblyzer", ("resemblyzer",), "LSTM 40-256, 3 layers, 4 x 160 frames", AS_IT_IS,
-           resemblyzer),
+           models.resemblyzer),
     Client("g2p-fa", ("g2p_fa",), "LSTM 40-256, 2 layers, encoder and decoder; 16 words", AS_IT_IS,
-           g2p_fa),
+           models.g2p_fa),
     Client("ribodetector", ("ribodetector",), "LSTM 4-128, two directions, 64 packed reads",
-           AS_IT_IS, ribodetector),
-    Client("g2pM", ("g2pM",), "LSTM 64-32, two directions, 16 x 40 characters", AGAIN, g2pm),
-    Client("g2p-en", ("g2p_en",), "GRU and GRUCell 256-256, 16 words", AGAIN, g2p_en),
+           AS_IT_IS, models.ribodetector),
+    Client("g2pM", ("g2pM",), "LSTM 64-32, two directions, 16 x 40 characters", AGAIN, models.g2pm),
+    Client("g2p-en", ("g2p_en",), "GRU and GRUCell 256-256, 16 words", AGAIN, models.g2p_en),
     Client("sb3-contrib", SB3, "RecurrentPPO: two LSTM 4-256, 8 x 64 steps, some begin episodes",
-           AS_IT_IS, sb3_contrib),
-    Client("sb3-contrib", SB3, "the same", LINE, sb3_contrib,
+           AS_IT_IS, models.sb3_contrib),
+    Client("sb3-contrib", SB3, "the same", LINE, models.sb3_contrib,
            lambda policy: example("_policies").reset_inside(policy)),
     Client("torchrl", TORCHRL, "LSTMModule 16-64, 8 x 64 steps, some begin episodes",
-           KEPT, partial(torchrl, "LSTM"), keep),
-    Client("torchrl", TORCHRL, "the same", LINE, partial(torchrl, "LSTM"),
+           KEPT, partial(models.torchrl, "LSTM"), keep),
+    Client("torchrl", TORCHRL, "the same", LINE, partial(models.torchrl, "LSTM"),
            lambda module: example("_policies").ResetInside(module)),
     Client("torchrl", TORCHRL, "GRUModule 16-64, 8 x 64 steps, some begin episodes",
-           KEPT, partial(torchrl, "GRU"), keep),
+           KEPT, partial(models.torchrl, "GRU"), keep),
+    Client("rsl-rl-lib", ("rsl_rl",), "RNN of type gru 48-256, 24 calls of one step, 64 rows",
+           AS_IT_IS, partial(models.rsl_rl, "gru")),
+    Client("rsl-rl-lib", ("rsl_rl",), "the same of type lstm", AS_IT_IS,
+           partial(models.rsl_rl, "lstm")),
+    Client("medaka", ("medaka",), "GRU 10-128, two layers and directions, 4 x 500 columns",
+           AS_IT_IS, models.medaka),
+    Client("BeatNet", ("BeatNet",), "LSTM 150-150, 2 layers, 500 frames", AS_IT_IS, models.beatnet),
+    Client("kraken", ("kraken",), "LSTM 32-64, two directions, 4 packed lines", AS_IT_IS,
+           models.kraken),
+    Client("openunmix", ("openunmix",), "LSTM 256-128, 3 layers, two directions, 100 frames",
+           AS_IT_IS, models.openunmix),
+    Client("denoiser", ("denoiser",), "Demucs: LSTM 128-128, 2 layers, 1 s of sound", AS_IT_IS,
+           models.denoiser),
+    Client("DeepFilterNet", ("df",), "GroupedGRU: 16 GRU 32-32, 200 frames", AS_IT_IS,
+           models.deep_filter_net),
+    Client("asteroid", ("asteroid", "asteroid_filterbanks"), "DPRNN: 4 LSTM 64-64, two directions",
+           AS_IT_IS, models.asteroid),
+    Client("neuralhydrology", ("neuralhydrology",), "CudaLSTM: LSTM 5-64, 32 x 365 days", AS_IT_IS,
+           partial(models.neuralhydrology, "CudaLSTM")),
+    Client("neuralhydrology", ("neuralhydrology",), "GRU 5-64, 32 x 365 days", AS_IT_IS,
+           partial(models.neuralhydrology, "GRU")),
+    Client("pypots", ("pypots",), "GRU-D: GRUCell 88-64, 16 x 48 steps", AS_IT_IS,
+           models.pypots_grud),
+    Client("pypots", ("pypots",), "BRITS: LSTMCell 24-64, 16 x 48 steps", AS_IT_IS,
+           models.pypots_brits),
+    Client("torch-geometric", ("torch_geometric",), "AttentiveFP: 3 GRUCell 64-64, 600 atoms",
+           AS_IT_IS, models.attentive_fp),
+    Client("pytorch-forecasting", ("pytorch_forecasting",), "LSTM 32-64, rows of 0 to 90 steps",
+           MIXED, models.pytorch_forecasting, models.mix_into_forecasting),
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """``python -m benchmarks.readme RECORD...``: puts tables from records into README.md and docs/.
 
-A document says where each table goes, by the name of a view of ``benchmarks.report``::
+A document says where each table goes, by the name of a view of ``benchmarks.report``, behind which
+may stand the one variant that it is about::
 
     <!-- benchmarks: suite -->
     whatever stands here is replaced
@@ -24,12 +25,14 @@ from benchmarks import record, report
 from benchmarks.record import Record
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- benchmarks: ([\w-]+) -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- benchmarks: ([\w-]+)(?: ([\w-]+))? -->\n).*?(<!-- /benchmarks -->)", re.DOTALL
+)
 
 
-def block(name: str, found: Record, path: Path, document: Path) -> str | None:
+def block(name: str, variant: str, found: Record, path: Path, document: Path) -> str | None:
     """A view, and what it was measured on; None where the record has no rows for it."""
-    text = report.view(name, found)
+    text = report.view(name, found, variant)
     if text is None:
         return None
     where = path.resolve()
@@ -55,16 +58,16 @@ def updated(document: Path, records: Sequence[tuple[Path, Record]]) -> tuple[str
         )
 
     def replaced(match: re.Match[str]) -> str:
-        start, name, end = match.groups()
+        start, name, variant, end = match.groups(default="")
         if name not in report.VIEWS:
             raise ValueError(
                 f"{document}: expected a view among {', '.join(report.VIEWS)}, got {name!r}"
             )
-        texts = [block(name, found, path, document) for path, found in records]
+        texts = [block(name, variant, found, path, document) for path, found in records]
         measured = [text for text in texts if text is not None]
         if measured:
             return start + "\n\n".join(measured) + f"\n{end}"
-        missing.append(name)
+        missing.append(f"{name} {variant}".rstrip())
         return match.group()
 
     return BLOCK.sub(replaced, old), missing
@@ -84,11 +87,11 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         action="append",
         metavar="FILE",
-        help="repeatable; default: README.md and docs/*.md",
+        help="repeatable; default: README.md and all of docs/",
     )
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if a table is old")
     args = parser.parse_args(argv)
-    documents = args.document or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    documents = args.document or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     old = []
     try:
         records = [(path, record.read(path)) for path in args.record]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import providers, record
+from benchmarks import gallery, providers, record
 from benchmarks.cases import label
 from benchmarks.contest import Row
 from benchmarks.figures import (
@@ -347,13 +347,17 @@ VIEWS: dict[str, tuple[str, tuple[str, ...], Callable[[Rows], str]]] = {
     "written": ("written", ("training",), written),
     "flow": ("flow", ("training",), flow),
     "clients": ("clients", ("inference", "training"), clients),
+    "gallery": ("gallery", ("training",), gallery.overview),
+    "gallery-program": ("gallery", ("training",), gallery.single),
 }
 
 
-def view(name: str, found: Record) -> str | None:
-    """One of :data:`VIEWS`; None where the record has no results for it."""
+def view(name: str, found: Record, variant: str = "") -> str | None:
+    """One of :data:`VIEWS`, of one variant if it is named; None where the record has no results
+    for it."""
     suite, modes, make = VIEWS[name]
     rows = [row for row in found["rows"] if row["suite"] == suite and row["mode"] in modes]
+    rows = [row for row in rows if variant in ("", row.get("variant"))]
     rows = [row for row in rows if row["results"]]  # remarks() tells of the others
     return make(rows) if rows else None
 

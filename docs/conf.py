@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
 ]
 
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "html_image"]
 
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -67,7 +67,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 # Pages without others below them have no use for a list of these.
-html_sidebars = {page: [] for page in ("install", "quickstart", "gallery", "performance")}
+html_sidebars = {page: [] for page in ("install", "quickstart")}
 html_theme_options = {
     "logo": {"text": "rnnkernels"},
     "header_links_before_dropdown": 8,

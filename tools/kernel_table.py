@@ -57,7 +57,7 @@ From commit 0459832 to commit 8db740f, where the grid handed on by flags, to now
 ## Shared memory
 
 KiB of dynamic shared memory of a block, of the {limit:.0f} that it may have on an H100, as
-[the plan](performance.md#on-a-gpu-estimated-not-measured) lays out layers of one direction:
+[the plan](performance/gpu.md) lays out layers of one direction:
 forward / backward. A dash runs step by step.
 
 {shared}

@@ -26,6 +26,17 @@ class Digits:
         means = [self.images[self.labels == digit].mean(0) for digit in range(10)]
         return torch.cdist(self.unseen, torch.stack(means)).argmin(1)
 
+    def baseline(self) -> float:
+        """Return the share of the images held out that :meth:`nearest_mean` tells rightly."""
+        return (self.nearest_mean() == self.truth).double().mean().item()
+
+    def described(self) -> str:
+        """Say where they come from, and how many there are."""
+        return (
+            f"scikit-learn's digits, {len(self.images):,} to learn from, {len(self.unseen)} held "
+            "out"
+        )
+
 
 def read_digits(quick: bool) -> Digits:
     """Read scikit-learn's digits; a part of those to learn from with ``quick``."""

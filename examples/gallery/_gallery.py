@@ -29,6 +29,7 @@ import rnnkernels as rk
 from _cli import CtrlC, Parser, UsageError, blaming_backend, exit_code, whole
 from _compare import in_turns
 from _results import load_checkpoint, require_same, write_atomically
+from _torch_nn import with_torch_nn
 
 CELLS: dict[str, Callable[..., nn.Module]] = {
     "rnn": rk.RNN,
@@ -82,11 +83,11 @@ class Task:
         baseline_value: its metric on the same data.
         optimizer: what learns from the gradients.
         lr: its learning rate.
+        settles: whether the rate falls from epoch to epoch, to almost nothing in the last.
         decay: its weight decay.
         clip: largest norm of the gradient of all parameters; None for no bound.
         draw: draws what has been learnt beside the learning curve.
         finish: prints or writes more at the end.
-        only_ours: what of the call torch.nn's layers have not, so that no time is compared.
     """
 
     data: str
@@ -100,12 +101,16 @@ class Task:
     baseline: str
     baseline_value: float
     lr: float = 3e-3
+    settles: bool = False
     decay: float = 0.01
     clip: float | None = 1.0
     draw: Callable[[Axes], object] | None = None
     finish: Callable[[], object] | None = None
-    only_ours: str = ""
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+
+    def beaten_by(self, metric: float) -> bool:
+        """Tell whether ``metric`` is better than the baseline's."""
+        return metric > self.baseline_value if self.rises else metric < self.baseline_value
 
 
 @dataclass
@@ -237,6 +242,9 @@ def train(
         while len(history) < epochs:
             losses = []
             task.model.train()
+            left = 1 - len(history) / epochs if task.settles else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = task.lr * left
             for batch in task.batches():
                 losses.append(step(task, optimizer, task.model, batch))
                 progress.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
@@ -274,14 +282,13 @@ def evaluate(task: Task) -> float:
 def report(name: str, result: Result, plot: Path) -> None:
     """Print the metric beside the baseline, and draw how it was reached."""
     task, last = result.task, result.history[-1]["metric"]
-    better = last > task.baseline_value if task.rises else last < task.baseline_value
     print(
         f"\nheld-out {task.metric}: {last:{task.show}} after {len(result.history)} epochs "
         f"(this run took {result.seconds:.0f} s)\nbaseline: {task.baseline_value:{task.show}}, "
-        f"{task.baseline}{'' if better else ', which is not beaten'}"
+        f"{task.baseline}{'' if task.beaten_by(last) else ', which is not beaten'}"
     )
-    figure = Figure(figsize=(11 if task.draw else 6, 4), layout="constrained")
-    axes = figure.subplots(1, 2 if task.draw else 1, squeeze=False)[0]
+    figure = Figure(figsize=(11 if task.draw else 5.5, 4), layout="constrained")
+    axes = halves(figure) if task.draw else [figure.subplots()]
     epochs = range(1, len(result.history) + 1)
     axes[0].plot(epochs, [entry["metric"] for entry in result.history], "o-", label=name)
     axes[0].axhline(task.baseline_value, color="gray", linestyle="--", label=task.baseline)
@@ -298,20 +305,25 @@ def report(name: str, result: Result, plot: Path) -> None:
             task.finish()
 
 
-def step_times(task: Task) -> tuple[float, float] | None:
-    """Time a training step with our layers and with torch.nn's, in turns, in milliseconds; None
-    where torch.nn's have not what the task asks for."""
-    if task.only_ours:
-        return None
+def halves(figure: Figure) -> list[Axes]:
+    """Part a figure exactly in the middle: tiles of the documentation show the right half alone."""
+    parts: Any = figure.subfigures(1, 2)
+    return [part.subplots() for part in parts]
+
+
+def step_times(task: Task) -> list[float]:
+    """Time a training step with our layers and with torch.nn's, in turns, in milliseconds; with
+    ours alone where torch.nn's cannot do what the task asks for."""
     batch = next(iter(task.batches()))
-    ours = copy.deepcopy(task.model)
-    theirs = rk.revert(copy.deepcopy(task.model))
+    models = [copy.deepcopy(task.model), with_torch_nn(copy.deepcopy(task.model))]
     steps = []
-    for model in (ours, theirs):
+    for model in models:
+        if model is None:
+            continue
+        model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=task.lr)
         steps.append(lambda m=model, o=optimizer: step(task, o, m, batch))
-    a, b = in_turns(steps, torch.device("cpu"))
-    return a, b
+    return in_turns(steps, torch.device("cpu"))
 
 
 def recurrent(options: Options, input_size: int, hidden_size: int, **more: Any) -> nn.Module:

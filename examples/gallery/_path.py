@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
-_SHARED = str(Path(__file__).parents[1])
+ROOT = Path(__file__).parents[2]
+_SHARED = str(ROOT / "examples")
 if _SHARED not in sys.path:
     sys.path.append(_SHARED)

@@ -14,13 +14,12 @@ import argparse
 import sys
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from _classify import classification, draw_confusion
 from _digits import read_digits
-from _gallery import Batch, Options, Program, Task, accuracy, recurrent, shuffled
+from _gallery import Options, Program, Task, recurrent
 
 
 class RowReader(nn.Module):
@@ -33,8 +32,8 @@ class RowReader(nn.Module):
         self.output = nn.Linear(hidden, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pixels ``[T, B, features]`` to logits ``[B, 10]``."""
-        y, _ = self.rnn(x)
+        """Map pixels ``[B, T, features]`` to logits ``[B, 10]``."""
+        y, _ = self.rnn(x.transpose(0, 1))
         logits: Tensor = self.output(y[-1])
         return logits
 
@@ -51,27 +50,19 @@ def build(options: Any) -> Task:
     x, unseen = (part.view(len(part), -1, features) for part in (digits.images, digits.unseen))
     model = RowReader(options, features, 32 if options.quick else 96)
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(batch[0].transpose(0, 1)), batch[1])
-
     def draw(axes: Axes) -> None:
-        said = model(unseen.transpose(0, 1)).argmax(-1)
-        confused = torch.zeros(10, 10)
-        confused.index_put_((digits.truth, said), torch.ones(len(said)), accumulate=True)
-        axes.imshow(confused.log1p(), cmap="Blues")
-        axes.set(xlabel="answer", ylabel="digit", xticks=range(10), yticks=range(10))
+        said = model(unseen).argmax(-1)
+        draw_confusion(axes, said, digits.truth, [str(digit) for digit in range(10)], "digit")
 
-    return Task(
-        data=f"scikit-learn's digits, {len(x)} to learn from, {len(unseen)} held out",
-        model=model,
-        batches=lambda: shuffled(32, x, digits.labels),
-        loss=loss,
-        evaluate=lambda model: accuracy(model(unseen.transpose(0, 1)), digits.truth),
-        metric="accuracy",
-        show=".1%",
-        rises=True,
+    return classification(
+        model,
+        (x, digits.labels),
+        (unseen, digits.truth),
+        batch_size=32,
+        data=digits.described(),
         baseline="the nearest mean image",
-        baseline_value=(digits.nearest_mean() == digits.truth).double().mean().item(),
+        baseline_value=digits.baseline(),
+        settles=True,
         draw=draw,
     )
 

@@ -121,6 +121,7 @@ def build(options: Options) -> Task:
         baseline=f"Markov model of order {best}",
         baseline_value=orders[best],
         lr=4e-3,
+        settles=True,
         draw=draw,
     )
 

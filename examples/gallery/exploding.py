@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from _classify import classification, loss
 from _digits import read_digits
-from _gallery import Batch, Options, Program, Task, accuracy, recurrent, shuffled
+from _gallery import Options, Program, Task, accuracy, recurrent, shuffled
 from rnnkernels.diagnostics import gradient_flow
 
 PIXELS = 2
@@ -59,11 +59,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cure", choices=("step", "norm", "none"), default="step",
                         help="what is bounded: dL/dh_t at every step, the gradient of all "
                         "parameters, or nothing")  # fmt: skip
-
-
-def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Compare what the model says of some images with what they are."""
-    return cross_entropy(model(batch[0]), batch[1])
 
 
 def train_without_bound(model: PixelReader, epochs: int, x: Tensor, y: Tensor) -> None:
@@ -108,15 +103,12 @@ def build(options: Any) -> Task:
         axes.set(xlabel="step t", ylabel="|dL/dh_t| before training", yscale="log")
         axes.legend(fontsize=8)
 
-    return Task(
-        data=f"scikit-learn's digits, {len(x)} to learn from, {len(unseen)} held out",
-        model=model,
-        batches=lambda: shuffled(32, x, digits.labels),
-        loss=loss,
-        evaluate=lambda model: accuracy(model(unseen), digits.truth),
-        metric="accuracy",
-        show=".1%",
-        rises=True,
+    return classification(
+        model,
+        (x, digits.labels),
+        (unseen, digits.truth),
+        batch_size=32,
+        data=digits.described(),
         baseline="the same training without a bound",
         baseline_value=accuracy(plain(unseen).detach(), digits.truth),
         lr=RATE,
@@ -124,7 +116,6 @@ def build(options: Any) -> Task:
         clip=TOTAL if options.cure == "norm" else None,
         optimizer=torch.optim.SGD,
         draw=draw,
-        only_ours="grad_clip=" if options.cure == "step" else "",
     )
 
 

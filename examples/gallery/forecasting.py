@@ -134,7 +134,6 @@ def build(options: Any) -> Task:
         lr=3e-3,
         decay=0.1,
         draw=draw,
-        only_ours="truncate=" if series.truncate else "",
     )
 
 

@@ -16,9 +16,10 @@ import sys
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
-from _gallery import Batch, Options, Program, Task, accuracy, recurrent, shuffled
+from _classify import classification, draw_confusion
+from _gallery import Options, Program, Task, accuracy, recurrent
 from _translation import read_messages
 
 LANGUAGES = ("da", "de", "es", "fi", "fr", "hu", "it", "nl", "pl", "sv")
@@ -71,32 +72,19 @@ def build(options: Options) -> Task:
         seen.index_add_(0, y[rows], counted(x[rows]))
     bayes = counted(unseen) @ (seen / seen.sum(1, keepdim=True)).log().T
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(batch[0]), batch[1])
-
     def draw(axes: Axes) -> None:
-        said = model(unseen).argmax(1)
-        confused = torch.zeros(len(LANGUAGES), len(LANGUAGES))
-        confused.index_put_((truth, said), torch.ones(len(said)), accumulate=True)
-        axes.imshow(confused.log1p(), cmap="Blues")
-        axes.set_xticks(range(len(LANGUAGES)), LANGUAGES)
-        axes.set_yticks(range(len(LANGUAGES)), LANGUAGES)
-        axes.set(xlabel="answer", ylabel="language")
+        draw_confusion(axes, model(unseen).argmax(1), truth, LANGUAGES, "language")
 
-    return Task(
+    return classification(
+        model,
+        (x, y),
+        (unseen, truth),
+        batch_size=128,
         data=f"messages of gramps in ten languages, {len(x):,} to learn from, {len(unseen):,} held "
         "out",
-        model=model,
-        batches=lambda: shuffled(128, x, y),
-        loss=loss,
-        evaluate=lambda model: accuracy(model(unseen), truth),
-        metric="accuracy",
-        show=".1%",
-        rises=True,
         baseline="naive Bayes on the same characters",
         baseline_value=accuracy(bayes, truth),
         draw=draw,
-        only_ours="bias_mode='single'",
     )
 
 

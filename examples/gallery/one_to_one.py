@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import sys
 
+from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import _path  # noqa: F401
+from _classify import classification
 from _cli import UsageError
 from _digits import read_digits
-from _gallery import Batch, Options, Program, Task, accuracy, recurrent, shuffled
+from _gallery import Options, Program, Task, recurrent
 
 
 class OneStep(nn.Module):
@@ -63,21 +64,23 @@ def build(options: Options) -> Task:
         difference = (model.rnn(digits.unseen[None])[0][0] - plain).abs().max().item()
         print(f"  largest difference from the feed-forward layer: {difference:.1e}")
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(batch[0]), batch[1])
+    def draw(axes: Axes) -> None:
+        image = digits.unseen[:1]
+        axes.plot(model.rnn(image[None])[0][0, 0], "o", fillstyle="none", label="recurrent layer")
+        plain = feed_forward(model.rnn, image, options.cell)[0]
+        axes.plot(plain, "x", label="feed-forward layer")
+        axes.set(xlabel="hidden unit", ylabel="h of the first image held out")
+        axes.legend(fontsize=8)
 
-    return Task(
-        data=f"scikit-learn's digits, {len(digits.images)} to learn from, "
-        f"{len(digits.unseen)} held out",
-        model=model,
-        batches=lambda: shuffled(32, digits.images, digits.labels),
-        loss=loss,
-        evaluate=lambda model: accuracy(model(digits.unseen), digits.truth),
-        metric="accuracy",
-        show=".1%",
-        rises=True,
+    return classification(
+        model,
+        (digits.images, digits.labels),
+        (digits.unseen, digits.truth),
+        batch_size=32,
+        data=digits.described(),
         baseline="the nearest mean image",
-        baseline_value=(digits.nearest_mean() == digits.truth).double().mean().item(),
+        baseline_value=digits.baseline(),
+        draw=draw,
         finish=finish,
     )
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import digits
 import rnnkernels as rk
-from _gallery import CELLS, Program, Task
+from _gallery import CELLS, Program
 
 
 def slow_to_fast(rate: Tensor) -> None:
@@ -46,14 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(pixels=True)
 
 
-def build(options: Any) -> Task:
-    """Build the task of digits.py, whose cell torch.nn has not."""
-    task = digits.build(options)
-    task.only_ours = "" if options.cell in ("rnn", "lstm", "gru") else "the cell"
-    return task
-
-
-PROGRAM = Program(__file__, __doc__, build, (30, 15), "traced", arguments)
+PROGRAM = Program(__file__, __doc__, digits.build, (30, 15), "traced", arguments)
 main = PROGRAM.main
 
 if __name__ == "__main__":

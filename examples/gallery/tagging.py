@@ -124,7 +124,6 @@ def build(options: Options) -> Task:
             print(f"  {name + ':':15}{accuracy(model(held_out.T), truth):.2%}")
             for name, model in models.items()
         ],
-        only_ours="merge_mode='sum'",
     )
 
 

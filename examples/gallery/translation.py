@@ -161,7 +161,6 @@ def build(options: Any) -> Task:
         baseline_value=score(nearest()),
         draw=draw,
         finish=finish,
-        only_ours="lengths=",
     )
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy
+from torch.nn.functional import avg_pool2d
 
-from _gallery import Batch, Options, Program, Task, accuracy, package, recurrent, shuffled
+from _classify import classification
+from _gallery import Options, Program, Task, accuracy, package, recurrent
 
 STEPS = 24
 FRAMES_A_STEP = 2
@@ -108,25 +109,19 @@ def build(options: Options) -> Task:
     nearest = -torch.cdist(unseen.flatten(1), means.flatten(1))
     model = Watcher(options, 64)
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(batch[0]), batch[1])
-
     def draw(axes: Axes) -> None:
         clip = unseen[3].view(STEPS, SIZE, SIZE)
         axes.imshow(torch.cat(list(clip[::4]), 1), cmap="gray", aspect="equal")
         said = list(MOVEMENTS)[int(model(unseen[3:4]).argmax())]
         axes.set(title=f"every fourth frame; answer: {said}", xticks=[], yticks=[])
 
-    return Task(
+    return classification(
+        model,
+        (x, y),
+        (unseen, truth),
+        batch_size=32,
         data=f"ale-py's Pong, {len(x)} clips of {STEPS} frames to learn from, {len(unseen)} held "
         "out",
-        model=model,
-        batches=lambda: shuffled(32, x, y),
-        loss=loss,
-        evaluate=lambda model: accuracy(model(unseen), truth),
-        metric="accuracy",
-        show=".1%",
-        rises=True,
         baseline="the nearest mean clip",
         baseline_value=accuracy(nearest, truth),
         lr=1e-2 if options.quick else 3e-3,

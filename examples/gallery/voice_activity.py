@@ -156,22 +156,21 @@ def measure(options: Options) -> Row:
     print(f"wrote {options.plot}")
     last = list(times)[-2:]
     return Row(
-        "voice_activity",
         f"silero-vad's weights; {steps.shape[1]} voices of eSpeak NG, {len(steps)} steps of each",
         sum(parameter.numel() for parameter in plain.parameters()),
         "steps told rightly",
         f"{value:.1%}",
         "the best threshold of loudness",
         f"{baseline:.1%}",
-        round(time.perf_counter() - start, 1),
-        last[1],
-        last[0],
+        value > baseline,
+        time.perf_counter() - start,
+        last[::-1],
     )
 
 
 def picture(path: Path, samples: Tensor, chances: Tensor, truth: Tensor) -> None:
     """Draw a stream: what is heard, what is said of it, and what is true."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(8.25, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(torch.arange(len(samples))[::8] / SAMPLE_RATE, samples[::8], linewidth=0.3)
     above.set(ylabel="samples")
@@ -183,9 +182,9 @@ def picture(path: Path, samples: Tensor, chances: Tensor, truth: Tensor) -> None
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-def row(quick: bool) -> Row:
+def row(quick: bool, plot: Path) -> Row:
     """Run with defaults, as run_all.py does."""
-    return measure(parse_options(["--quick"] if quick else []))
+    return measure(parse_options([f"--plot={plot}", *["--quick"] * quick]))
 
 
 def run(options: Options) -> int:

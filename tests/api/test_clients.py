@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
 from benchmarks import clients
+from benchmarks.client_models import ROOT, alone
 from helpers import counted
 from rnnkernels import convert, revert
 
@@ -232,7 +233,7 @@ def test_what_is_wrong_with_a_client_is_said(
         clients.difference(client, *replace(client, convert=change).pair())
 
 
-DOCUMENT = Path(clients.ROOT, "docs/clients.md").read_text("utf-8")
+DOCUMENT = Path(ROOT, "docs/clients.md").read_text("utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
 
 
@@ -241,8 +242,23 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTA
 def test_lines_of_the_document(snippet: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They run as they are written, beside the examples."""
     pytest.importorskip(snippet.split()[1].partition(".")[0])
-    monkeypatch.setattr(sys, "path", [*sys.path, str(clients.ROOT / "examples/gallery")])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "examples/gallery")])
     names: dict[str, Any] = {}
     exec(snippet, names)
-    found = names["training"] if "training" in names else names["model"].policy
+    found = names.get("training", names.get("layer")) or names["model"].policy
     assert clients.recurrent_layers(found) > 0
+
+
+def test_a_module_is_imported_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a package that cannot be imported as a whole."""
+    folder = tmp_path / "large/models"
+    folder.mkdir(parents=True)
+    (tmp_path / "large/__init__.py").write_text("raise ImportError('of much else')")
+    (folder / "net.py").write_text("from absent import Base\nclass Net(Base): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = alone("large.models.net", "absent").Net
+    assert issubclass(net, nn.Module)
+    assert not {"large", "large.models", "absent"} & sys.modules.keys()
+    with pytest.raises(ImportError):
+        alone("large.models.other")
+    assert "large" not in sys.modules

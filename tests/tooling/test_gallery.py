@@ -7,7 +7,6 @@ import copy
 import importlib
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +42,6 @@ RUNS = [
     ("digits", ["--pixels", "--cell=rnn", "--epochs=2"]),
     ("forecasting", ["--series=sunspots", "--cell=lstm"]),
 ]
-
-
-@pytest.fixture
-def gallery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Makes the programs importable, as running one as a script would; returns what they share."""
-    examples = Path(__file__).parents[2] / "examples"
-    for folder in (examples, examples / "gallery"):
-        monkeypatch.syspath_prepend(str(folder))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield importlib.import_module("_gallery")
-    torch.set_num_threads(threads)
 
 
 def load(name: str) -> Any:
@@ -106,15 +93,31 @@ def test_learns_and_resumes_to_the_bit(
 
 
 def test_two_processes_have_the_losses_of_one(gallery: Any, tmp_path: Path) -> None:
+    """One process, one that is stopped and resumed, and two that go on from where it stopped."""
     if not torch.distributed.is_available():
         pytest.skip("this torch has no torch.distributed")
     alone = importlib.import_module("data_parallel")
-    assert alone.main(["--quick", f"--losses={tmp_path / '1'}"]) == 0
+
+    def arguments(name: str, *more: str) -> list[str]:
+        files = ("losses", "json"), ("checkpoint", "pt"), ("plot", "png")
+        return ["--quick", *(f"--{what}={tmp_path / name}.{end}" for what, end in files), *more]
+
+    assert alone.main(arguments("1")) == 0
+    assert alone.main(arguments("parts", "--steps=7")) == 0
+    (tmp_path / "2.pt").write_bytes((tmp_path / "parts.pt").read_bytes())
+    assert alone.main(arguments("parts", "--resume")) == 0
     start = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", alone.__file__]
-    done = run_python(*start, "--quick", f"--losses={tmp_path / '2'}", OMP_NUM_THREADS="1")
+    done = run_python(*start, *arguments("2", "--resume"), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ("1", "2"))
+    one, parts, two = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1", "parts", "2")
+    )
     assert (one["processes"], two["processes"]) == (1, 2)
+    assert parts["losses"] == one["losses"]
+    assert (tmp_path / "2.png").read_bytes().startswith(b"\x89PNG")
+    states = (torch.load(tmp_path / f"{name}.pt")["hx"] for name in ("2", "1"))
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+    assert alone.main(arguments("1", "--resume", "--seed=1")) == 2
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert one["losses"][-1] < 0.95 * one["losses"][0]
 
@@ -204,11 +207,9 @@ def test_the_network_built_again_answers_as_the_shipped_one(
         torch.testing.assert_close(answer, want, rtol=1e-4, atol=1e-5)
 
     monkeypatch.setattr(served, "in_turns", lambda steps, device: [1.0] * len(steps))
-    run_all = importlib.import_module("run_all")
-    row = run_all.run_one("voice_activity", [], run_all.parse_options(["--quick"]))
-    assert float(row.value[:-1]) > float(row.baseline_value[:-1])
-    assert "| voice_activity |" in run_all.table([row])
-    assert (tmp_path / "runs/gallery/voice_activity.png").exists()
+    row = served.row(True, tmp_path / "picture.png")
+    assert row.beats and float(row.value[:-1]) > float(row.baseline_value[:-1])
+    assert (tmp_path / "picture.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -293,6 +294,12 @@ def test_a_checkpoint_of_another_run_is_refused(
     program = gallery.Program("ones.py", "Ones.", lambda options: task, (2, 1))
     assert program.main(paths) == 0
     assert "60.0%, none, which is not beaten" in capsys.readouterr().out
+    rates = [group["lr"] for group in torch.load(tmp_path / "a.pt")["optimizer"]["param_groups"]]
+    assert rates == [task.lr]
+    task.settles = True
+    assert program.main(["--epochs=3", *paths, "--resume"]) == 0
+    rates = [group["lr"] for group in torch.load(tmp_path / "a.pt")["optimizer"]["param_groups"]]
+    assert rates == pytest.approx([task.lr / 3])  # of the third epoch of three
     assert program.main([*paths, "--resume", "--seed=1"]) == 2
     assert "made with --seed 0, but this run has --seed 1" in capsys.readouterr().err
     assert program.main([*paths, "--resume", "--quick"]) == 2
