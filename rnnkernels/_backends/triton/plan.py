@@ -37,8 +37,9 @@ class Table:
 class Layout:
     """Of one pass over a layer.
 
-    A ``resident`` program has all units of its rows; in a ``grid``, the programs of a block of rows
-    wait for each other at every step; ``step`` is one launch for every step.
+    A ``resident`` program has all units of its rows, or units that have nothing of each other; in
+    a ``grid``, the programs of a block of rows wait for each other at every step; ``step`` is one
+    launch for every step.
     """
 
     kind: str
@@ -95,6 +96,7 @@ def choose(
     norm: bool,
     processors: int,
     without: Collection[str] = (),
+    recurrent: bool = True,
 ) -> Layout:
     """The layout of one pass over `rows` rows in D directions, for H units.
 
@@ -105,10 +107,16 @@ def choose(
             other must all be there at once: one to each of these.
         without: kinds of layouts that are not to be taken; ``step`` is there for what no other
             takes.
+        recurrent: the cell has recurrent weights; else no unit waits for others, but for a norm.
     """
     table = TABLES[gpu, numbers]
     block_h = next((units for units in sorted(table.resident) if units >= H), 0)
-    if block_h and not norm and "resident" not in without:
+    if not recurrent:
+        block_h = block_h or max(table.resident)
+        if not norm and "resident" not in without:
+            return Layout("resident", ROWS, block_h, block_h, -(-H // block_h), False,
+                          table.resident[block_h], -(-rows // ROWS), table.stages)  # fmt: skip
+    elif block_h and not norm and "resident" not in without:
         return Layout("resident", ROWS, block_h, block_h, 1, True, table.resident[block_h],
                       -(-rows // ROWS), table.stages)  # fmt: skip
     waits = table.waits and "grid" not in without
