@@ -47,8 +47,8 @@ def cell(function: Callable[..., Any]) -> DefinedCell:
     ``clamp``, ``where`` of a comparison, and ``torch.nn.functional.softplus``. Numbers from outside
     are constants of the cell.
 
-    From it follow kernels of forward and backward and all derivatives: see docs/cells.md. CPU
-    kernels are compiled when the cell first runs.
+    From it follow kernels of forward and backward and all derivatives: see docs/cells.md. Kernels
+    are compiled when the cell first runs.
 
     Raises:
         TypeError, ValueError: the function cannot be a cell; with file and line, what was expected,

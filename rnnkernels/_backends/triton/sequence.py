@@ -79,8 +79,8 @@ def _of_product(h, h_mask, at_mask, unit, exists):
 
 
 @triton.jit(do_not_specialize=["T", "B", "layer", "pieces", "first", "last", "first_block"])
-def forward(gx, w_hh, b_ih, b_hh, params, h_mask, h0, c0, y, h_n, c_n, c, saved, lengths, starts,
-            reset, noise, draws, carry, counts, fault,
+def forward(gx, w_hh, b_ih, b_hh, own_params, h_mask, h0, c0, y, h_n, c_n, c, saved, lengths,
+            starts, reset, noise, draws, carry, counts, fault,
             T, B, layer, pieces, first, last, first_block,
             CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
             P: tl.constexpr, E: tl.constexpr, RECURRENT: tl.constexpr, D: tl.constexpr,
@@ -125,7 +125,7 @@ def forward(gx, w_hh, b_ih, b_hh, params, h_mask, h0, c0, y, h_n, c_n, c, saved,
         at_initial = of_state(row, k, S, H)
         at_k = at_state + k * D * B.to(tl.int64) * H  # of [S, D, B, H]
         states = states + (taken_over(initial, at_initial, carry, at_k, unit, exists, first),)
-    own = parameters_of(params, d, unit, P, H, BLOCK_H)
+    own = parameters_of(own_params, d, unit, P, H, BLOCK_H)
     sent = (_of_product(states[0].to(IO), h_mask, at_state, unit, exists),)
     patience = tl.zeros([], tl.int32) + PATIENCE
 
@@ -261,9 +261,9 @@ def _through(w, held, sent, dgates, pending, squares, h_mask, row, starts, reset
 @triton.jit(
     do_not_specialize=["T", "B", "layer", "pieces", "steps", "rows", "first", "last", "first_block"]
 )
-def backward(dy, dh_n, dc_n, dc, w_hh, params, h_mask, h0, c0, y, c, saved, dgates, dh0, dc0, dunit,
-             lengths, starts, reset, noise, draws, carry, counts, fault, pending, squares, flow,
-             T, B, layer, pieces, steps, rows, first, last, first_block, bound,
+def backward(dy, dh_n, dc_n, dc, w_hh, own_params, h_mask, h0, c0, y, c, saved, dgates, dh0, dc0,
+             dunit, lengths, starts, reset, noise, draws, carry, counts, fault, pending, squares,
+             flow, T, B, layer, pieces, steps, rows, first, last, first_block, bound,
              CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
              P: tl.constexpr, E: tl.constexpr, RECURRENT: tl.constexpr, A: tl.constexpr,
              D: tl.constexpr, HEADS: tl.constexpr, H: tl.constexpr, CLIP: tl.constexpr,
@@ -306,7 +306,7 @@ def backward(dy, dh_n, dc_n, dc, w_hh, params, h_mask, h0, c0, y, c, saved, dgat
         at_k = at_carry + k * D * rows.to(tl.int64) * H
         value = taken_over(final, of_state(at_state, k, S, H), carry, at_k, unit, exists, first)
         states = states + (tl.where(is_last[:, None] | (first > 0), value, 0.0),)
-    own = parameters_of(params, d, unit, P, H, BLOCK_H)
+    own = parameters_of(own_params, d, unit, P, H, BLOCK_H)
     at_sums = (number.to(tl.int64) * D + d) * (P * H)
     sums = ()  # of the gradients of the parameters, from one launch to the next in memory
     for k in tl.static_range(P):
