@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from rnnkernels.cells import DefinedCell, stated, zoned_out
+from rnnkernels.functional._noise import known
 from rnnkernels.nn import gated
 
 #: The steps that have a text per cell.
@@ -18,7 +19,7 @@ BROUGHT: list[DefinedCell] = [
     gated.peephole_lstm,
     gated.ind_rnn,
     gated.slstm,
-    zoned_out(stated("lstm"), (True, True)),
+    known(zoned_out(stated("lstm"), (True, True))),
 ]
 
 
