@@ -186,8 +186,9 @@ class DefinedStep(RNNCellBase):
         bias_mode: str = "double",
         backend: str | None = None,
         zoneout: Zoneout = None,
+        heads: int = 1,
     ) -> None:
-        name, options = self.definition.name, (bias_mode, backend, zoneout)
+        name, options = self.definition.name, (bias_mode, backend, zoneout, heads)
         super().__init__(input_size, hidden_size, bias, name, device, dtype, *options)
         for own in self.definition.params:
             parameter = nn.Parameter(torch.empty(self.hidden_size, device=device, dtype=dtype))
