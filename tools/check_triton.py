@@ -63,8 +63,8 @@ PRECISIONS = {
 #: H and rows of the batch: from all units in one program to more programs than run at once.
 SIZES = ((16, 16), (64, 16), (96, 64), (256, 16), (1024, 128), (10_240, 16))
 EXTENTS = ("few", "each", "all")
-#: all: lengths, resets, every gradient and the norms of those of h; packed: the same, of packed
-#: steps; norm: of all, bounded by their norm.
+#: all: lengths, resets, recurrent dropout, every gradient and the norms of those of h; packed: the
+#: same, of packed steps; norm: of all, bounded by their norm.
 OPTIONS = ("bare", "all", "packed", "norm")
 #: Cells that are written, by name: those that the package brings, and zoneout.
 WRITTEN = {cell.name: cell for cell in BROUGHT}
@@ -118,7 +118,7 @@ def arguments(v: Variant) -> dict[str, Any]:
         "w_hh": tensor(D, cell.G * H, H),
         "h0": tensor(D, B, H),
         "params": tensor(D, cell.P, H, yes=cell.P > 0),
-        "h_mask": tensor(D, B, H, yes=full and cell.recurrent and v.cell in WRITTEN),
+        "h_mask": tensor(D, B, H, yes=full and cell.recurrent),
         "c0": tensor(D, B, C, yes=two),
         "y": steps(D * H),
         "c": steps(D, C, yes=two),

@@ -277,11 +277,11 @@ def test_refused_kinds_make_room_for_others(
     with on_gpu(tmp_path, "triton") as kernels, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for kind in ("resident", "grid", "step"):
-            assert launch.layout_of(Weights(), 18, False).kind == kind  # type: ignore[arg-type]
+            assert launch.layout_of(Weights(), 18, False, CELLS["lstm"]).kind == kind  # type: ignore[arg-type]
             kernels.wrong[kind] = "dh0", torch.zeros_like
             vetting.renew(GPU)
         with pytest.raises(RuntimeError, match="triton: a check on this device refused its step"):
-            launch.layout_of(Weights(), 18, False)  # type: ignore[arg-type]
+            launch.layout_of(Weights(), 18, False, CELLS["lstm"])  # type: ignore[arg-type]
         reason = vetting.refusal("triton", GPU)
         assert reason is not None and "dh0 is off" in reason
     assert [str(w.message).split()[2] for w in caught] == [

@@ -18,6 +18,7 @@ import triton_programs
 from op_parity import Case
 from rnnkernels._backends.triton import launch
 from rnnkernels._backends.triton.plan import Layout
+from rnnkernels.cells import Cell
 
 triton_programs.prepare()
 
@@ -42,7 +43,7 @@ class Forced:
         blocks = f"b{self.block_b}h{self.block_h}k{self.block_k}"
         return f"{self.kind}-{blocks}-{held}-l{self.launches}"
 
-    def layout_of(self, w_hh: Tensor, rows: int, norm: bool, recurrent: bool = True) -> Layout:
+    def layout_of(self, w_hh: Tensor, rows: int, norm: bool, cell: Cell) -> Layout:
         kind = "grid" if norm and self.kind == "resident" else self.kind
         H, resident = w_hh.shape[2], kind == "resident"
         block_h = triton.next_power_of_2(H) if resident else self.block_h

@@ -18,7 +18,7 @@ from rnnkernels._backends.triton import INTERPRETED, forced, sequence
 from rnnkernels._backends.triton.cells import pair
 from rnnkernels._backends.triton.plan import Layout, choose
 from rnnkernels._core.call import Call
-from rnnkernels.cells import find
+from rnnkernels.cells import Cell, find
 
 REGISTERS = 65536  # of an NVIDIA multiprocessor
 #: How often a program looks whether the others have come as far as it has. A look takes about a
@@ -30,12 +30,9 @@ def _layouts(call: Call) -> tuple[Layout, Layout]:
     """Of forward, and of the backward that would follow."""
     T, B = call.T, call.B
     windows = -(-T // call.window) if 0 < call.window < T else 1
-    D, H, recurrent = call.directions * call.heads, call.h0.size(2), call.cell.recurrent
-    w_hh = call.x.new_empty(1).expand(D, call.cell.G * H, H)  # whose numbers nobody reads
-    return (
-        layout_of(w_hh, B, False, recurrent),
-        layout_of(w_hh, B * windows, call.clip == "norm", recurrent),
-    )
+    D, H, cell = call.directions * call.heads, call.h0.size(2), call.cell
+    w_hh = call.x.new_empty(1).expand(D, cell.G * H, H)  # whose numbers nobody reads
+    return layout_of(w_hh, B, False, cell), layout_of(w_hh, B * windows, call.clip == "norm", cell)
 
 
 def describe(call: Call) -> str:
@@ -56,8 +53,8 @@ def _numbers_in_words(call: Call) -> str:
     return float32.in_words(found, setting) if call.x.dtype == torch.float32 else ""
 
 
-def layout_of(w_hh: Tensor, rows: int, norm: bool, recurrent: bool = True) -> Layout:
-    """Of a pass over `rows` rows with weights of the shape [D, G*H, H], if they are used.
+def layout_of(w_hh: Tensor, rows: int, norm: bool, cell: Cell) -> Layout:
+    """Of a pass over `rows` rows with weights of the shape [D, G*H, H], if the cell has some.
 
     On a GPU, of kinds that were not found wrong there; one that nothing is known of is checked.
 
@@ -71,7 +68,8 @@ def layout_of(w_hh: Tensor, rows: int, norm: bool, recurrent: bool = True) -> La
     def without(kinds: Collection[str]) -> Layout:
         return choose(
             gpu=gpu, numbers="half" if half else precision(w_hh.dtype, gpu), H=H, rows=rows, D=D,
-            norm=norm, processors=processors, without=kinds, recurrent=recurrent,
+            norm=norm, processors=processors, without=kinds, recurrent=cell.recurrent,
+            wide=cell.S > 2 or cell.P + cell.E > 0,
         )  # fmt: skip
 
     if forced.kind is not None or not w_hh.is_cuda:
@@ -220,7 +218,7 @@ def forward(
     """The loop of ``sequence_forward``. Raises RuntimeError where an earlier call gave up."""
     _raise_fault(y.device)
     B = h0.size(1)
-    layout = layout_of(w_hh, B, False, find(cell).recurrent)
+    layout = layout_of(w_hh, B, False, find(cell))
     carry = _carry(layout, find(cell).S, B, w_hh)
     more = _more(cell, w_hh, heads, layout)
     for first, last, block, blocks in _launches(layout, B, T):
@@ -248,7 +246,7 @@ def backward(
         saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
     (D, B, _), width = h0.shape, dgates.size(-1)
     norm = clip == "norm"
-    layout = layout_of(w_hh, rows, norm, find(cell).recurrent)
+    layout = layout_of(w_hh, rows, norm, find(cell))
     carry = _carry(layout, find(cell).S, rows, w_hh)
     pending = squares = parts = None
     if norm:

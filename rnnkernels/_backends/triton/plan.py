@@ -71,6 +71,8 @@ _AMD = Table({16: 4}, 0, Tile(16, 32, 4), {rows: Tile(16, 32, 4) for rows in (16
              waits=False)  # fmt: skip
 _CDNA_HALF = replace(_AMD, resident={16: 4, 32: 4})
 _RDNA = replace(_AMD, tiles={16: Tile(16, 32, 4)})
+#: Of cells that keep more than an LSTM between steps, or read more at each.
+_RDNA_WIDE = Table({}, 0, Tile(16, 16, 4), {16: Tile(16, 16, 4)}, 1, waits=False)
 
 #: By kind of GPU (NVIDIA, AMD's CDNA and RDNA) and of products: 16 bits, or how float32 is taken.
 TABLES: dict[tuple[str, str], Table] = {
@@ -97,6 +99,7 @@ def choose(
     processors: int,
     without: Collection[str] = (),
     recurrent: bool = True,
+    wide: bool = False,
 ) -> Layout:
     """The layout of one pass over `rows` rows in D directions, for H units.
 
@@ -108,14 +111,16 @@ def choose(
         without: kinds of layouts that are not to be taken; ``step`` is there for what no other
             takes.
         recurrent: the cell has recurrent weights; else no unit waits for others, but for a norm.
+        wide: the cell has more than two states, parameters of its own, or noise.
     """
-    table = TABLES[gpu, numbers]
+    table = _RDNA_WIDE if wide and gpu == "rdna" else TABLES[gpu, numbers]
     block_h = next((units for units in sorted(table.resident) if units >= H), 0)
     if not recurrent:
-        block_h = block_h or max(table.resident)
+        block_h = block_h or max(table.resident, default=16)
         if not norm and "resident" not in without:
             return Layout("resident", ROWS, block_h, block_h, -(-H // block_h), False,
-                          table.resident[block_h], -(-rows // ROWS), table.stages)  # fmt: skip
+                          table.resident.get(block_h, 4), -(-rows // ROWS),
+                          table.stages)  # fmt: skip
     elif block_h and not norm and "resident" not in without:
         return Layout("resident", ROWS, block_h, block_h, 1, True, table.resident[block_h],
                       -(-rows // ROWS), table.stages)  # fmt: skip
