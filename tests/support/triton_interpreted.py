@@ -43,7 +43,7 @@ class Forced:
         blocks = f"b{self.block_b}h{self.block_h}k{self.block_k}"
         return f"{self.kind}-{blocks}-{held}-l{self.launches}"
 
-    def layout_of(self, w_hh: Tensor, rows: int, norm: bool, cell: Cell) -> Layout:
+    def layout_of(self, w_hh: Tensor, rows: int, norm: bool, cell: Cell, masked: bool) -> Layout:
         kind = "grid" if norm and self.kind == "resident" else self.kind
         H, resident = w_hh.shape[2], kind == "resident"
         block_h = triton.next_power_of_2(H) if resident else self.block_h

@@ -32,7 +32,11 @@ def _layouts(call: Call) -> tuple[Layout, Layout]:
     windows = -(-T // call.window) if 0 < call.window < T else 1
     D, H, cell = call.directions * call.heads, call.h0.size(2), call.cell
     w_hh = call.x.new_empty(1).expand(D, cell.G * H, H)  # whose numbers nobody reads
-    return layout_of(w_hh, B, False, cell), layout_of(w_hh, B * windows, call.clip == "norm", cell)
+    masked = call.h_mask is not None
+    return (
+        layout_of(w_hh, B, False, cell, masked),
+        layout_of(w_hh, B * windows, call.clip == "norm", cell, masked),
+    )
 
 
 def describe(call: Call) -> str:
@@ -53,7 +57,7 @@ def _numbers_in_words(call: Call) -> str:
     return float32.in_words(found, setting) if call.x.dtype == torch.float32 else ""
 
 
-def layout_of(w_hh: Tensor, rows: int, norm: bool, cell: Cell) -> Layout:
+def layout_of(w_hh: Tensor, rows: int, norm: bool, cell: Cell, masked: bool = False) -> Layout:
     """Of a pass over `rows` rows with weights of the shape [D, G*H, H], if the cell has some.
 
     On a GPU, of kinds that were not found wrong there; one that nothing is known of is checked.
@@ -69,7 +73,7 @@ def layout_of(w_hh: Tensor, rows: int, norm: bool, cell: Cell) -> Layout:
         return choose(
             gpu=gpu, numbers="half" if half else precision(w_hh.dtype, gpu), H=H, rows=rows, D=D,
             norm=norm, processors=processors, without=kinds, recurrent=cell.recurrent,
-            wide=cell.S > 2 or cell.P + cell.E > 0,
+            crowded=masked or cell.S > 2 or cell.P + cell.E > 0,
         )  # fmt: skip
 
     if forced.kind is not None or not w_hh.is_cuda:
@@ -218,7 +222,7 @@ def forward(
     """The loop of ``sequence_forward``. Raises RuntimeError where an earlier call gave up."""
     _raise_fault(y.device)
     B = h0.size(1)
-    layout = layout_of(w_hh, B, False, find(cell))
+    layout = layout_of(w_hh, B, False, find(cell), h_mask is not None)
     carry = _carry(layout, find(cell).S, B, w_hh)
     more = _more(cell, w_hh, heads, layout)
     for first, last, block, blocks in _launches(layout, B, T):
@@ -246,7 +250,7 @@ def backward(
         saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
     (D, B, _), width = h0.shape, dgates.size(-1)
     norm = clip == "norm"
-    layout = layout_of(w_hh, rows, norm, find(cell))
+    layout = layout_of(w_hh, rows, norm, find(cell), h_mask is not None)
     carry = _carry(layout, find(cell).S, rows, w_hh)
     pending = squares = parts = None
     if norm:

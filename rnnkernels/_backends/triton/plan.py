@@ -71,8 +71,6 @@ _AMD = Table({16: 4}, 0, Tile(16, 32, 4), {rows: Tile(16, 32, 4) for rows in (16
              waits=False)  # fmt: skip
 _CDNA_HALF = replace(_AMD, resident={16: 4, 32: 4})
 _RDNA = replace(_AMD, tiles={16: Tile(16, 32, 4)})
-#: Of cells that keep more than an LSTM between steps, or read more at each.
-_RDNA_WIDE = Table({}, 0, Tile(16, 16, 4), {16: Tile(16, 16, 4)}, 1, waits=False)
 
 #: By kind of GPU (NVIDIA, AMD's CDNA and RDNA) and of products: 16 bits, or how float32 is taken.
 TABLES: dict[tuple[str, str], Table] = {
@@ -85,6 +83,13 @@ TABLES: dict[tuple[str, str], Table] = {
     ("cdna", "ieee"): _AMD,
     ("rdna", "half"): _AMD,
     ("rdna", "ieee"): _RDNA,
+}
+_RDNA_CROWDED = Table({}, 0, Tile(16, 16, 4), {16: Tile(16, 16, 4)}, 1, waits=False)
+#: In their place where a program keeps, or reads at each step, more than an LSTM's has to.
+CROWDED: dict[tuple[str, str], Table] = {
+    ("cuda", "tf32x3"): replace(_TF32X3, tiles=_TF32X3.tiles | {16: Tile(32, 16, 4)}),
+    ("rdna", "half"): _RDNA_CROWDED,
+    ("rdna", "ieee"): _RDNA_CROWDED,
 }
 
 
@@ -99,7 +104,7 @@ def choose(
     processors: int,
     without: Collection[str] = (),
     recurrent: bool = True,
-    wide: bool = False,
+    crowded: bool = False,
 ) -> Layout:
     """The layout of one pass over `rows` rows in D directions, for H units.
 
@@ -111,9 +116,12 @@ def choose(
         without: kinds of layouts that are not to be taken; ``step`` is there for what no other
             takes.
         recurrent: the cell has recurrent weights; else no unit waits for others, but for a norm.
-        wide: the cell has more than two states, parameters of its own, or noise.
+        crowded: the cell has more than two states, parameters of its own or noise, or there are
+            factors of h.
     """
-    table = _RDNA_WIDE if wide and gpu == "rdna" else TABLES[gpu, numbers]
+    table = TABLES[gpu, numbers]
+    if crowded:
+        table = CROWDED.get((gpu, numbers), table)
     block_h = next((units for units in sorted(table.resident) if units >= H), 0)
     if not recurrent:
         block_h = block_h or max(table.resident, default=16)
