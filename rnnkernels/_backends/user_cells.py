@@ -171,8 +171,10 @@ def _prepare(cell: DefinedCell, dtype: torch.dtype, backend: str) -> str:
     compiler = find_compiler(backend)
     if compiler is None:
         return _no_compiler(backend)
+    target = build["cpu_capability"] if backend == "cpu" else gpus()
+    if not target:
+        return "there is no GPU here to compile its kernels for"
     try:
-        target = build["cpu_capability"] if backend == "cpu" else gpus()
         library = Library(cell, TYPES[dtype], target, digest, backend)
         return _load(library, csrc, compiler)
     except subprocess.CalledProcessError as error:
