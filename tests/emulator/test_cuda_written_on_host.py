@@ -73,6 +73,20 @@ def test_projection(ops: Any, cell: DefinedCell) -> None:
     assert op_parity.backward_error(call, out, back, grads) <= 1e-12
 
 
+@pytest.mark.parametrize(
+    "cell", [cell for cell in on_host.WRITTEN if cell.K == cell.G + cell.A > 0],
+    ids=lambda cell: cell.title,
+)  # fmt: skip
+def test_gates_written_over_saved_values(ops: Any, cell: DefinedCell) -> None:
+    """The same bits as in memory of their own."""
+    call = made(cell, torch.float64, D=2, reset=True, clip=CLIPS[1])
+    out = op_parity.forward(ops, call)
+    grads = op_parity.random_gradients(call, out)
+    want = op_parity.backward(ops, call, out, grads)
+    got = op_parity.backward_over_saved(ops, call, out, grads)
+    assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
+
 @pytest.mark.parametrize("cell", [noise.ZONED_LSTM, noise.ZONED_NOISY], ids=lambda c: c.title)
 def test_the_same_masks_as_the_reference(ops: Any, cell: DefinedCell) -> None:
     """A unit whose h stays is where the reference has it, to the bit; and the expectation of it."""
