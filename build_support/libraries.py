@@ -124,14 +124,19 @@ def macros() -> list[str]:
 def kernels() -> Library:
     folder = build_folder() / "kernels"
     files = [path for path in sources("cpu/*.cpp") if Path(path).name not in KNOW_TORCH]
-    files.append("csrc/cuda/plan.cpp")  # needs no CUDA, and answers anywhere
+    # These need no CUDA, and answer anywhere.
+    files += ["csrc/cuda/plan.cpp", "csrc/cuda/loaded_cells.cpp"]
     left_out = without()
     files = [path for path in files if Path(path).stem.removeprefix("kernels_") not in left_out]
     files += written(
         folder,
         "headers_digest.cpp",
-        '#include "cpu/cell_libraries.h"\n'
-        f'const char* const rnn::cpu::kHeadersDigest = "{HEADERS["digest"](Path("csrc"))}";\n',
+        "".join(
+            f'#include "{backend}/cell_libraries.h"\n'
+            f"const char* const rnn::{backend}::kHeadersDigest = "
+            f'"{HEADERS["digest"](Path("csrc"), backend)}";\n'
+            for backend in HEADERS["PATTERNS"]
+        ),
     )
     library = Library(folder / KERNELS, files, macros())
     library.links.append("-ldl")  # a part of the C library itself since glibc 2.34

@@ -30,11 +30,13 @@ def register_cell(
 ) -> None:
     """Makes a cell that a user wrote known to the ops; its name says what it computes."""
 
-def load_cell(name: str, path: str) -> str:
-    """Loads the CPU kernels of such a cell; returns the reason where it cannot, or ''."""
+def load_cell(name: str, path: str, backend: str) -> str:
+    """Loads the kernels of such a cell for a backend, ``'cpu'`` or ``'cuda'``; returns the reason
+    where it cannot, or ``''``."""
 
-def set_cell_compiler(compiler: Callable[[str, str], str]) -> None:
-    """``compiler(name)`` has the CPU kernels of a cell loaded; it returns the reason where not."""
+def set_cell_compiler(compiler: Callable[[str, str], str], backend: str) -> None:
+    """``compiler(name, type)`` has the kernels of a cell for a backend and a storage type loaded;
+    it returns the reason where it cannot."""
 
 def set_batch_invariant(on: bool) -> None:
     """Whether a row's result may not depend on the batch that it is in, for the whole process."""
@@ -65,6 +67,8 @@ def cuda_plan(
     window: int,
     D: int,
     layers: int,
+    heads: bool = False,
+    dropped: bool = False,
     device: tuple[int, int, int, int],
     index: int = -1,
     here: bool = False,
@@ -73,6 +77,7 @@ def cuda_plan(
     """How the layers of a call would run on a GPU, or why no persistent kernel would run them.
 
     Args:
+        heads, dropped: the layer has several heads, or recurrent dropout.
         device: compute capability, multiprocessors, bytes of shared memory of a block, blocks of a
             cluster.
         index: of the device, where no kernels are to be chosen that were found wrong there; what

@@ -104,8 +104,9 @@ def compile_one(
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         functions = read_report(report, arch)
+        name = source.relative_to(ROOT) if source.is_relative_to(ROOT) else source.name
         compiled = Compiled(
-            f"{source.relative_to(ROOT)} for sm_{arch}" + (f", {cell} alone" if cell else ""),
+            f"{name} for sm_{arch}" + (f", {cell} alone" if cell else ""),
             list(functions.values()),
             usage.ru_utime + usage.ru_stime,
             report,
@@ -280,6 +281,14 @@ def arguments() -> argparse.Namespace:
         "those with the most gates: float, bfloat16 (if it is left out) or float16; repeatable",
     )
     parser.add_argument(
+        "--cells",
+        action="append",
+        default=[],
+        metavar="ARCH",
+        help="an architecture for which the written cells that the package brings are compiled as "
+        "well, in float32 and bfloat16, as they would be on first use; repeatable",
+    )
+    parser.add_argument(
         "--jobs",
         type=int,
         default=int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1),
@@ -340,7 +349,13 @@ def main() -> int:
     jobs = [(path, arch, "") for path in sources for arch in archs]
     jobs += [(CSRC / "cuda" / f"{stem}.cu", arch, BRIEF_CELL) for stem, arch in args.brief]
     known = as_built(nvcc, nvdisasm) if args.built else {}
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        if args.cells:
+            from cells_in_one import BROUGHT, cuda_source  # which takes them from the package
+
+            written = Path(folder, "written_cells.cu")
+            written.write_text(cuda_source(BROUGHT, ("float", "BFloat16")), encoding="utf-8")
+            jobs += [(written, arch, "") for arch in args.cells]
         results = list(
             pool.map(lambda job: known.get(job[:2]) or compile_one(nvcc, nvdisasm, *job), jobs)
         )

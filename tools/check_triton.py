@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels.cells import CELLS
+from cells_in_one import BROUGHT
+from rnnkernels.cells import CELLS, find
 from triton_report import (
     PASSES,
     TARGETS,
@@ -62,17 +63,22 @@ PRECISIONS = {
 #: H and rows of the batch: from all units in one program to more programs than run at once.
 SIZES = ((16, 16), (64, 16), (96, 64), (256, 16), (1024, 128), (10_240, 16))
 EXTENTS = ("few", "each", "all")
-#: all: lengths, resets, every gradient and the norms of those of h; packed: the same, of packed
-#: steps; norm: of all, bounded by their norm.
+#: all: lengths, resets, recurrent dropout, every gradient and the norms of those of h; packed: the
+#: same, of packed steps; norm: of all, bounded by their norm.
 OPTIONS = ("bare", "all", "packed", "norm")
+#: Cells that are written, by name: those that the package brings, and zoneout.
+WRITTEN = {cell.name: cell for cell in BROUGHT}
 
 
 def selected(extent: str) -> Iterator[tuple[Variant, str]]:
-    """Variants and targets.
+    """Variants and targets: those of built-in cells, and each written one on a target.
 
     ``all`` of them; ``each`` pass of each cell in each precision, sizes and options in turn; and
     ``few`` with every pass of every cell, and every precision, size and option, on every target.
     """
+    for n, (cell, which) in enumerate(itertools.product(WRITTEN, PASSES)):
+        precision, target = (list(of)[n // 2 % len(of)] for of in (PRECISIONS, TARGETS))
+        yield Variant(cell, which, precision, *SIZES[n % 4], "all"), target
     if extent == "all":
         for cell, which, precision, size, options, target in itertools.product(
             CELLS, PASSES, PRECISIONS, SIZES, OPTIONS, TARGETS
@@ -96,7 +102,7 @@ def selected(extent: str) -> Iterator[tuple[Variant, str]]:
 
 def arguments(v: Variant) -> dict[str, Any]:
     """What the compiled part gives to launch.py, over two steps; tensors have no memory."""
-    cell, dtype, T, B, D, H = CELLS[v.cell], PRECISIONS[v.precision].dtype, 2, v.rows, 1, v.H
+    cell, dtype, T, B, D, H = find(v.cell), PRECISIONS[v.precision].dtype, 2, v.rows, 1, v.H
     full, packed = v.options != "bare", v.options == "packed"
 
     def tensor(*shape: int, yes: bool = True, of: torch.dtype = dtype) -> Tensor | None:
@@ -106,19 +112,23 @@ def arguments(v: Variant) -> dict[str, Any]:
         """[T, B, ...], or of packed steps [N, ...]."""
         return tensor(*((T * B,) if packed else (T, B)), *shape, yes=yes, of=of)
 
-    two, has_saved = cell.S > 1, cell.K > 0
+    two, C, has_saved = cell.S > 1, cell.C * H, cell.K > 0
     given: dict[str, Any] = {
         "cell": v.cell,
         "w_hh": tensor(D, cell.G * H, H),
         "h0": tensor(D, B, H),
-        "c0": tensor(D, B, H, yes=two),
+        "params": tensor(D, cell.P, H, yes=cell.P > 0),
+        "h_mask": tensor(D, B, H, yes=full and cell.recurrent),
+        "c0": tensor(D, B, C, yes=two),
         "y": steps(D * H),
-        "c": steps(D, H, yes=two),
+        "c": steps(D, C, yes=two),
         "saved": steps(D, cell.K * H, yes=has_saved),
         "lengths": tensor(B, yes=full, of=torch.int64),
         "starts": tensor(T + 1, yes=packed, of=torch.int64),
         "T": T,
         "reset": steps(yes=full, of=torch.uint8),
+        "noise": tensor(cell.E, yes=cell.E > 0, of=torch.float64),
+        "draws": tensor(B, 5, yes=cell.E > 0, of=torch.int64),
     }
     if v.which == "forward":
         return given | {
@@ -126,16 +136,17 @@ def arguments(v: Variant) -> dict[str, Any]:
             "b_ih": tensor(D, cell.G * H, yes=full),
             "b_hh": tensor(D, cell.G * H, yes=full),
             "h_n": tensor(D, B, H),
-            "c_n": tensor(D, B, H, yes=two),
+            "c_n": tensor(D, B, C, yes=two),
         }
     return given | {
         "dy": steps(D * H),
         "dh_n": tensor(D, B, H, yes=full),
-        "dc_n": tensor(D, B, H, yes=full and two),
-        "dc": steps(D, H, yes=full and two),
+        "dc_n": tensor(D, B, C, yes=full and two),
+        "dc": steps(D, C, yes=full and two),
+        "dunit": tensor(B, D, cell.P * H, yes=cell.P > 0, of=torch.float32),
         "dgates": steps(D, (cell.G + cell.A) * H),
         "dh0": tensor(D, B, H, yes=full),
-        "dc0": tensor(D, B, H, yes=full and two),
+        "dc0": tensor(D, B, C, yes=full and two),
         "flow": steps(D, yes=full),
         "steps": T,
         "rows": B,
@@ -222,7 +233,10 @@ def main() -> int:
         "--target", action="append", choices=TARGETS, help="one GPU, may be repeated (default: all)"
     )
     parser.add_argument(
-        "--cell", action="append", choices=CELLS, help="one cell, may be repeated (default: all)"
+        "--cell",
+        action="append",
+        choices=[*CELLS, *WRITTEN],
+        help="one cell, may be repeated (default: all)",
     )
     parser.add_argument(
         "--jobs",
@@ -241,7 +255,7 @@ def main() -> int:
     jobs = [
         (variant, target)
         for variant, target in selected(args.extent)
-        if target in (args.target or TARGETS) and variant.cell in (args.cell or CELLS)
+        if target in (args.target or TARGETS) and variant.cell in (args.cell or [*CELLS, *WRITTEN])
     ]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         kernels = list(itertools.chain(*pool.map(compile_one, jobs)))

@@ -59,8 +59,8 @@ struct Sequence {
   // Where a head begins in what those of its direction share, `n` numbers each.
   template <class P>
   RNN_HD P* of_head(P* const* shared, int64_t d, int64_t n) const {
-    P* const all = shared[d / heads];
-    return all ? all + d % heads * n : all;
+    P* const all = turned(d) ? shared[1] : shared[0];
+    return all ? all + (turned(d) ? d - heads : d) * n : all;
   }
 
   RNN_HD int64_t length(int64_t b) const {

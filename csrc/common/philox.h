@@ -15,7 +15,11 @@ constexpr int kPhiloxWords = 4;
 template <class U, class Product>
 RNN_HD constexpr void philox4x32(U (&words)[kPhiloxWords], uint64_t key, Product product) {
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+#if defined(__CUDACC__)
+#pragma unroll
+#else
 #pragma GCC unroll 10
+#endif
   for (int round = 0; round < 10; ++round) {
     const U a = product(words[0], 0xD2511F53u), b = product(words[2], 0xCD9E8D57u);
     words[0] = (b >> 32) ^ words[1] ^ uint64_t(k0);

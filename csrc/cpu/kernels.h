@@ -1,8 +1,7 @@
 // The CPU kernels of one instruction set, behind plain function pointers.
 #pragma once
 
-#include <tuple>
-
+#include "common/cell_library.h"
 #include "common/cell_list.h"
 #include "common/layout.h"
 #include "common/storage.h"
@@ -120,25 +119,7 @@ struct Kernels {
   Entry<Float16> float16;
 };
 
-// As torch has it.
-template <class IO>
-constexpr const char* kTypeName = "float32";
-template <>
-inline constexpr const char* kTypeName<double> = "float64";
-template <>
-inline constexpr const char* kTypeName<BFloat16> = "bfloat16";
-template <>
-inline constexpr const char* kTypeName<Float16> = "float16";
-
-// A cell that is not in AllCells, as libraries that are loaded when the process runs, one for each storage type: what
-// each exports under the name kCellLibrary, with null for the other types.
-using CellTables = std::tuple<const CellKernels<float>*, const CellKernels<double>*, const CellKernels<BFloat16>*,
-                              const CellKernels<Float16>*>;
-struct CellLibrary {
-  const char* headers;          // the digest of the sources it was compiled from
-  const char* instruction_set;  // Kernels::name
-  CellTables kernels;
-};
+// The name of what the library of a cell that is not in AllCells exports; its target is Kernels::name.
 constexpr const char* kCellLibrary = "rnnkernels_cell";
 
 // The best that this processor runs, or the one that the environment variable RNNKERNELS_CPU_CAPABILITY names

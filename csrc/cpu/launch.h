@@ -50,10 +50,10 @@ void dispatch_dtype(at::ScalarType type, F&& f) {
 template <class IO>
 const CellKernels<IO>& kernels_of(const CellInfo& cell, const Entry<IO>& entry) {
   if (cell.built_in()) return entry.cells[cell.number];
-  const CellKernels<IO>* found = loaded_cell<IO>(cell.number);
+  const CellKernels<IO>* found = loaded_cells().find<IO>(cell.number);
   if (!found) {
-    const std::string reason = compile_cell(std::string(cell.name), kTypeName<IO>);
-    found = loaded_cell<IO>(cell.number);
+    const std::string reason = loaded_cells().compile(std::string(cell.name), kTypeName<IO>);
+    found = loaded_cells().find<IO>(cell.number);
     TORCH_CHECK_NOT_IMPLEMENTED(found, "cell: there are no CPU kernels of '", cell.name, "' for ", kTypeName<IO>, ": ",
                                 reason);
   }
@@ -64,13 +64,13 @@ const CellKernels<IO>& kernels_of(const CellInfo& cell, const Entry<IO>& entry) 
 inline bool is_loaded(const CellInfo& cell, at::ScalarType type) {
   switch (type) {
     case at::kFloat:
-      return loaded_cell<float>(cell.number);
+      return loaded_cells().find<float>(cell.number);
     case at::kDouble:
-      return loaded_cell<double>(cell.number);
+      return loaded_cells().find<double>(cell.number);
     case at::kBFloat16:
-      return loaded_cell<BFloat16>(cell.number);
+      return loaded_cells().find<BFloat16>(cell.number);
     case at::kHalf:
-      return loaded_cell<Float16>(cell.number);
+      return loaded_cells().find<Float16>(cell.number);
     default:
       return false;
   }

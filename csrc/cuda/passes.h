@@ -23,6 +23,10 @@
 
 namespace rnn::cuda {
 
+// What the passes take: they carry one state beside h, and ask for neither parameters of the cell nor noise.
+template <class Cell>
+constexpr bool kWholeSequences = Cell::S <= 2 && Own<Cell>::P + Own<Cell>::E == 0;
+
 // A row of what comes from upstream for a step, [kSent, H], and factors of its numbers; null where there is no such
 // step, and no factors.
 template <class IO>
@@ -32,6 +36,7 @@ struct UpstreamRow {
 
 template <class Cell_, class IO_>
 struct ForwardPass {
+  static_assert(kWholeSequences<Cell_>);
   using Cell = Cell_;
   using IO = IO_;
   using V = Scalar<float>;
@@ -63,7 +68,9 @@ struct ForwardPass {
     if constexpr (Cell::S > 1) state[1] = load(call.c0 + at);
   }
 
-  RNN_HD Constants constants(int64_t d, int64_t i) const { return Constants(call, d, i); }
+  RNN_HD Constants constants(int64_t d, int64_t i) const {
+    return {d == 0 ? call.b_ih[0] : call.b_ih[1], d == 0 ? call.b_hh[0] : call.b_hh[1], call.seq.H, i};
+  }
   struct Conditions {
     bool last;  // the states of this round are the final ones
   };
@@ -99,6 +106,7 @@ struct ForwardPass {
 
 template <class Cell_, class IO_>
 struct BackwardPass {
+  static_assert(kWholeSequences<Cell_>);
   using Cell = Cell_;
   using IO = IO_;
   using V = Scalar<float>;

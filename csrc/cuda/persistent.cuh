@@ -123,7 +123,7 @@ class PersistentBlock {
   RNN_DEVICE void begin() {
     const Sequence& q = pass_.sequence();
     if (thread_index() == 0) *failed_ = 0;
-    for (int i = thread_index(); i < rows_; i += kThreads) slots_[i] = Slot(q, d_ * q.rows() + first_row_ + i);
+    for (int i = thread_index(); i < rows_; i += kThreads) slots_[i] = Slot(q, d_ * q.rows() + first_row_ + i, d_);
     if constexpr (!std::is_empty_v<Constants>) {
       for (int unit = thread_index(); unit < l_.units; unit += kThreads)
         if (exists(unit)) constants_[unit] = pass_.constants(d_, first_unit_ + unit);

@@ -56,7 +56,10 @@ Request request_of(const Run& all, bool tf32) {
           n.B,
           all.call().window,
           int(n.D),
-          int(n.L)};
+          int(n.L),
+          !cell.built_in(),
+          n.heads > 1,
+          all.call().h_mask.has_value()};
 }
 
 // Calls f.operator()<IO>() with the storage type of a dtype that persistent kernels take.

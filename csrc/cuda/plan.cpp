@@ -100,10 +100,13 @@ int Device::clusters(int blocks) const {
 
 int most_blocks_of(int major) { return major == 9 || major == 10 ? 2 * kPortableCluster : kPortableCluster; }
 
-const char* refusal(Precision precision, bool projected, bool norm) {
-  if (precision == Precision::kFloat64) return "float64 has no kernels for whole sequences";
-  if (projected) return "a projection (proj_size) has no kernels for whole sequences";
-  if (norm && precision == Precision::kFloat16)
+const char* refusal(const Request& a) {
+  if (a.written) return "a cell that is written, or has zoneout, has no kernels for whole sequences";
+  if (a.heads) return "heads have no kernels for whole sequences";
+  if (a.dropped) return "recurrent dropout has no kernels for whole sequences";
+  if (a.precision == Precision::kFloat64) return "float64 has no kernels for whole sequences";
+  if (a.projected) return "a projection (proj_size) has no kernels for whole sequences";
+  if (a.norm && a.precision == Precision::kFloat16)
     return "float16 gradients might overflow before they are bounded by norm";
   return nullptr;
 }
@@ -274,7 +277,7 @@ Stack plan_call(const Request& a, const Device& device, const Check& check) {
   Stack stack{1, {}, 0};
   if (a.T == 0 || a.B == 0) {
     stack.plan.reason = "there is nothing to run";
-  } else if (const char* reason = refusal(a.precision, a.projected, a.norm)) {
+  } else if (const char* reason = refusal(a)) {
     stack.plan.reason = reason;
   } else {
     const Sequence q{a.T, a.B, a.D, a.H, a.H, nullptr, nullptr, nullptr, a.backward ? a.window : 0};

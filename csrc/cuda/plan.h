@@ -97,8 +97,6 @@ struct Kernel {
 };
 // What the numbers of a call are; kTF32: float32 where torch allows tensor cores for it.
 enum class Precision { kFloat64, kFloat32, kTF32, kBFloat16, kFloat16 };
-// What persistent kernels do not take, or null.
-const char* refusal(Precision precision, bool projected, bool norm);
 // Of a cell with G gates, A of them split, and S states. Batch and exchange are still to be chosen.
 Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool norm);
 constexpr int kBatches[] = {1, 2};  // of which exact products take the first
@@ -188,7 +186,10 @@ struct Request {
   bool projected, norm, recorded;  // a proj_size, gradients bounded by their norm, norms of gradients asked for
   int64_t H, T, B, window;
   int D, layers;
+  bool written = false, heads = false, dropped = false;  // a cell that is not built in; heads; recurrent dropout
 };
+// What persistent kernels do not take of a call, or null.
+const char* refusal(const Request& request);
 // How the layers of a call run, as the settings of the process choose; a plan that is not found has its reason.
 Stack plan_call(const Request& request, const Device& device, const Check& check = {});
 

@@ -5,6 +5,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "cuda/cell_libraries.h"
 #include "cuda/fault.h"
 #include "cuda/here.h"
 #include "cuda/persistent.h"
@@ -21,12 +22,12 @@ struct Refused {};
 // Launches on the current stream of a device, which has to be the current device.
 struct Launcher {
   const char* op;
-  int cell;
+  const CellInfo& cell;
   Stream stream;
   FaultRecord record{};
   mutable bool launched = false;  // a kernel of the plan at hand
 
-  Launcher(const char* op, int cell, c10::Device device)
+  Launcher(const char* op, const CellInfo& cell, c10::Device device)
       : op(op), cell(cell), stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle()) {
     check(fault_record(record));
     if (!*record.on_host) return;
@@ -43,12 +44,15 @@ struct Launcher {
 
   template <class Step>
   void operator()(const Step& step) const {
-    check(cuda::launch(cell, step, stream));
+    if constexpr (Step::kOfCell) {
+      if (!cell.built_in()) return check(steps_of(step).launch(step, stream));
+    }
+    check(cuda::launch(cell.number, step, stream));
   }
   template <class Stages>
   void operator()(const Stages& stages, const Plan& plan, Part part) const {
     part.fault = record.on_device;
-    const Outcome outcome = cuda::launch(cell, stages, plan, part, stream);
+    const Outcome outcome = cuda::launch(cell.number, stages, plan, part, stream);
     if (outcome.refused && !launched) throw Refused();
     check(outcome.error);
     launched = true;
@@ -65,22 +69,30 @@ struct Launcher {
     }
     return true;
   }
+
+ private:
+  // Of a cell that is not built in, in the storage type of a step.
+  template <template <class> class Step, class IO>
+  const CellSteps<IO>& steps_of(const Step<IO>&) const {
+    const CellSteps<IO>* found = loaded_cells().find<IO>(cell.number);
+    if (!found) {
+      const std::string reason = loaded_cells().compile(std::string(cell.name), kTypeName<IO>);
+      found = loaded_cells().find<IO>(cell.number);
+      TORCH_CHECK_NOT_IMPLEMENTED(found, "rnnkernels::", op, ": there are no CUDA kernels of the cell '", cell.name,
+                                  "' for ", kTypeName<IO>, ": ", reason,
+                                  ". Ask for another backend (backend='triton').");
+    }
+    return *found;
+  }
 };
 
 // like: a tensor of the call's device and type.
 template <class Run>
 void run(const char* op, Run& all, const Tensor& like) {
-  TORCH_CHECK_NOT_IMPLEMENTED(all.cell().built_in() && !all.cell().normed, "rnnkernels::", op,
-                              ": there are no CUDA kernels of the cell '", all.cell().name,
-                              "'. Ask for another backend (backend='triton').");
-  TORCH_CHECK_NOT_IMPLEMENTED(all.sizes().heads == 1, "rnnkernels::", op,
-                              ": there are no CUDA kernels of layers with heads. Ask for another backend "
-                              "(backend='reference').");
-  TORCH_CHECK_NOT_IMPLEMENTED(!all.call().h_mask, "rnnkernels::", op,
-                              ": the CUDA kernels have no recurrent dropout. Leave out h_mask, or ask for another "
-                              "backend (backend='reference').");
+  TORCH_CHECK_NOT_IMPLEMENTED(!all.cell().normed, "rnnkernels::", op, ": there are no CUDA kernels of the cell '",
+                              all.cell().name, "'. Ask for another backend (backend='reference').");
   const c10::DeviceGuard guard(like.device());
-  const Launcher launcher(op, all.cell().number, like.device());
+  const Launcher launcher(op, all.cell(), like.device());
   Device limits{};
   launcher.check(query(limits));
   const int index = like.device().index();

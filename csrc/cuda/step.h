@@ -18,9 +18,10 @@ struct ForwardCell {
 
   Forward<IO> call;
   int64_t s;
-  const IO* gh;       // [D, B, G*H]
+  const IO* gh;       // [D, B, G*H] or null: gates have no hidden part
   IO* h;              // [D, B, R]: state, kept as the product takes it
-  Arithmetic<IO>* c;  // [D, B, H] or null
+  IO* masked;         // [D, B, R] or null: no mask; h as the product takes it otherwise
+  Arithmetic<IO>* c;  // [D, B, C*H] or null
   IO* raw;            // [D, B, H] or null: no projection, R = H
 
   RNN_HD const Sequence& sequence() const { return call.seq; }
@@ -33,16 +34,18 @@ struct ForwardCell {
     ForwardUnit<Cell, IO> unit(call, slot, s, i);
     V through[Cell::G], carried[Cell::S];
     if (unit.place.active) {
-      for (int g = 0; g < Cell::G; ++g) through[g] = load(gh + slot.n * Cell::G * q.H + g * q.H + i);
+      for (int g = 0; g < Cell::G; ++g) through[g] = load_or_zero(gh, slot.n * Cell::G * q.H + g * q.H + i);
       if (!raw) carried[0] = load(h + state);
-      if constexpr (Cell::S > 1) carried[1] = load(c + state);
+      for (int k = 1; k < Cell::S; ++k) carried[k] = load(c + beside<Cell>(slot.n, k, q.H, i));
     }
-    const Biases<Cell, IO> biases(call, slot.d, i);
+    const int64_t width = Cell::G * q.H;
+    const Biases<Cell, IO> biases(q.of_head(call.b_ih, slot.d, width), q.of_head(call.b_hh, slot.d, width), q.H, i);
     unit.run(0, biases, through, carried, raw != nullptr);
     unit.write(call, i, raw != nullptr);
     if (!unit.place.active) return;
     store(raw ? raw + state : h + state, carried[0]);
-    if constexpr (Cell::S > 1) store(c + state, carried[1]);
+    if (masked && !raw) store(masked + state, carried[0] * load(call.h_mask + state));
+    for (int k = 1; k < Cell::S; ++k) store(c + beside<Cell>(slot.n, k, q.H, i), carried[k]);
   }
 };
 
@@ -55,7 +58,7 @@ struct ForwardProject {
   Forward<IO> call;
   int64_t s;
   const IO* projected;  // [D, B, R]
-  IO* h;                // [D, B, R]
+  IO *h, *masked;       // [D, B, R], as in ForwardCell
 
   RNN_HD const Sequence& sequence() const { return call.seq; }
   RNN_HD int64_t width() const { return call.seq.R; }
@@ -68,7 +71,9 @@ struct ForwardProject {
     if (place.outside) return;
     const V value = place.active ? load(projected + state) : V(0);
     store(call.y + place.n * q.R + i, value);
-    if (place.active) store(h + state, value);
+    if (!place.active) return;
+    store(h + state, value);
+    if (masked) store(masked + state, value * load(call.h_mask + state));
   }
 };
 
@@ -76,8 +81,8 @@ struct ForwardProject {
 template <class IO>
 struct Carried {
   Arithmetic<IO>* dh;  // [R]: what reaches h around W_hh
-  Arithmetic<IO>* dc;  // [H]
-  IO* dgh;             // [G*H]
+  Arithmetic<IO>* dc;  // [C*H]
+  IO* dgh;             // [G*H], or no gate has a hidden part, where this and dh_through are null
   IO* dh_through;      // [R]: dgh W_hh of the gates of step s + 1
   IO* dprojected;      // [R]; no projection, R = H, where this and dh_raw are null
   IO* dh_raw;          // [H]: dprojected W_hr of step s
@@ -86,13 +91,21 @@ struct Carried {
   double* all_dh;      // [T, B, D, R]: the whole gradient of every h, if asked for
 };
 
+// What reached unit i of a row's h through W_hh, from the [D, rows, R] that a product left.
+template <class IO>
+RNN_HD Scalar<Arithmetic<IO>> through_product(const Sequence& q, const IO* product, const IO* h_mask, const Slot& slot,
+                                              int64_t i) {
+  const Scalar<Arithmetic<IO>> x = load_or_zero(product, slot.n * q.R + i);
+  return h_mask ? x * load(h_mask + q.state_at(slot.d, slot.row.b, q.R) + i) : x;
+}
+
 // What reaches the last state of every row from outside.
 template <class IO>
 struct BackwardBegin {
   static constexpr bool kOfCell = false;
 
   Sequence seq;
-  int64_t size;        // R or H
+  int64_t size;        // R or C*H
   const IO* from;      // [D, B, size] or null: zero
   Arithmetic<IO>* to;  // [D, rows, size]
 
@@ -128,7 +141,7 @@ struct BackwardProject {
     V value(0);
     if (place.active) {
       value = load(carried.dh + state) + load_or_zero(call.dy, at);
-      if (linked(q, slot, s + 1)) value += load(carried.dh_through + state);
+      if (linked(q, slot, s + 1)) value += through_product(q, carried.dh_through, call.h_mask, slot, i);
       store(carried.dh + state, V(0));
       store(carried.dprojected + state, value);
       if (carried.all_dh) carried.all_dh[at] = value.v;
@@ -143,7 +156,7 @@ RNN_HD void hand_on(const Backward<IO>& call, const BackwardUnit<Cell, IO>& unit
                     IO* dgh) {
   const int64_t H = call.seq.H;
   unit.write(call, i);
-  if (!unit.place.active) return;
+  if (!unit.place.active || !dgh) return;
   dgh += slot.n * Cell::G * H + i;
   for (int g = 0; g < Cell::G; ++g) store(dgh + g * H, unit.dgates[unit.of_hidden(g)]);
 }
@@ -172,15 +185,17 @@ struct BackwardCell {
       if (carried.dh_raw) {
         dh = load(carried.dh_raw + state);
       } else {
-        dh = unit.dh(load(carried.dh + state), unit.linked_after ? load(carried.dh_through + state) : V(0));
+        const V through = unit.linked_after ? through_product(q, carried.dh_through, call.h_mask, slot, i) : V(0);
+        dh = unit.dh(load(carried.dh + state), through);
         if (carried.all_dh) carried.all_dh[unit.place.n * q.H + i] = dh.v;
       }
-      if constexpr (Cell::S > 1) around[1] = load(carried.dc + state);
+      for (int k = 1; k < Cell::S; ++k) around[k] = load(carried.dc + beside<Cell>(slot.n, k, q.H, i));
     }
     unit.run(0, dh, around);
     if (unit.place.active) {
       if (!carried.dh_raw) store(carried.dh + state, around[0]);
-      if constexpr (Cell::S > 1) store(carried.dc + state, around[1]);
+      for (int k = 1; k < Cell::S; ++k) store(carried.dc + beside<Cell>(slot.n, k, q.H, i), around[k]);
+      add_to_parameters(unit, slot, i);
     }
     if (carried.unbounded) {
       double* kept = carried.unbounded + slot.n * unit.kGates * q.H + i;
@@ -191,6 +206,17 @@ struct BackwardCell {
       for (V& x : unit.dgates) x = call.clip.template elementwise<Arithmetic<IO>>(x);
     }
     hand_on(call, unit, slot, i, carried.dgh);
+  }
+
+ private:
+  // The steps of a row come one launch after the other, and each unit of it is one thread's: a sum in one order.
+  template <class Cell>
+  RNN_HD void add_to_parameters(const BackwardUnit<Cell, IO>& unit, const Slot& slot, int64_t i) const {
+    if constexpr (unit.P > 0) {
+      const Sequence& q = call.seq;
+      Arithmetic<IO>* const sums = call.dunit + (q.number(slot.row) * q.D + slot.d) * unit.P * q.H + i;
+      for (int k = 0; k < unit.P; ++k) sums[k * q.H] += unit.dunit[k].v;
+    }
   }
 };
 
@@ -227,8 +253,9 @@ struct BackwardFinish {
   static constexpr bool kOfCell = false;
 
   Sequence seq;
-  int64_t size;                // R or H
+  int64_t size;                // R or C*H
   const IO* through;           // [D, rows, size] or null
+  const IO* h_mask;            // [D, B, size] or null
   const Arithmetic<IO>* from;  // [D, rows, size]
   IO* to;                      // [D, B, size]
 
@@ -240,7 +267,7 @@ struct BackwardFinish {
     if (!seq.first(slot.d, slot.row)) return;
     const int64_t state = slot.n * size + i;
     V value = load(from + state);
-    if (through && linked(seq, slot, 0)) value += load(through + state);
+    if (through && linked(seq, slot, 0)) value += through_product(seq, through, h_mask, slot, i);
     store(to + seq.state_at(slot.d, slot.row.b, size) + i, value);
   }
 };

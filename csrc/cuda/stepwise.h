@@ -7,10 +7,10 @@
 
 #include <ATen/OpMathType.h>
 #include <ATen/ops/bmm.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
 #include "cuda/step.h"
@@ -35,9 +35,11 @@ void dispatch_dtype(at::ScalarType type, F&& f) {
   }
 }
 
-// The weights of all directions as one operand [D, rows, columns].
-inline Tensor stacked(const LayerWeights::List& weights) {
-  return weights.size() == 1 ? weights[0].unsqueeze(0) : at::stack(weights);
+// The weights of all directions, each with the rows of its heads, as one operand [D, rows, columns].
+inline Tensor stacked(const LayerWeights::List& weights, int64_t heads) {
+  LayerWeights::List apart;
+  for (const Tensor& w : weights) apart.push_back(w.view({heads, w.size(0) / heads, w.size(1)}));
+  return apart.size() == 1 ? apart[0] : at::cat(apart);
 }
 
 template <class Launcher>
@@ -45,12 +47,15 @@ void run_stepwise(const ForwardLayer& a, const Launcher& launch) {
   const Sizes& n = a.n;
   const Tensor gx = project_input(a);
   const int64_t steps = n.B ? n.T : 0;
-  const bool projected = !a.w.w_hr.empty();
-  const Tensor w_hh = stacked(a.w.w_hh).transpose(1, 2);  // [D, R, G*H]
-  Tensor gh = at::empty({n.D, n.B, a.cell.G * n.H}, a.x.options());
-  Tensor w_hr, raw, out;
+  const bool projected = !a.w.w_hr.empty(), recurrent = a.cell.recurrent;
+  Tensor w_hh, gh, masked, w_hr, raw, out;
+  if (recurrent) {
+    w_hh = stacked(a.w.w_hh, n.heads).transpose(1, 2);  // [D, R, G*H]
+    gh = at::empty({n.D, n.B, a.cell.G * n.H}, a.x.options());
+    if (a.h_mask) masked = a.h0 * *a.h_mask;  // carries the h of the product
+  }
   if (projected) {
-    w_hr = stacked(a.w.w_hr).transpose(1, 2);  // [D, H, R]
+    w_hr = stacked(a.w.w_hr, n.heads).transpose(1, 2);  // [D, H, R]
     raw = at::zeros({n.D, n.B, n.H}, a.x.options());
     out = at::empty_like(a.h0);  // [D, B, R]
   }
@@ -59,14 +64,14 @@ void run_stepwise(const ForwardLayer& a, const Launcher& launch) {
   const Tensor c = a.c_n.to(at::toOpMathType(a.c_n.scalar_type()));  // carries c; c_n itself where that has this type
   dispatch_dtype(a.x.scalar_type(), [&]<class IO> {
     const Forward<IO> call = parameters<IO>(a, gx);
-    IO* h = pointer<IO>(a.h_n);
+    IO *h = pointer<IO>(a.h_n), *of_product = pointer<IO>(masked);
     for (int64_t s = 0; s < steps; ++s) {
-      at::bmm_out(gh, a.h_n, w_hh);
-      launch(ForwardCell<IO>{call, s, pointer<const IO>(gh), h, pointer<Arithmetic<IO>>(c),
-                             projected ? pointer<IO>(raw) : nullptr});
+      if (recurrent) at::bmm_out(gh, masked.defined() ? masked : a.h_n, w_hh);
+      launch(
+          ForwardCell<IO>{call, s, pointer<const IO>(gh), h, of_product, pointer<Arithmetic<IO>>(c), pointer<IO>(raw)});
       if (!projected) continue;
       at::bmm_out(out, raw, w_hr);
-      launch(ForwardProject<IO>{call, s, pointer<const IO>(out), h});
+      launch(ForwardProject<IO>{call, s, pointer<const IO>(out), h, of_product});
     }
   });
   a.c_n.copy_(c);
@@ -78,15 +83,18 @@ void run_stepwise(const BackwardLayer& a, const Launcher& launch) {
   const Sequence q = sequence(a);
   const int64_t rows = q.rows(), steps = n.B ? q.steps() : 0;
   const bool has_c = a.cell.S > 1, projected = !a.w.w_hr.empty(), norm = a.clip.kind == Clip::kNorm;
+  const bool recurrent = a.cell.recurrent;
+  const int64_t beside_h = a.cell.C() * n.H;
   const auto carried = [&](int64_t width, at::ScalarType type) {
     return at::empty({n.D, rows, width}, a.y.options().dtype(type));
   };
   const at::ScalarType io = a.y.scalar_type(), arithmetic = a.flow.scalar_type();
-  const Tensor w_hh = stacked(a.w.w_hh);  // [D, G*H, R]
-  const Tensor dh = carried(n.R, arithmetic), dc = carried(has_c ? n.H : 0, arithmetic);
-  const Tensor dgh = carried(a.cell.G * n.H, io).zero_(), dprojected = carried(projected ? n.R : 0, io).zero_();
-  Tensor dh_through = carried(n.R, io), dh_raw = carried(projected ? n.H : 0, io);
-  const Tensor w_hr = projected ? stacked(a.w.w_hr) : Tensor();  // [D, R, H]
+  const Tensor w_hh = recurrent ? stacked(a.w.w_hh, n.heads) : Tensor();  // [D, G*H, R]
+  const Tensor dh = carried(n.R, arithmetic), dc = carried(beside_h, arithmetic);
+  const Tensor dgh = carried(recurrent ? a.cell.G * n.H : 0, io).zero_();
+  const Tensor dprojected = carried(projected ? n.R : 0, io).zero_();
+  Tensor dh_through = carried(recurrent ? n.R : 0, io), dh_raw = carried(projected ? n.H : 0, io);
+  const Tensor w_hr = projected ? stacked(a.w.w_hr, n.heads) : Tensor();  // [D, R, H]
   const Tensor unbounded = carried(norm ? (a.cell.G + a.cell.A) * n.H : 0, at::kDouble);
   const Tensor dgx = unbounded.narrow(2, 0, norm ? a.cell.G * n.H : 0);
   Tensor norms = at::empty({n.D, norm ? rows : 0}, unbounded.options());
@@ -98,9 +106,9 @@ void run_stepwise(const BackwardLayer& a, const Launcher& launch) {
                         pointer<IO>(dh_through),    pointer<IO>(dprojected), pointer<IO>(dh_raw),
                         pointer<double>(unbounded), pointer<double>(norms),  pointer<double>(all_dh)};
     launch(BackwardBegin<IO>{q, n.R, call.dh_n, c.dh});
-    if (has_c) launch(BackwardBegin<IO>{q, n.H, call.dc_n, c.dc});
+    if (has_c) launch(BackwardBegin<IO>{q, beside_h, call.dc_n, c.dc});
     for (int64_t s = steps - 1; s >= 0; --s) {
-      if (s + 1 < steps) at::bmm_out(dh_through, dgh, w_hh);
+      if (recurrent && s + 1 < steps) at::bmm_out(dh_through, dgh, w_hh);
       if (projected) {
         launch(BackwardProject<IO>{call, s, c});
         at::bmm_out(dh_raw, dprojected, w_hr);
@@ -111,9 +119,9 @@ void run_stepwise(const BackwardLayer& a, const Launcher& launch) {
       launch(BackwardBound<IO>{call, s, c});
     }
     if (!a.call.initial) return;
-    if (steps > 0) at::bmm_out(dh_through, dgh, w_hh);
-    launch(BackwardFinish<IO>{q, n.R, c.dh_through, c.dh, call.dh0});
-    if (has_c) launch(BackwardFinish<IO>{q, n.H, nullptr, c.dc, call.dc0});
+    if (recurrent && steps > 0) at::bmm_out(dh_through, dgh, w_hh);
+    launch(BackwardFinish<IO>{q, n.R, c.dh_through, call.h_mask, c.dh, call.dh0});
+    if (has_c) launch(BackwardFinish<IO>{q, beside_h, nullptr, nullptr, c.dc, call.dc0});
   });
   if (a.call.record) a.flow.copy_(at::linalg_vector_norm(all_dh, 2, {-1}));
 }

@@ -8,6 +8,7 @@
 
 #include "common/cell_list.h"
 #include "common/layout.h"
+#include "cuda/noise.h"
 #include "cuda/scalar.cuh"
 
 namespace rnn::cuda {
@@ -18,7 +19,31 @@ struct Slot {
   Row row;
 
   Slot() = default;
-  RNN_HD Slot(const Sequence& q, int64_t n) : n(n), d(n < q.rows() ? 0 : 1), row(q.row(n - d * q.rows())) {}
+  RNN_HD Slot(const Sequence& q, int64_t n, int64_t d) : n(n), d(d), row(q.row(n - d * q.rows())) {}
+  RNN_HD Slot(const Sequence& q, int64_t n) : Slot(q, n, n < q.rows() ? 0 : n / q.rows()) {}
+};
+
+// Where unit i of state k >= 1 is found at place n of what holds all states beside h, [.., C*H].
+template <class Cell>
+RNN_HD int64_t beside(int64_t n, int k, int64_t H, int64_t i) {
+  return (n * (Cell::S - 1) + k - 1) * H + i;
+}
+
+// What a cell reads behind its states: parameters of its own, and then its noise.
+template <class Cell>
+struct Own {
+  static constexpr int P = CellSizes::of(Cell{}).P, E = CellSizes::of(Cell{}).E;
+
+  // Of step s of a row, which is there; `call` is of either direction of differentiation.
+  template <class Call, class V>
+  static RNN_HD void read(const Call& call, const Slot& slot, int64_t s, int64_t i, V* to) {
+    const Sequence& q = call.seq;
+    if constexpr (P > 0) {
+      const auto* unit = q.of_head(call.unit, slot.d, P * q.H);
+      for (int k = 0; k < P; ++k) to[k] = load(unit + k * q.H + i);
+    }
+    if constexpr (E > 0) draw_noise<E>(call.noise, slot.row.b, q.position(slot.d, slot.row, s), slot.d, i, to + P);
+  }
 };
 
 // Does step s take place, with the state that the step before left? If not, nobody reads the product of that state, or
@@ -40,12 +65,11 @@ struct Biases {
   V input[Cell::G], hidden[Cell::G];
 
   Biases() = default;
-  RNN_HD Biases(const Forward<IO>& call, int64_t d, int64_t i) {
-    const IO* b_ih = d == 0 ? call.b_ih[0] : call.b_ih[1];
-    const IO* b_hh = d == 0 ? call.b_hh[0] : call.b_hh[1];
+  // Of unit i of H, from those of its direction [G*H].
+  RNN_HD Biases(const IO* b_ih, const IO* b_hh, int64_t H, int64_t i) {
     for (int g = 0; g < Cell::G; ++g) {
-      input[g] = load_or_zero(b_ih, g * call.seq.H + i);
-      hidden[g] = load_or_zero(b_hh, g * call.seq.H + i);
+      input[g] = load_or_zero(b_ih, g * H + i);
+      hidden[g] = load_or_zero(b_hh, g * H + i);
     }
   }
 };
@@ -58,6 +82,7 @@ struct ForwardUnit {
   Place place;
   bool cut;
   Raw<IO> gx[Cell::G];
+  V own[Own<Cell>::P + Own<Cell>::E + 1];
   V next[Cell::S], saved[Cell::K + 1];  // by run(), for write()
 
   ForwardUnit() = default;
@@ -67,20 +92,23 @@ struct ForwardUnit {
     if (!place.active) return;
     cut = q.cut_before(slot.d, slot.row, s);
     for (int g = 0; g < Cell::G; ++g) gx[g] = Raw<IO>::or_zero(call.gx, place.n * Cell::G * q.H + g * q.H + i);
+    Own<Cell>::read(call, slot, s, i, own);
   }
 
-  // gh [G]: W_hh h; state [S]: h, as it is stored, and c.
+  // gh [G]: W_hh h; state [S]: h, as it is stored, and the others.
   RNN_HD void run(int cell, const Biases<Cell, IO>& biases, const V* gh, V* state, bool projected) {
     for (V& x : next) x = V(0);
     for (V& x : saved) x = V(0);
     if (!place.active) return;
-    V input[Cell::G], hidden[Cell::G], prev[Cell::S];
+    constexpr int kOwn = Own<Cell>::P + Own<Cell>::E;
+    V input[Cell::G], hidden[Cell::G], prev[Cell::S + kOwn];
     for (int g = 0; g < Cell::G; ++g) {
       input[g] = gx[g].value() + biases.input[g];
       hidden[g] = biases.hidden[g] + (cut ? V(0) : gh[g]);
     }
     for (int k = 0; k < Cell::S; ++k) prev[k] = cut ? V(0) : state[k];
     if (projected) prev[0] = V(0);
+    for (int k = 0; k < kOwn; ++k) prev[Cell::S + k] = own[k];
     cell_forward(Cell{}, cell, input, hidden, prev, next, saved);
     state[0] = stored<IO>(next[0]);
     for (int k = 1; k < Cell::S; ++k) state[k] = next[k];
@@ -95,9 +123,7 @@ struct ForwardUnit {
     const int64_t at = place.n * q.H + i;
     if (!projected) store(call.y + at, next[0]);
     if (call.h_raw) store(call.h_raw + at, next[0]);
-    if constexpr (Cell::S > 1) {
-      if (call.c) store(call.c + at, next[1]);
-    }
+    for (int k = 1; call.c && k < Cell::S; ++k) store(call.c + beside<Cell>(place.n, k, q.H, i), next[k]);
   }
 };
 
@@ -108,8 +134,11 @@ struct BackwardUnit {
   static constexpr int kGates = Cell::G + Cell::A;  // in the order of dgates
   Place place;
   bool cut, linked_after;
+  static constexpr int P = Own<Cell>::P;
   Raw<IO> saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dout[Cell::S];
+  V own[P + Own<Cell>::E + 1];
   V dgates[kGates];  // by run(), for write()
+  V dunit[P + 1];    // by run(): what the step adds to the gradients of the cell's parameters
 
   BackwardUnit() = default;
   RNN_HD BackwardUnit(const Backward<IO>& call, const Slot& slot, int64_t s, int64_t i, bool projected) {
@@ -123,35 +152,40 @@ struct BackwardUnit {
     prev[0] = next[0] = dout[0] =
         Raw<IO>::zero();  // h before the projection: no cell with a projection asks for its value
     if (!projected) {
-      prev[0] = before(call, call.h0, call.y, slot, s, i);
+      prev[0] = before(call, call.h0, call.y, slot, s, q.H, i);
       next[0] = Raw<IO>(call.y[at]);
       dout[0] = Raw<IO>::or_zero(call.dy, at);
     }
-    if constexpr (Cell::S > 1) {
-      prev[1] = before(call, call.c0, call.c, slot, s, i);
-      next[1] = Raw<IO>(call.c[at]);
-      dout[1] = Raw<IO>::or_zero(call.dc, at);
+    for (int k = 1; k < Cell::S; ++k) {
+      const int64_t at = beside<Cell>(place.n, k, q.H, i);
+      prev[k] = before(call, call.c0, call.c, slot, s, (Cell::S - 1) * q.H, (k - 1) * q.H + i);
+      next[k] = Raw<IO>(call.c[at]);
+      dout[k] = Raw<IO>::or_zero(call.dc, at);
     }
+    Own<Cell>::read(call, slot, s, i, own);
   }
 
   // The gradient of h of this step, of what reached it `around` W_hh and `through` it.
   RNN_HD V dh(V around, V through) const { return around + dout[0].value() + (linked_after ? through : V(0)); }
 
-  // dh, and carried [S], of which [1] is what reaches c: in their place what reaches the states of the step before
-  // around W_hh. The gradients of the gates are zero where there is no step.
+  // dh, and carried [S], of which those behind [0] are what reaches the states beside h: in their place what reaches
+  // the states of the step before around W_hh. The gradients of the gates are zero where there is no step.
   RNN_HD void run(int cell, V dh, V* carried) {
     for (V& x : dgates) x = V(0);
     if (!place.active) return;
-    V kept[Cell::K + 1], entered[Cell::S], left[Cell::S], dnext[Cell::S], dprev[Cell::S], dhidden[Cell::G];
+    constexpr int kOwn = P + Own<Cell>::E;
+    V kept[Cell::K + 1], entered[Cell::S + kOwn], left[Cell::S], dnext[Cell::S], dprev[Cell::S + P], dhidden[Cell::G];
     for (int k = 0; k < Cell::K; ++k) kept[k] = saved[k].value();
     for (int k = 0; k < Cell::S; ++k) {
       entered[k] = prev[k].value();
       left[k] = next[k].value();
       dnext[k] = k == 0 ? dh : carried[k] + dout[k].value();
     }
+    for (int k = 0; k < kOwn; ++k) entered[Cell::S + k] = own[k];
     cell_backward(Cell{}, cell, kept, entered, left, dnext, dgates, dhidden, dprev);
     for (int a = 0; a < Cell::A; ++a) dgates[Cell::G + a] = dhidden[Cell::G - Cell::A + a];
     for (int k = 0; k < Cell::S; ++k) carried[k] = cut ? V(0) : dprev[k];
+    for (int k = 0; k < P; ++k) dunit[k] = dprev[Cell::S + k];
   }
 
   // The gradient of gh of a gate, in dgates.
@@ -164,13 +198,13 @@ struct BackwardUnit {
   }
 
  private:
-  // The state that entered step s: from all states [T, B, D, H], or from the initial ones.
+  // Number i of the states that entered step s: from all states [T, B, D, width], or from the initial ones.
   RNN_HD Raw<IO> before(const Backward<IO>& call, const IO* initial, const IO* all, const Slot& slot, int64_t s,
-                        int64_t i) const {
+                        int64_t width, int64_t i) const {
     const Sequence& q = call.seq;
     if (cut) return Raw<IO>::zero();
-    if (s == 0 && q.first(slot.d, slot.row)) return Raw<IO>(initial[q.state_at(slot.d, slot.row.b, q.H) + i]);
-    return Raw<IO>(all[q.before(slot.d, slot.row, s) * q.H + i]);
+    if (s == 0 && q.first(slot.d, slot.row)) return Raw<IO>(initial[q.state_at(slot.d, slot.row.b, width) + i]);
+    return Raw<IO>(all[q.before(slot.d, slot.row, s) * width + i]);
   }
 };
 

@@ -104,12 +104,12 @@ Tensor project_input(const ForwardLayer& a) {
   TORCH_CHECK(!batch_invariant(), "rnnkernels.batch_invariant: expected a CPU tensor, got one on ", a.x.device(),
               ", where torch's products depend on the size of the batch. Move the layer to the CPU, or switch it off.");
   const Sizes& n = a.n;
-  const int64_t width = a.cell.G * n.H;
+  const int64_t width = n.heads * a.cell.G * n.H, all = n.D / n.heads * width;
   const bool shared = a.saved.numel() && a.cell.K == a.cell.G;
-  const Tensor gx = shared ? a.saved : fresh(n.shape({n.D, width}), a.x.options());
+  const Tensor gx = shared ? a.saved : fresh(n.shape({n.D, a.cell.G * n.H}), a.x.options());
   const Tensor x = a.x.reshape({n.N, n.I});
-  for (int64_t d = 0; d < n.D && gx.numel(); ++d) {
-    Tensor out = gx.view({n.N, n.D * width}).narrow(1, d * width, width);
+  for (int64_t d = 0; d < n.D / n.heads && gx.numel(); ++d) {
+    Tensor out = gx.view({n.N, all}).narrow(1, d * width, width);
     at::mm_out(out, x, a.w.w_ih[d].t());
   }
   return gx;

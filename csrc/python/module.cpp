@@ -11,6 +11,7 @@
 #include "common/cell_list.h"
 #include "cpu/cell_libraries.h"
 #include "cpu/packs.h"
+#include "cuda/cell_libraries.h"
 #include "cuda/forced.h"
 #include "cuda/here.h"
 #include "cuda/probe.h"
@@ -45,6 +46,12 @@ Precision precision_named(const std::string& name) {
   TORCH_CHECK_VALUE(found != kPrecisionNames.end(), "precision: expected a floating dtype or tf32, got '", name, "'");
   return Precision(found - kPrecisionNames.begin());
 }
+// What belongs to a backend that has cells of users as libraries.
+template <class T>
+T of_backend(const std::string& backend, T cpu, T cuda) {
+  TORCH_CHECK_VALUE(backend == "cpu" || backend == "cuda", "backend: expected cpu or cuda, got '", backend, "'");
+  return backend == "cpu" ? cpu : cuda;
+}
 const char* family_of(const rnn::cuda::Plan& plan) {
   return !plan.found ? "stepwise" : (plan.kernel.cluster ? "cluster" : "grid");
 }
@@ -55,13 +62,13 @@ const char* family_of(const rnn::cuda::Plan& plan) {
 // device whose kernels are to be vetted first; -1: as the sizes alone have it.
 static py::dict cuda_plan(const std::string& cell, bool backward, const std::string& precision, bool projected,
                           bool norm, bool recorded, int64_t H, int64_t T, int64_t B, int64_t window, int D, int layers,
-                          const std::array<int, 4>& device, int index, bool here,
+                          bool heads, bool dropped, const std::array<int, 4>& device, int index, bool here,
                           const std::function<std::string(const std::string&, int)>& refused) {
   const rnn::CellInfo& info = rnn::find_cell(cell);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
-  const rnn::cuda::Request request{info.G,    info.A, info.S,   backward, precision_named(precision),
-                                   projected, norm,   recorded, H,        T,
-                                   B,         window, D,        layers};
+  const rnn::cuda::Request request{
+      info.G, info.A, info.S, backward, precision_named(precision), projected, norm,   recorded, H, T,
+      B,      window, D,      layers,   !info.built_in(),           heads,     dropped};
   rnn::cuda::Check check;
   if (refused)
     check = [&](const rnn::cuda::Plan& plan, int) { return refused(family_of(plan), plan.layout.message.blocks); };
@@ -109,6 +116,7 @@ PYBIND11_MODULE(_C, module) {
         info["compiler"] = __VERSION__;
         info["torch"] = TORCH_VERSION;
         info["headers"] = rnn::cpu::kHeadersDigest;
+        info["cuda_headers"] = rnn::cuda::kHeadersDigest;
 #if defined(RNNKERNELS_CUDA)
         info["cuda_archs"] = RNNKERNELS_CUDA_ARCHS;
 #else
@@ -128,25 +136,30 @@ PYBIND11_MODULE(_C, module) {
       "Makes a cell that a user wrote known to the ops; its name says what it computes.");
   module.def(
       "load_cell",
-      [](const std::string& name, const std::string& path) {
-        return rnn::cpu::load_cell_library(rnn::find_cell(name).number, path.c_str());
+      [](const std::string& name, const std::string& path, const std::string& backend) {
+        const auto load = of_backend(backend, &rnn::cpu::load_cell_library, &rnn::cuda::load_cell_library);
+        return load(rnn::find_cell(name).number, path.c_str());
       },
-      py::arg("name"), py::arg("path"),
-      "Loads the CPU kernels of such a cell; returns the reason where it cannot, or ''.");
+      py::arg("name"), py::arg("path"), py::arg("backend"),
+      "Loads the kernels of such a cell for a backend, cpu or cuda; returns the reason where it cannot, or ''.");
 
   module.def(
       "set_cell_compiler",
-      [](py::function compiler) {
+      [](py::function compiler, const std::string& backend) {
         // Never destroyed: a call may come while Python ends.
         auto* const kept = new py::function(std::move(compiler));
-        rnn::cpu::set_cell_compiler([kept](const std::string& name, const std::string& type) {
+        const rnn::CellCompiler asks = [kept](const std::string& name, const std::string& type) {
           const py::gil_scoped_acquire gil;
           return (*kept)(name, type).cast<std::string>();
-        });
+        };
+        using Set = void (*)(const rnn::CellCompiler&);
+        const Set cpu = [](const rnn::CellCompiler& c) { rnn::cpu::loaded_cells().set_compiler(c); };
+        const Set cuda = [](const rnn::CellCompiler& c) { rnn::cuda::loaded_cells().set_compiler(c); };
+        of_backend(backend, cpu, cuda)(asks);
       },
-      py::arg("compiler"),
-      "compiler(name, type) has the CPU kernels of a cell for a storage type loaded; it returns the reason where "
-      "it cannot.");
+      py::arg("compiler"), py::arg("backend"),
+      "compiler(name, type) has the kernels of a cell for a backend and a storage type loaded; it returns the reason "
+      "where it cannot.");
 
   module.def("set_batch_invariant", &rnn::set_batch_invariant, py::arg("on"),
              "Whether results of a row may not depend on the batch that it is in, for the whole process.");
@@ -241,8 +254,8 @@ PYBIND11_MODULE(_C, module) {
 
   module.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("cell"), py::arg("backward"), py::arg("precision"),
              py::arg("projected"), py::arg("norm"), py::arg("recorded"), py::arg("H"), py::arg("T"), py::arg("B"),
-             py::arg("window"), py::arg("D"), py::arg("layers"), py::arg("device"), py::arg("index") = -1,
-             py::arg("here") = false, py::arg("refused") = py::none(),
+             py::arg("window"), py::arg("D"), py::arg("layers"), py::arg("heads") = false, py::arg("dropped") = false,
+             py::arg("device"), py::arg("index") = -1, py::arg("here") = false, py::arg("refused") = py::none(),
              "How the layers of a call would run on a GPU, or why no persistent kernel would run them.\n\nindex: of "
              "the device whose kernels are to be vetted first. here: ask the current device whether it can launch what "
              "is chosen. refused(family, blocks): in its place, why not, or an empty string.");

@@ -1,6 +1,8 @@
 // The sequence ops on Triton: tensors are checked and made here, as for every backend; the loops over time are launched
 // by Python (rnnkernels/_backends/triton), where Triton lives.
-#include <ATen/ops/stack.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/unflatten.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/utils/pybind.h>
@@ -17,8 +19,16 @@ py::object given(const OptionalTensor& t) { return t ? py::cast(*t) : py::none()
 // Triton has no pointers to bool.
 py::object bytes(const OptionalTensor& t) { return t ? py::cast(t->view(at::kByte)) : py::none(); }
 
-// What all directions have, as one tensor with a dimension for them in front.
-Tensor stacked(const LayerWeights::List& parts) { return parts.size() == 1 ? parts[0].unsqueeze(0) : at::stack(parts); }
+// What all directions have, each with the rows of its heads, as one tensor with a dimension for all of them in front.
+Tensor stacked(const LayerWeights::List& parts, int64_t heads) {
+  LayerWeights::List apart;
+  for (const Tensor& part : parts) apart.push_back(part.unflatten(0, {heads, part.size(0) / heads}));
+  return apart.size() == 1 ? apart[0] : at::cat(apart);
+}
+// Of a cell that has none, a shape alone.
+Tensor recurrent_weights(const CellInfo& cell, const Sizes& n, const LayerWeights& w, const Tensor& like) {
+  return cell.recurrent ? stacked(w.w_hh, n.heads) : at::empty({1}, like.options()).expand({n.D, cell.G * n.H, n.H});
+}
 
 void launch(const char* pass, c10::Device device, const py::dict& arguments) {
   c10::OptionalDeviceGuard guard;
@@ -26,17 +36,9 @@ void launch(const char* pass, c10::Device device, const py::dict& arguments) {
   py::module_::import("rnnkernels._backends.triton.launch").attr(pass)(**arguments);
 }
 
-void refuse(const Tensor& like, const Sizes& n, const CellInfo& cell, const LayerWeights& w,
-            const OptionalTensor& h_mask) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!h_mask,
-                              "rnnkernels: the triton backend has no recurrent dropout. Leave out h_mask, or ask for "
-                              "another backend.");
-  TORCH_CHECK_NOT_IMPLEMENTED(n.heads == 1 && cell.recurrent,
-                              "rnnkernels: the triton backend has neither heads nor cells without recurrent weights. "
-                              "Ask for another backend.");
-  TORCH_CHECK_NOT_IMPLEMENTED(w.unit.empty(),
-                              "rnnkernels: the triton backend has no cells with parameters of their own. Ask for "
-                              "another backend.");
+void refuse(const Tensor& like, const CellInfo& cell, const LayerWeights& w) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!cell.normed,
+                              "rnnkernels: the triton backend has no layer normalisation. Ask for another backend.");
   TORCH_CHECK_NOT_IMPLEMENTED(w.w_hr.empty(),
                               "rnnkernels: the triton backend has no projections. Leave out proj_size, "
                               "or ask for another backend.");
@@ -51,6 +53,9 @@ py::dict common(const Layer& a, const Tensor& w_hh) {
   py::dict arguments;
   arguments["cell"] = std::string(a.cell.name);
   arguments["w_hh"] = w_hh;
+  arguments["params"] = a.w.unit.empty() ? py::object(py::none()) : py::cast(at::cat(a.w.unit));
+  arguments["h_mask"] = given(a.h_mask);
+  arguments["heads"] = a.n.heads;
   arguments["h0"] = a.h0;
   arguments["c0"] = given(a.c0);
   arguments["lengths"] = given(a.call.lengths);
@@ -64,18 +69,18 @@ py::dict common(const Layer& a, const Tensor& w_hh) {
 }
 
 void forward_layer(const ForwardLayer& a) {
-  refuse(a.x, a.n, a.cell, a.w, a.h_mask);
+  refuse(a.x, a.cell, a.w);
   const Tensor gx = project_input(a);
   if (a.n.T == 0 || a.n.B == 0) {
     a.h_n.copy_(a.h0);
     if (a.c0) a.c_n.copy_(*a.c0);
     return;
   }
-  const Tensor w_hh = stacked(a.w.w_hh);
+  const Tensor w_hh = recurrent_weights(a.cell, a.n, a.w, a.x);
   // A bias that is missing beside another one is zero.
   const auto bias = [&](const LayerWeights::List& parts, const LayerWeights::List& others) {
-    if (!parts.empty()) return py::cast(stacked(parts));
-    return others.empty() ? py::object(py::none()) : py::cast(at::zeros_like(stacked(others)));
+    if (!parts.empty()) return py::cast(stacked(parts, a.n.heads));
+    return others.empty() ? py::object(py::none()) : py::cast(at::zeros_like(stacked(others, a.n.heads)));
   };
   const py::gil_scoped_acquire gil;
   py::dict arguments = common(a, w_hh);
@@ -91,7 +96,7 @@ void forward_layer(const ForwardLayer& a) {
 }
 
 void backward_layer(const BackwardLayer& a) {
-  refuse(a.y, a.n, a.cell, a.w, a.h_mask);
+  refuse(a.y, a.cell, a.w);
   if (a.n.T == 0 || a.n.B == 0) {
     const auto same = [](const Tensor& to, const OptionalTensor& from) {
       if (to.numel() && from) to.copy_(*from);
@@ -102,7 +107,7 @@ void backward_layer(const BackwardLayer& a) {
     return;
   }
   const Sequence q = sequence(a);
-  const Tensor w_hh = stacked(a.w.w_hh);
+  const Tensor w_hh = recurrent_weights(a.cell, a.n, a.w, a.y);
   const py::gil_scoped_acquire gil;
   py::dict arguments = common(a, w_hh);
   arguments["dy"] = given(a.dy);
@@ -116,6 +121,7 @@ void backward_layer(const BackwardLayer& a) {
   arguments["dh0"] = given(a.dh0);
   arguments["dc0"] = given(a.dc0);
   arguments["flow"] = given(a.flow);
+  arguments["dunit"] = given(a.dunit);
   arguments["steps"] = q.steps();
   arguments["rows"] = q.rows();
   arguments["clip"] = std::string(a.call.clip);

@@ -258,7 +258,7 @@ def select(call: Call, name: str | None = None) -> Backend:
             reasons[candidate] = final_refusal(BACKENDS[candidate], call)
             if reasons[candidate] is None:
                 if candidate == "reference":
-                    user_cells.tell(call.cell_name, call.x.dtype)
+                    user_cells.tell(call.cell_name, call.x.dtype, call.x.device.type)
                 return BACKENDS[candidate]
         because = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
         raise RuntimeError(f"backend: none can run this layer ({because})")

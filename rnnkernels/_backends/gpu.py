@@ -17,15 +17,11 @@ def _real(call: Call) -> bool:
 
 def cuda_refusal(call: Call) -> str | None:
     """Why the CUDA kernels cannot run a call that is on a GPU, as far as that is known."""
-    if user_cells.written_by_user(call.cell_name):
-        return "it has no kernels of cells that users write; those of triton are made for them"
     if call.cell.normed:
         return "it has no kernels for layer_norm"
-    if call.heads > 1:
-        return "it has no kernels for heads"
-    if call.h_mask is not None:
-        return "it has no kernels for recurrent dropout"
-    return devices.cannot_run(call.x.device) or vetting.refusal("cuda", call.x.device)
+    device = call.x.device
+    cannot = devices.cannot_run(device) or vetting.refusal("cuda", device)
+    return cannot or user_cells.refusal(call)
 
 
 def triton_refusal(call: Call) -> str | None:
@@ -40,8 +36,9 @@ def cuda_ready(call: Call) -> str | None:
     From the first call on, compiled code asks by itself for kernels that are new.
     """
     device = call.x.device
-    if not _real(call) or _ops.short_ways_open(device.index):
-        return None
+    reason = user_cells.ready(call)
+    if reason is not None or not _real(call) or _ops.short_ways_open(device.index):
+        return reason
     reason = vetting.prepare("cuda", device, float32.numbers(call.x.dtype))
     if reason is None:
         for backward in (False, True)[: 1 + needs_gradient(call.tensors)]:

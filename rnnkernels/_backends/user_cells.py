@@ -1,8 +1,9 @@
-"""CPU kernels of cells that users write: compiled on first use for the machine at hand, and kept in
-the user's cache folder.
+"""Kernels of cells that users write: compiled on first use for the machine at hand, and kept in the
+user's cache folder.
 
-A library has a cell's own few functions for one storage type and the instruction set that the
-kernels in use are for; the loops are those of the package (``csrc/cpu/user_cell.inc``).
+A library has a cell's own few functions for one storage type, and for the instruction set that the
+CPU kernels in use are for (``csrc/cpu/user_cell.inc``) or for the GPUs that are here
+(``csrc/cuda/user_cell.inc``, by nvcc); the loops are those of the package.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ FLAGS = (
     "-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-Wno-psabi", "-fPIC",
     "-fvisibility=hidden",
 )  # fmt: skip
+NVCC_FLAGS = (
+    "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-x", "cu", "-shared",
+    "-Xcompiler", "-fPIC,-fvisibility=hidden",
+    # Its runtime is its own: torch's, which may be of another version, is not bound to it.
+    "-cudart", "static", "-Xlinker", "--exclude-libs", "-Xlinker", "libcudart_static.a",
+)  # fmt: skip
 #: The types in C++.
 TYPES = {
     torch.float32: "float", torch.float64: "double",
@@ -44,25 +51,32 @@ REST = {"amx": "avx512", "avx512_bf16": "avx512"}
 PATIENCE = 300.0  # seconds that a process waits for another one that compiles the same
 
 _lock = threading.Lock()
-#: By a cell's name and a type: '' where its kernels are loaded, else the reason why they cannot be.
-_found: dict[tuple[str, torch.dtype], str] = {}
+#: By a cell's name, a type and a backend, ``'cpu'`` or ``'cuda'``: '' where its kernels are loaded,
+#: else the reason why they cannot be.
+_found: dict[tuple[str, torch.dtype, str], str] = {}
 _told: set[str] = set()
 
 
 def refusal(call: Call) -> str | None:
-    """Why the CPU kernels cannot run a call, as far as that is known without compiling."""
-    return _reason(call.cell_name, call.x.dtype)
+    """Why there are no kernels of a call's cell for its device, as far as that is known without
+    compiling."""
+    return _reason(call.cell_name, call.x.dtype, call.x.device.type)
 
 
 @constant_result  # torch.compile would have its code hold while nothing is found
-def _reason(name: str, dtype: torch.dtype) -> str | None:
-    return _found.get((name, dtype)) or None
+def _reason(name: str, dtype: torch.dtype, backend: str) -> str | None:
+    found = _found.get((name, dtype, backend)) or None
+    if found is None and backend == "cuda" and written_by_user(name):
+        return None if find_compiler("cuda") else _no_compiler("cuda")
+    return found
 
 
 def ready(call: Call) -> str | None:
     """The same, found out: compiles and loads the kernels of the call's cell where that was not
     done yet."""
-    return prepare(call.cell_name, call.x.dtype) if written_by_user(call.cell_name) else None
+    if not written_by_user(call.cell_name):
+        return None
+    return prepare(call.cell_name, call.x.dtype, call.x.device.type)
 
 
 def written_by_user(name: str) -> bool:
@@ -70,21 +84,22 @@ def written_by_user(name: str) -> bool:
 
 
 @constant_result
-def prepare(name: str, dtype: torch.dtype) -> str | None:
-    """Has the kernels of a cell for a type loaded. Returns the reason where that cannot be."""
-    wanted = name, dtype
+def prepare(name: str, dtype: torch.dtype, backend: str = "cpu") -> str | None:
+    """Has the kernels of a cell for a type and a backend loaded. Returns the reason where that
+    cannot be."""
+    wanted = name, dtype, backend
     with _lock:
         if wanted not in _found:
             cell = find(name)
             assert isinstance(cell, DefinedCell)
-            _found[wanted] = _prepare(cell, dtype)
+            _found[wanted] = _prepare(cell, dtype, backend)
     return _found[wanted] or None
 
 
 @constant_result
-def tell(name: str, dtype: torch.dtype) -> None:
+def tell(name: str, dtype: torch.dtype, backend: str) -> None:
     """Warns, once, of a cell that runs on the reference since its kernels cannot be had."""
-    reason = _found.get((name, dtype))
+    reason = _found.get((name, dtype, backend))
     if reason and name not in _told:
         _told.add(name)
         warnings.warn(
@@ -99,8 +114,15 @@ def forget() -> None:
     _told.clear()
 
 
-def find_compiler() -> list[str] | None:
-    """The compiler's command, which the environment variable CXX may name."""
+def find_compiler(backend: str = "cpu") -> list[str] | None:
+    """The compiler's command: for the CPU that of the environment variable CXX, where it names
+    one; for GPUs nvcc."""
+    if backend == "cuda":
+        home = os.environ.get("CUDA_HOME")
+        folders = [os.path.join(home, "bin")] if home else []
+        folders += [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+        nvcc = shutil.which("nvcc", path=os.pathsep.join(folders))
+        return [nvcc] if nvcc else None
     asked = os.environ.get("CXX")
     for command in [shlex.split(asked)] if asked else (["c++"], ["g++"], ["clang++"]):
         if command and shutil.which(command[0]):
@@ -108,33 +130,52 @@ def find_compiler() -> list[str] | None:
     return None
 
 
+def _no_compiler(backend: str) -> str:
+    if backend == "cuda":
+        return (
+            "no nvcc was found to compile its kernels with (in CUDA_HOME/bin, PATH, "
+            "/usr/local/cuda/bin). Install the CUDA toolkit"
+        )
+    asked = os.environ.get("CXX")
+    looked = f"CXX={asked}" if asked else "c++, g++, clang++ on PATH"
+    return f"no C++ compiler was found to compile its kernels with ({looked}). Install one"
+
+
+def gpus() -> str:
+    """What kernels are compiled for, of the GPUs that are here."""
+    every = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    return " ".join(f"sm_{major}{minor}" for major, minor in sorted(set(every)))
+
+
 @remembered
 def _version(command: tuple[str, ...]) -> str:
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[0] if done.stdout else ""
+    return done.stdout
 
 
 @remembered
-def _digest(csrc: Path) -> str:
-    return headers.digest(csrc)
+def _digest(csrc: Path, backend: str) -> str:
+    return headers.digest(csrc, backend)
 
 
-def _prepare(cell: DefinedCell, dtype: torch.dtype) -> str:
+def _prepare(cell: DefinedCell, dtype: torch.dtype, backend: str) -> str:
     if _ops.missing is not None:
         return f"the compiled part, which its kernels go with, is missing ({_ops.missing})"
     csrc = headers.folder(PACKAGE)
     if csrc is None:
         return f"the C++ sources that it is compiled with are missing from {PACKAGE}"
     build = _ops.build_info()
-    if _digest(csrc) != build["headers"]:
+    digest = build["headers" if backend == "cpu" else "cuda_headers"]
+    if _digest(csrc, backend) != digest:
         return f"the C++ sources in {csrc} are others than this build's. Build rnnkernels again"
-    compiler = find_compiler()
+    compiler = find_compiler(backend)
     if compiler is None:
-        asked = os.environ.get("CXX")
-        looked = f"CXX={asked}" if asked else "c++, g++, clang++ on PATH"
-        return f"no C++ compiler was found to compile its kernels with ({looked}). Install one"
+        return _no_compiler(backend)
+    target = build["cpu_capability"] if backend == "cpu" else gpus()
+    if not target:
+        return "there is no GPU here to compile its kernels for"
     try:
-        library = Library(cell, TYPES[dtype], build["cpu_capability"], build["headers"])
+        library = Library(cell, TYPES[dtype], target, digest, backend)
         return _load(library, csrc, compiler)
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or "").strip().splitlines()
@@ -149,32 +190,38 @@ class Library(NamedTuple):
 
     cell: DefinedCell
     type: str  # in C++
-    instructions: str
+    target: str  # the instruction set, or architectures of GPUs
     digest: str  # of the sources
+    backend: str = "cpu"
 
 
 def _load(library: Library, csrc: Path, compiler: list[str]) -> str:
     """Loads a cell's library from the cache, where it is put if it is not there."""
     cell, *rest = library
-    parts = (cell.cpp, *rest, *compiler, _version(tuple(compiler)), *FLAGS)
+    flags = FLAGS if library.backend == "cpu" else NVCC_FLAGS
+    parts = (cell.cpp, *rest, *compiler, _version(tuple(compiler)), *flags)
     key = sha256("\0".join([*parts, torch.__version__]).encode()).hexdigest()[:16]
     path = cache.folder() / "cells" / f"{cell.name}-{library.type.lower()}-{key}.so"
-    if _is_whole(path) and not _ops.load_cell(cell.name, str(path)):
+
+    def loaded() -> str:
+        return _ops.load_cell(cell.name, str(path), library.backend)
+
+    if _is_whole(path) and not loaded():
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
     with cache.turn(path, PATIENCE):
-        if _is_whole(path) and not _ops.load_cell(cell.name, str(path)):
+        if _is_whole(path) and not loaded():
             return ""  # another process has made it
         begin = time.perf_counter()
         _compile(library, csrc, compiler, path)
         seconds = time.perf_counter() - begin
         print(
             f"rnnkernels: compiled the cell {cell.title} ({cell.name}) for {library.type} on "
-            f"{library.instructions} in {seconds:.1f} s, once for this machine: {path}",
+            f"{library.target} in {seconds:.1f} s, once for this machine: {path}",
             file=sys.stderr,
             flush=True,
         )
-    return _ops.load_cell(cell.name, str(path))
+    return loaded()
 
 
 def _is_whole(path: Path) -> bool:
@@ -193,25 +240,56 @@ def _compile(library: Library, csrc: Path, compiler: list[str], path: Path) -> N
         CalledProcessError: the compiler failed.
         OSError: a file could not be written.
     """
-    cell, type, instructions, digest = library
-    file = instructions if type == "BFloat16" else REST.get(instructions, instructions)
-    with tempfile.TemporaryDirectory(prefix=cell.name, dir=path.parent) as folder:
-        (header := Path(folder, "cell.h")).write_text(cell.cpp, encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix=library.cell.name, dir=path.parent) as folder:
+        (header := Path(folder, "cell.h")).write_text(library.cell.cpp, encoding="utf-8")
         made = Path(folder, "made.so")
-        macros = {
-            "CELL": f'"{header}"',
-            "CELL_TYPE": type,
-            "CELL_HEADERS": f'"{digest}"',
-            "CELL_KERNELS": f'"{instructions}"',
-        }
-        command = [*compiler, *FLAGS, f"-I{csrc}", *(f"-DRNN_{n}={v}" for n, v in macros.items())]
-        source = csrc / "cpu" / f"kernels_{file}.cpp"
-        command += ["-shared", str(source), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        command = _nvcc if library.backend == "cuda" else _cxx
+        command_line = [*compiler, *command(library, csrc, header), "-o", str(made)]
+        subprocess.run(command_line, check=True, capture_output=True, text=True)
         content = made.read_bytes()
         made.write_bytes(content + sha256(content).digest())  # loaders take no notice of an end
         os.replace(made, path)  # at once: nobody loads half of it
 
 
+def _cxx(library: Library, csrc: Path, header: Path) -> list[str]:
+    """What the CPU's compiler is told but for its output."""
+    _, type, instructions, digest, _ = library
+    file = instructions if type == "BFloat16" else REST.get(instructions, instructions)
+    macros = {
+        "CELL": f'"{header}"',
+        "CELL_TYPE": type,
+        "CELL_HEADERS": f'"{digest}"',
+        "CELL_KERNELS": f'"{instructions}"',
+    }
+    said = [*FLAGS, f"-I{csrc}", *(f"-DRNN_{name}={value}" for name, value in macros.items())]
+    return [*said, "-shared", str(csrc / "cpu" / f"kernels_{file}.cpp")]
+
+
+def _nvcc(library: Library, csrc: Path, header: Path) -> list[str]:
+    """The same of nvcc. It is handed quotes in a file: it has a shell between it and others."""
+    macros = {
+        "CELL": f'"{header}"',
+        "CELL_TYPE": library.type,
+        "CELL_HEADERS": f'"{library.digest}"',
+        "CELL_TARGET": f'"{library.target}"',
+    }
+    lines = [f"#define RNN_{name} {value}" for name, value in macros.items()]
+    source = header.with_name("cell.cu")
+    source.write_text("\n".join([*lines, '#include "cuda/user_cell.inc"', ""]), encoding="utf-8")
+    codes = [
+        f"-gencode=arch=compute_{number},code=sm_{number}"
+        for number in library.target.replace("sm_", "").split()
+    ]
+    return [*NVCC_FLAGS, *codes, f"-I{csrc}", str(source)]
+
+
+def _prepare_for(backend: str) -> None:
+    """The ops ask for what no call before has asked for."""
+    _ops.set_cell_compiler(
+        lambda name, type: prepare(name, getattr(torch, type), backend) or "", backend
+    )
+
+
 if _ops.missing is None:
-    _ops.set_cell_compiler(lambda name, type: prepare(name, getattr(torch, type)) or "")
+    for each in headers.PATTERNS:
+        _prepare_for(each)

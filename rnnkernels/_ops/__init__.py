@@ -97,9 +97,9 @@ def register_cell(cell: Cell) -> None:
         _C.register_cell(cell.name, gates, params, *sizes, cell.recurrent, cell.reads_h)
 
 
-def load_cell(name: str, path: str) -> str:
-    """Loads the CPU kernels of such a cell; the reason where it cannot, or ``''``."""
-    found: str = _C.load_cell(name, path)
+def load_cell(name: str, path: str, backend: str) -> str:
+    """Loads the kernels of such a cell for a backend; the reason where it cannot, or ``''``."""
+    found: str = _C.load_cell(name, path, backend)
     return found
 
 

@@ -53,6 +53,8 @@ def _build() -> dict[str, str]:
     info = _ops.build_info()
     compiler = user_cells.find_compiler()
     written = shlex.join(compiler) if compiler else "none: the slow reference runs such cells"
+    nvcc = user_cells.find_compiler("cuda") if info["cuda_archs"] else None
+    written += f"; {shlex.join(nvcc)}" if nvcc else ""
     return {
         "kernels for the CPU": f"{info['cpu_capability']}, built by {info['compiler']}",
         "kernels for CUDA": info["cuda_archs"] or "not in this build",

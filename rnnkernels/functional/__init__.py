@@ -27,6 +27,7 @@ from rnnkernels.functional._spec import (
     AllStates,
     Spec,
     State,
+    apart_by_heads,
     each_state,
     given_states,
     side_by_side,
@@ -215,6 +216,7 @@ def cell(
     zoneout: Zoneout = None,
     training: bool = False,
     layer_norm: bool = False,
+    heads: int = 1,
 ) -> State:
     """One step of one cell.
 
@@ -231,6 +233,7 @@ def cell(
         training: whether noise is drawn, that of zoneout and the cell's own.
         layer_norm: as of :class:`rnnkernels.LSTMCell`; the parameters of the norms are those of
             the weights that a cell has of its own.
+        heads: as of :class:`rnnkernels.LSTMCell`.
 
     Returns:
         The next h, or the tuple of all next states, shaped like ``hx``.
@@ -244,17 +247,18 @@ def cell(
     sizes = sizes or (weights.w_ih.size(-1), weights.w_ih.size(0) // find(name).G)
     if is_overridden():
         options: dict[str, Any] = {"sizes": sizes, "backend": backend, "zoneout": zoneout}
-        options |= {"training": training, "layer_norm": layer_norm}
+        options |= {"training": training, "layer_norm": layer_norm, "heads": heads}
         return handle_torch_function(_cell, (input,), kind, cell, input, hx, weights, **options)
-    option_checks.layer_norm(layer_norm, _normed.takes(name), kind, 1, zoneout)
+    heads = option_checks.heads(heads, sizes[1], 0)
+    option_checks.layer_norm(layer_norm, _normed.takes(name), kind, heads, zoneout)
     own = cell.probabilities if isinstance(cell, DefinedCell) else ()
     noise = Noise(own, option_checks.zoneout(zoneout, find(name).S, False), training)
-    short = sizes[1] and not noise.probabilities and not layer_norm
+    short = sizes[1] and not noise.probabilities and not layer_norm and heads == 1
     if short and _backends.undisturbed(backend):
         state: State | None = _ops.cell_step(name, weights[:4], *sizes, input, hx)
         if state is not None:
             return state
-    return checked_cell(kind, name, input, hx, weights, sizes, backend, noise, layer_norm)
+    return checked_cell(kind, name, input, hx, weights, sizes, backend, noise, layer_norm, heads)
 
 
 _cell = cell  # which has an argument of that name
@@ -275,12 +279,13 @@ def checked_cell(
     backend: str | None,
     noise: Noise,
     layer_norm: bool = False,
+    heads: int = 1,
 ) -> State:
     """:func:`cell` by the way that takes whatever is allowed, and tells what is wrong."""
     if _sharded.involved((input, *weights.tensors)):
 
         def run(x: Tensor, hx: Any, own: LayerWeights) -> State:
-            return checked_cell(kind, cell, x, hx, own, sizes, backend, noise, layer_norm)
+            return checked_cell(kind, cell, x, hx, own, sizes, backend, noise, layer_norm, heads)
 
         return _sharded.cell(run, input, hx, weights, noise.drawn)
     C = find(cell).C
@@ -303,6 +308,8 @@ def checked_cell(
             checks.factors(names[i], s, "weight_hh", weights.w_hh, autocast)
         else:  # which no weight is multiplied by
             checks.state(names[i], s, x, (x.size(0), H), "", autocast)
+    if H > 0:
+        states = [apart_by_heads(s.unsqueeze(0), heads) for s in states]
     states = side_by_side(states)
     if autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -317,7 +324,7 @@ def checked_cell(
         cell_of(cell, tuple(p > 0 for p in noise.zoneout)),
         layers=1,
         directions=1,
-        heads=1,
+        heads=heads,
         projected=False,
         merge_mode="concat",
         window=0,
@@ -325,8 +332,8 @@ def checked_cell(
         bound=1.0,
         x=x.unsqueeze(0),
         weights=weights.tensors,
-        h0=states[0].unsqueeze(0),
-        c0=states[1].unsqueeze(0) if C else None,
+        h0=states[0],
+        c0=states[1] if C else None,
         noise=probabilities,
         draws=draws,
         step=True,
@@ -336,8 +343,10 @@ def checked_cell(
         return _backends.run(call, backend)
 
     result = _normed.run(call, run_layer) if layer_norm else run_layer(call)
-    found = [t[0] if batched else t[0, 0] for t in (result.h_n, result.c_n) if t is not None]
-    return each_state(cell, found)
+    found = each_state(cell, [t for t in (result.h_n, result.c_n) if t is not None], heads)
+    if isinstance(found, Tensor):
+        return found[0] if batched else found[0, 0]
+    return tuple(t[0] if batched else t[0, 0] for t in found)
 
 
 def _without_units(

@@ -18,7 +18,7 @@ from rnnkernels.functional._spec import State
 from rnnkernels.nn import tracing
 
 #: What the cells have and torch's have not.
-ADDED_TO_CELLS = ("bias_mode", "backend", "zoneout", "layer_norm")
+ADDED_TO_CELLS = ("bias_mode", "backend", "zoneout", "layer_norm", "heads")
 
 
 class RNNCellBase(nn.RNNCellBase):
@@ -28,6 +28,7 @@ class RNNCellBase(nn.RNNCellBase):
     backend: str | None
     zoneout: Zoneout = None
     layer_norm: bool = False
+    heads: int = 1
     qconfig = tracing.QConfig()
 
     def __init__(
@@ -41,6 +42,7 @@ class RNNCellBase(nn.RNNCellBase):
         bias_mode: str,
         backend: str | None,
         zoneout: Zoneout,
+        heads: int,
         layer_norm: bool = False,
     ) -> None:
         checks.parameter_dtype(dtype)
@@ -63,9 +65,14 @@ class RNNCellBase(nn.RNNCellBase):
         self.bias_mode = bias_mode
         self.backend = backend
         self.zoneout = self._zoneout(zoneout) or None
+        self.heads = option_checks.heads(heads, self.hidden_size, 0)
         self.layer_norm = option_checks.layer_norm(
-            layer_norm, _normed.takes(cell), type(self).__name__, 1, self.zoneout
+            layer_norm, _normed.takes(cell), type(self).__name__, self.heads, self.zoneout
         )
+        if self.heads > 1 and find(cell).recurrent:
+            rows, columns = self.weight_hh.size(0), self.hidden_size // self.heads
+            self.weight_hh = nn.Parameter(torch.empty(rows, columns, device=device, dtype=dtype))
+            self.reset_parameters()
         if self.layer_norm:
             for name, shape in _normed.parameters(cell, self.hidden_size).items():
                 parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -88,8 +95,8 @@ class RNNCellBase(nn.RNNCellBase):
         return ()
 
     def _step(self, input: Tensor, hx: State | None) -> State:
-        short = self.hidden_size and self.zoneout is None and not self.layer_norm
-        if short and _backends.undisturbed(self.backend):
+        plain = self.zoneout is None and not self.layer_norm and self.heads == 1
+        if plain and self.hidden_size and _backends.undisturbed(self.backend):
             state: State | None = _ops.cell_step(
                 self.cell, self._parameters, self.input_size, self.hidden_size, input, hx
             )
@@ -101,14 +108,17 @@ class RNNCellBase(nn.RNNCellBase):
         own = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         weights = LayerWeights(*own, params=self._params())
         kind, sizes = type(self).__name__, (self.input_size, self.hidden_size)
+        options: dict[str, Any]
         if functional.is_overridden():
             cell = getattr(self, "definition", self.cell)
-            options: dict[str, Any] = {"backend": self.backend, "zoneout": self.zoneout}
+            options = {"backend": self.backend, "zoneout": self.zoneout}
             options |= {"training": self.training, "layer_norm": self.layer_norm}
+            options |= {"heads": self.heads}
             return functional.cell(kind, cell, input, hx, weights, sizes=sizes, **options)
         noise = Noise(self._noise, self._zoneout(self.zoneout), self.training)
+        options = {"layer_norm": self.layer_norm, "heads": self.heads}
         return functional.checked_cell(
-            kind, self.cell, input, hx, weights, sizes, self.backend, noise, self.layer_norm
+            kind, self.cell, input, hx, weights, sizes, self.backend, noise, **options
         )
 
     def _params(self) -> tuple[Tensor, ...]:
@@ -128,6 +138,8 @@ class RNNCellBase(nn.RNNCellBase):
             extra += f", zoneout={self.zoneout!r}"
         if self.layer_norm:
             extra += ", layer_norm=True"
+        if self.heads > 1:
+            extra += f", heads={self.heads}"
         return super().extra_repr() + extra
 
 
@@ -143,6 +155,7 @@ class RNNCell(RNNCellBase):
         bias_mode: ``'double'`` as in torch, or ``'single'``: one bias vector.
         backend: see :func:`rnnkernels.use_backend`; None for the automatic choice.
         zoneout: as of :class:`rnnkernels.LSTM`: a probability, or one for each state.
+        heads: as of :class:`rnnkernels.LSTM`; ``weight_hh`` is ``[heads*G*Hh, Hh]`` then.
 
     Call:
         ``h = cell(input, hx=None)`` with input ``[B, I]`` or ``[I]`` and h, hx ``[B, H]`` or
@@ -167,9 +180,10 @@ class RNNCell(RNNCellBase):
         bias_mode: str = "double",
         backend: str | None = None,
         zoneout: Zoneout = None,
+        heads: int = 1,
     ) -> None:
         name = "rnn_" + option_checks.nonlinearity(nonlinearity)
-        options = bias_mode, backend, zoneout
+        options = bias_mode, backend, zoneout, heads
         super().__init__(input_size, hidden_size, bias, name, device, dtype, *options)
         self.nonlinearity = nonlinearity
 
@@ -197,8 +211,9 @@ class GRUCell(RNNCellBase):
         backend: str | None = None,
         zoneout: Zoneout = None,
         layer_norm: bool = False,
+        heads: int = 1,
     ) -> None:
-        options = bias_mode, backend, zoneout, layer_norm
+        options = bias_mode, backend, zoneout, heads, layer_norm
         super().__init__(input_size, hidden_size, bias, "gru", device, dtype, *options)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -225,8 +240,9 @@ class LSTMCell(RNNCellBase):
         backend: str | None = None,
         zoneout: Zoneout = None,
         layer_norm: bool = False,
+        heads: int = 1,
     ) -> None:
-        options = bias_mode, backend, zoneout, layer_norm
+        options = bias_mode, backend, zoneout, heads, layer_norm
         super().__init__(input_size, hidden_size, bias, "lstm", device, dtype, *options)
 
     def forward(

@@ -47,8 +47,8 @@ def cell(function: Callable[..., Any]) -> DefinedCell:
     ``clamp``, ``where`` of a comparison, and ``torch.nn.functional.softplus``. Numbers from outside
     are constants of the cell.
 
-    From it follow kernels of forward and backward and all derivatives: see docs/cells.md. CPU
-    kernels are compiled when the cell first runs.
+    From it follow kernels of forward and backward and all derivatives: see docs/cells.md. Kernels
+    are compiled when the cell first runs.
 
     Raises:
         TypeError, ValueError: the function cannot be a cell; with file and line, what was expected,
@@ -186,8 +186,9 @@ class DefinedStep(RNNCellBase):
         bias_mode: str = "double",
         backend: str | None = None,
         zoneout: Zoneout = None,
+        heads: int = 1,
     ) -> None:
-        name, options = self.definition.name, (bias_mode, backend, zoneout)
+        name, options = self.definition.name, (bias_mode, backend, zoneout, heads)
         super().__init__(input_size, hidden_size, bias, name, device, dtype, *options)
         for own in self.definition.params:
             parameter = nn.Parameter(torch.empty(self.hidden_size, device=device, dtype=dtype))

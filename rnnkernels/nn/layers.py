@@ -142,7 +142,7 @@ class LSTM(RNNBase):
             ``[heads*G*Hh, I]``, ``weight_hh_l0`` ``[heads*G*Hh, Hh]``; ``w.view(heads, G, Hh, -1)
             .transpose(0, 1)`` has the gates in front, as torch.nn has them. Outputs and states
             have the units of all heads, head by head. ``grad_clip`` by norm takes each head for
-            itself. Not with ``proj_size``, nor on a GPU but by ``backend='reference'``.
+            itself. Not with ``proj_size``.
         weight_drop: in training, the probability of zeroing a number of a ``weight_hh``, once for
             all steps of a call and all rows of its batch; the others are divided by
             ``1 - weight_drop`` (Merity et al. 2018).

@@ -356,20 +356,20 @@ def test_exponentials_stay_finite() -> None:
     torch.testing.assert_close(got[0].double(), want[0], rtol=1e-3, atol=1e-4)
 
 
-def test_triton_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_triton_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters of units, no recurrent weights, heads and dropout, but neither norms nor
+    projections."""
     for name in ("INSTALLED", "INTERPRETED"):
         monkeypatch.setattr(triton, name, True)
-    refusals = [
-        triton.refusal(make_call(cell.name, dtype=torch.float32).call())
-        for cell in (gated.mgu, gated.peephole_lstm, written_cells.forgets)
-    ]
-    assert refusals == [
-        None,
-        "it has no kernels for cells with parameters of their own",
-        "it has no kernels for cells without recurrent weights",
-    ]
-    heads = make_call("lstm", dtype=torch.float32).call()._replace(heads=2)
-    assert triton.refusal(heads) == "it has no kernels for heads"
+    cells = (gated.mgu, gated.peephole_lstm, written_cells.forgets)
+    calls = [make_call(cell.name, dtype=torch.float32).call() for cell in cells]
+    heads = make_call("lstm", heads=2, dtype=torch.float32).call()
+    taken = [*calls, heads, heads._replace(h_mask=heads.h0)]
+    assert [triton.refusal(call) for call in taken] == [None] * 5
+    projected = make_call("lstm", proj=2, dtype=torch.float32).call()
+    assert triton.refusal(projected) == "it has no kernels for proj_size"
+    normed = heads._replace(cell_name="layer_norm_lstm")
+    assert triton.refusal(normed) == "it has no kernels for layer_norm"
 
 
 def test_cells_of_the_package_are_cells() -> None:

@@ -28,6 +28,12 @@ LAYERS: dict[str, Any] = {
     "SLSTM": rnnkernels.SLSTM,
     "scaled": SCALED,
 }
+CELLS: dict[str, Any] = {
+    "GRU": rnnkernels.GRUCell,
+    "SLSTM": rnnkernels.SLSTMCell,
+    "scaled": rnnkernels.cell_class(written_cells.scaled),
+    "IndRNN": rnnkernels.IndRNNCell,
+}
 #: Of a layer, and of its call.
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
@@ -187,6 +193,49 @@ def test_parameters() -> None:
     weights = module.all_weights
     again = rnnkernels.functional.lstm(x, None, weights, bidirectional=True, heads=3)[0]
     assert torch.equal(again, y)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", CELLS)
+def test_cells(name: str, backend: str) -> None:
+    """A loop over a step is the layer; a row by itself, and the function of weights, are its."""
+    of_layer = LAYERS.get(name, rnnkernels.IndRNN)
+    module = of_layer(I, H, dtype=F64, heads=HEADS, backend=backend)
+    cell = CELLS[name](I, H, dtype=F64, heads=HEADS, backend=backend)
+    cell.load_state_dict({k.removesuffix("_l0"): p for k, p in module.state_dict().items()})
+    got: list[Tensor] = []
+    state = None
+    for x in X:
+        state = cell(x, state)
+        got.append(state[0] if isinstance(state, tuple) else state)
+    want = tensors(module(X))
+    ends = list(state) if isinstance(state, tuple) else [state]
+    torch.testing.assert_close([torch.stack(got), *ends], [want[0], *(s[0] for s in want[1:])])
+    grads = [
+        torch.autograd.grad(loss(outputs), list(owner.parameters()))
+        for outputs, owner in (([torch.stack(got)], cell), ([want[0]], module))
+    ]
+    torch.testing.assert_close(*grads)
+    first = tensors(cell(X[0]))
+    alone = tensors(cell(X[0, 1]))
+    torch.testing.assert_close(alone, [s[1] for s in first])
+
+
+def test_parameters_of_cells() -> None:
+    cell = rnnkernels.LSTMCell(I, H, heads=3)
+    assert cell.weight_hh.shape == (4 * H, H // 3) and cell.weight_hh.abs().max() <= H**-0.5
+    assert repr(cell) == "LSTMCell(3, 6, heads=3)"
+    own = cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+    weights = rnnkernels.functional.LayerWeights(*own)
+    h = rnnkernels.functional.cell("LSTMCell", "lstm", X[0].float(), None, weights, heads=3)
+    assert same_bits(tensors(h), tensors(cell(X[0].float())))
+    assert rnnkernels.GRUCell(I, 0, heads=2)(X[0].float()).shape == (B, 0)
+    with pytest.raises(ValueError, match="heads: expected a divisor of hidden_size, 6, got 4"):
+        rnnkernels.GRUCell(I, H, heads=4)
+    with pytest.raises(ValueError, match=r"torch\.nn has no heads=3"):
+        rnnkernels.revert(nn.Sequential(cell))
+    with pytest.raises(ValueError, match="layer_norm: expected no heads beside it"):
+        rnnkernels.LSTMCell(I, H, heads=3, layer_norm=True)
 
 
 def test_what_is_refused() -> None:

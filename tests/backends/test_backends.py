@@ -265,7 +265,9 @@ def test_build_info() -> None:
     if not HAS_CPU:
         assert info == {}
         return
-    assert info.keys() == {"cpu_capability", "compiler", "torch", "cuda_archs", "headers"}
+    assert info.keys() == {
+        "cpu_capability", "compiler", "torch", "cuda_archs", "headers", "cuda_headers",
+    }  # fmt: skip
     assert info["cpu_capability"] in ("default", "avx2", "avx512", "avx512_bf16", "amx")
     assert torch.__version__.startswith(info["torch"])
     assert (info["cuda_archs"] is not None) == HAS_CUDA

@@ -10,9 +10,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rnnkernels import _backends, _ops, use_backend
-from rnnkernels._backends import devices
+from rnnkernels._backends import devices, user_cells
 from rnnkernels._backends.devices import Facts
 from rnnkernels._core.call import Call
+from rnnkernels.nn import gated
 
 pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
 
@@ -82,6 +83,26 @@ def test_choice(
                 _backends.select(call)
         assert f"{name!r} was asked for and cannot run this layer: {reason}" in str(error.value)
     assert asked == [torch.device("cuda", 0)]  # once
+
+
+def test_what_has_no_kernels_for_whole_sequences(
+    asked: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads and recurrent dropout go to the CUDA kernels; a written cell where they can be
+    compiled, else to Triton's; norms to neither."""
+    stand_in(monkeypatch, asked, GOOD)
+    call = call_on_gpu()
+    assert _backends.select(call._replace(heads=2)).name == "cuda"
+    assert _backends.select(call._replace(h_mask=call.h0)).name == "cuda"
+    written = call._replace(cell_name=gated.mgu.name)
+    reasons: list[str | None] = [None, "no nvcc was found"]
+    for reason, chosen in zip(reasons, ("cuda", "triton"), strict=True):
+        monkeypatch.setattr(user_cells, "prepare", lambda *_, reason=reason: reason)
+        assert _backends.select(written).name == chosen
+        assert _backends.final_refusal(_backends.BACKENDS["cuda"], written) == reason
+    normed = call._replace(cell_name="layer_norm_lstm")
+    for name in ("cuda", "triton"):
+        assert _backends.BACKENDS[name].refusal(normed) == "it has no kernels for layer_norm"
 
 
 def test_each_device_is_asked(asked: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:

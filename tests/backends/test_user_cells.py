@@ -192,7 +192,7 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_sources_of_another_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_cells, "_digest", lambda csrc: "other")
+    monkeypatch.setattr(user_cells, "_digest", lambda csrc, backend: "other")
     fails(fresh(), "are others than this build's")
 
 
@@ -210,9 +210,9 @@ def test_a_library_of_another_build(own_cache: Path) -> None:
         path = own_cache / f"{digest}.so"
         library = user_cells.Library(cell, "float", instructions, digest)
         user_cells._compile(library, csrc, compiler, path)
-        assert reason in _ops.load_cell(cell.name, str(path))
+        assert reason in _ops.load_cell(cell.name, str(path), "cpu")
     assert "does not export" in _ops.load_cell(
-        cell.name, str(next(ROOT.glob("rnnkernels/lib*s.so")))
+        cell.name, str(next(ROOT.glob("rnnkernels/lib*s.so"))), "cpu"
     )
 
 
@@ -259,3 +259,37 @@ def test_instruction_sets(instructions: str, tmp_path: Path) -> None:
         pytest.skip("not a processor, or not a build, for it")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{instructions}\n"
+
+
+# --- CUDA kernels -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(user_cells.find_compiler("cuda") is None, reason="needs nvcc")
+def test_compiled_for_gpus(
+    own_cache: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled, loaded and kept like those for the CPU, though there may be no GPU to run them."""
+    monkeypatch.setattr(user_cells, "gpus", lambda: "sm_80")
+    cell = fresh()
+    assert user_cells.prepare(cell.name, X.dtype, "cuda") is None
+    assert f"({cell.name}) for float on sm_80 in " in capfd.readouterr().err
+    (library,) = own_cache.glob("*.so")
+    user_cells.forget()  # as another process
+    assert user_cells.prepare(cell.name, X.dtype, "cuda") is None
+    assert capfd.readouterr().err == ""
+    assert "does not export rnnkernels_cell" in _ops.load_cell(cell.name, str(library), "cpu")
+
+
+def test_gpus_without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before anything is compiled, so that Triton's kernels run it."""
+    monkeypatch.setattr(user_cells.shutil, "which", lambda *_, **__: None)
+    cell = fresh()
+    reason = user_cells._reason(cell.name, X.dtype, "cuda")
+    assert reason == user_cells.prepare(cell.name, X.dtype, "cuda")
+    assert reason and "no nvcc was found" in reason
+    assert user_cells._reason("lstm", X.dtype, "cuda") is None  # built in
+
+
+def test_the_op_asks_for_a_backend_that_there_is() -> None:
+    with pytest.raises(ValueError, match="backend: expected cpu or cuda, got 'tpu'"):
+        _ops.load_cell(fresh().name, "", "tpu")

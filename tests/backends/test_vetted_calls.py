@@ -21,6 +21,7 @@ from rnnkernels._backends.triton.plan import choose
 from rnnkernels._backends.vetting import cases
 from rnnkernels._backends.vetting.runners import NotHere
 from rnnkernels._core.call import Call
+from rnnkernels.nn import gated
 from stand_in import CASES, GPU, StandIn, one_more, settle
 
 _C = pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
@@ -65,6 +66,19 @@ def plan(family_of: str = "", **changes: Any) -> cuda_plan.Plan:
         "layers": 1, "device": (9, 132, 232448, 16), "index": 0,
     }  # fmt: skip
     return cuda_plan.Plan(**_C.cuda_plan(**sizes | changes))
+
+
+def test_why_a_layer_runs_step_by_step() -> None:
+    wanted = {
+        "heads have no kernels for whole sequences": {"heads": True},
+        "recurrent dropout has no kernels for whole sequences": {"dropped": True},
+        "a cell that is written, or has zoneout, has no kernels for whole sequences": {
+            "cell": gated.slstm.name
+        },
+    }
+    for reason, changes in wanted.items():
+        found = plan(index=-1, **changes)
+        assert (found.family, found.reason) == ("stepwise", reason)
 
 
 def test_a_plan_asks_for_new_kernels(kernels: StandIn) -> None:
@@ -159,6 +173,23 @@ def test_triton_layouts_without_some(H: int, norm: bool) -> None:
     assert choose(**sizes, without={"resident"}).kind == "grid"
     step = choose(**sizes, without={"resident", "grid"})
     assert (step.kind, step.row_blocks * step.block_b >= 18) == ("step", True)
+
+
+def test_triton_layouts_of_other_cells() -> None:
+    """Where nothing comes of other units, no program waits but for a norm; where more is kept at a
+    time, pieces are smaller."""
+    sizes: dict[str, Any] = {"gpu": "cuda", "H": 200, "rows": 18, "D": 1, "processors": 132}
+    alone = choose(**sizes, numbers="half", norm=False, recurrent=False)
+    assert (alone.kind, alone.parts * alone.block_h >= 200, alone.held) == ("resident", True, False)
+    assert choose(**sizes, numbers="half", norm=True, recurrent=False).kind == "grid"
+    pieces = [
+        choose(**sizes, numbers="tf32x3", norm=False, crowded=crowded).block_k
+        for crowded in (False, True)
+    ]
+    assert pieces[1] < pieces[0]
+    sizes |= {"gpu": "rdna", "H": 16, "numbers": "half", "norm": False}
+    kinds = [choose(**sizes, crowded=crowded).kind for crowded in (False, True)]
+    assert kinds == ["resident", "step"]
 
 
 # The call of a user

@@ -15,20 +15,18 @@ import pytest
 import torch
 from torch import Tensor
 
-import noise
 import nonfinite
 import op_parity
 import triton_programs
-import written_cells
 from op_parity import ALL, CASES, OVER_SAVED, Case
 from rnnkernels._backends import vetting
 from rnnkernels._backends.triton import launch, sequence
 from rnnkernels._backends.triton.plan import Layout
 from rnnkernels._core import reference
 from rnnkernels._core.call import Clip
-from rnnkernels.cells import CELLS, DefinedCell
+from rnnkernels.cells import CELLS
 from stand_in import GPU, on_gpu
-from triton_interpreted import KINDS, Forced, laid_out, number_of, ops, run, same
+from triton_interpreted import KINDS, Forced, chosen, laid_out, number_of, ops, run, same
 
 ELMAN = [name for name, cell in CELLS.items() if cell.G == 1]
 TAKEN = [case for case in CASES if not case.R]  # there are no projections
@@ -37,13 +35,6 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 #: Each cell on one kind, each kind with a cell at least.
 each_cell = pytest.mark.parametrize(("cell", "kind"), list(zip(CELLS, cycle(KINDS), strict=False)))
-
-
-def chosen(case: Case, kind: str) -> Forced:
-    """One block of units, or two that wait for each other; the rest differs from case to case."""
-    number = number_of(case)
-    block_h = 16 if case.H > 16 else 4 if kind == "grid" and number & 1 else 8
-    return Forced(kind, 16, block_h, 16 if number & 2 else 4, held=number & 4 > 0)
 
 
 def in_turn() -> Iterator[Any]:
@@ -230,44 +221,6 @@ def test_nan_goes_on(cell: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cell", "kind"),
-    [
-        (written_cells.gru, "grid"),
-        (written_cells.crowd, "step"),
-        (written_cells.odd, "resident"),
-    ],
-    ids=lambda v: getattr(v, "title", v),
-)
-def test_cells_that_users_write(cell: DefinedCell, kind: str) -> None:
-    case = Case(cell.name, 2, window=2, **ALL)
-    results = run(case, chosen(case, kind))
-    assert results.padding_is_zero()
-    assert max(results.errors()) <= 2 * TOLERANCE[torch.float32]
-
-
-@pytest.mark.parametrize(
-    ("cell", "packed", "kind"),
-    [(noise.ZONED_LSTM, False, "resident"), (noise.ZONED_GRU, True, "step")],
-    ids=lambda v: getattr(v, "title", v),
-)
-def test_noise(cell: DefinedCell, packed: bool, kind: str) -> None:
-    """The masks of the reference, of a later layer as well; and their expectation."""
-
-    def later(call: Any) -> Any:
-        call = noise.drawing(call)
-        return call._replace(draws=call.draws + torch.tensor([0, 10, 20, 0, 5]))
-
-    def expected(call: Any) -> Any:
-        return noise.drawing(call)._replace(draws=None)
-
-    case = Case(cell.name, 2, window=2, packed=packed, **({} if packed else ALL))
-    for change in (later, expected):
-        results = run(case, chosen(case, kind), change=change)
-        assert results.padding_is_zero()
-        assert max(results.errors()) <= 2 * TOLERANCE[torch.float32]
-
-
-@pytest.mark.parametrize(
     ("given", "kind"), [("y", "resident"), ("h_n", "grid"), ("c_n", "step"), ("c", "resident")]
 )
 def test_one_gradient_alone(given: str, kind: str) -> None:
@@ -324,11 +277,11 @@ def test_refused_kinds_make_room_for_others(
     with on_gpu(tmp_path, "triton") as kernels, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for kind in ("resident", "grid", "step"):
-            assert launch.layout_of(Weights(), 18, False).kind == kind  # type: ignore[arg-type]
+            assert launch.layout_of(Weights(), 18, False, CELLS["lstm"]).kind == kind  # type: ignore[arg-type]
             kernels.wrong[kind] = "dh0", torch.zeros_like
             vetting.renew(GPU)
         with pytest.raises(RuntimeError, match="triton: a check on this device refused its step"):
-            launch.layout_of(Weights(), 18, False)  # type: ignore[arg-type]
+            launch.layout_of(Weights(), 18, False, CELLS["lstm"])  # type: ignore[arg-type]
         reason = vetting.refusal("triton", GPU)
         assert reason is not None and "dh0 is off" in reason
     assert [str(w.message).split()[2] for w in caught] == [

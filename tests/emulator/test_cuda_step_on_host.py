@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import sysconfig
-from pathlib import Path
-
 import pytest
 import torch
 
-import building
 import nonfinite
+import on_host
 import op_calls
 import op_parity
-from op_parity import CASES, Case
+from op_parity import CASES, DROPPED, HEADED, Case
 from rnnkernels._core.call import Clip
 
 
 @pytest.fixture(scope="session")
 def ops():
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        pytest.skip("no Python headers to compile against")
-    sources = ["tests/emulator/cuda_host/on_host.cpp"]
-    flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=fast"]
-    building.load_ops("rnnkernels_cuda_on_host", sources, flags, [])
-    return torch.ops.rnnkernels_cuda_on_host
+    return on_host.load()
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +28,7 @@ def nan_in_fresh_memory():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *DROPPED, *HEADED], ids=str)
 def test_matches_reference(ops, case, dtype, tolerance):
     call = op_parity.make(case, dtype)
     out = op_parity.forward(ops, call)
@@ -49,7 +41,7 @@ def test_matches_reference(ops, case, dtype, tolerance):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *HEADED], ids=str)
 def test_storage_of_16_bits(ops, case, dtype, tolerance):
     """Backward is held against itself in float64 on the same y, c and saved values."""
     call = op_parity.make(case, dtype)

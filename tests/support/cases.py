@@ -28,6 +28,7 @@ def make_call(
     H: int = 5,
     D: int = 1,
     *,
+    heads: int = 1,
     proj: int = 0,
     bias: str = "double",
     lengths: Sequence[int] | bool = False,
@@ -46,11 +47,12 @@ def make_call(
         lengths: the lengths, or whether to draw some from 0 to T.
         reset: the mask, or whether to draw one.
         grad: whether every floating tensor asks for a gradient.
+        heads: of each direction, with H units each.
         gain: a factor of all weights; less than 1 keeps long sums of 16-bit numbers small.
     """
     gen = torch.Generator().manual_seed(seed)
     contract, R = find(cell), proj or H
-    rows = contract.G * H
+    rows = heads * contract.G * H
 
     def tensor(*shape: int, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=gen, dtype=torch.float64) * scale
@@ -73,12 +75,13 @@ def make_call(
         b_ih=each(bias != "none", rows, scale=0.5),
         b_hh=each(bias == "double" and contract.recurrent, rows, scale=0.5),
         w_hr=each(proj > 0, R, H, scale=H**-0.5),
-        h0=tensor(D, B, R),
-        c0=tensor(D, B, contract.C * H) if contract.C else None,
+        h0=tensor(D * heads, B, R),
+        c0=tensor(D * heads, B, contract.C * H) if contract.C else None,
         lengths=drawn.to(device) if lengths is not False else None,
         reset=mask.to(device) if reset is not False else None,
         all_states=all_states,
-        params=[[tensor(H) for _ in contract.params] for _ in range(D)],
+        params=[[tensor(heads * H) for _ in contract.params] for _ in range(D)],
+        heads=heads,
     )
 
 

@@ -67,10 +67,11 @@ def backward(
     ops: Any = kernels,
     **options: bool,
 ) -> list[Tensor]:
-    """dgates, dh0, dc0, dproj, flow."""
+    """dgates, dh0, dc0, dproj, flow; and dunit where the cell has parameters."""
     arguments = backward_arguments(layer, out, grads, **options)
-    dgates, dh0, dc0, dproj, flow, _ = ops.sequence_backward(*arguments)
-    return [alone(dgates), dh0, dc0, alone(dproj), alone(flow)]
+    dgates, dh0, dc0, dproj, flow, dunit = ops.sequence_backward(*arguments)
+    of_parameters = [alone(dunit)] if layer.cell.P else []
+    return [alone(dgates), dh0, dc0, alone(dproj), alone(flow), *of_parameters]
 
 
 def backward_over_saved(
@@ -79,5 +80,6 @@ def backward_over_saved(
     """The same by the op that writes dgates over what forward saved, here a copy of that."""
     saved = out[5].detach().clone()
     arguments = backward_arguments(layer, [*out[:5], saved], grads)
-    dh0, dc0, dproj, flow, _ = ops.sequence_backward_(*arguments)
-    return [saved, dh0, dc0, alone(dproj), alone(flow)]
+    dh0, dc0, dproj, flow, dunit = ops.sequence_backward_(*arguments)
+    of_parameters = [alone(dunit)] if layer.cell.P else []
+    return [saved, dh0, dc0, alone(dproj), alone(flow), *of_parameters]

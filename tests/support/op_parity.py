@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +35,12 @@ class Case:
     flow: bool = False
     packed: bool = False  # in place of lengths
     drop: bool = False  # recurrent dropout
+    heads: int = 1  # of each direction, with H units each
 
     def __str__(self) -> str:
         names = ("bias", "lengths", "reset", "flow", "packed", "drop")
         options = [name for name in names if getattr(self, name)]
+        options += [f"heads{self.heads}"] * (self.heads > 1)
         options += [f"window{self.window}"] * (self.window > 0)
         options += [f"{self.clip.kind}{self.clip.bound}"] * (self.clip.kind != "none")
         return "-".join([self.cell, f"D{self.D}T{self.T}B{self.B}H{self.H}R{self.R}", *options])
@@ -81,6 +84,12 @@ DROPPED = [
     *(Case(cell, 2, drop=True, window=2, packed=True, reset=True) for cell in ("lstm", "gru")),
     *(Case("gru", D, T=T, drop=True) for D in (1, 2) for T in (0, 1)),
 ]
+#: Of heads, likewise.
+HEADED = [
+    Case("lstm", 2, heads=2, window=2, drop=True, **ALL),
+    Case("gru", 1, heads=3, H=4, packed=True, reset=True, bias=False),
+    Case("rnn_tanh", 2, heads=2, clip=CLIPS[1], **ALL),
+]
 
 
 def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Layer:
@@ -102,6 +111,7 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Layer:
         case.I,
         case.H,
         case.D,
+        heads=case.heads,
         proj=case.R,
         bias="double" if case.bias else "none",
         lengths=lengths.tolist() if case.lengths or case.packed else False,
@@ -113,7 +123,9 @@ def make(case: Case, dtype: torch.dtype, device: str = "cpu") -> Layer:
         device=device,
         seed=1,
     )
-    flow = torch.zeros(case.T, case.B, case.D, dtype=torch.float64) if case.flow else None
+    flow = None
+    if case.flow:
+        flow = torch.zeros(case.T, case.B, case.D * case.heads, dtype=torch.float64)
     if case.drop:
         kept = torch.rand(call.h0.shape, generator=gen) >= 0.4
         call = call._replace(h_mask=(kept / 0.6).to(call.h0))
@@ -188,7 +200,8 @@ def forward(ops: Any, call: Layer, save: bool = True) -> list[Tensor]:
 
 
 def backward(ops: Any, call: Layer, out: list[Tensor], grads: list[Tensor | None]) -> list[Tensor]:
-    """dgates, dh0, dc0, dproj, flow of what forward returned, for those of y, h_n, c_n and c."""
+    """dgates, dh0, dc0, dproj, flow of what forward returned, for those of y, h_n, c_n and c; and
+    dunit where the cell has parameters."""
     return op_calls.backward(call, out, grads, ops)
 
 
@@ -211,19 +224,30 @@ def random_gradients(call: Layer, out: list[Tensor], given: str = "all") -> list
 
 
 def entering(call: Layer, y: Tensor, d: int) -> Tensor:
-    """The h that W_hh is multiplied by at each position of direction d: [T, B, R]; any value in the
-    padding."""
-    R = call.h0.size(2)
+    """The h that W_hh is multiplied by at each position of direction d, of which each head is one:
+    [T, B, R]; any value in the padding."""
+    R, turned = call.h0.size(2), d >= call.heads
     h, T, B = y[..., d * R : (d + 1) * R], y.size(0), y.size(1)
     ends = torch.full((B,), T, device=y.device) if call.lengths is None else call.lengths
     time = torch.arange(T, device=y.device)[:, None]
-    first = (time == (0 if d == 0 else ends - 1)).expand(T, B)  # the position of step 0
-    prev = torch.where(first[..., None], call.h0[d], h.roll(1 if d == 0 else -1, 0))
+    first = (time == (ends - 1 if turned else 0)).expand(T, B)  # the position of step 0
+    prev = torch.where(first[..., None], call.h0[d], h.roll(-1 if turned else 1, 0))
     prev = prev if call.h_mask is None else prev * call.h_mask[d]
     if call.reset is None:
         return prev
-    cut = call.reset if d == 0 else call.reset.roll(-1, 0) & ~first
+    cut = call.reset.roll(-1, 0) & ~first if turned else call.reset
     return prev.masked_fill(cut[..., None], 0)
+
+
+def _by(n: int, parts: Iterable[Tensor]) -> list[list[Tensor]]:
+    found = list(parts)
+    return [found[i : i + n] for i in range(0, len(found), n)]
+
+
+def _of_parameters(dunit: Tensor, P: int, heads: int) -> list[Tensor]:
+    """[heads*H] each, of each direction all parameters of the cell, from [W*B, D, P*H]."""
+    by_head = dunit.sum(0).unflatten(0, (-1, heads)).unflatten(2, (P, -1))  # [D, heads, P, H]
+    return list(by_head.transpose(1, 2).flatten(0, 1).flatten(1))
 
 
 def parameter_gradients(call: Layer, out: list[Tensor], back: list[Tensor]) -> list[Tensor]:
@@ -233,24 +257,31 @@ def parameter_gradients(call: Layer, out: list[Tensor], back: list[Tensor]) -> l
         backs = [padded(call, t) if i in (0, 3) else t for i, t in enumerate(back)]
         dx, *others = parameter_gradients(unpacked(call), outs, backs)
         return [dx[exists(call)], *others]
-    cell, (y, _, _, _, h_raw, _), (dgates, dh0, dc0, dproj, _) = call.cell, out, back
+    cell, (y, _, _, _, h_raw, _), (dgates, dh0, dc0, dproj, _, *dunit) = call.cell, out, back
     GH, AH = (n * (dgates.size(3) // (cell.G + cell.A)) for n in (cell.G, cell.A))
-    directions = range(len(call.w_hh))
+    directions, heads = range(len(call.w_ih) * call.heads), call.heads
     dgx = [dgates[:, :, d, :GH] for d in directions]
     dgh = [torch.cat([dgates[:, :, d, : GH - AH], dgates[:, :, d, GH:]], -1) for d in directions]
+    w_ih = [w for all_heads in call.w_ih for w in all_heads.chunk(heads)]
+    hidden = directions if call.w_hh else ()
 
     def outer(a: Tensor, b: Tensor) -> Tensor:
         return a.flatten(0, 1).t() @ b.flatten(0, 1)
 
+    def joined(parts: Iterable[Tensor]) -> list[Tensor]:
+        """Of each direction, from those of each head."""
+        return [torch.cat(some) for some in _by(heads, parts)]
+
     return [
-        sum((dgx[d] @ call.w_ih[d] for d in directions), torch.zeros_like(call.x)),
-        *(outer(dgx[d], call.x) for d in directions),
-        *(outer(dgh[d], entering(call, y, d)) for d in directions),
-        *(dgx[d].sum((0, 1)) for d in directions if call.b_ih),
-        *(dgh[d].sum((0, 1)) for d in directions if call.b_hh),
-        *(outer(dproj[:, :, d], h_raw[:, :, d]) for d in directions if call.w_hr),
+        sum((dgx[d] @ w_ih[d] for d in directions), torch.zeros_like(call.x)),
+        *joined(outer(dgx[d], call.x) for d in directions),
+        *joined(outer(dgh[d], entering(call, y, d)) for d in hidden),
+        *joined(dgx[d].sum((0, 1)) for d in directions if call.b_ih),
+        *joined(dgh[d].sum((0, 1)) for d in directions if call.b_hh),
+        *joined(outer(dproj[:, :, d], h_raw[:, :, d]) for d in directions if call.w_hr),
         dh0,
         *([] if call.c0 is None else [dc0]),
+        *(row for sums in dunit for row in _of_parameters(sums, cell.P, heads)),
     ]
 
 

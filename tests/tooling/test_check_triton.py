@@ -71,7 +71,10 @@ def test_faults(found: dict[str, object], fault: str) -> None:
 
 
 def test_selection_covers_each_target() -> None:
-    chosen, each, everything = map(set, map(check_triton.selected, check_triton.EXTENTS))
+    selections = map(set, map(check_triton.selected, check_triton.EXTENTS))
+    chosen, each, everything = (
+        {(v, target) for v, target in found if v.cell in CELLS} for found in selections
+    )
     assert chosen < each < everything
     assert {(v.cell, v.which, v.precision, target) for v, target in each} == {
         (v.cell, v.which, v.precision, target) for v, target in everything
@@ -87,6 +90,16 @@ def test_selection_covers_each_target() -> None:
             )
         assert {(v.H, v.rows) for v in variants} == set(check_triton.SIZES)
         assert {v.options for v in variants} == set(check_triton.OPTIONS)
+
+
+def test_selection_has_written_cells() -> None:
+    """Both passes of each once; among them all targets and precisions."""
+    for extent in check_triton.EXTENTS:
+        found = [(v, t) for v, t in check_triton.selected(extent) if v.cell not in CELLS]
+        wanted = {(c, w) for c in check_triton.WRITTEN for w in triton_report.PASSES}
+        assert len(found) == len(wanted) and {(v.cell, v.which) for v, _ in found} == wanted
+        assert {t for _, t in found} == set(triton_report.TARGETS)
+        assert {v.precision for v, _ in found} == set(check_triton.PRECISIONS)
 
 
 def test_table() -> None:

@@ -88,7 +88,7 @@ void forward_loop(const Forward<IO>& call, int G, const Stepping<IO>& s, const E
       multiply(run.host(s.gh) + d * q.B * G * q.H, run.host(s.h) + d * q.B * q.H, run.host(call.w_hh[d]), q.B, G * q.H,
                q.H, false);
     run.after_product();
-    run.launch(cuda::ForwardCell<IO>{call, step, s.gh, s.h, s.c, nullptr});
+    run.launch(cuda::ForwardCell<IO>{call, step, s.gh, s.h, nullptr, s.c, nullptr});
   }
 }
 
@@ -120,8 +120,8 @@ void backward_loop(const Backward<IO>& call, int G, int A, const cuda::Carried<I
     run.launch(cuda::BackwardBound<IO>{call, step, c});
   }
   product();
-  run.launch(cuda::BackwardFinish<IO>{q, q.H, c.dh_through, c.dh, call.dh0});
-  if (c.dc) run.launch(cuda::BackwardFinish<IO>{q, q.H, nullptr, c.dc, call.dc0});
+  run.launch(cuda::BackwardFinish<IO>{q, q.H, c.dh_through, nullptr, c.dh, call.dh0});
+  if (c.dc) run.launch(cuda::BackwardFinish<IO>{q, q.H, nullptr, nullptr, c.dc, call.dc0});
 }
 
 }  // namespace rnn::probe

@@ -57,14 +57,6 @@ def refusal(call: Call) -> str | None:
         return f"it has no kernels for {call.x.dtype}"
     if call.cell.normed:
         return "it has no kernels for layer_norm"
-    if call.cell.params:
-        return "it has no kernels for cells with parameters of their own"
-    if not call.cell.recurrent:
-        return "it has no kernels for cells without recurrent weights"
-    if call.heads > 1:
-        return "it has no kernels for heads"
-    if call.h_mask is not None:
-        return "it has no kernels for recurrent dropout"
     if call.projected:
         return "it has no kernels for proj_size"
     T, B, H = call.T, call.B, call.h0.size(2)

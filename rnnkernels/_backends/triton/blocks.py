@@ -27,11 +27,11 @@ def rows_of(block, T, B, steps, rows, lengths, BLOCK_B):
 
 
 @triton.jit
-def position(s, d, start, length):
+def position(s, turned, start, length):
     """Whether step s [BLOCK_B] takes place, and where in time: past the end of a row, where its
-    padding is."""
+    padding is. turned: 1 in a direction that runs backwards, else 0."""
     active = s < length
-    return active, start + tl.where(d == 1, tl.where(active, length - 1 - s, s), s)
+    return active, start + tl.where(turned == 1, tl.where(active, length - 1 - s, s), s)
 
 
 @triton.jit
@@ -44,12 +44,13 @@ def step_of(starts, t, b, mask, B):
 
 
 @triton.jit
-def cut_before(reset, starts, active, t, d, b, whole, B):
+def cut_before(reset, starts, active, t, turned, b, whole, B):
     """Whether the state that enters position t is zeroed."""
     cut = tl.zeros(active.shape, tl.int1)
     if reset is not None:
-        inside = active & (t + d < whole)
-        cut = tl.load(reset + step_of(starts, t + d, b, inside, B), mask=inside, other=0) != 0
+        after = t + turned
+        inside = active & (after < whole)
+        cut = tl.load(reset + step_of(starts, after, b, inside, B), mask=inside, other=0) != 0
     return cut
 
 
@@ -60,11 +61,11 @@ def place(starts, t, b, d, mask, B, D):
 
 
 @triton.jit
-def place_before(starts, at, t, b, d, mask, B, D):
+def place_before(starts, at, t, b, d, turned, mask, B, D):
     """The place of the step before, in the order of direction d, of one that is at place `at`."""
-    before = at + tl.where(d == 0, -D, D) * B.to(tl.int64)
+    before = at + tl.where(turned == 0, -D, D) * B.to(tl.int64)
     if starts is not None:
-        before = place(starts, t + tl.where(d == 0, -1, 1), b, d, mask, B, D)
+        before = place(starts, t + tl.where(turned == 0, -1, 1), b, d, mask, B, D)
     return before
 
 
@@ -89,6 +90,36 @@ def load(base, rows, columns, mask):
 @triton.jit
 def store(base, rows, columns, values, mask):
     tl.store(base + rows[:, None] + columns[None, :], values.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def taken_over(initial, at, carry, at_carry, columns, mask, first):
+    """What a program starts from: the initial values, or what the launch before has left."""
+    value = load(initial, at, columns, mask)
+    if carry is not None:
+        if first > 0:
+            value = load(carry, at_carry, columns, mask)
+    return value
+
+
+@triton.jit
+def of_state(at, k: tl.constexpr, S: tl.constexpr, H: tl.constexpr):
+    """Where state k begins at a place of [.., H] if it is h, else of [.., (S-1)*H]."""
+    if k == 0:
+        return at * H
+    else:
+        return at * ((S - 1) * H) + (k - 1) * H
+
+
+@triton.jit
+def parameters_of(params, d, unit, P, H, BLOCK_H):
+    """The parameters of each unit in direction d, from [D, P, H]: [1, BLOCK_H] each."""
+    found = ()
+    for k in tl.static_range(P):
+        place = params + (d * P + k) * H + unit
+        value = tl.load(place, mask=unit < H, other=0).to(tl.float32)
+        found = found + (value[None, :],)
+    return found
 
 
 @triton.jit
@@ -141,11 +172,13 @@ def held_weights(w, unit, OUT, IN, H, BLOCK_K, BLOCK_H, BACKWARD):
 
 
 @triton.jit
-def sent_numbers(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE, WIDE):
+def sent_numbers(source, rows, mask, factor, h_mask, at_mask, i, k, IN, APART, H, BLOCK_K, DTYPE,
+                 WIDE):  # fmt: skip
     """[BLOCK_B, BLOCK_K]: number i of each unit of block k, as the step before left it in memory.
 
-    The hidden gradients of the last APART gates stand behind those of the input. WIDE: rows begin
-    at multiples of 16 bytes, which the compiler does not find out where `source` is one of two.
+    h_mask: factors of h, those of a row from at_mask on, or None. The hidden gradients of the last
+    APART gates stand behind those of the input. WIDE: rows begin at multiples of 16 bytes, which
+    the compiler does not find out where `source` is one of two.
     """
     column = k * BLOCK_K + tl.arange(0, BLOCK_K)
     apart = tl.where(i >= IN - APART, APART, 0)
@@ -158,12 +191,17 @@ def sent_numbers(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE,
                      cache_modifier=".cg")  # fmt: skip
     if factor is not None:
         values = values * factor[:, None]
+    if h_mask is not None:
+        values = values.to(tl.float32) * load(
+            h_mask, at_mask, column, mask[:, None] & (column < H)[None, :]
+        )
     return values.to(DTYPE)
 
 
 @triton.jit
-def multiply(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, APART, H, BLOCK_B,
-             BLOCK_H, BLOCK_K, RESIDENT, HELD, BACKWARD, PRECISION, WIDE):  # fmt: skip
+def multiply(w, held, sent, source, rows, mask, factor, h_mask, at_mask, unit, pieces, OUT, IN,
+             APART, H, BLOCK_B, BLOCK_H, BLOCK_K, RESIDENT, HELD, BACKWARD, PRECISION,
+             WIDE):  # fmt: skip
     """OUT numbers of each of the units [unit, unit + BLOCK_H) from IN numbers of all units."""
     BLOCKS: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K
     DTYPE: tl.constexpr = w.dtype.element_ty
@@ -176,9 +214,8 @@ def multiply(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, A
                 if RESIDENT:
                     a = sent[i]
                 else:
-                    a = sent_numbers(
-                        source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE, WIDE
-                    )
+                    a = sent_numbers(source, rows, mask, factor, h_mask, at_mask, i, k, IN, APART,
+                                     H, BLOCK_K, DTYPE, WIDE)  # fmt: skip
                 more = ()
                 for o in tl.static_range(OUT):
                     b = held[(i * BLOCKS + k) * OUT + o]
@@ -188,7 +225,8 @@ def multiply(w, held, sent, source, rows, mask, factor, unit, pieces, OUT, IN, A
         for n in range(pieces):  # not a constant: unrolled, their loads would take all registers
             i = n // BLOCKS
             k = n % BLOCKS
-            a = sent_numbers(source, rows, mask, factor, i, k, IN, APART, H, BLOCK_K, DTYPE, WIDE)
+            a = sent_numbers(source, rows, mask, factor, h_mask, at_mask, i, k, IN, APART, H,
+                             BLOCK_K, DTYPE, WIDE)  # fmt: skip
             more = ()
             for o in tl.static_range(OUT):
                 b = weight(w, o + i, k * BLOCK_K, unit, H, BLOCK_K, BLOCK_H, BACKWARD)

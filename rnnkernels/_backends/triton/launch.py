@@ -1,7 +1,8 @@
 """What the compiled part calls: runs the loop over time of a layer as Triton kernels.
 
 All tensors are checked, contiguous and on the current device; results are written in place. Shapes
-are those of ``csrc/common/layout.h``, with w_hh [D, G*H, H] and biases [D, G*H].
+are those of ``csrc/common/layout.h``, with w_hh [D, G*H, H], biases [D, G*H] and parameters of the
+cell [D, P, H]. Of a cell without recurrent weights w_hh has that shape and no memory of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rnnkernels._backends.triton import INTERPRETED, forced, sequence
 from rnnkernels._backends.triton.cells import pair
 from rnnkernels._backends.triton.plan import Layout, choose
 from rnnkernels._core.call import Call
-from rnnkernels.cells import find
+from rnnkernels.cells import Cell, find
 
 REGISTERS = 65536  # of an NVIDIA multiprocessor
 #: How often a program looks whether the others have come as far as it has. A look takes about a
@@ -29,8 +30,13 @@ def _layouts(call: Call) -> tuple[Layout, Layout]:
     """Of forward, and of the backward that would follow."""
     T, B = call.T, call.B
     windows = -(-T // call.window) if 0 < call.window < T else 1
-    w_hh = call.weights[1].unsqueeze(0).expand(call.directions, -1, -1)
-    return layout_of(w_hh, B, False), layout_of(w_hh, B * windows, call.clip == "norm")
+    D, H, cell = call.directions * call.heads, call.h0.size(2), call.cell
+    w_hh = call.x.new_empty(1).expand(D, cell.G * H, H)  # whose numbers nobody reads
+    masked = call.h_mask is not None
+    return (
+        layout_of(w_hh, B, False, cell, masked),
+        layout_of(w_hh, B * windows, call.clip == "norm", cell, masked),
+    )
 
 
 def describe(call: Call) -> str:
@@ -51,8 +57,8 @@ def _numbers_in_words(call: Call) -> str:
     return float32.in_words(found, setting) if call.x.dtype == torch.float32 else ""
 
 
-def layout_of(w_hh: Tensor, rows: int, norm: bool) -> Layout:
-    """Of a pass over `rows` rows with these weights [D, G*H, H].
+def layout_of(w_hh: Tensor, rows: int, norm: bool, cell: Cell, masked: bool = False) -> Layout:
+    """Of a pass over `rows` rows with weights of the shape [D, G*H, H], if the cell has some.
 
     On a GPU, of kinds that were not found wrong there; one that nothing is known of is checked.
 
@@ -66,7 +72,8 @@ def layout_of(w_hh: Tensor, rows: int, norm: bool) -> Layout:
     def without(kinds: Collection[str]) -> Layout:
         return choose(
             gpu=gpu, numbers="half" if half else precision(w_hh.dtype, gpu), H=H, rows=rows, D=D,
-            norm=norm, processors=processors, without=kinds,
+            norm=norm, processors=processors, without=kinds, recurrent=cell.recurrent,
+            crowded=masked or cell.S > 2 or cell.P + cell.E > 0,
         )  # fmt: skip
 
     if forced.kind is not None or not w_hh.is_cuda:
@@ -125,11 +132,12 @@ def _launches(layout: Layout, rows: int, rounds: int) -> Iterator[tuple[int, int
                 yield n, n + 1, block, many
 
 
-def _more(cell: str, w_hh: Tensor, layout: Layout) -> dict[str, Any]:
+def _more(cell: str, w_hh: Tensor, heads: int, layout: Layout) -> dict[str, Any]:
     """The constants of both kernels, and how they are to be compiled and started."""
     contract, (D, _, H), (gpu, _) = find(cell), w_hh.shape, device_of(w_hh)
     found: dict[str, Any] = {
-        "G": contract.G, "S": contract.S, "K": contract.K, "E": contract.E, "D": D, "H": H,
+        "G": contract.G, "S": contract.S, "K": contract.K, "P": contract.P, "E": contract.E,
+        "RECURRENT": contract.recurrent, "D": D, "HEADS": heads, "H": H,
         "BLOCK_B": layout.block_b, "BLOCK_H": layout.block_h, "BLOCK_K": layout.block_k,
         "RESIDENT": layout.kind == "resident", "HELD": layout.held,
         "PRECISION": precision(w_hh.dtype, gpu), "PATIENCE": PATIENCE,
@@ -209,16 +217,17 @@ def forward(
     c0: Tensor | None, y: Tensor, h_n: Tensor, c_n: Tensor | None, c: Tensor | None,
     saved: Tensor | None, lengths: Tensor | None, starts: Tensor | None, reset: Tensor | None,
     T: int, noise: Tensor | None = None, draws: Tensor | None = None, layer: int = 0,
+    params: Tensor | None = None, h_mask: Tensor | None = None, heads: int = 1,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_forward``. Raises RuntimeError where an earlier call gave up."""
     _raise_fault(y.device)
     B = h0.size(1)
-    layout = layout_of(w_hh, B, False)
+    layout = layout_of(w_hh, B, False, find(cell), h_mask is not None)
     carry = _carry(layout, find(cell).S, B, w_hh)
-    more = _more(cell, w_hh, layout)
+    more = _more(cell, w_hh, heads, layout)
     for first, last, block, blocks in _launches(layout, B, T):
         sequence.forward[(blocks, layout.parts, len(w_hh))](
-            gx, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, c, saved, lengths, starts,
+            gx, w_hh, b_ih, b_hh, params, h_mask, h0, c0, y, h_n, c_n, c, saved, lengths, starts,
             reset, noise, draws, carry, _counts(layout, w_hh), _fault(layout, w_hh), T, B, layer,
             -(-w_hh.size(2) // layout.block_k), first, last, block, CELL=pair(cell)[0],
             WIDE=_wide(layout, h0, y), **more,
@@ -231,7 +240,8 @@ def backward(
     saved: Tensor | None, dgates: Tensor, dh0: Tensor | None, dc0: Tensor | None,
     flow: Tensor | None, lengths: Tensor | None, starts: Tensor | None, reset: Tensor | None,
     T: int, steps: int, rows: int, clip: str, bound: float, noise: Tensor | None = None,
-    draws: Tensor | None = None, layer: int = 0,
+    draws: Tensor | None = None, layer: int = 0, params: Tensor | None = None,
+    h_mask: Tensor | None = None, dunit: Tensor | None = None, heads: int = 1,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_backward``, over `rows` windows of `steps` steps. Raises RuntimeError
     where an earlier call gave up."""
@@ -240,7 +250,7 @@ def backward(
         saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
     (D, B, _), width = h0.shape, dgates.size(-1)
     norm = clip == "norm"
-    layout = layout_of(w_hh, rows, norm)
+    layout = layout_of(w_hh, rows, norm, find(cell), h_mask is not None)
     carry = _carry(layout, find(cell).S, rows, w_hh)
     pending = squares = parts = None
     if norm:
@@ -248,7 +258,7 @@ def backward(
         squares = torch.empty(2, D, rows, layout.parts, dtype=torch.float64, device=y.device)
     if flow is not None:
         parts = torch.empty(*flow.shape, layout.parts, dtype=torch.float64, device=y.device)
-    more, pieces = _more(cell, w_hh, layout), -(-w_hh.size(2) // layout.block_k)
+    more, pieces = _more(cell, w_hh, heads, layout), -(-w_hh.size(2) // layout.block_k)
     finish = norm or dh0 is not None
     launches = list(_launches(layout, rows, steps))
     if finish and layout.kind == "step":
@@ -257,9 +267,9 @@ def backward(
         ]
     for first, last, block, blocks in launches:
         sequence.backward[(blocks, layout.parts, D)](
-            dy, dh_n, dc_n, dc, w_hh, h0, c0, y, c, saved, dgates, dh0, dc0, lengths,
-            starts, reset, noise, draws, carry, _counts(layout, w_hh), _fault(layout, w_hh),
-            pending, squares, parts,
+            dy, dh_n, dc_n, dc, w_hh, params, h_mask, h0, c0, y, c, saved, dgates, dh0, dc0, dunit,
+            lengths, starts, reset, noise, draws, carry, _counts(layout, w_hh),
+            _fault(layout, w_hh), pending, squares, parts,
             T, B, layer, find(cell).G * pieces, steps, rows, first, last, block, bound,
             CELL=pair(cell)[1], A=find(cell).A, CLIP=clip,
             FINISH=finish and (layout.kind != "step" or first == last), WIDE=False,

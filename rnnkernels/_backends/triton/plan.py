@@ -37,8 +37,9 @@ class Table:
 class Layout:
     """Of one pass over a layer.
 
-    A ``resident`` program has all units of its rows; in a ``grid``, the programs of a block of rows
-    wait for each other at every step; ``step`` is one launch for every step.
+    A ``resident`` program has all units of its rows, or units that have nothing of each other; in
+    a ``grid``, the programs of a block of rows wait for each other at every step; ``step`` is one
+    launch for every step.
     """
 
     kind: str
@@ -83,6 +84,13 @@ TABLES: dict[tuple[str, str], Table] = {
     ("rdna", "half"): _AMD,
     ("rdna", "ieee"): _RDNA,
 }
+_RDNA_CROWDED = Table({}, 0, Tile(16, 16, 4), {16: Tile(16, 16, 4)}, 1, waits=False)
+#: In their place where a program keeps, or reads at each step, more than an LSTM's has to.
+CROWDED: dict[tuple[str, str], Table] = {
+    ("cuda", "tf32x3"): replace(_TF32X3, tiles=_TF32X3.tiles | {16: Tile(32, 16, 4)}),
+    ("rdna", "half"): _RDNA_CROWDED,
+    ("rdna", "ieee"): _RDNA_CROWDED,
+}
 
 
 def choose(
@@ -95,6 +103,8 @@ def choose(
     norm: bool,
     processors: int,
     without: Collection[str] = (),
+    recurrent: bool = True,
+    crowded: bool = False,
 ) -> Layout:
     """The layout of one pass over `rows` rows in D directions, for H units.
 
@@ -105,10 +115,21 @@ def choose(
             other must all be there at once: one to each of these.
         without: kinds of layouts that are not to be taken; ``step`` is there for what no other
             takes.
+        recurrent: the cell has recurrent weights; else no unit waits for others, but for a norm.
+        crowded: the cell has more than two states, parameters of its own or noise, or there are
+            factors of h.
     """
     table = TABLES[gpu, numbers]
+    if crowded:
+        table = CROWDED.get((gpu, numbers), table)
     block_h = next((units for units in sorted(table.resident) if units >= H), 0)
-    if block_h and not norm and "resident" not in without:
+    if not recurrent:
+        block_h = block_h or max(table.resident, default=16)
+        if not norm and "resident" not in without:
+            return Layout("resident", ROWS, block_h, block_h, -(-H // block_h), False,
+                          table.resident.get(block_h, 4), -(-rows // ROWS),
+                          table.stages)  # fmt: skip
+    elif block_h and not norm and "resident" not in without:
         return Layout("resident", ROWS, block_h, block_h, 1, True, table.resident[block_h],
                       -(-rows // ROWS), table.stages)  # fmt: skip
     waits = table.waits and "grid" not in without

@@ -1,29 +1,38 @@
 // The CUDA backend's loops and kernel bodies, run by a plain loop over all units on the CPU. They are registered for
 // CPU tensors in a library of their own.
 #include "cuda/stepwise.h"
-#include "simt/storage.h"
+#include "cuda_host/in_turn.h"
+#include "cuda_host/written.h"
 
 namespace rnn::cuda {
 
 namespace {
 
+template <class>
+constexpr bool kStored = false;
+template <template <class> class Step, class IO>
+constexpr bool kStored<Step<IO>> = std::is_same_v<IO, double> || std::is_same_v<IO, BFloat16>;
+
 struct Launcher {
-  int cell;
+  const CellInfo& cell;
 
   template <class Step>
   void operator()(const Step& step) const {
-    const Sequence& q = step.sequence();
-    dispatch_step<Step>(cell, [&](auto of) {
-      // Last unit first: no unit may count on another of its launch.
-      for (int64_t n = q.D * q.rows() - 1; n >= 0; --n)
-        for (int64_t i = step.width() - 1; i >= 0; --i) step.template unit<decltype(of)>(Slot(q, n), i);
+    if constexpr (Step::kOfCell && kStored<Step>) {
+      if (run_written(cell.name, step)) return;
+    }
+    bool found = !Step::kOfCell;
+    dispatch_step<Step>(cell.number, [&](auto of) {
+      found = true;
+      in_turn<decltype(of)>(step);
     });
+    TORCH_CHECK(found, "these tests have no kernels of ", cell.name, " in this dtype");
   }
 };
 
 template <class Run>
 void run(Run& all) {
-  all.each([&](auto& layer) { run_stepwise(layer, Launcher{all.cell().number}); });
+  all.each([&](auto& layer) { run_stepwise(layer, Launcher{all.cell()}); });
 }
 void forward(ForwardRun& all) { run(all); }
 void backward(BackwardRun& all) { run(all); }

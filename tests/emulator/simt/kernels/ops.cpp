@@ -88,7 +88,7 @@ template <class Run>
 void run(Run& all) {
   if (settings.stepwise) return run_stepwise_layers(all);
   const Request a = request_of(all, settings.tf32);
-  const char* reason = refusal(a.precision, a.projected, a.norm);
+  const char* reason = refusal(a);
   TORCH_CHECK(!reason, reason);
   const Runner runner{all.cell().number};
   const int stages = a.D == 1 && !a.recorded ? std::min(int(settings.stages), a.layers) : 1;

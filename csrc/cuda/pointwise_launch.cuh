@@ -1,0 +1,36 @@
+// The launch of a step for one cell, to be compiled by nvcc.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/pointwise.cuh"
+#include "cuda/pointwise.h"
+#include "cuda/storage.cuh"
+
+namespace rnn::cuda {
+namespace {
+
+constexpr int kMinBlocks = 8;  // of a multiprocessor; without this bound ptxas spills to hold more of them
+
+template <class Cell, class Step>
+__global__ __launch_bounds__(PointwiseGrid::kUnits* PointwiseGrid::kRows,
+                             kMinBlocks) void for_each_unit(const __grid_constant__ Step step) {
+  run_units<Cell>(step, {gridDim.x, gridDim.y}, blockIdx.x, blockIdx.y, int(threadIdx.x), int(threadIdx.y));
+}
+
+// Returns null, or what CUDA has to say against it.
+template <class Cell, class Step>
+const char* launch_units(const Step& step, Stream stream) {
+  const auto [x, y] = PointwiseGrid::of(step);
+  if (x == 0) return nullptr;  // CUDA knows no empty grid
+  const dim3 grid(x, y), block(PointwiseGrid::kUnits, PointwiseGrid::kRows);
+  void* arguments[] = {const_cast<Step*>(&step)};
+  const auto kernel = reinterpret_cast<const void*>(&for_each_unit<Cell, Step>);
+  const cudaError_t error = cudaLaunchKernel(kernel, grid, block, arguments, 0, static_cast<cudaStream_t>(stream));
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // reported here: the next caller shall not find it
+  return cudaGetErrorString(error);
+}
+
+}  // namespace
+}  // namespace rnn::cuda
