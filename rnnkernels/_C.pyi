@@ -36,6 +36,9 @@ def load_cell(name: str, path: str) -> str:
 def set_cell_compiler(compiler: Callable[[str, str], str]) -> None:
     """``compiler(name)`` has the CPU kernels of a cell loaded; it returns the reason where not."""
 
+def set_cell_finder(finder: Callable[[str], None]) -> None:
+    """``finder(name)`` may register a cell that a call names and nobody has registered yet."""
+
 def set_batch_invariant(on: bool) -> None:
     """Whether a row's result may not depend on the batch that it is in, for the whole process."""
 

@@ -51,7 +51,7 @@ Tensor rows_of(const Tensor& all, int64_t first, int64_t count, bool keep_dimens
 // The part of layer `index` of a tensor [L, ...], in its place; an empty one was not kept. That of an only layer keeps
 // its dimension of size 1, which nobody minds, and which takes time to leave out.
 Tensor part(const Tensor& all, const Sizes& n, int64_t index) {
-  return n.L == 1 || !all.numel() ? all : rows_of(all, index, 1, false);
+  return n.L == 1 || all.dim() < 2 || !all.numel() ? all : rows_of(all, index, 1, false);
 }
 OptionalTensor part(const OptionalTensor& all, const Sizes& n, int64_t index) {
   return all ? OptionalTensor(part(*all, n, index)) : std::nullopt;

@@ -71,6 +71,14 @@ def factors(name: str, t: Tensor, weight_name: str, weight: Tensor, autocast: bo
         )
 
 
+def dense(name: str, t: Tensor) -> None:
+    """That every number of a tensor has a place of its own."""
+    if t.layout != torch.strided:
+        raise ValueError(
+            f"{name}: expected a dense tensor, got layout {t.layout}. Convert it: {name}.to_dense()"
+        )
+
+
 def same_device(input: Tensor, other: Tensor, what: str) -> None:
     if input.device != other.device:
         raise RuntimeError(
@@ -152,6 +160,10 @@ def state(
 def packed(input: PackedSequence) -> None:
     """A PackedSequence, which anybody can make by hand: its batch sizes must fit its data."""
     sizes = input.batch_sizes
+    data: Any = input.data
+    if not isinstance(data, Tensor):
+        got = type(data).__name__
+        raise TypeError(f"input: expected a PackedSequence of a Tensor, got one of {got}")
     if not isinstance(sizes, Tensor) or sizes.dtype != torch.int64:
         got = sizes.dtype if isinstance(sizes, Tensor) else type(sizes).__name__
         raise TypeError(f"batch_sizes: expected an int64 tensor, got {got}")
@@ -226,6 +238,7 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
         raise TypeError(f"lengths: expected a Tensor or a list, got {type(value).__name__}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"lengths: expected an integer dtype, got {value.dtype}")
+    dense("lengths", value)
     if tuple(value.shape) != (B,):
         raise ValueError(
             f"lengths: expected shape [{B}], one length per row of the batch, "
@@ -246,6 +259,7 @@ def reset(value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
     if not isinstance(value, Tensor):
         kind = type(value).__name__
         raise TypeError(f"reset: expected a Tensor, got {kind}; torch.as_tensor makes one of it")
+    dense("reset", value)
     if value.dtype not in (torch.bool, torch.uint8):
         raise TypeError(f"reset: expected dtype bool or uint8, got {value.dtype}")
     if tuple(value.shape) != shape:

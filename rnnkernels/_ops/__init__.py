@@ -25,7 +25,7 @@ from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_d
 from rnnkernels._ops import binding, by_reference, flops, lanes
 from rnnkernels._ops.binding_names import OPS
 from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
-from rnnkernels.cells import Cell, find
+from rnnkernels.cells import Cell, find, make_own_known
 
 try:
     binding.load()
@@ -81,6 +81,7 @@ if _C is not None:
     open_short_ways = _C.open_short_ways
     #: Who compiles cells that users write; see rnnkernels._backends.user_cells.
     set_cell_compiler = _C.set_cell_compiler
+    _C.set_cell_finder(lambda name: make_own_known())
     short_ways_open = _C.short_ways_open
     if hasattr(_C, "cuda_device"):  # only where there are kernels for it
         #: The limits of the current GPU.

@@ -70,6 +70,7 @@ def forward(
         return _forward_packed(spec, input, hx, weights, reset, return_all_states)
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
+    checks.dense("input", input)
     if input.dim() not in (2, 3):
         raise ValueError(f"{spec.kind}: Expected input to be 2D or 3D, got {input.dim()}D instead")
     batched, batch_dim = input.dim() == 3, 0 if spec.batch_first and input.dim() == 3 else 1
@@ -228,7 +229,7 @@ def _results(
     def shown(t: Tensor) -> Any:
         """A state of every step, of all heads [.., D, H]."""
         if spec.heads > 1:
-            t = t.reshape(*t.shape[:-2], spec.D, -1)
+            t = t.reshape(*t.shape[:-2], spec.D, spec.heads * t.size(-1))
         return restore(t)
 
     h, others = all_states
@@ -244,6 +245,7 @@ def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
     for s in states:
         if not isinstance(s, Tensor):
             raise TypeError(f"hx: expected a Tensor, got {type(s).__name__}")
+        checks.dense("hx", s)
         if s.dim() != dim:
             kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
             raise RuntimeError(
