@@ -55,6 +55,12 @@ void check(const GradientsCall& call, const Kept& kept) {
   for (int64_t i = 0; i + 1 < dim; ++i)
     TORCH_CHECK(x.sym_size(i) == y.sym_size(i), "x: expected the steps of y, of shape ", y.sym_sizes(), ", got shape ",
                 x.sym_sizes());
+  const Weights weights(call.weights, call);
+  for (int64_t l = 0; l < call.layers; ++l) {
+    for (int64_t d = 0; d < call.directions; ++d)
+      TORCH_CHECK(weights.get(kWIh, l, d).dim() == 2, parameter_name(kWIh, l, d, false),
+                  ": expected 2 dimensions (gates, features), got shape ", weights.get(kWIh, l, d).sym_sizes());
+  }
   TORCH_CHECK_VALUE(x.scalar_type() == y.scalar_type(), "x: expected dtype ", y.scalar_type(), " like y, got ",
                     x.scalar_type());
 }

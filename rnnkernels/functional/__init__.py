@@ -132,7 +132,7 @@ def _layers(
     merge_mode: str = "concat",
     backend: str | None = None,
     lengths: Tensor | Sequence[int] | None = None,
-    reset: Tensor | None = None,
+    reset: Tensor | Sequence[Any] | None = None,
     return_all_states: bool = False,
     truncate: Truncate = None,
     grad_clip: GradClip = None,

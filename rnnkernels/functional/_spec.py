@@ -28,7 +28,7 @@ class AllStates(NamedTuple):
     """
 
     h: tuple[Any, ...]
-    c: tuple[Any, ...] | None
+    c: tuple[Any, ...] | Any
 
 
 def side_by_side(states: Sequence[Tensor]) -> list[Tensor]:

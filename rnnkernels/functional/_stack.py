@@ -50,15 +50,17 @@ def forward(
     weights: Sequence[Tensor],
     *,
     lengths: Tensor | Sequence[int] | None = None,
-    reset: Tensor | None = None,
+    reset: Any = None,
     return_all_states: bool = False,
 ) -> Any:
     """Runs a stack of layers; ``weights`` are those of all layers and directions, in torch's order.
 
     See :class:`rnnkernels.LSTM` for the arguments, shapes and errors.
     """
-    options: dict[str, Any] = {"reset": reset, "return_all_states": return_all_states}
     data = input.data if isinstance(input, PackedSequence) else input
+    if isinstance(data, Tensor) and not isinstance(reset, (Tensor, type(None))):
+        reset = checks.as_marks(reset, data.device)
+    options: dict[str, Any] = {"reset": reset, "return_all_states": return_all_states}
     if _sharded.involved((data, *weights)):
         return _sharded.forward(forward, spec, input, hx, weights, lengths=lengths, **options)
     if isinstance(input, Tensor) and input.is_nested:

@@ -176,7 +176,7 @@ class RNNBase(flat_weights.Holder):
         hx: State | None = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
-        reset: Tensor | None = None,
+        reset: Tensor | Sequence[Any] | None = None,
         return_all_states: bool = False,
         truncate: Truncate | EllipsisType = ...,
         grad_clip: GradClip | EllipsisType = ...,

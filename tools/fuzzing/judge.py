@@ -24,7 +24,7 @@ UNCLEAR = re.compile(
 #: What torch says, as clearly, of a tensor that it cannot work with; of its own layers too.
 TORCHS = re.compile(
     r"Inference tensors cannot be saved|Cannot copy out of meta tensor|from the 'Sparse\w+' backend"
-    r"|version_counter for inference tensor|MathBitsFallback"
+    r"|version_counter for inference tensor|MathBitsFallback|not implemented for sparse tensors"
 )
 #: What memory says of an input that does not fit: torch's words, which name the bytes.
 NO_MEMORY = re.compile(

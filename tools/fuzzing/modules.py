@@ -19,6 +19,7 @@ WRITTEN = ("MGU", "SLSTM")
 #: What errors call the arguments of layers and steps, beside their own names.
 NAMES = (
     "input", "hx", "cx", "hidden", "lengths", "reset", "weight", "weights", "bias", "batch_sizes",
+    "sorted_indices", "unsorted_indices",
     "nonlinearity", "mat1", "parameter", "options", "chunk", "chunks", "stream_id", "max_streams",
     "layer", "model", "limit", "positional argument", "keyword argument", "backend", "w_hr",
     "input_size", "hidden_size", "num_layers", "batch_first", "bidirectional", "dropout",
@@ -135,7 +136,7 @@ def _comparable(d: Drawn, module: Any, gradients: bool) -> bool:
     """Whether both ways have to agree: not on which side of an edge rounding leads."""
     words = " ".join(d.done)
     narrow = any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters())
-    if "NaN" in words and (gradients or narrow):
+    if ("NaN" in words and (gradients or narrow)) or "huge" in words:  # a loop over rows for ever
         return False
     relu = getattr(module, "nonlinearity", "") == "relu"
     exact = all(p.dtype == torch.float64 for p in module.parameters())
@@ -269,8 +270,9 @@ def function(d: Drawn, written: bool) -> Attempt:
         torch.manual_seed(seed)
         return call(**arguments, **more)
 
-    narrow = dtype in (torch.bfloat16, torch.float16) and "NaN" in " ".join(d.done)
-    expected = None if "backend" in arguments or narrow else lambda: run(backend="reference")
+    words = " ".join(d.done)
+    skip = (dtype in (torch.bfloat16, torch.float16) and "NaN" in words) or "huge" in words
+    expected = None if "backend" in arguments or skip else lambda: run(backend="reference")
     return Attempt(f"{kind.lower()}({_said(arguments)})", NAMES, run, expected)
 
 

@@ -213,7 +213,14 @@ def _array(t: Tensor) -> Any:
 
 def _tensor(drawn: Drawn, t: Tensor) -> tuple[str, Any]:
     word, change = drawn.pick(*CHANGES)
+    if t.numel() > 10**6:  # already huge: copies would take for ever
+        return "as it is", t
     try:
         return word, change(drawn, t)
-    except (RuntimeError, TypeError, ValueError):  # torch has none, such as sparse float8
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        MemoryError,
+    ):  # torch has none, such as sparse float8
         return "as it is", t
