@@ -206,7 +206,7 @@ def _layers(
         [w for group in weights for w in group],
         lengths=lengths,
         reset=reset,
-        return_all_states=return_all_states,
+        return_all_states=option_checks.flag("return_all_states", return_all_states),
     )
 
 

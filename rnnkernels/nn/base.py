@@ -183,6 +183,8 @@ class RNNBase(flat_weights.Holder):
         recompute: int | EllipsisType | None = ...,
     ) -> Any:
         """Runs the layers; see :class:`LSTM` for arguments, shapes and errors."""
+        if return_all_states is not False:
+            option_checks.flag("return_all_states", return_all_states)
         windows = self.truncate if truncate is ... else truncate
         clip = self.grad_clip if grad_clip is ... else grad_clip
         every = self.recompute if recompute is ... else recompute

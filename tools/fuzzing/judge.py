@@ -25,6 +25,7 @@ UNCLEAR = re.compile(
 TORCHS = re.compile(
     r"Inference tensors cannot be saved|Cannot copy out of meta tensor|from the 'Sparse\w+' backend"
     r"|version_counter for inference tensor|MathBitsFallback|not implemented for sparse tensors"
+    r"|unsupported memory format"
 )
 #: What memory says of an input that does not fit: torch's words, which name the bytes.
 NO_MEMORY = re.compile(

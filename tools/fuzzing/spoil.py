@@ -115,7 +115,7 @@ def _packed(drawn: Drawn, value: PackedSequence) -> tuple[str, Any]:
     """Another part of it, which anybody can exchange."""
     place = drawn.pick(0, 0, 1, 1, 2, 3)
     part = value[place]
-    if part is None:
+    if not isinstance(part, Tensor):  # exchanged already
         return "as it is", value
     word, new = _tensor(drawn, part)
     parts = list(value)
