@@ -167,7 +167,8 @@ def parse_options(
     )
 
     def parse(**left_out: object) -> Options:
-        options = Options(data=None, resume=None, backend=None, truncate=None, no_compare=False)
+        truncate = left_out.pop("truncate", None)
+        options = Options(data=None, resume=None, backend=None, truncate=truncate, no_compare=False)
         parser.set_defaults(**left_out)
         parser.parse_args(argv, namespace=options)
         if options.resume == Path():

@@ -194,7 +194,7 @@ def test_a_checkpoint_from_before_truncate_is_one_without(
     torch.save(old, out / "checkpoint.pt")
     assert char_lm.main([*arguments, "--resume", "--steps=3"]) == 0
 
-    options = char_lm.parse_options([*arguments, "--truncate=8"], "")
+    options = char_lm.parse_options([*arguments, "--truncate=8"], "", dict)
     with pytest.raises(char_lm.UsageError, match=r"with no --truncate, but .* has --truncate 8;"):
         char_lm.read_checkpoint(out / "checkpoint.pt", options, old["text"])
 
