@@ -12,8 +12,7 @@ has to be refused by a TypeError, ValueError, RuntimeError or NotImplementedErro
 an argument.
 
 Inputs run in a process of their own: one that ends it, or hangs in it, is a finding, and the next
-goes on behind it. In a build with sanitizers (`make sanitize ARGS=--co` makes one, and says how it
-is run) so is what these report.
+goes on behind it. In a build with sanitizers (`make fuzz-sanitized`) so is what these report.
 
 Exit status: 0 none found, 1 findings, 2 wrong usage.
 """

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fuzz
+import reliability
 from fuzzing.judge import Attempt, difference, judged
 
 COUNT = 400
@@ -67,3 +68,11 @@ def test_results() -> None:
     assert "float64" in difference(t, t.double())
     assert "2 tensors in place of 1" in difference([t, t], t)
     assert "finite" in difference(t / 0, t)
+
+
+def test_the_page_has_the_numbers_of_the_records() -> None:
+    text = reliability.PAGE.read_text("utf-8")
+    assert reliability.renewed(text) == text
+    assert all(f"<!-- record: {name} -->" in text for name in reliability.MAKERS)
+    for path in reliability.RECORDS.glob("*.json"):
+        assert path.stem in reliability.MAKERS

@@ -82,6 +82,7 @@ def forward(d: Drawn, written: bool) -> Attempt:
     def expected() -> Any:
         call = Call(*values)  # numbers as the op takes them, whatever their types
         call = call._replace(projected=bool(call.projected), heads=int(call.heads))
+        call = call if call.noise is not None else call._replace(draws=None)
         return tuple(reference.run(call._replace(directions=int(call.directions))))[:3]
 
     narrow = isinstance(values[9], Tensor) and values[9].dtype in (torch.bfloat16, torch.float16)
