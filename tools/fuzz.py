@@ -190,7 +190,8 @@ def summary(args: argparse.Namespace, rows: list[dict[str, Any]], seconds: float
     refusals = Counter(r["about"] for r in rows if r["kind"] == "refused")
     return {
         "format": "fuzz 1",
-        "command": " ".join(["python tools/fuzz.py", *sys.argv[1:]]),
+        "command": f"python tools/fuzz.py --count {args.count} --seed {args.seed}"
+        + " --quick" * args.quick,
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "torch": torch.__version__,
