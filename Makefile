@@ -18,7 +18,7 @@ SETTINGS := $(FIRST_TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(R
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test-aarch64 wheel wheel-twice sdist gallery docs test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
+.PHONY: help demo fuzz fuzz-sanitized soak test-aarch64 wheel wheel-twice sdist gallery docs test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,15 +100,25 @@ types: $(VENV)/.dev ## Check the type annotations
 # its ordinary build, in front of it. --capture=sys: pytest would swallow the report of a crash.
 SANITIZED := build/sanitize/lib
 RUNTIME = $(foreach lib,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(lib)))
-sanitize: export RNNKERNELS_SANITIZE = address,undefined
+BUILD_SANITIZED = rm -rf $(SANITIZED) && $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
+RUN_SANITIZED = PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$(RUNTIME)" \
+  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1:allocator_may_return_null=1:max_allocation_size_mb=4096 \
+  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+sanitize fuzz-sanitized: export RNNKERNELS_SANITIZE = address,undefined
 sanitize: $(VENV)/.dev ## Run tests of ops and kernels with address and undefined sanitizers
-	rm -rf $(SANITIZED)
-	$(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
-	PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$(RUNTIME)" \
-	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1 \
-	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/python -P -m pytest -q -n $(WORKERS) --dist worksteal -p rnnkernels --capture=sys \
+	$(BUILD_SANITIZED)
+	$(RUN_SANITIZED) $(BIN)/python -P -m pytest -q -n $(WORKERS) --dist worksteal -p rnnkernels --capture=sys \
 	  $(SANITIZE_TESTS) $(ARGS)
+
+fuzz: $(VENV)/.built ## Throw random calls at layers and ops (ARGS="--count 5000 --seed 7")
+	$(BIN)/python tools/fuzz.py $(ARGS)
+
+fuzz-sanitized: $(VENV)/.built ## The same in a build with address and undefined sanitizers
+	$(BUILD_SANITIZED)
+	$(RUN_SANITIZED) $(BIN)/python -P tools/fuzz.py $(ARGS)
+
+soak: $(VENV)/.built ## Serve streams for minutes, short of memory, with processes killed
+	$(BIN)/python tools/soak.py $(ARGS)
 
 sanitize-threads: export RNNKERNELS_SANITIZE = thread
 sanitize-threads: $(VENV)/.test ## Run the threads of the CPU kernels with the thread sanitizer

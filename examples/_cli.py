@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -58,8 +58,15 @@ FIXED = (
 """The options that a resumed run must share with the run it continues."""
 
 
-def parse_options(argv: Sequence[str] | None, description: str) -> Options:
-    """Parse and check the command line; raise :class:`UsageError` where it makes no sense."""
+def parse_options(
+    argv: Sequence[str] | None,
+    description: str,
+    saved: Callable[[Path], Mapping[str, object]],
+) -> Options:
+    """Parse and check the command line; raise :class:`UsageError` where it makes no sense.
+
+    ``saved`` reads the options of a checkpoint, which a run that goes on need not be given again.
+    """
     parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     size, count = whole(1), whole(0)
 
@@ -159,17 +166,26 @@ def parse_options(argv: Sequence[str] | None, description: str) -> Options:
         help="skip the timing against torch.nn",
     )
 
-    options = Options(data=None, resume=None, backend=None, truncate=None, no_compare=False)
-    parser.parse_args(argv, namespace=options)
+    def parse(**left_out: object) -> Options:
+        truncate = left_out.pop("truncate", None)
+        options = Options(data=None, resume=None, backend=None, truncate=truncate, no_compare=False)
+        parser.set_defaults(**left_out)
+        parser.parse_args(argv, namespace=options)
+        if options.resume == Path():
+            options.resume = options.out
+        if options.resume is not None and options.resume.is_dir():
+            options.resume = options.resume / "checkpoint.pt"
+        return options
+
+    options = parse()
+    if options.resume is not None:
+        theirs = saved(options.resume)
+        options = parse(**{name: theirs[name] for name in FIXED if name in theirs})
     if options.dropout > 0 and options.layers == 1:
         raise UsageError(
             f"argument --dropout: acts between layers, so {options.dropout} needs --layers 2 or "
             "more; add a layer or leave --dropout out"
         )
-    if options.resume == Path():
-        options.resume = options.out
-    if options.resume is not None and options.resume.is_dir():
-        options.resume = options.resume / "checkpoint.pt"
     return options
 
 

@@ -42,7 +42,7 @@ from _cli import (
     parse_options,
 )
 from _compare import TIMED_STEPS, InWindows, in_turns
-from _results import read_checkpoint, save_curve, save_metrics, write_atomically
+from _results import load_checkpoint, read_checkpoint, save_curve, save_metrics, write_atomically
 from _text import Corpus, Streams, TextError, Vocabulary, read_corpus
 from rnnkernels import streaming
 
@@ -376,7 +376,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     description = "Train a character-level language model with rnnkernels."
-    return exit_code("char_lm.py", lambda: run(parse_options(argv, description)))
+
+    def saved(path: Path) -> dict[str, object]:
+        return dict(load_checkpoint(path, "char_lm.py")["options"])
+
+    return exit_code("char_lm.py", lambda: run(parse_options(argv, description, saved)))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ def set_cell_compiler(compiler: Callable[[str, str], str], backend: str) -> None
     """``compiler(name, type)`` has the kernels of a cell for a backend and a storage type loaded;
     it returns the reason where it cannot."""
 
+def set_cell_finder(finder: Callable[[str], None]) -> None:
+    """``finder(name)`` may register a cell that a call names and nobody has registered yet."""
+
 def set_batch_invariant(on: bool) -> None:
     """Whether a row's result may not depend on the batch that it is in, for the whole process."""
 

@@ -1,6 +1,8 @@
 """Fused RNN, LSTM and GRU layers for PyTorch: drop-in for torch.nn, on hand-written kernels."""
 
-from rnnkernels import diagnostics, functional, interop, nn, serving, streaming, torch_types
+from typing import TYPE_CHECKING
+
+from rnnkernels import functional, nn
 from rnnkernels._backends import (
     batch_invariant,
     is_batch_invariant,
@@ -8,30 +10,46 @@ from rnnkernels._backends import (
     use_backend,
 )
 from rnnkernels._backends.vetting import verification
+from rnnkernels._core import lazy
 from rnnkernels._ops import build_info, library_path
 from rnnkernels.cells import bernoulli, per_unit
-from rnnkernels.diagnostics import explain, verify
 from rnnkernels.functional import AllStates
-from rnnkernels.interop import convert, convertible, from_torch, revert, to_torch
-from rnnkernels.nn import (
-    CIFG,
-    GRU,
-    LSTM,
-    MGU,
-    RNN,
-    SLSTM,
-    CIFGCell,
-    GRUCell,
-    IndRNN,
-    IndRNNCell,
-    LSTMCell,
-    MGUCell,
-    PeepholeLSTM,
-    PeepholeLSTMCell,
-    RNNCell,
-    SLSTMCell,
-)
+from rnnkernels.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from rnnkernels.nn.defined import cell, cell_class, layer
+
+if TYPE_CHECKING:
+    from rnnkernels import diagnostics, interop, serving, streaming, torch_types
+    from rnnkernels.diagnostics import explain, verify
+    from rnnkernels.interop import convert, convertible, from_torch, revert, to_torch
+    from rnnkernels.nn import (
+        CIFG,
+        MGU,
+        SLSTM,
+        CIFGCell,
+        IndRNN,
+        IndRNNCell,
+        MGUCell,
+        PeepholeLSTM,
+        PeepholeLSTMCell,
+        SLSTMCell,
+    )
+else:
+    __getattr__, __dir__ = lazy.attributes(
+        __name__,
+        {
+            "rnnkernels.diagnostics": (),
+            "rnnkernels.interop": (),
+            "rnnkernels.serving": (),
+            "rnnkernels.streaming": (),
+            "rnnkernels.testing": (),
+            "rnnkernels.torch_types": (),
+            "rnnkernels.diagnostics._choices": ("explain",),
+            "rnnkernels.diagnostics._verify": ("verify",),
+            "rnnkernels.interop._conversion": ("convert", "from_torch", "revert", "to_torch"),
+            "rnnkernels.interop._survey": ("convertible",),
+            "rnnkernels.nn.gated": nn.GATED,
+        },
+    )
 
 __version__ = "0.1.0"
 

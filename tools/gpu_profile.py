@@ -16,7 +16,7 @@ def main() -> None:
 
     def step() -> None:
         y, _ = layer(x)
-        y.sum().backward()
+        y.sum().backward()  # type: ignore[no-untyped-call]
 
     for _ in range(3):
         step()

@@ -125,7 +125,7 @@ Gradients gradients(const Settings& settings, const Kept& kept, const OutputGrad
   int64_t first = 0;
   if (!wanted[kX] && !initial) {
     const auto begin = wanted.begin() + kFirstWeight;
-    first = (std::find(begin, wanted.end(), true) - begin) / each;
+    first = std::min(L - 1, int64_t(std::find(begin, wanted.end(), true) - begin) / each);
   }
   const auto above = [&](const auto& t, int64_t rows) {  // the same of the layers from `first` on
     using T = std::decay_t<decltype(t)>;

@@ -41,12 +41,37 @@ Kept kept_of(const GradientsCall& call) {
   return kept;
 }
 
+// What sequence_backward, which checks the rest, does not take.
+void check(const GradientsCall& call, const Kept& kept) {
+  TORCH_CHECK_VALUE(call.lanes >= 0, "lanes: expected 0 or more, got ", call.lanes);
+  for (const int64_t i : call.wanted)
+    TORCH_CHECK_VALUE(i >= 0 && size_t(i) < kept.inputs.size(), "wanted: expected positions from 0 to ",
+                      kept.inputs.size() - 1, ", of x, h0, c0 and the weights, got ", i);
+  const Tensor &x = call.x, &y = call.y;
+  const int64_t dim = call.starts ? 2 : 3;
+  TORCH_CHECK(x.dim() == dim && y.dim() == dim, "x, y: expected ", dim, " dimensions (",
+              dim == 2 ? "packed steps" : "time, batch", ", features), got shapes ", x.sym_sizes(), " and ",
+              y.sym_sizes());
+  for (int64_t i = 0; i + 1 < dim; ++i)
+    TORCH_CHECK(x.sym_size(i) == y.sym_size(i), "x: expected the steps of y, of shape ", y.sym_sizes(), ", got shape ",
+                x.sym_sizes());
+  const Weights weights(call.weights, call);
+  for (int64_t l = 0; l < call.layers; ++l) {
+    for (int64_t d = 0; d < call.directions; ++d)
+      TORCH_CHECK(weights.get(kWIh, l, d).dim() == 2, parameter_name(kWIh, l, d, false),
+                  ": expected 2 dimensions (gates, features), got shape ", weights.get(kWIh, l, d).sym_sizes());
+  }
+  TORCH_CHECK_VALUE(x.scalar_type() == y.scalar_type(), "x: expected dtype ", y.scalar_type(), " like y, got ",
+                    x.scalar_type());
+}
+
 template <Library library>
 GradientsOp::Results run(GradientsCall& call) {
   const at::AutoDispatchBelowADInplaceOrView below;
   const Kept kept = kept_of(call);
+  check(call, kept);
   std::vector<bool> wanted(kept.inputs.size());
-  for (const int64_t i : call.wanted) wanted.at(size_t(i)) = true;
+  for (const int64_t i : call.wanted) wanted[size_t(i)] = true;
   const bool plain = !at::areAnyTensorSubclassLike(kept.inputs) && !at::isTensorSubclassLike(call.y);
   Gradients found =
       gradients(call, kept, call, wanted, {library, call.invariant, call.record, plain, false, call.lanes});

@@ -8,7 +8,11 @@
 namespace rnn::cpu {
 namespace {
 
-Tensor with_whole_rows(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous(); }
+// Autograd calls this below the dispatcher, which would have negated what is negated lazily.
+Tensor with_whole_rows(const Tensor& given) {
+  const Tensor t = given.resolve_neg();
+  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
+}
 
 // Torch's product of 16 bits is faster where the processor has instructions for them, and takes ten times as long where
 // it has none.

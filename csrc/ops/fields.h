@@ -29,6 +29,8 @@ struct Field {
   const char* name;
   T Owner::* member;
 };
+template <class Owner, class T>
+Field(const char*, T Owner::*) -> Field<Owner, T>;  // Clang before 17 finds none for an aggregate by itself
 
 namespace detail {
 

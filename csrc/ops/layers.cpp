@@ -51,7 +51,7 @@ Tensor rows_of(const Tensor& all, int64_t first, int64_t count, bool keep_dimens
 // The part of layer `index` of a tensor [L, ...], in its place; an empty one was not kept. That of an only layer keeps
 // its dimension of size 1, which nobody minds, and which takes time to leave out.
 Tensor part(const Tensor& all, const Sizes& n, int64_t index) {
-  return n.L == 1 || !all.numel() ? all : rows_of(all, index, 1, false);
+  return n.L == 1 || all.dim() < 2 || !all.numel() ? all : rows_of(all, index, 1, false);
 }
 OptionalTensor part(const OptionalTensor& all, const Sizes& n, int64_t index) {
   return all ? OptionalTensor(part(*all, n, index)) : std::nullopt;
@@ -173,7 +173,8 @@ BackwardRun::BackwardRun(BackwardCall& call) : Run(call), clip_(find_clip(call.c
   out_.dc0 = states(call.initial && cell_.C() > 0, cell_.C() * n_.H, options);
   out_.dproj = steps(projected(), n_.L, {n_.D, n_.R}, options);
   out_.flow = steps(call.record, n_.L, {n_.D}, wide);
-  const int64_t windows = call.window > 0 ? (n_.T + call.window - 1) / call.window : 1;
+  // One at least: where there are no steps, the rows are there all the same.
+  const int64_t windows = call.window > 0 && n_.T > 0 ? (n_.T + call.window - 1) / call.window : 1;
   out_.dunit = cell_.P ? at::zeros({n_.L, windows * n_.B, n_.D, cell_.P * n_.H}, wide) : fresh({0}, wide);
 }
 

@@ -57,7 +57,15 @@ const CellInfo* find_registered(std::string_view name) {
   return found == registered().cells.end() ? nullptr : &found->second.info;
 }
 
+// Set before anything runs.
+CellFinder& finder() {
+  static CellFinder found;
+  return found;
+}
+
 }  // namespace
+
+void set_cell_finder(CellFinder asked) { finder() = std::move(asked); }
 
 const CellInfo& register_cell(const std::string& name, const std::string& gates, const std::string& params,
                               const CellSizes& sizes, bool reads_h) {
@@ -90,7 +98,12 @@ const CellInfo& find_cell(std::string_view name) {
   for (const auto& entry : table)
     if (entry.first == name) return entry.second;
   if (const CellInfo* found = find_registered(name)) return *found;
-  TORCH_CHECK_VALUE(name.find('-') == std::string_view::npos, "cell: '", name,
+  const bool written = name.find('-') != std::string_view::npos;
+  if (written && finder()) {
+    finder()(std::string(name));
+    if (const CellInfo* found = find_registered(name)) return *found;
+  }
+  TORCH_CHECK_VALUE(!written, "cell: '", name,
                     "' is not known in this process. It was written with rnnkernels.cell: import the module that "
                     "defines it first.");
   return find(table, name, "cell").second;

@@ -1,6 +1,7 @@
 // What names stand for: cells, ways to merge directions, bounds of gradients.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -21,6 +22,10 @@ struct CellInfo : CellSizes {
   bool fits_over_saved() const { return K > 0 && K == columns(); }
 };
 const CellInfo& find_cell(std::string_view name);
+
+// Asked once for a cell that is not known, which it may register.
+using CellFinder = std::function<void(const std::string&)>;
+void set_cell_finder(CellFinder finder);
 
 // Adds a cell that is not in AllCells, for as long as the process runs. Its name says what it computes: one that is
 // there already is the same cell.

@@ -3,6 +3,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 
@@ -24,7 +25,8 @@ class Weights {
     const int64_t layers = settings.layers, directions = settings.directions;
     TORCH_CHECK_VALUE(layers > 0, "layers: expected 1 or more, got ", layers);
     TORCH_CHECK_VALUE(directions == 1 || directions == 2, "directions: expected 1 or 2, got ", directions);
-    const int64_t count = int64_t(all.size()), groups = layers * directions;
+    const int64_t count = int64_t(all.size());
+    const int64_t groups = std::min(layers, count + 1) * directions;  // each has one at least: it fits 64 bits
     each_ = count / groups;
     TORCH_CHECK_VALUE(heads_ > 0, "heads: expected 1 or more, got ", heads_);
     const CellInfo& cell = find_cell(settings.cell);

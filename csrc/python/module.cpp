@@ -161,6 +161,17 @@ PYBIND11_MODULE(_C, module) {
       "compiler(name, type) has the kernels of a cell for a backend and a storage type loaded; it returns the reason "
       "where it cannot.");
 
+  module.def(
+      "set_cell_finder",
+      [](py::function finder) {
+        auto* const kept = new py::function(std::move(finder));  // as that of the compiler
+        rnn::set_cell_finder([kept](const std::string& name) {
+          const py::gil_scoped_acquire gil;
+          (*kept)(name);
+        });
+      },
+      py::arg("finder"), "finder(name) may register a cell that a call names and nobody has registered yet.");
+
   module.def("set_batch_invariant", &rnn::set_batch_invariant, py::arg("on"),
              "Whether results of a row may not depend on the batch that it is in, for the whole process.");
   module.def("batch_invariant", &rnn::batch_invariant, "What set_batch_invariant has set.");

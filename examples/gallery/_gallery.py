@@ -177,6 +177,10 @@ class Program:
         add("--plot", type=Path, metavar="FILE", default=f"runs/gallery/{self.name}.png",
             help="the picture, a PNG")  # fmt: skip
         options = parser.parse_args(argv, Options(backend=None, epochs=None))
+        if options.resume:  # what the command line leaves open is as in the run that goes on
+            theirs = load_checkpoint(options.checkpoint, f"{self.name}.py")["options"]
+            parser.set_defaults(**{name: theirs[name] for name in fixed if name in theirs})
+            options = parser.parse_args(argv, Options(backend=None, epochs=None))
         options.epochs = options.epochs or self.epochs[options.quick]
         return options, fixed
 

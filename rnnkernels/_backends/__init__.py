@@ -208,7 +208,7 @@ def batch_invariant(mode: bool = True) -> Iterator[None]:
 
 
 def check_name(name: str | None, source: str = "backend") -> None:
-    if name is not None and name != "auto" and name not in BACKENDS:
+    if name is not None and name not in ("auto", *BACKENDS):
         known = ", ".join(repr(n) for n in ("auto", *BACKENDS))
         raise ValueError(f"{source}: expected one of {known}, got {name!r}")
 

@@ -54,8 +54,13 @@ def _forward(backend: str, every: int, invariant: bool, *values: Any) -> tuple[T
     """The outputs of ``sequence_forward`` but for the last two, in whose place stand the h and c
     [L*D, rows, R] that enter all windows, side by side."""
     call = Call(*values)
-    spans = windows(call, every)
-    outputs = _empty_outputs(call, sum(w.rows for w in spans))
+    if call.starts is None:
+        # First the memory: more steps than fit are refused here, before there is a list of them.
+        outputs = _empty_outputs(call, how_many(call.T, every, call.window) * call.B)
+        spans = windows(call, every)
+    else:
+        spans = windows(call, every)
+        outputs = _empty_outputs(call, sum(w.rows for w in spans))
     y, h_n, c_n, ys, c, *kept = outputs
     finals = [h_n] if call.c0 is None else [h_n, c_n]
     for final, initial in zip(finals, _initial(call), strict=True):

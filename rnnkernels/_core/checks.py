@@ -71,6 +71,14 @@ def factors(name: str, t: Tensor, weight_name: str, weight: Tensor, autocast: bo
         )
 
 
+def dense(name: str, t: Tensor) -> None:
+    """That every number of a tensor has a place of its own."""
+    if t.layout != torch.strided:
+        raise ValueError(
+            f"{name}: expected a dense tensor, got layout {t.layout}. Convert it: {name}.to_dense()"
+        )
+
+
 def same_device(input: Tensor, other: Tensor, what: str) -> None:
     if input.device != other.device:
         raise RuntimeError(
@@ -125,7 +133,7 @@ def parameter_name(base: str, layer: int, direction: int) -> str:
 def parameter(name: str, t: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
     """A weight against the input: shape, dtype, device."""
     if t.shape == shape and t.dtype == x.dtype and t.device == x.device:
-        return
+        return dense(name, t)
     if tuple(t.shape) != shape:
         raise RuntimeError(f"{name}: expected shape {list(shape)}, got {list(t.shape)}")
     if t.dtype != x.dtype:
@@ -152,6 +160,10 @@ def state(
 def packed(input: PackedSequence) -> None:
     """A PackedSequence, which anybody can make by hand: its batch sizes must fit its data."""
     sizes = input.batch_sizes
+    data: Any = input.data
+    if not isinstance(data, Tensor) or data.dim() == 0:
+        kind = type(data).__name__ + (" without dimensions" if isinstance(data, Tensor) else "")
+        raise TypeError(f"input: expected a PackedSequence of a Tensor, got one of {kind}")
     if not isinstance(sizes, Tensor) or sizes.dtype != torch.int64:
         got = sizes.dtype if isinstance(sizes, Tensor) else type(sizes).__name__
         raise TypeError(f"batch_sizes: expected an int64 tensor, got {got}")
@@ -159,6 +171,12 @@ def packed(input: PackedSequence) -> None:
         raise ValueError(
             f"batch_sizes: expected shape [T] with T > 0 on the CPU, got {list(sizes.shape)} "
             f"on {sizes.device}"
+        )
+    dense("batch_sizes", sizes)
+    if sizes.numel() > data.size(0):
+        raise ValueError(
+            f"batch_sizes: expected at most {data.size(0)} steps, the rows of the packed data, got "
+            f"{sizes.numel()}"
         )
     listed = sizes.tolist()
     if min(listed) < 1:
@@ -174,6 +192,26 @@ def packed(input: PackedSequence) -> None:
             f"batch_sizes: expected a sum of {input.data.size(0)}, the rows of the packed data, "
             f"got {sum(listed)}. Make packed sequences with pack_padded_sequence."
         )
+    for name in ("sorted_indices", "unsorted_indices"):
+        _order(name, getattr(input, name), listed[0], data.device)
+
+
+def _order(name: str, order: Any, B: int, device: torch.device) -> None:
+    """The rows of a batch in another order."""
+    if order is None:
+        return
+    if not isinstance(order, Tensor) or order.dtype not in (torch.int64, torch.int32):
+        kind = order.dtype if isinstance(order, Tensor) else type(order).__name__
+        raise TypeError(f"{name}: expected an int64 tensor, got {kind}")
+    dense(name, order)
+    if tuple(order.shape) != (B,):
+        raise ValueError(
+            f"{name}: expected shape [{B}], the rows of the batch, got {list(order.shape)}"
+        )
+    if order.device != device:
+        raise RuntimeError(f"{name}: expected device {device} like the data, got {order.device}")
+    if device.type == "cpu" and not (order.min() >= 0 and order.max() < B):
+        raise ValueError(f"{name}: expected rows from 0 to {B - 1}, got {order.tolist()}")
 
 
 def jagged(input: Any, batch_first: bool, lengths: Any) -> None:
@@ -218,6 +256,8 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
 
     Values are checked where they can be read without waiting for a device.
     """
+    if is_array(value):
+        value = torch.as_tensor(value)
     if isinstance(value, (list, tuple)):
         if any(isinstance(n, bool) or not isinstance(n, (int, numbers.Integral)) for n in value):
             raise TypeError(f"lengths: expected integers, got {list(value)}")
@@ -226,6 +266,7 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
         raise TypeError(f"lengths: expected a Tensor or a list, got {type(value).__name__}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"lengths: expected an integer dtype, got {value.dtype}")
+    dense("lengths", value)
     if tuple(value.shape) != (B,):
         raise ValueError(
             f"lengths: expected shape [{B}], one length per row of the batch, "
@@ -241,11 +282,32 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
     return value.to(torch.int64)
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is NumPy's, or of a library like it."""
+    return hasattr(value, "__array__") and not isinstance(value, (Tensor, type))
+
+
+def as_marks(value: Any, device: torch.device) -> Any:
+    """``reset`` as a tensor, where it is a list or an array."""
+    if is_array(value):
+        return torch.as_tensor(value, device=device)
+    if not isinstance(value, (list, tuple)):
+        return value
+    try:
+        return torch.tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:  # texts, or lists of unequal lengths
+        raise TypeError(
+            f"reset: expected a Tensor, an array, or lists of bools of equal lengths: {error}"
+        ) from error
+
+
 def reset(value: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """``reset`` as a bool tensor with the leading dimensions of the input."""
     if not isinstance(value, Tensor):
-        kind = type(value).__name__
-        raise TypeError(f"reset: expected a Tensor, got {kind}; torch.as_tensor makes one of it")
+        raise TypeError(
+            f"reset: expected a Tensor, an array or lists of bools, got {type(value).__name__}"
+        )
+    dense("reset", value)
     if value.dtype not in (torch.bool, torch.uint8):
         raise TypeError(f"reset: expected dtype bool or uint8, got {value.dtype}")
     if tuple(value.shape) != shape:

@@ -23,11 +23,19 @@ GradClip = float | tuple[str, float] | None
 Zoneout = float | tuple[float, ...] | None
 
 
+def integer(value: Any, refusal: str) -> int:
+    """An integer of any type but bool."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:  # also of a type that has integers and others, such as Tensor
+        pass
+    raise TypeError(f"{refusal} {type(value).__name__}")
+
+
 def size(name: str, value: Any, *, minimum: int = 1) -> int:
-    """An integer argument of a constructor, given as any integer type but bool."""
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-    number = operator.index(value)
+    """An integer argument of a constructor."""
+    number = integer(value, f"{name} should be of type int, got:")
     if number < minimum:
         raise ValueError(f"{name} must {'be greater than zero' if minimum else 'not be negative'}")
     if number >= 2**60:  # times the gates, it no longer fits 64 bits
@@ -114,9 +122,7 @@ def recurrent_drop(name: str, value: Any, cell: str) -> float:
 
 
 def proj_size(value: Any, hidden_size: int) -> int:
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"proj_size should be of type int, got: {type(value).__name__}")
-    number = operator.index(value)
+    number = integer(value, "proj_size should be of type int, got:")
     if number < 0:
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
     if number >= hidden_size:
@@ -194,9 +200,7 @@ def recompute(value: Any) -> int:
 
 
 def _steps(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name}: expected a number of steps, got {type(value).__name__}")
-    number = operator.index(value)
+    number = integer(value, f"{name}: expected a number of steps, got")
     if number < 1:
         raise ValueError(f"{name}: expected at least 1 step, got {number}")
     return min(number, 2**62)

@@ -25,7 +25,7 @@ from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_d
 from rnnkernels._ops import binding, by_reference, flops, lanes
 from rnnkernels._ops.binding_names import OPS
 from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
-from rnnkernels.cells import Cell, find
+from rnnkernels.cells import Cell, find, make_own_known
 
 try:
     binding.load()
@@ -81,6 +81,7 @@ if _C is not None:
     open_short_ways = _C.open_short_ways
     #: Who compiles cells that users write; see rnnkernels._backends.user_cells.
     set_cell_compiler = _C.set_cell_compiler
+    _C.set_cell_finder(lambda name: make_own_known())
     short_ways_open = _C.short_ways_open
     if hasattr(_C, "cuda_device"):  # only where there are kernels for it
         #: The limits of the current GPU.
@@ -214,6 +215,8 @@ _USERS_NAMES = {"h0": "hx", "c0": "cx"}
 
 def _name_of_weight(a: Any, index: int) -> str:
     each = len(a.weights) // (a.layers * a.directions)
+    if not each:
+        return "weights"
     group, place = divmod(index, each)
     cell = find(a.cell)
     own = a.weights[group * each :][:each]
@@ -271,7 +274,8 @@ def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
     _on_one_device(a.y, a)
     n = _Sizes(a, tuple(a.y.shape[:-1]))
     T = a.y.size(0) if a.starts is None else a.starts.size(0) - 1
-    windows = -(-T // a.window) if a.window else 1
+    # One at least: where there are no steps, the rows are there all the same.
+    windows = torch.sym_max(-(-T // a.window), 1) if a.window else 1  # type: ignore[no-untyped-call]
 
     def empty(yes: bool, *shape: int | torch.SymInt) -> Tensor:
         found: Tensor = a.y.new_empty(shape if yes else (0,))
@@ -292,6 +296,11 @@ def _fake_backward_over_saved(*values: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
+    if not w_ih or dgates.dim() < 2 or any(w.dim() != 2 for w in w_ih):
+        raise ValueError(
+            "dgates, w_ih: expected [.., D, G*H] and [G*H, I] of each of D directions, got "
+            f"{list(dgates.shape)} and {[list(w.shape) for w in w_ih]}"
+        )
     _on_one_device(dgates, SimpleNamespace(w_ih=w_ih))
     return dgates.new_empty((*dgates.shape[:-2], w_ih[0].size(1)))
 

@@ -1,5 +1,7 @@
 """The cells, a file for each family; ``contract`` says what one is."""
 
+import importlib
+
 from rnnkernels.cells.contract import Cell, Values
 from rnnkernels.cells.definition import DefinedCell, define, zoned_out
 from rnnkernels.cells.elman import RNN_RELU, RNN_SIGMOID, RNN_TANH
@@ -23,6 +25,9 @@ def find(name: str) -> Cell:
         ValueError: there is none.
     """
     found = CELLS.get(name) or _written.get(name) or NORMED.get(name)
+    if found is None and "-" in name:
+        make_own_known()
+        found = _written.get(name)
     if found is None:
         written = "It was written with rnnkernels.cell: import the module that defines it first"
         known = f"Expected one of {', '.join(CELLS)}"
@@ -30,6 +35,12 @@ def find(name: str) -> Cell:
             f"cell: {name!r} is not known in this process. {written if '-' in name else known}"
         )
     return found
+
+
+def make_own_known() -> None:
+    """Derives the cells of this package that are written as users write theirs: importing it leaves
+    that to whoever first uses one, by its class or, in a program that was exported, by its name."""
+    importlib.import_module("rnnkernels.nn.gated")
 
 
 def add(cell: DefinedCell) -> None:
@@ -52,6 +63,7 @@ __all__ = [
     "bernoulli",
     "define",
     "find",
+    "make_own_known",
     "per_unit",
     "stated",
     "zoned_out",

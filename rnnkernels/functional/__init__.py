@@ -133,7 +133,7 @@ def _layers(
     merge_mode: str = "concat",
     backend: str | None = None,
     lengths: Tensor | Sequence[int] | None = None,
-    reset: Tensor | None = None,
+    reset: Tensor | Sequence[Any] | None = None,
     return_all_states: bool = False,
     truncate: Truncate = None,
     grad_clip: GradClip = None,
@@ -146,6 +146,13 @@ def _layers(
     layer_norm: bool = False,
 ) -> Any:
     D = 2 if option_checks.flag("bidirectional", bidirectional) else 1
+    for given in (weights, *(weights if _is_list(weights) else ())):
+        if not _is_list(given):
+            raise TypeError(
+                "weights: expected a list of tensors for each layer and direction, such as "
+                f"module.all_weights, got {type(given).__name__} "
+                f"{'in place of' if given is weights else 'in'} it"
+            )
     if not weights or len(weights) % D:
         raise ValueError(
             f"weights: expected one list of tensors per layer and direction, {D} per layer, "
@@ -200,8 +207,12 @@ def _layers(
         [w for group in weights for w in group],
         lengths=lengths,
         reset=reset,
-        return_all_states=return_all_states,
+        return_all_states=option_checks.flag("return_all_states", return_all_states),
     )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (Sequence, nn.ParameterList)) and not isinstance(value, str)
 
 
 def cell(
@@ -291,6 +302,7 @@ def checked_cell(
     C = find(cell).C
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
+    checks.dense("input", input)
     if input.dim() not in (1, 2):
         raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
     autocast = checks.autocast(input.device)
@@ -375,6 +387,7 @@ def _cell_states(kind: str, cell: str, hx: Any, x: Tensor, H: int, batched: bool
         name = f"hx[{i}]" if S > 1 else "hidden"
         if not isinstance(s, Tensor):
             raise TypeError(f"hx: expected a Tensor, got {type(s).__name__}")
+        checks.dense("hx", s)
         if s.dim() not in (1, 2):
             raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {s.dim()}D instead")
         if not batched and s.dim() == 1:

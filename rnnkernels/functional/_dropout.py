@@ -22,7 +22,10 @@ def weights(spec: Spec, every: Sequence[Tensor]) -> Sequence[Tensor]:
     if not spec.drops_weights:
         return every
     each, w_hh = len(every) // (spec.num_layers * spec.D), 1  # its place in torch's order
-    return [F.dropout(w, spec.weight_drop) if i % each == w_hh else w for i, w in enumerate(every)]
+    return [
+        F.dropout(w, spec.weight_drop) if i % each == w_hh and w.is_floating_point() else w
+        for i, w in enumerate(every)
+    ]
 
 
 def recurrent(spec: Spec, h0: Tensor) -> Tensor | None:

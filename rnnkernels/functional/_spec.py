@@ -28,7 +28,7 @@ class AllStates(NamedTuple):
     """
 
     h: tuple[Any, ...]
-    c: tuple[Any, ...] | None
+    c: tuple[Any, ...] | Any
 
 
 def side_by_side(states: Sequence[Tensor]) -> list[Tensor]:
@@ -54,16 +54,15 @@ def apart_by_heads(t: Tensor, heads: int) -> Tensor:
     """A state [L*D, B, H] of all heads as that of each, [L*D*heads, B, H/heads]."""
     if heads == 1:
         return t
-    rows, B, _ = t.shape
-    return t.reshape(rows, B, heads, -1).transpose(1, 2).flatten(0, 1)
+    rows, B, size = t.shape
+    return t.reshape(rows, B, heads, size // heads).transpose(1, 2).flatten(0, 1)
 
 
 def of_all_heads(t: Tensor, heads: int) -> Tensor:
-    """The way back."""
+    """The way back; without B too."""
     if heads == 1:
         return t
-    rows, B, size = t.shape
-    return t.view(rows // heads, heads, B, size).transpose(1, 2).flatten(2)
+    return t.view(t.size(0) // heads, heads, *t.shape[1:]).movedim(1, -2).flatten(-2)
 
 
 def given_states(cell: str, hx: Any) -> list[Any]:

@@ -50,15 +50,17 @@ def forward(
     weights: Sequence[Tensor],
     *,
     lengths: Tensor | Sequence[int] | None = None,
-    reset: Tensor | None = None,
+    reset: Any = None,
     return_all_states: bool = False,
 ) -> Any:
     """Runs a stack of layers; ``weights`` are those of all layers and directions, in torch's order.
 
     See :class:`rnnkernels.LSTM` for the arguments, shapes and errors.
     """
-    options: dict[str, Any] = {"reset": reset, "return_all_states": return_all_states}
     data = input.data if isinstance(input, PackedSequence) else input
+    if isinstance(data, Tensor) and not isinstance(reset, (Tensor, type(None))):
+        reset = checks.as_marks(reset, data.device)
+    options: dict[str, Any] = {"reset": reset, "return_all_states": return_all_states}
     if _sharded.involved((data, *weights)):
         return _sharded.forward(forward, spec, input, hx, weights, lengths=lengths, **options)
     if isinstance(input, Tensor) and input.is_nested:
@@ -70,6 +72,7 @@ def forward(
         return _forward_packed(spec, input, hx, weights, reset, return_all_states)
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
+    checks.dense("input", input)
     if input.dim() not in (2, 3):
         raise ValueError(f"{spec.kind}: Expected input to be 2D or 3D, got {input.dim()}D instead")
     batched, batch_dim = input.dim() == 3, 0 if spec.batch_first and input.dim() == 3 else 1
@@ -228,7 +231,7 @@ def _results(
     def shown(t: Tensor) -> Any:
         """A state of every step, of all heads [.., D, H]."""
         if spec.heads > 1:
-            t = t.reshape(*t.shape[:-2], spec.D, -1)
+            t = t.reshape(*t.shape[:-2], spec.D, spec.heads * t.size(-1))
         return restore(t)
 
     h, others = all_states
@@ -244,6 +247,7 @@ def _checked_structure(spec: Spec, hx: Any, dim: int) -> list[Tensor]:
     for s in states:
         if not isinstance(s, Tensor):
             raise TypeError(f"hx: expected a Tensor, got {type(s).__name__}")
+        checks.dense("hx", s)
         if s.dim() != dim:
             kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
             raise RuntimeError(

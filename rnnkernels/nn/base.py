@@ -176,13 +176,15 @@ class RNNBase(flat_weights.Holder):
         hx: State | None = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
-        reset: Tensor | None = None,
+        reset: Tensor | Sequence[Any] | None = None,
         return_all_states: bool = False,
         truncate: Truncate | EllipsisType = ...,
         grad_clip: GradClip | EllipsisType = ...,
         recompute: int | EllipsisType | None = ...,
     ) -> Any:
         """Runs the layers; see :class:`LSTM` for arguments, shapes and errors."""
+        if return_all_states is not False:
+            option_checks.flag("return_all_states", return_all_states)
         windows = self.truncate if truncate is ... else truncate
         clip = self.grad_clip if grad_clip is ... else grad_clip
         every = self.recompute if recompute is ... else recompute

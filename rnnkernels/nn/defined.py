@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from rnnkernels.functional._noise import known
 from rnnkernels.functional._spec import State
 from rnnkernels.nn.base import RNNBase
 from rnnkernels.nn.cells import RNNCellBase
+from rnnkernels.nn.options import Options, spelled_out
+from rnnkernels.nn.options import known as known_options
 
 
 def cell(function: Callable[..., Any]) -> DefinedCell:
@@ -96,6 +98,7 @@ class DefinedLayer(RNNBase):
 
     definition: ClassVar[DefinedCell]
 
+    @spelled_out(RNNBase)
     def __init__(
         self,
         input_size: int,
@@ -108,9 +111,10 @@ class DefinedLayer(RNNBase):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         own = self.definition
+        known_options(type(self), options)
         if proj_size and (len(own.states) < 2 or own.reads_own_h):
             needs = "has no state beside h" if len(own.states) < 2 else "computes with h itself"
             raise ValueError(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import nn
 
 from rnnkernels._core import option_checks
 from rnnkernels.nn.base import RNNBase
+from rnnkernels.nn.options import Options, known, spelled_out
+
+if TYPE_CHECKING:  # what calls return
+    from rnnkernels.nn.options import OneState, TwoStates
+else:
+    OneState = TwoStates = RNNBase
 
 
-class RNN(RNNBase):
+class RNN(OneState):
     """Elman RNN, a drop-in for :class:`torch.nn.RNN`: ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
 
     Arguments, shapes and errors are those of :class:`LSTM` without ``proj_size``; ``hx`` is h_0
@@ -23,6 +29,7 @@ class RNN(RNNBase):
         y, h_n = rnn(torch.randn(5, 3, 10))  # y [5, 3, 20], h_n [2, 3, 20]
     """
 
+    @spelled_out(RNNBase)
     def __init__(
         self,
         input_size: int,
@@ -35,9 +42,9 @@ class RNN(RNNBase):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
-        _refuse_projection(options)
+        _refuse(type(self), options)
         self.nonlinearity = option_checks.nonlinearity(nonlinearity)
         super().__init__(
             "RNN_" + nonlinearity.upper(),
@@ -54,7 +61,7 @@ class RNN(RNNBase):
         )
 
 
-class GRU(RNNBase):
+class GRU(OneState):
     """GRU, a drop-in for :class:`torch.nn.GRU`, whose formula it takes (Cho et al. 2014, with the
     reset gate after the recurrent product).
 
@@ -71,6 +78,7 @@ class GRU(RNNBase):
         y, h_n = gru(torch.randn(5, 3, 10), lengths=[5, 2, 0])  # y [5, 3, 20], h_n [2, 3, 20]
     """
 
+    @spelled_out(RNNBase)
     def __init__(
         self,
         input_size: int,
@@ -82,9 +90,9 @@ class GRU(RNNBase):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
-        _refuse_projection(options)
+        _refuse(type(self), options)
         super().__init__(
             "GRU",
             input_size,
@@ -100,7 +108,7 @@ class GRU(RNNBase):
         )
 
 
-class LSTM(RNNBase):
+class LSTM(TwoStates):
     """LSTM, a drop-in for :class:`torch.nn.LSTM`, whose formula it takes (Hochreiter and
     Schmidhuber 1997; forget gate of Gers et al. 2000; projection of Sak et al. 2014).
 
@@ -206,6 +214,7 @@ class LSTM(RNNBase):
         y, (h_n, c_n) = lstm(torch.randn(5, 3, 10))  # y [5, 3, 20], h_n and c_n [2, 3, 20]
     """
 
+    @spelled_out(RNNBase)
     def __init__(
         self,
         input_size: int,
@@ -218,8 +227,9 @@ class LSTM(RNNBase):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
+        known(type(self), options)
         super().__init__(
             "LSTM",
             input_size,
@@ -241,6 +251,7 @@ class LSTM(RNNBase):
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
 
-def _refuse_projection(options: dict[str, Any]) -> None:
+def _refuse(cls: type, options: Options) -> None:
     if "proj_size" in options:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    known(cls, options)

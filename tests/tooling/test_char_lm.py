@@ -194,7 +194,7 @@ def test_a_checkpoint_from_before_truncate_is_one_without(
     torch.save(old, out / "checkpoint.pt")
     assert char_lm.main([*arguments, "--resume", "--steps=3"]) == 0
 
-    options = char_lm.parse_options([*arguments, "--truncate=8"], "")
+    options = char_lm.parse_options([*arguments, "--truncate=8"], "", dict)
     with pytest.raises(char_lm.UsageError, match=r"with no --truncate, but .* has --truncate 8;"):
         char_lm.read_checkpoint(out / "checkpoint.pt", options, old["text"])
 
@@ -211,8 +211,15 @@ def test_training_with_truncated_gradients(
     assert metrics["options"]["truncate"] == 5
     times = metrics["step_time"]
     assert times["rnnkernels_loss"] == pytest.approx(times["torch_nn_loss"], rel=1e-4)
-    assert char_lm.main([*arguments[:-1], "--resume", "--steps=31"]) == 2
-    assert char_lm.main([*arguments, "--resume", "--steps=31"]) == 0
+    assert char_lm.main([*arguments, "--truncate=4", "--resume", "--steps=31"]) == 2
+    # What is not said is as it was.
+    assert char_lm.main([*arguments[:4], "--resume", "--steps=31", "--no-compare"]) == 0
+    options = json.loads((out / "metrics.json").read_text())["options"]
+    assert (options["truncate"], options["cell"], options["hidden"]) == (
+        5,
+        cell,
+        metrics["options"]["hidden"],
+    )
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])

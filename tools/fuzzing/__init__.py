@@ -1,0 +1,1 @@
+"""Random calls of layers, steps, functions, runners of streams and ops: :mod:`tools.fuzz`."""

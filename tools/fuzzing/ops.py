@@ -1,0 +1,138 @@
+"""Random calls of the ops, below all checks in Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fuzzing.judge import Attempt
+from fuzzing.modules import _said
+from fuzzing.spoil import FLOATS, Drawn
+from rnnkernels._core import reference
+from rnnkernels._core.call import ARGUMENTS, Call
+from rnnkernels._ops import result
+from rnnkernels.cells import CELLS, find
+
+kernels = torch.ops.rnnkernels
+FORWARD = Call._fields[:ARGUMENTS]
+NAMES = (
+    *FORWARD, "input", "hx", "hidden", "weight", "weight_ih", "weight_hh", "bias_ih", "bias_hh",
+    "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "weight_hr", "parameter", "dy", "dh_n", "dc_n", "dys",
+    "dc", "y", "ys", "saved", "h_raw", "wanted", "lanes", "record", "initial", "invariant",
+    "dgates", "argument", "cell",
+)  # fmt: skip
+
+
+def _call(d: Drawn) -> Call:
+    """A good one."""
+    rng, cell = d.rng, find(d.pick(*CELLS))
+    T, B, I, H = d.pick(0, 1, 2, 3, 6), d.pick(0, 1, 2, 4), rng.randrange(1, 6), rng.randrange(1, 9)
+    D, L, dtype = d.pick(1, 2), d.pick(1, 1, 2), d.pick(*FLOATS)
+    heads = d.pick(1, 1, 1, 2)
+    projected = cell.S > 1 and heads == 1 and H > 1 and d.chance(0.3)
+    R = rng.randrange(1, H) if projected else H
+    merge = d.pick("concat", "concat", "sum", "mean", "mul") if D == 2 else "concat"
+    weights: list[Tensor] = []
+    biases, rows = d.pick(0, 1, 2), heads * cell.G * H
+    for n in range(L):
+        below = I if n == 0 else heads * R * (D if merge == "concat" else 1)
+        for _ in range(D):
+            weights += [d.tensor(rows, below, dtype=dtype, scale=0.5)]
+            weights += [d.tensor(rows, R, dtype=dtype, scale=0.5)]
+            weights += [d.tensor(rows, dtype=dtype, scale=0.5) for _ in range(biases)]
+            weights += [d.tensor(R, H, dtype=dtype, scale=0.5)] if projected else []
+    S = L * D * heads
+    mask = d.chance(0.2) and L > 1
+    lengths = [rng.randrange(T + 1) for _ in range(B)]
+    return Call(
+        cell.name, layers=L, directions=D, heads=heads, projected=projected, merge_mode=merge,
+        window=d.pick(0, 0, 0, 1, 2, 9), clip=d.pick("none", "none", "value", "norm", "tanh"),
+        bound=d.pick(0.5, 1.0, 2.0), x=d.tensor(T, B, I, dtype=dtype), weights=weights,
+        h0=d.tensor(S, B, R, dtype=dtype),
+        c0=d.tensor(S, B, cell.C * H, dtype=dtype) if cell.C else None,
+        masks=[d.tensor(1, B, heads * R * (D if merge == "concat" else 1), dtype=dtype)
+               for _ in range(L - 1)] if mask else None,
+        h_mask=d.tensor(S, B, R, dtype=dtype) if d.chance(0.1) else None,
+        lengths=torch.tensor(lengths, dtype=torch.long) if d.chance(0.3) else None,
+        reset=torch.rand(T, B, generator=d.torch) < 0.3 if d.chance(0.3) else None,
+        save=d.chance(0.5), all_states=d.chance(0.3), step=d.chance(0.05),
+    )  # fmt: skip
+
+
+def _spoil(d: Drawn, names: tuple[str, ...], values: list[Any], p: float = 0.75) -> None:
+    while d.chance(p):
+        place = d.rng.randrange(len(values))
+        new = d.spoiled(names[place], values[place])
+        if isinstance(new, int) and names[place] in ("layers", "heads", "lanes"):
+            new = new if new < 100 or new >= 2**60 else 100
+        values[place] = new
+        p /= 2
+
+
+def forward(d: Drawn, written: bool) -> Attempt:
+    values: list[Any] = list(_call(d)[:ARGUMENTS])
+    _spoil(d, FORWARD, values)
+
+    def run() -> Any:
+        outputs = kernels.sequence_forward(*values)
+        return tuple(result(Call(*values), outputs))[:3]
+
+    def expected() -> Any:
+        call = Call(*values)  # numbers as the op takes them, whatever their types
+        call = call._replace(projected=bool(call.projected), heads=int(call.heads))
+        call = call if call.noise is not None else call._replace(draws=None)
+        return tuple(reference.run(call._replace(directions=int(call.directions))))[:3]
+
+    narrow = isinstance(values[9], Tensor) and values[9].dtype in (torch.bfloat16, torch.float16)
+    said = _said(dict(zip(FORWARD, values, strict=True)))
+    words = " ".join(d.done)
+    skip = (narrow and "NaN" in words) or "huge" in words or d.chance(0.3)
+    return Attempt(f"sequence_forward({said})", NAMES, run, None if skip else expected)
+
+
+def backward(d: Drawn, written: bool) -> Attempt:
+    """Gradients of a good call, with arguments that may not fit it."""
+    call = _call(d)._replace(save=True)
+    out = [t.detach() for t in kernels.sequence_forward(*call[:ARGUMENTS])]
+    y, h_n, c_n, ys, c, h_raw, saved = out
+    settings = dict(zip(FORWARD[:9], call[:9], strict=True))
+
+    def grad(t: Tensor) -> Tensor | None:
+        return torch.randn_like(t) if t.numel() and d.chance(0.7) else None
+
+    asked: dict[str, Any] = {"dy": grad(y), "dh_n": grad(h_n)}
+    asked |= {"dc_n": grad(c_n) if call.c0 is not None else None, "dys": None, "dc": None}
+    model = {name: getattr(call, name) for name in ("weights", "h0", "c0", "masks", "h_mask")}
+    steps = {name: getattr(call, name) for name in ("lengths", "starts", "reset", "noise", "draws")}
+    which = d.pick("sequence_backward", "sequence_backward_", "sequence_gradients")
+    if which == "sequence_gradients":
+        wanted = [i for i in range(len(call.tensors)) if d.chance(0.6)]
+        made = {"y": y, "ys": ys, "c": c, "h_raw": h_raw, "saved": saved}
+        flags: dict[str, Any] = {"wanted": wanted, "record": d.chance(0.2), "invariant": False}
+        arguments = {**settings, **asked, "x": call.x, **model, **made, **steps, **flags}
+        arguments["lanes"] = 0
+    else:
+        made = {"y": y, "ys": ys, "c": c, "saved": saved}
+        flags = {"record": d.chance(0.2), "initial": d.chance(0.7), "invariant": False}
+        arguments = {**settings, **asked, **model, **made, **steps, **flags}
+    names, values = tuple(arguments), list(arguments.values())
+    _spoil(d, names, values)
+
+    def run() -> Any:
+        with torch.no_grad():
+            return getattr(kernels, which)(*values)
+
+    return Attempt(f"{which}({_said(dict(zip(names, values, strict=True)))})", NAMES, run)
+
+
+def input_gradient(d: Drawn, written: bool) -> Attempt:
+    rows, I, dtype = d.rng.randrange(1, 9), d.rng.randrange(1, 6), d.pick(*FLOATS)
+    D, dims = d.pick(1, 2), d.pick([2, 3], [5], [0, 3])
+    values: list[Any] = [d.tensor(*dims, D, rows, dtype=dtype)]
+    values.append([d.tensor(rows, I, dtype=dtype) for _ in range(D)])
+    names = ("dgates", "w_ih")
+    _spoil(d, names, values)
+    said = _said(dict(zip(names, values, strict=True)))
+    return Attempt(f"input_gradient({said})", NAMES, lambda: kernels.input_gradient(*values))
