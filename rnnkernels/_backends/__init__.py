@@ -19,7 +19,7 @@ from rnnkernels import _ops
 from rnnkernels._backends import gpu, onnx, recompute, triton, user_cells, vetting
 from rnnkernels._backends import torch_nn as torch_backend
 from rnnkernels._core import checks, option_checks, reference
-from rnnkernels._core.call import Call, Result, needs_gradient
+from rnnkernels._core.call import Call, Result, may_need_gradient
 from rnnkernels._core.compiling import constant_result
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -331,7 +331,7 @@ def run(call: Call, name: str | None = None) -> Result:
 
 def _run(call: Call, name: str | None) -> Result:
     backend = select(call, name)
-    recomputes = call.recompute and needs_gradient(call.tensors)
+    recomputes = call.recompute and may_need_gradient(call.tensors)
     if recomputes and not (_transformed() or _leaves_for_onnx()):  # whose model has no backward
         return recompute.run(call, backend.name)
     return backend.run(call)

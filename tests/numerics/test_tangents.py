@@ -12,11 +12,12 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 import rnnkernels
+import written_cells
 from helpers import draw, tensors
 from rnnkernels import _ops
 from rnnkernels._core.call import Call
 from rnnkernels._ops import tangents
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, find
 
 if _ops.missing is not None:
     pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
@@ -38,6 +39,20 @@ LAYERS: dict[str, dict[str, Any]] = {
     "mean": {"bidirectional": True, "merge_mode": "mean"},
     "projected": {"proj_size": 2, "num_layers": 2, "bidirectional": True},
     "projected, dropped": {"proj_size": 2, "recurrent_dropout": 0.5},
+    "heads": {"heads": 2, "num_layers": 2, "bidirectional": True},
+    "heads, dropped": {"heads": 2, "recurrent_dropout": 0.5},
+    "zoneout": {"zoneout": 0.4, "num_layers": 2, "bidirectional": True},
+}
+#: Written cells: with parameters of their own, with choices, without W_hh, with several states.
+WRITTEN: dict[str, dict[str, dict[str, Any]]] = {
+    "scaled": {
+        "plain": {"num_layers": 2, "bidirectional": True},
+        "heads": {"heads": 2},
+        "heads, zoneout": {"heads": 2, "zoneout": 0.4, "bidirectional": True},
+    },
+    "odd": {"plain": {}},
+    "forgets": {"plain": {"num_layers": 2, "bidirectional": True}, "zoneout": {"zoneout": 0.4}},
+    "crowd": {"plain": {"bidirectional": True}},
 }
 CALLS: dict[str, dict[str, Tensor]] = {
     "plain": {},
@@ -50,7 +65,12 @@ CALLS["both"] = CALLS["lengths"] | CALLS["resets"]
 def layers() -> list[tuple[str, str]]:
     own = {"relu": "RNN", "sigmoid": "RNN", "projected": "LSTM", "projected, dropped": "LSTM"}
     kinds = ("RNN", "LSTM", "GRU")
-    return [(k, name) for name in LAYERS for k in kinds if own.get(name, k) == k]
+    built_in = [(k, name) for name in LAYERS for k in kinds if own.get(name, k) == k]
+    return built_in + [(kind, name) for kind, options in WRITTEN.items() for name in options]
+
+
+def options_of(kind: str, layer: str) -> dict[str, Any]:
+    return WRITTEN[kind][layer] if kind in WRITTEN else LAYERS[layer]
 
 
 class Problem:
@@ -60,12 +80,18 @@ class Problem:
         self, kind: str, options: dict[str, Any], call: dict[str, Tensor], T: int = T
     ) -> None:
         torch.manual_seed(0)
-        self.module: nn.Module = getattr(rnnkernels, kind)(I, H, dtype=F64, **options)
+        written = kind in WRITTEN
+        make = rnnkernels.layer(getattr(written_cells, kind)) if written else None
+        self.module: nn.Module = (make or getattr(rnnkernels, kind))(I, H, dtype=F64, **options)
+        if written:  # parameters of a cell begin as they are all alike
+            with torch.no_grad():
+                for i, p in enumerate(self.module.parameters()):
+                    p += 0.3 * alike(p, 60 + i)
         self.options = call | {"return_all_states": True}
         rows = options.get("num_layers", 1) * (1 + bool(options.get("bidirectional")))
         states = [draw(rows, B, options.get("proj_size", H), seed=2, dtype=F64)]
-        if kind == "LSTM":
-            states.append(draw(rows, B, H, seed=3, dtype=F64))
+        others = find(self.module.cell).C  # type: ignore[arg-type]
+        states += [draw(rows, B, H, seed=3 + i, dtype=F64) for i in range(others)]
         self.inputs = [draw(T, B, I, seed=1, dtype=F64), *states]
 
     def __call__(self, sources: list[Tensor]) -> list[Tensor]:
@@ -145,7 +171,7 @@ def compare(
 @pytest.mark.parametrize("question", [second_order, of_outputs, of_gradients])
 @pytest.mark.parametrize(("kind", "layer"), layers())
 def test_layers(kind: str, layer: str, question: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(question, Problem(kind, LAYERS[layer], CALLS["both"]), monkeypatch)
+    compare(question, Problem(kind, options_of(kind, layer), CALLS["both"]), monkeypatch)
 
 
 @pytest.mark.parametrize("question", [second_order, of_outputs, of_gradients])
