@@ -321,7 +321,8 @@ def needs_gradient(tensors: Iterable[Tensor]) -> bool:
 def may_need_gradient(tensors: Iterable[Tensor]) -> bool:
     """The same, but for torch.jit.trace: a trace may be trained, whether gradients are on or off
     while it is recorded; and it is checked by another one, for which they are off."""
-    traced = not torch.compiler.is_compiling() and torch.jit.is_tracing()
+    compiled = torch.compiler.is_compiling()
+    traced = not compiled and torch._C._get_tracing_state() is not None
     return traced or needs_gradient(tensors)
 
 

@@ -216,7 +216,8 @@ def jagged_reset(value: Any, input: Any) -> Tensor:
 def lengths(value: Any, T: int, B: int) -> Tensor:
     """``lengths`` as int64 [B].
 
-    Values are checked where they can be read without waiting for a device.
+    Values are checked where they can be read without waiting for a device, and stand for those of
+    no other call.
     """
     if isinstance(value, (list, tuple)):
         if any(isinstance(n, bool) or not isinstance(n, (int, numbers.Integral)) for n in value):
@@ -231,7 +232,8 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
             f"lengths: expected shape [{B}], one length per row of the batch, "
             f"got {list(value.shape)}"
         )
-    if not torch.compiler.is_compiling() and value.device.type == "cpu" and not is_batch(value):
+    recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    if not recorded and value.device.type == "cpu" and not is_batch(value):
         low, high = (int(v) for v in value.aminmax()) if B else (0, 0)
         if low < 0 or high > T:
             raise ValueError(

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 from rnnkernels._core import noise
@@ -42,18 +44,38 @@ class Found(NamedTuple):
     gradients: dict[int, Maybe]
 
 
+def refusal(a: Any, gradients: bool) -> str | None:
+    """Why a call, or the arguments of an op, cannot go this way, None where it can; ``gradients``
+    says whether tangents, or derivatives, of gradients are asked for."""
+    T = a.x.size(0) if a.starts is None else a.starts.size(0) - 1
+    if a.x.dtype not in (torch.float32, torch.float64):
+        return "tangents of 16 bits would be rounded at every step"
+    if a.x.size(0) == 0:
+        return "there is no step"
+    if find_cell(getattr(a, "cell_name", None) or a.cell).normed:
+        return "layer_norm: the change of a norm in every step is not written down"
+    if gradients and a.clip != "none":
+        return "grad_clip: the loop backwards is none of a derivative of forward"
+    if 0 < a.window < T:
+        return "truncate: tangents stop between windows, which the loop does not know"
+    return None
+
+
 def takes(a: SimpleNamespace, tensors: Sequence[Maybe], gradients: bool) -> bool:
-    """Whether this is a way for a call: where gradients are asked for, without bounds and windows,
-    which make the loop that of another function; for cells whose products are not normalised, whose
-    part in a step it does not know."""
-    plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
-    if not plain or a.x.size(0) == 0 or a.x.dtype not in (torch.float32, torch.float64):
+    """Whether this is a way for a call: for plain tensors that no transform has a part in, but a
+    torch.func.jvp around all of them."""
+    if any(type(t) not in (Tensor, nn.Parameter) for t in tensors if t is not None):
         return False
-    if find_cell(a.cell).normed:
+    changed = any(transformed(t) for t in tensors if t is not None)
+    if (changed and not _only_jvp()) or (gradients and a.lanes):
         return False
-    if any(transformed(t) for t in tensors if t is not None):
-        return False
-    return not gradients or not (a.lanes or a.clip != "none" or 0 < a.window < a.x.size(0))
+    return refusal(a, gradients) is None
+
+
+def _only_jvp() -> bool:
+    """Whether what runs now is for one torch.func.jvp, with no other transform below it."""
+    below = retrieve_all_functorch_interpreters()
+    return [each.key() for each in below] == [TransformType.Jvp]
 
 
 def transformed(t: Tensor) -> bool:

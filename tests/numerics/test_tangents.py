@@ -187,6 +187,48 @@ def test_a_single_step(kind: str, question: Any, monkeypatch: pytest.MonkeyPatch
     compare(question, Problem(kind, {}, {}, T=1), monkeypatch)
 
 
+@pytest.mark.parametrize("question", [of_outputs, of_gradients])
+def test_tangents_end_where_windows_do(question: Any) -> None:
+    """As gradients do; the reference has them."""
+    got = question(Problem("GRU", {"truncate": 2}, {}))
+    with rnnkernels.use_backend("reference"):
+        want = question(Problem("GRU", {"truncate": 2}, {}))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("question", ["jvp", "jvp of grad"])
+def test_by_torch_func(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.func.jvp, around everything, of functions and of their gradients."""
+
+    def answer(problem: Problem) -> list[Tensor]:
+        sources = [t.detach() for t in problem.sources()]
+        along = [alike(t, 50 + i) for i, t in enumerate(sources)]
+
+        def run(*sources: Tensor) -> Tensor:
+            return torch.cat([t.flatten() for t in problem([*sources])])
+
+        loss = torch.func.grad(lambda *s: run(*s).square().sum(), tuple(range(len(sources))))
+        asked = run if question == "jvp" else loss
+        return tensors(torch.func.jvp(asked, tuple(sources), tuple(along))[1])
+
+    compare(answer, Problem("LSTM", {"num_layers": 2}, CALLS["both"]), monkeypatch)
+
+
+def test_what_comes_of_torch_func_is_differentiable() -> None:
+    """In parameters that ask for gradients, which torch.func.jvp does not see."""
+    problem = Problem("GRU", {}, {})
+    x, h0 = problem.inputs
+    parameters = list(problem.module.parameters())
+
+    def gradients() -> tuple[Tensor, ...]:
+        slope = torch.func.jvp(lambda x: problem.module(x, h0)[0], (x,), (x,))[1]
+        return torch.autograd.grad(slope.square().sum(), parameters)
+
+    got = gradients()
+    with rnnkernels.use_backend("reference"):
+        torch.testing.assert_close(got, gradients(), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_cells_say_how_what_they_save_changes(name: str) -> None:
     cell = CELLS[name]
