@@ -14,6 +14,8 @@ from rnnkernels._ops.duals import (
     Dual,
     Maybe,
     apart,
+    beside,
+    filled,
     joined,
     or_zero,
     over_steps,
@@ -24,7 +26,7 @@ from rnnkernels._ops.duals import (
 from rnnkernels._ops.steps import Steps
 from rnnkernels.cells import Cell, find
 
-_BLOCK = 1 << 17  # numbers of a state: about as many as a few dozens of go into a cache
+_BLOCK = 1 << 15  # numbers of a state: what comes of as many is found in a cache
 
 
 def _units(like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -127,17 +129,17 @@ class Direction:
         each = [self.cell.backward(self.saved, prev, next, unit) for unit in _units(next)]
 
         def of(part: int) -> Tensor:
-            every = torch.stack([t for found in each for t in found[part]], 2)
+            every = beside([t for found in each for t in found[part]], 2)
             return every.view(*every.shape[:2], len(next), -1, every.size(-1))
 
         self.of_gx = of(0)
         self.of_gh = of(1) if self.cell.A else self.of_gx
         self.of_states = [
-            torch.stack([dprev[j] for _, _, dprev in each], 2) if reached else None
+            beside([dprev[j] for _, _, dprev in each], 2) if reached else None
             for j, reached in enumerate(_reaches(self.cell.name))
         ]
         places = range(self.cell.S, self.cell.S + self.cell.P)
-        self.of_params = [torch.stack([dprev[j] for _, _, dprev in each], 2) for j in places]
+        self.of_params = [beside([dprev[j] for _, _, dprev in each], 2) for j in places]
 
     def _gate_tangent(self, t: Dual, w: Dual | None, b: Dual | None) -> Maybe:
         """That of W t + b [T, B, G*H]."""
@@ -158,7 +160,7 @@ class Direction:
             return [None] * self.cell.S, [None] * self.cell.S
         if self._by_kernel():
             every = [self._loop_by_kernel(total(self.dgx_in, self.dgh_in))]
-            raw, by_h, state = every[0], None, [every[0][self.steps.order[-1]]]
+            raw, by_h, state = every[0], None, [every[0][self.steps.order[-1]].clone()]
         else:
             every, raw, by_h, state = self._loop(*self._sources(moved))
         self.dgh_in = total(self.dgh_in, by_h)
@@ -300,12 +302,16 @@ class Direction:
         n = max(1, _BLOCK // max(1, B * H))
         for first in range(0, T, n):
             at = slice(first, first + n)
-            prev = [joined(t) for t in self._before(at)]
+            prev = self._before(at)
             next, d = (
-                [joined(Dual(t.value[at], part(t.tangent, at))) for t in of]
-                for of in (self.next, dnext)
+                [Dual(t.value[at], part(t.tangent, at)) for t in of] for of in (self.next, dnext)
             )
-            dgx, dgh, dprev = cell.backward(self._saved(at), prev, next, d)
+            # All have a tangent: what torch does of one tensor that has and one that has not takes
+            # several times as long.
+            of_prev_at, of_next, of_dnext = (
+                [joined(filled(t)) for t in of] for of in (prev, next, d)
+            )
+            dgx, dgh, dprev = cell.backward(self._saved(at), of_prev_at, of_next, of_dnext)
             for out, found in ((of_gx, dgx), (of_gh, dgh))[: 1 + (cell.A > 0)]:
                 pairs = [apart(t) for t in found]
                 torch.cat([or_zero(t, value) for value, t in pairs], -1, out=out[at])
@@ -382,18 +388,23 @@ class Direction:
         and what rows add to those of the cell's own parameters [.., P*H], that the loop has found
         for what entered it."""
         G, A, H = self.cell.G, self.cell.A, self.of_gh.size(-1)
-        dgx = dgh = part(dgates, ..., slice(0, G * H))
+        dgx = part(dgates, ..., slice(0, G * H))
+        of_gh: Maybe = None
         if A and dgates is not None:
-            dgh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
-        dgx, dgh = total(dgx, entered.of_gx), total(dgh, entered.of_gh)
+            of_gh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
+        dgx = dgh = total(dgx, entered.of_gx)
+        if A:
+            dgh = total(of_gh, entered.of_gh)
         x, h, w_ih = self.x, self._entered(), self.weights["w_ih"]
         found = {
             "x": total(product(dgx, w_ih.value), product(self.dgx, w_ih.tangent)),
             "w_ih": total(over_steps(dgx, x.value), over_steps(self.dgx, x.tangent)),
             "w_hh": total(over_steps(dgh, h.value), over_steps(self.dgh, h.tangent)),
             "b_ih": None if dgx is None else dgx.sum((0, 1)),
-            "b_hh": None if dgh is None else dgh.sum((0, 1)),
         }
+        found["b_hh"] = once = found["b_ih"]
+        if dgh is not None and once is not None:  # in memory of its own: callers may change it
+            found["b_hh"] = dgh.sum((0, 1)) if A else once.clone()
         sums = None if dunit is None else dunit.sum(0).to(x.value.dtype)
         for k, name in enumerate(own_names(self.cell)):
             own = part(sums, slice(k * H, (k + 1) * H))

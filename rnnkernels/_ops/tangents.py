@@ -29,11 +29,13 @@ from torch.autograd import forward_ad
 
 from rnnkernels._core import noise
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, merge
-from rnnkernels._ops.duals import Dual, Maybe, apart, joined, or_zero, part, total
+from rnnkernels._ops.duals import Dual, Maybe, apart, beside, joined, or_zero, part, total
 from rnnkernels._ops.schema import FIRST_WEIGHT
 from rnnkernels._ops.steps import Packing
 from rnnkernels._ops.tangent_steps import Direction, own_names
 from rnnkernels.cells import find as find_cell
+
+_shown = 0  # bytes of a block that the C library has been shown
 
 
 class Found(NamedTuple):
@@ -103,6 +105,7 @@ def find(
                 outputs[i] = packing.packed(outputs[i], dim)
             if 0 in gradients:
                 gradients[0] = packing.packed(gradients[0], 0)
+        call.show_freed_beside()
         return Found(outputs, gradients)
 
 
@@ -121,7 +124,7 @@ def _stacked(parts: Sequence[Maybe], like: Sequence[Tensor], dim: int = 0) -> Ma
     if all(t is None for t in parts):
         return None
     pairs = zip(parts, like, strict=True)
-    return torch.stack([torch.zeros_like(z) if t is None else t for t, z in pairs], dim)
+    return beside([torch.zeros_like(z) if t is None else t for t, z in pairs], dim)
 
 
 def _beside_h(states: Sequence[Maybe], like: Tensor) -> Maybe:
@@ -354,6 +357,18 @@ class _Call:
     def _rows(self, index: int) -> slice:
         D = self.a.directions * self.a.heads
         return slice(index * D, (index + 1) * D)
+
+    def show_freed_beside(self) -> None:
+        """Has the C library keep what is freed now for the next call, which takes as much again: of
+        the largest block that it has seen freed it keeps twice as much (``gradients.cpp``)."""
+        global _shown
+        x, cell = self.a.x, find_cell(self.a.cell)
+        of_unit = cell.G * (cell.S * (1 + (cell.A > 0)) + 4) + 20  # about as many tensors [T, B, H]
+        states = x[..., 0].numel() * self.a.h0.size(0) * self.a.h0.size(-1)
+        size = min(states * of_unit * x.element_size(), 32 << 20)  # which is all that it learns
+        if x.device.type == "cpu" and size > _shown:  # else every page would be faulted in anew
+            _shown = size
+            torch.empty(size, dtype=torch.uint8)
 
     def forward(self) -> list[Maybe]:
         """The tangents of y, h_n, c_n, ys and c."""
