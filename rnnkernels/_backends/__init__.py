@@ -19,7 +19,7 @@ from rnnkernels import _ops
 from rnnkernels._backends import gpu, onnx, recompute, triton, user_cells, vetting
 from rnnkernels._backends import torch_nn as torch_backend
 from rnnkernels._core import checks, option_checks, reference
-from rnnkernels._core.call import Call, Result, needs_gradient
+from rnnkernels._core.call import Call, Result, may_need_gradient
 from rnnkernels._core.compiling import constant_result
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -30,7 +30,8 @@ class Backend:
     """A way to run a call. ``refuses(call)`` is None where it can, else the reason why not, as far
     as that is known without running anything; ``ready(call)`` finds out the rest just before the
     call runs; ``detail(call)`` tells how it lays one out, where there are several ways, and
-    ``checked(call)`` what is known of its kernels on the device."""
+    ``checked(call)`` what is known of its kernels on the device, ``derivatives(call)`` which
+    derivatives beyond gradients its kernels leave to others."""
 
     name: str
     refuses: Callable[[Call], str | None]
@@ -39,6 +40,7 @@ class Backend:
     detail: Callable[[Call], str] = lambda call: ""
     ready: Callable[[Call], str | None] | None = None
     checked: Callable[[Call], str] = lambda call: ""
+    derivatives: Callable[[Call], str] = lambda call: ""
 
     def refusal(self, call: Call) -> str | None:
         """None where it runs the call as things are set now, else the reason why not."""
@@ -90,6 +92,17 @@ def _packed(call: Call) -> str:
     )
 
 
+def _derivatives(call: Call) -> str:
+    """Which of double backward and forward mode the ops leave to the reference, and why."""
+    if _invariant:
+        return "double backward and forward mode are refused: batch_invariant is on"
+    of_gradients, of_outputs = (_ops.tangents_refusal(call, yes) for yes in (True, False))
+    if of_gradients is None:
+        return ""
+    which = "double backward and forward mode" if of_outputs else "double backward"
+    return f"{which} by the reference, which is slow: {of_gradients}"
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
@@ -101,6 +114,7 @@ BACKENDS: dict[str, Backend] = {
             invariant=True,
             detail=_packed,
             ready=user_cells.ready,
+            derivatives=_derivatives,
         ),
         Backend(
             "cuda",
@@ -109,6 +123,7 @@ BACKENDS: dict[str, Backend] = {
             detail=gpu.cuda_detail,
             ready=gpu.cuda_ready,
             checked=lambda call: vetting.describe("cuda", call.x.device),
+            derivatives=_derivatives,
         ),
         Backend(
             "triton",
@@ -117,6 +132,7 @@ BACKENDS: dict[str, Backend] = {
             detail=triton.describe,
             ready=gpu.triton_ready,
             checked=lambda call: vetting.describe("triton", call.x.device),
+            derivatives=_derivatives,
         ),
         Backend("torch", torch_backend.refusal, _checked(torch_backend.run)),
     )
@@ -331,7 +347,7 @@ def run(call: Call, name: str | None = None) -> Result:
 
 def _run(call: Call, name: str | None) -> Result:
     backend = select(call, name)
-    recomputes = call.recompute and needs_gradient(call.tensors)
+    recomputes = call.recompute and may_need_gradient(call.tensors)
     if recomputes and not (_transformed() or _leaves_for_onnx()):  # whose model has no backward
         return recompute.run(call, backend.name)
     return backend.run(call)

@@ -318,10 +318,18 @@ def needs_gradient(tensors: Iterable[Tensor]) -> bool:
     )
 
 
+def may_need_gradient(tensors: Iterable[Tensor]) -> bool:
+    """The same, but for torch.jit.trace: a trace may be trained, whether gradients are on or off
+    while it is recorded; and it is checked by another one, for which they are off."""
+    compiled = torch.compiler.is_compiling()
+    traced = not compiled and torch._C._get_tracing_state() is not None
+    return traced or needs_gradient(tensors)
+
+
 def differentiates(tensors: Iterable[Tensor]) -> bool:
-    """Whether a backward through these can come, or tangents may go with them."""
+    """Whether a backward through these may come, or tangents may go with them."""
     forward_mode = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
-    return forward_mode or needs_gradient(tensors)
+    return forward_mode or may_need_gradient(tensors)
 
 
 def wrapped(t: Tensor) -> Iterator[Tensor]:

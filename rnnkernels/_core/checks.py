@@ -254,7 +254,8 @@ def jagged_reset(value: Any, input: Any) -> Tensor:
 def lengths(value: Any, T: int, B: int) -> Tensor:
     """``lengths`` as int64 [B].
 
-    Values are checked where they can be read without waiting for a device.
+    Values are checked where they can be read without waiting for a device, and stand for those of
+    no other call.
     """
     if is_array(value):
         value = torch.as_tensor(value)
@@ -272,7 +273,8 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
             f"lengths: expected shape [{B}], one length per row of the batch, "
             f"got {list(value.shape)}"
         )
-    if not torch.compiler.is_compiling() and value.device.type == "cpu" and not is_batch(value):
+    recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    if not recorded and value.device.type == "cpu" and not is_batch(value):
         low, high = (int(v) for v in value.aminmax()) if B else (0, 0)
         if low < 0 or high > T:
             raise ValueError(

@@ -46,11 +46,14 @@ def of_steps(draws: Tensor, first: int | Tensor, step: int) -> Tensor:
     return moved if step == 1 else _changed(moved, _STEP, moved[:, _STEP] * step)
 
 
-def at_step(noise: Tensor, draws: Tensor | None, t: int, d: int, like: Tensor) -> list[Tensor]:
-    """The numbers [n, H] of the first n rows at position t in direction d, of ``like``'s dtype."""
+def at_step(
+    noise: Tensor, draws: Tensor | None, t: int | Tensor, d: int, like: Tensor
+) -> list[Tensor]:
+    """The numbers [n, H] of the first n rows at position t in direction d, of ``like``'s shape and
+    dtype; for positions t [T, 1, 1] and ``like`` [T, n, H] those of several."""
     if draws is None or like.numel() == 0:
         return [p.to(like.dtype).expand_as(like) for p in noise.unbind()]
-    n, H = like.shape
+    n, H = like.shape[-2:]
     seed, row, first, step, stream = draws[:n, :, None].unbind(1)  # [n, 1] each
     counter = [
         torch.arange(H, device=like.device),

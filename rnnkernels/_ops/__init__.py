@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rnnkernels._core import checks
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype, units
-from rnnkernels._ops import binding, by_reference, flops, lanes
+from rnnkernels._ops import binding, by_reference, flops, lanes, tangents
 from rnnkernels._ops.binding_names import OPS
 from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
 from rnnkernels.cells import Cell, find, make_own_known
@@ -43,6 +43,9 @@ else:
     missing = None
 
 Shape = tuple[int | torch.SymInt, ...]
+
+#: Why kernels have no tangents of a call: see there.
+tangents_refusal = tangents.refusal
 
 
 def build_info() -> dict[str, Any]:

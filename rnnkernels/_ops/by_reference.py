@@ -17,7 +17,7 @@ from torch._functorch.eager_transforms import enable_inplace_requires_grad
 from torch.autograd import forward_ad
 
 from rnnkernels._core import reference
-from rnnkernels._core.call import Call
+from rnnkernels._core.call import Call, needs_gradient
 from rnnkernels._ops import lanes, tangents
 from rnnkernels._ops.schema import (
     FIRST_WEIGHT,
@@ -120,11 +120,10 @@ def _second_order(
 
 
 def _differentiable(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether what comes of these is to be differentiated in reverse."""
+    """Whether what comes of these is to be differentiated in reverse: they themselves, or what
+    torch.func.jvp has wrapped in them."""
     pairs = (_parts(t) for t in tensors if t is not None)
-    return torch.is_grad_enabled() and any(
-        p.requires_grad or (t is not None and t.requires_grad) for p, t in pairs
-    )
+    return needs_gradient(t for pair in pairs for t in pair if t is not None)
 
 
 def _all_parts(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +23,25 @@ def joined(t: Dual) -> Tensor:
     """Both in one tensor of torch's forward mode."""
     if t.tangent is None:
         return t.value
+    # A tangent that does not lie as its tensor is copied, into zeros as large as all the memory
+    # that the tensor is a part of: so both get memory of their own.
+    value, tangent = _alone(t.value), _alone(t.tangent.expand_as(t.value))
     # Not forward_ad.make_dual, which first compiles what torch has for ops without a formula.
-    found: Tensor = torch._VF._make_dual(t.value, t.tangent.expand_as(t.value), level=0)
+    found: Tensor = torch._VF._make_dual(value, tangent, level=0)
     return found
+
+
+def _alone(t: Tensor) -> Tensor:
+    """The same in memory that holds nothing else; what torch.func.jvp wraps has none."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return t
+    whole = t.untyped_storage().nbytes() == t.numel() * t.element_size()
+    return t if whole and t.is_contiguous() else t.clone(memory_format=torch.contiguous_format)
+
+
+def filled(t: Dual) -> Dual:
+    """The same with zeros for a tangent that is zero."""
+    return t if t.tangent is not None else Dual(t.value, torch.zeros_like(t.value))
 
 
 def apart(t: Tensor) -> Dual:
@@ -48,6 +65,11 @@ def over_steps(a: Maybe, b: Maybe) -> Maybe:
     return product(
         None if a is None else a.flatten(0, 1).t(), None if b is None else b.flatten(0, 1)
     )
+
+
+def beside(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Tensors side by side in a new dimension; one alone as it lies."""
+    return torch.stack(list(parts), dim) if len(parts) > 1 else parts[0].unsqueeze(dim)
 
 
 def or_zero(t: Maybe, like: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from rnnkernels._ops.duals import (
     Dual,
     Maybe,
     apart,
+    beside,
+    filled,
     joined,
     or_zero,
     over_steps,
@@ -21,9 +23,10 @@ from rnnkernels._ops.duals import (
     product,
     total,
 )
-from rnnkernels.cells import find
+from rnnkernels._ops.steps import Steps
+from rnnkernels.cells import Cell, find
 
-_BLOCK = 1 << 17  # numbers of a state: about as many as a few dozens of go into a cache
+_BLOCK = 1 << 15  # numbers of a state: what comes of as many is found in a cache
 
 
 def _units(like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -31,6 +34,11 @@ def _units(like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     one, zero = torch.ones_like(like[0]), torch.zeros_like(like[0])
     for s in range(len(like)):
         yield [one if s == i else zero for i in range(len(like))]
+
+
+def own_names(cell: Cell) -> list[str]:
+    """Those of a cell's own parameters among the weights of a direction."""
+    return [f"params.{name}" for name in cell.params]
 
 
 @cache
@@ -42,71 +50,10 @@ def _reaches(cell_name: str) -> list[bool]:
         return list(torch.randn(n, 64, dtype=torch.float64, generator=drawn))
 
     gx, gh, prev = some(cell.G), some(cell.G), some(cell.S)
+    prev += some(cell.P + cell.E)
     next, saved = cell.forward(gx, gh, prev)
     each = [cell.backward(saved, prev, next, unit)[2] for unit in _units(next)]
     return [any(bool(dprev[j].any()) for dprev in each) for j in range(cell.S)]
-
-
-class Steps:
-    """Which steps the rows have in one direction, and where a state enters from."""
-
-    def __init__(self, a: SimpleNamespace, d: int) -> None:
-        T = a.x.size(0)
-        self.d, self.order = d, range(T) if d == 0 else range(T - 1, -1, -1)
-        self.still: Maybe = None  # [T, B, 1]: the row has no such step
-        self.own_end: Maybe = None  # [T, B, 1]: where the rows begin in direction 1
-        self.cut: Maybe = None  # [T, B, 1]: the state that enters is zeroed
-        if a.lengths is not None:
-            t = torch.arange(T, device=a.lengths.device)[:, None]
-            self.still = (t >= a.lengths)[..., None]
-            if d == 1:
-                self.own_end = (t == a.lengths - 1)[..., None]
-        if a.reset is not None:
-            cut = a.reset[..., None]
-            if d == 1:  # the boundary that this direction crosses lies behind the step
-                cut = torch.cat([cut[1:], torch.zeros_like(cut[:1])])
-                cut = cut if self.own_end is None else cut & ~self.own_end
-            self.cut = cut if self.still is None else cut & ~self.still
-        walls = [t for t in (self.cut, self.still) if t is not None]
-        self._walls = walls[0] | walls[-1] if walls else None
-
-    def entering(self, states: Maybe, initial: Maybe) -> Maybe:
-        """The state before each step, of those after it [T, B, n] and the first [B, n]."""
-        if states is None and initial is None:
-            return None
-        if states is None:
-            assert initial is not None
-            states = initial.new_zeros(len(self.order), *initial.shape)
-        elif initial is None:
-            initial = torch.zeros_like(states[0])
-        if self.d == 0:
-            found = torch.cat([initial[None], states[:-1]])
-        else:
-            found = torch.cat([states[1:], initial[None]])
-            if self.own_end is not None:
-                found = torch.where(self.own_end, initial, found)
-        return found if self._walls is None else found.masked_fill(self._walls, 0)
-
-    def leaving(self, gradients: Maybe) -> tuple[Maybe, Maybe]:
-        """What gradients of the states before each step [T, B, n] are to those after each step,
-        and to the first."""
-        if gradients is None:
-            return None, None
-        g = gradients if self._walls is None else gradients.masked_fill(self._walls, 0)
-        nothing = torch.zeros_like(g[:1])
-        if self.d == 0:
-            return torch.cat([g[1:], nothing]), g[0]
-        initial = g[-1]
-        if self.own_end is not None:
-            initial = torch.where(self.own_end, g, 0).sum(0)
-        return torch.cat([nothing, g[:-1]]), initial
-
-    def quiet(self, t: Tensor) -> Tensor:
-        """Zero at the steps that a row does not have."""
-        return t if self.still is None else t.masked_fill(self.still, 0)
-
-    def quiet_dual(self, t: Dual) -> Dual:
-        return Dual(self.quiet(t.value), None if t.tangent is None else self.quiet(t.tangent))
 
 
 class Entering(NamedTuple):
@@ -116,20 +63,22 @@ class Entering(NamedTuple):
     of_gh: Maybe
     of_states: list[Maybe]  # [T, B, n]: to those after each step
     of_initial: list[Maybe]  # [B, n]
+    of_params: list[Maybe]  # [H]: to the gradients of the cell's own parameters
 
 
 class Direction:
     """One direction of a layer: what its kernels have computed, and the tangents of that.
 
-    ``weights`` are by the names of :class:`rnnkernels._core.call.LayerWeights`; ``initial`` are the
-    first states [B, n], ``states`` those after each step [T, B, n], ``h_raw`` [T, B, H] is h before
-    the projection, where there is one. ``backward`` is the op of the loop backwards.
+    ``weights`` are by the names of :class:`rnnkernels._core.call.LayerWeights`, the parameters of
+    the cell itself by :func:`own_names`; ``initial`` are the first states [B, n], ``states`` those
+    after each step [T, B, n], ``h_raw`` [T, B, H] is h before the projection, where there is one,
+    ``noise`` [T, B, H] what the cell draws. ``backward`` is the op of the loop backwards.
     """
 
     def __init__(
         self,
         a: SimpleNamespace,
-        d: int,
+        turned: bool,
         x: Dual,
         weights: dict[str, Dual],
         initial: Sequence[Dual],
@@ -137,17 +86,19 @@ class Direction:
         h_raw: Maybe,
         saved: Tensor,
         h_mask: Maybe,
+        noise: Sequence[Tensor],
         backward: Callable[..., Sequence[Tensor]],
     ) -> None:
-        self.cell, self.steps, self.weights = find(a.cell), Steps(a, d), weights
+        self.cell, self.steps, self.weights = find(a.cell), Steps(a, turned), weights
         self.backward = backward
         self.x = self.steps.quiet_dual(x)  # which may hold anything there
-        self.w_hh, self.w_hr, self.initial = weights["w_hh"], weights.get("w_hr"), initial
+        self.w_hh, self.w_hr, self.initial = weights.get("w_hh"), weights.get("w_hr"), initial
         self.h_raw, self.h_mask = None if h_raw is None else Dual(h_raw), h_mask
         entering = [self.steps.entering(s, i.value) for s, i in zip(states, initial, strict=True)]
         self.prev = [Dual(t) for t in entering if t is not None]  # the states before each step
         after = [states[0] if h_raw is None else h_raw, *states[1:]]
         self.next = [Dual(self.steps.quiet(t)) for t in after]  # h before the projection
+        self.params, self.noise = [weights[name] for name in own_names(self.cell)], noise
         self.saved = self.steps.quiet(saved).chunk(self.cell.K, -1) if self.cell.K else ()
         self._jacobians()
 
@@ -160,25 +111,40 @@ class Direction:
         h = self.prev[0]
         return Dual(self._masked(h.value), None if h.tangent is None else self._masked(h.tangent))
 
+    def _before(self, at: slice = slice(None)) -> list[Dual]:
+        """What the cell takes beside its gates at some steps: the states before each, its own
+        parameters, what it draws."""
+        states = [Dual(t.value[at], part(t.tangent, at)) for t in self.prev]
+        like = self.next[0].value[at]
+        own = [
+            Dual(t.expand_as(like), None if dt is None else dt.expand_as(like))
+            for t, dt in self.params
+        ]
+        return [*states, *own, *(Dual(t[at]) for t in self.noise)]
+
     def _jacobians(self) -> None:
-        """Of each next state: of both parts of the gates [T, B, S, G, H], and of each state before
-        the step [T, B, S, H], where there is one."""
-        prev, next = ([t.value for t in of] for of in (self.prev, self.next))
+        """Of each next state: of both parts of the gates [T, B, S, G, H], of each state before the
+        step [T, B, S, H], where there is one, and of the cell's own parameters."""
+        prev, next = ([t.value for t in of] for of in (self._before(), self.next))
         each = [self.cell.backward(self.saved, prev, next, unit) for unit in _units(next)]
 
         def of(part: int) -> Tensor:
-            every = torch.stack([t for found in each for t in found[part]], 2)
+            every = beside([t for found in each for t in found[part]], 2)
             return every.view(*every.shape[:2], len(next), -1, every.size(-1))
 
-        self.of_gh = of(1)
-        self.of_gx = of(0) if self.cell.A else self.of_gh
+        self.of_gx = of(0)
+        self.of_gh = of(1) if self.cell.A else self.of_gx
         self.of_states = [
-            torch.stack([dprev[j] for _, _, dprev in each], 2) if reached else None
+            beside([dprev[j] for _, _, dprev in each], 2) if reached else None
             for j, reached in enumerate(_reaches(self.cell.name))
         ]
+        places = range(self.cell.S, self.cell.S + self.cell.P)
+        self.of_params = [beside([dprev[j] for _, _, dprev in each], 2) for j in places]
 
-    def _gate_tangent(self, t: Dual, w: Dual, b: Dual | None) -> Maybe:
+    def _gate_tangent(self, t: Dual, w: Dual | None, b: Dual | None) -> Maybe:
         """That of W t + b [T, B, G*H]."""
+        if w is None:
+            return None
         by_w = product(t.value, None if w.tangent is None else w.tangent.t())
         found = total(product(t.tangent, w.value.t()), by_w, None if b is None else b.tangent)
         return None if found is None else found.expand(*t.value.shape[:-1], found.size(-1))
@@ -188,12 +154,13 @@ class Direction:
         self.dgx_in = self._gate_tangent(self.x, self.weights["w_ih"], self.weights.get("b_ih"))
         self.dgh_in = self._gate_tangent(self._entered(), self.w_hh, self.weights.get("b_hh"))
         moved = None if self.w_hr is None else self.w_hr.tangent
-        sources = [self.dgx_in, self.dgh_in, moved, *(t.tangent for t in self.initial)]
+        own = [t.tangent for t in (*self.initial, *self.params)]
+        sources = [self.dgx_in, self.dgh_in, moved, *own]
         if all(t is None for t in sources):
             return [None] * self.cell.S, [None] * self.cell.S
         if self._by_kernel():
             every = [self._loop_by_kernel(total(self.dgx_in, self.dgh_in))]
-            raw, by_h, state = every[0], None, [every[0][self.steps.order[-1]]]
+            raw, by_h, state = every[0], None, [every[0][self.steps.order[-1]].clone()]
         else:
             every, raw, by_h, state = self._loop(*self._sources(moved))
         self.dgh_in = total(self.dgh_in, by_h)
@@ -219,6 +186,9 @@ class Direction:
         for jacobian, t in pairs:
             for k, of_gate in enumerate(() if t is None else t.chunk(self.cell.G, -1)):
                 u.addcmul_(jacobian[:, :, :, k], of_gate[:, :, None])
+        for jacobian, (_, t) in zip(self.of_params, self.params, strict=True):
+            if t is not None:
+                u.addcmul_(jacobian, t)
         if moved is not None:
             assert self.h_raw is not None
             moved = self.h_raw.value @ moved.t()
@@ -229,19 +199,21 @@ class Direction:
         depends on one gate and nothing else, its Jacobian is one number, and both loops are alike.
         """
         cell, steps = self.cell, self.steps
-        one = cell.G == cell.S == 1 and cell.K == cell.A == 0 and self.of_states[0] is None
+        one = cell.G == cell.S == 1 and cell.K == cell.A == cell.P == cell.E == 0
+        one = one and cell.recurrent and self.of_states[0] is None
         others = (self.w_hr, self.h_mask, steps.still, steps.cut)
         return one and all(t is None for t in others)
 
     def _loop_by_kernel(self, gates: Maybe) -> Tensor:
         """``h' = J (gates + W_hh h')`` [T, B, H]: backward's ``dgates = J (dy + W_hh^T dgates)``,
         with the steps the other way round and W_hh transposed."""
-        y, first, d = self.next[0].value, self.initial[0].tangent, self.steps.d
+        assert self.w_hh is not None
+        y, first, turned = self.next[0].value, self.initial[0].tangent, self.steps.turned
         w, empty, dy = self.w_hh.value.t(), y.new_empty(0), or_zero(gates, y)
         if first is not None:
             dy = dy.clone()
             dy[self.steps.order[0]] += first @ w
-        if d == 0:
+        if not turned:
             y, dy = y.flip(0), dy.flip(0)
         dgates = self.backward(
             self.cell.name, 1, 1, 1, False, "concat", 0, "none", 1.0, dy, None, None, None, None,
@@ -249,13 +221,13 @@ class Direction:
             None, None, None, None, None, False, False, False,
         )[0]  # fmt: skip
         found = dgates[0, :, :, 0]
-        return found.flip(0) if d == 0 else found
+        return found if turned else found.flip(0)
 
-    def _loop(self, u: Tensor, moved: Maybe) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
+    def _loop(self, u: Tensor, moved: Maybe) -> tuple[list[Tensor], Tensor, Maybe, list[Tensor]]:
         """``next' = u + J_gh (W_hh h') + J_prev prev'``: all states, h before the projection,
         ``W_hh h'``, and the last states."""
         steps, sizes = self.steps, (-1, 1, self.cell.G, u.size(-1))
-        w_hh = self.w_hh.value.t().contiguous()
+        w_hh = None if self.w_hh is None else self.w_hh.value.t().contiguous()
         w_hr = None if self.w_hr is None else self.w_hr.value.t()
         u_at, gates_at = u.unbind(), self.of_gh.unbind()
         states_at = [None if t is None else t.unbind() for t in self.of_states]
@@ -264,8 +236,10 @@ class Direction:
         raw, by_h = [], []
         for t in steps.order:
             before = state if steps.cut is None else [s.masked_fill(steps.cut[t], 0) for s in state]
-            by_h.append(self._masked(before[0]) @ w_hh)
-            found = u_at[t] + (gates_at[t] * by_h[-1].view(sizes)).sum(2)
+            found = u_at[t]
+            if w_hh is not None:
+                by_h.append(self._masked(before[0]) @ w_hh)
+                found = found + (gates_at[t] * by_h[-1].view(sizes)).sum(2)
             for at, s in zip(states_at, before, strict=True):
                 if at is not None:
                     found = torch.addcmul(found, at[t], s[:, None])
@@ -278,10 +252,11 @@ class Direction:
             state = next
             for of, s in zip(every, state, strict=True):
                 of.append(s)
-        return [self._in_time(of) for of in every], self._in_time(raw), self._in_time(by_h), state
+        through_w = self._in_time(by_h) if by_h else None
+        return [self._in_time(of) for of in every], self._in_time(raw), through_w, state
 
     def _in_time(self, of_steps: list[Tensor]) -> Tensor:
-        return torch.stack(of_steps if self.steps.d == 0 else of_steps[::-1])
+        return torch.stack(of_steps[::-1] if self.steps.turned else of_steps)
 
     def entering(
         self,
@@ -298,16 +273,21 @@ class Direction:
         if A:
             self.dgh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
         self.dproj = dproj
-        dnext = self._dnext(self._masked(self.dgh @ self.w_hh.value), of_states, of_last)
-        of_gx, of_gh, to_prev = self._changes(dnext)
-        by_w = total(product(of_gh, self.w_hh.value), product(self.dgh, self.w_hh.tangent))
-        to_prev[0] = total(to_prev[0], None if by_w is None else self._masked(by_w))
+        through_w = torch.zeros_like(self.prev[0].value)
+        if self.w_hh is not None:
+            through_w = self._masked(self.dgh @ self.w_hh.value)
+        of_gx, of_gh, to_prev, of_params = self._changes(self._dnext(through_w, of_states, of_last))
+        if self.w_hh is not None:
+            by_w = total(product(of_gh, self.w_hh.value), product(self.dgh, self.w_hh.tangent))
+            to_prev[0] = total(to_prev[0], None if by_w is None else self._masked(by_w))
         pairs = [self.steps.leaving(t) for t in to_prev]
-        return Entering(of_gx, of_gh, [every for every, _ in pairs], [first for _, first in pairs])
+        every, first = [every for every, _ in pairs], [first for _, first in pairs]
+        return Entering(of_gx, of_gh, every, first, of_params)
 
-    def _changes(self, dnext: Sequence[Dual]) -> tuple[Tensor, Tensor, list[Maybe]]:
-        """The tangents of the gradients of both parts of the gates [T, B, G*H] and of the states
-        before each step, by the change of what the cell multiplies with; in torch's forward mode.
+    def _changes(self, dnext: Sequence[Dual]) -> tuple[Tensor, Tensor, list[Maybe], list[Maybe]]:
+        """The tangents of the gradients of both parts of the gates [T, B, G*H], of the states
+        before each step and of the cell's own parameters [H], by the change of what the cell
+        multiplies with; in torch's forward mode.
 
         Some steps at a time: then what the cell's many operations hand on is found in a cache.
         """
@@ -318,35 +298,45 @@ class Direction:
         of_prev = {
             j: of_gx.new_empty(T, B, H) for j, at in enumerate(self.of_states) if at is not None
         }
-        n = max(1, _BLOCK // (B * H))
+        of_params: list[Maybe] = [None] * cell.P
+        n = max(1, _BLOCK // max(1, B * H))
         for first in range(0, T, n):
             at = slice(first, first + n)
-            prev, next, d = (
-                [joined(Dual(t.value[at], part(t.tangent, at))) for t in of]
-                for of in (self.prev, self.next, dnext)
+            prev = self._before(at)
+            next, d = (
+                [Dual(t.value[at], part(t.tangent, at)) for t in of] for of in (self.next, dnext)
             )
-            dgx, dgh, dprev = cell.backward(self._saved(at), prev, next, d)
+            # All have a tangent: what torch does of one tensor that has and one that has not takes
+            # several times as long.
+            of_prev_at, of_next, of_dnext = (
+                [joined(filled(t)) for t in of] for of in (prev, next, d)
+            )
+            dgx, dgh, dprev = cell.backward(self._saved(at), of_prev_at, of_next, of_dnext)
             for out, found in ((of_gx, dgx), (of_gh, dgh))[: 1 + (cell.A > 0)]:
                 pairs = [apart(t) for t in found]
                 torch.cat([or_zero(t, value) for value, t in pairs], -1, out=out[at])
             for j, out in of_prev.items():
                 value, t = apart(dprev[j])
                 out[at] = or_zero(t, value)
+            for j in range(cell.P):
+                t = apart(dprev[cell.S + j]).tangent
+                added = None if t is None else self.steps.quiet(t, at).sum((0, 1))
+                of_params[j] = total(of_params[j], added)
         # A cell may have no derivative at the zeros that stand in the padding.
         of_gx, of_gh = self.steps.quiet(of_gx), self.steps.quiet(of_gh)
-        return of_gx, of_gh, [of_prev.get(j) for j in range(cell.S)]
+        return of_gx, of_gh, [of_prev.get(j) for j in range(cell.S)], of_params
 
     def _saved(self, at: slice) -> list[Tensor]:
         """What backward takes at some steps, in torch's forward mode."""
         values = [t[at] for t in self.saved]
         gates = (part(self.dgx_in, at), part(self.dgh_in, at))
-        entered = [part(t.tangent, at) for t in self.prev]
-        if not values or all(t is None for t in (*gates, *entered)):
+        before = self._before(at)
+        if not values or all(t is None for t in (*gates, *(t.tangent for t in before))):
             return values
         zero = values[0].new_zeros(()).expand(*values[0].shape[:-1], self.dgx.size(-1))
         chunks = [(zero if t is None else t).chunk(self.cell.G, -1) for t in gates]
-        prev, next = ([t.value[at] for t in of] for of in (self.prev, self.next))
-        moved = [or_zero(t, p) for t, p in zip(entered, prev, strict=True)]
+        prev, next = [t.value for t in before], [t.value[at] for t in self.next]
+        moved = [or_zero(t, p) for p, t in before[: self.cell.S + self.cell.P]]
         changes = self.cell.tangents(values, prev, next, chunks[0], chunks[1], moved)
         return [joined(Dual(*pair)) for pair in zip(values, changes, strict=True)]
 
@@ -391,22 +381,34 @@ class Direction:
             dnext[0] = given
         return dnext
 
-    def gradients(self, dgates: Maybe, dproj: Maybe, entered: Entering) -> dict[str, Maybe]:
-        """The tangents of the gradients of the weights and of x, by name, from those of the gates
-        that the loop has found for what entered it."""
+    def gradients(
+        self, dgates: Maybe, dproj: Maybe, dunit: Maybe, entered: Entering
+    ) -> dict[str, Maybe]:
+        """The tangents of the gradients of the weights and of x, by name, from those of the gates,
+        and what rows add to those of the cell's own parameters [.., P*H], that the loop has found
+        for what entered it."""
         G, A, H = self.cell.G, self.cell.A, self.of_gh.size(-1)
-        dgx = dgh = part(dgates, ..., slice(0, G * H))
+        dgx = part(dgates, ..., slice(0, G * H))
+        of_gh: Maybe = None
         if A and dgates is not None:
-            dgh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
-        dgx, dgh = total(dgx, entered.of_gx), total(dgh, entered.of_gh)
+            of_gh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
+        dgx = dgh = total(dgx, entered.of_gx)
+        if A:
+            dgh = total(of_gh, entered.of_gh)
         x, h, w_ih = self.x, self._entered(), self.weights["w_ih"]
         found = {
             "x": total(product(dgx, w_ih.value), product(self.dgx, w_ih.tangent)),
             "w_ih": total(over_steps(dgx, x.value), over_steps(self.dgx, x.tangent)),
             "w_hh": total(over_steps(dgh, h.value), over_steps(self.dgh, h.tangent)),
             "b_ih": None if dgx is None else dgx.sum((0, 1)),
-            "b_hh": None if dgh is None else dgh.sum((0, 1)),
         }
+        found["b_hh"] = once = found["b_ih"]
+        if dgh is not None and once is not None:  # in memory of its own: callers may change it
+            found["b_hh"] = dgh.sum((0, 1)) if A else once.clone()
+        sums = None if dunit is None else dunit.sum(0).to(x.value.dtype)
+        for k, name in enumerate(own_names(self.cell)):
+            own = part(sums, slice(k * H, (k + 1) * H))
+            found[name] = total(own, entered.of_params[k])
         if self.h_raw is not None:
             parts = over_steps(dproj, self.h_raw.value), over_steps(self.dproj, self.h_raw.tangent)
             found["w_hr"] = total(*parts)

@@ -23,13 +23,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
+from rnnkernels._core import noise
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, merge
-from rnnkernels._ops.duals import Dual, Maybe, apart, joined, or_zero, part, total
-from rnnkernels._ops.schema import FIRST_WEIGHT, OF_STEPS
-from rnnkernels._ops.tangent_steps import Direction
+from rnnkernels._ops.duals import Dual, Maybe, apart, beside, joined, or_zero, part, total
+from rnnkernels._ops.schema import FIRST_WEIGHT
+from rnnkernels._ops.steps import Packing
+from rnnkernels._ops.tangent_steps import Direction, own_names
 from rnnkernels.cells import find as find_cell
+
+_shown = 0  # bytes of a block that the C library has been shown
 
 
 class Found(NamedTuple):
@@ -40,19 +46,38 @@ class Found(NamedTuple):
     gradients: dict[int, Maybe]
 
 
+def refusal(a: Any, gradients: bool) -> str | None:
+    """Why a call, or the arguments of an op, cannot go this way, None where it can; ``gradients``
+    says whether tangents, or derivatives, of gradients are asked for."""
+    T = a.x.size(0) if a.starts is None else a.starts.size(0) - 1
+    if a.x.dtype not in (torch.float32, torch.float64):
+        return "tangents of 16 bits would be rounded at every step"
+    if a.x.size(0) == 0:
+        return "there is no step"
+    if find_cell(getattr(a, "cell_name", None) or a.cell).normed:
+        return "layer_norm: the change of a norm in every step is not written down"
+    if gradients and a.clip != "none":
+        return "grad_clip: the loop backwards is none of a derivative of forward"
+    if 0 < a.window < T:
+        return "truncate: tangents stop between windows, which the loop does not know"
+    return None
+
+
 def takes(a: SimpleNamespace, tensors: Sequence[Maybe], gradients: bool) -> bool:
-    """Whether this is a way for a call: where gradients are asked for, without bounds and windows,
-    which make the loop that of another function; for layers of one head and cells that have a W_hh
-    and neither parameters nor noise, whose part in a step it does not know."""
-    plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
-    if not plain or a.x.size(0) == 0 or a.x.dtype not in (torch.float32, torch.float64):
+    """Whether this is a way for a call: for plain tensors that no transform has a part in, but a
+    torch.func.jvp around all of them."""
+    if any(type(t) not in (Tensor, nn.Parameter) for t in tensors if t is not None):
         return False
-    cell = find_cell(a.cell)
-    if cell.P or cell.E or not cell.recurrent or a.heads > 1:
+    changed = any(transformed(t) for t in tensors if t is not None)
+    if (changed and not _only_jvp()) or (gradients and a.lanes):
         return False
-    if any(transformed(t) for t in tensors if t is not None):
-        return False
-    return not gradients or not (a.lanes or a.clip != "none" or 0 < a.window < a.x.size(0))
+    return refusal(a, gradients) is None
+
+
+def _only_jvp() -> bool:
+    """Whether what runs now is for one torch.func.jvp, with no other transform below it."""
+    below = retrieve_all_functorch_interpreters()
+    return [each.key() for each in below] == [TransformType.Jvp]
 
 
 def transformed(t: Tensor) -> bool:
@@ -70,7 +95,7 @@ def find(
     """The tangents that those of what a call takes bring about. ``a`` has the arguments of an op
     without any, ``tangents`` are by their names; ``wanted`` are the numbers of gradients."""
     with torch.no_grad(), _forward_mode():
-        packing = None if a.starts is None else _Packing(a)
+        packing = None if a.starts is None else Packing(a)
         if packing:
             a, tangents = packing.padded(a, tangents)
         call = _Call(a, tangents, of_weights)
@@ -80,45 +105,8 @@ def find(
                 outputs[i] = packing.packed(outputs[i], dim)
             if 0 in gradients:
                 gradients[0] = packing.packed(gradients[0], 0)
+        call.show_freed_beside()
         return Found(outputs, gradients)
-
-
-class _Packing:
-    """Between packed steps [N, ...] and padded ones [T, B, ...]."""
-
-    def __init__(self, a: SimpleNamespace) -> None:
-        T, B = a.starts.size(0) - 1, a.h0.size(1)
-        rows = torch.arange(B, device=a.starts.device)
-        there = (torch.arange(T, device=a.starts.device)[:, None] < a.lengths).flatten()
-        # Padding holds what lies at the first place, and nobody looks.
-        self.places = (a.starts[:-1, None] + rows).flatten() * there
-        self.steps = there.nonzero()[:, 0]
-        self.sizes = T, B
-
-    def padded(
-        self, a: SimpleNamespace, tangents: dict[str, Maybe]
-    ) -> tuple[SimpleNamespace, dict[str, Maybe]]:
-        """A call and tangents of padded steps."""
-        changed: dict[str, Any] = {"starts": None}
-        moved = dict(tangents)
-        for name in OF_STEPS:
-            value, dim = getattr(a, name, None), OF_STEPS[name] - 1
-            if isinstance(value, (list, tuple)):
-                changed[name] = [t if t.dim() == 3 else self._padded(t, dim) for t in value]
-            elif value is not None:
-                changed[name] = self._padded(value, dim)
-            if name in tangents:
-                moved[name] = self._padded(tangents[name], dim)
-        return SimpleNamespace(**vars(a) | changed), moved
-
-    def _padded(self, t: Maybe, dim: int) -> Maybe:
-        if t is None or t.numel() == 0:  # zero, or not kept
-            return t
-        found = t.index_select(dim, self.places)
-        return found.view(*t.shape[:dim], *self.sizes, *t.shape[dim + 1 :])
-
-    def packed(self, t: Maybe, dim: int) -> Maybe:
-        return None if t is None else t.flatten(dim, dim + 1).index_select(dim, self.steps)
 
 
 @contextmanager
@@ -136,7 +124,7 @@ def _stacked(parts: Sequence[Maybe], like: Sequence[Tensor], dim: int = 0) -> Ma
     if all(t is None for t in parts):
         return None
     pairs = zip(parts, like, strict=True)
-    return torch.stack([torch.zeros_like(z) if t is None else t for t, z in pairs], dim)
+    return beside([torch.zeros_like(z) if t is None else t for t, z in pairs], dim)
 
 
 def _beside_h(states: Sequence[Maybe], like: Tensor) -> Maybe:
@@ -184,27 +172,32 @@ class _Layer:
         h0: Dual,
         c0: Dual | None,
     ) -> None:
-        self.a, self.D, self.R = a, a.directions, h0.value.size(-1)
+        self.a, self.D, self.R = a, a.directions * a.heads, h0.value.size(-1)
+        cell = find_cell(a.cell)
         on = torch._C._dispatch_has_kernel_for_dispatch_key(
             "rnnkernels::sequence_forward", x.value.device.type.upper()
         )
         self.ops = torch.ops.rnnkernels if on else torch.ops.rnnkernels_triton
+        own = slice(index * self.D, (index + 1) * self.D)
+        draws = None if a.draws is None else noise.of_stream(a.draws, own.start)
         self.call = Call(
-            a.cell, 1, self.D, 1, a.projected, "concat", 0, "none", 1.0, x.value,
+            a.cell, 1, a.directions, a.heads, a.projected, "concat", 0, "none", 1.0, x.value,
             [w.value for w in weights], h0.value, None if c0 is None else c0.value,
-            lengths=a.lengths, reset=a.reset, save=True, all_states=True,
-            h_mask=None if a.h_mask is None else a.h_mask[index * self.D :][: self.D],
+            lengths=a.lengths, reset=a.reset, noise=a.noise, draws=draws, save=True,
+            all_states=True, h_mask=None if a.h_mask is None else a.h_mask[own],
         )  # fmt: skip
         self.y, self.every_c, h_raw, self.saved = self._results(index)
         self.c = None if c0 is None else self.every_c[0]  # [T, B, D, C*H]
-        self.C = find_cell(a.cell).C
-        each = len(weights) // self.D
-        self.directions, self.names = [], []
+        self.C = cell.C
+        each = len(weights) // a.directions
+        self.directions = []
+        values = [w.value for w in weights[:each]]
+        of_first = LayerWeights.from_list(values, a.projected, cell.P, cell.recurrent)
+        present = zip(LayerWeights._fields, of_first[:-1], strict=False)
+        self.names = [name for name, value in present if value is not None] + own_names(cell)
         for d in range(self.D):
-            own = list(weights[d * each : (d + 1) * each])
-            values = LayerWeights.from_list([w.value for w in own], a.projected)
-            present = zip(LayerWeights._fields, values[:-1], strict=False)
-            names = [name for name, value in present if value is not None]
+            turned, head = divmod(d, a.heads)
+            mine = [_of_head(w, head, a.heads) for w in weights[turned * each :][:each]]
             initial = [Dual(h0.value[d], part(h0.tangent, d))]
             states = [self.y[..., d * self.R : (d + 1) * self.R]]
             if c0 is not None:
@@ -216,13 +209,22 @@ class _Layer:
                 states += self.c[:, :, d].chunk(self.C, -1)
             raw = h_raw[0, :, :, d] if a.projected else None
             kept = self.saved[0, :, :, d] if self.saved.dim() > 1 else self.saved
-            named = dict(zip(names, own, strict=True))
+            named = dict(zip(self.names, mine, strict=True))
             loop = self.ops.sequence_backward
             mask = None if self.call.h_mask is None else self.call.h_mask[d]
+            drawn = self._drawn(draws, d)
             self.directions.append(
-                Direction(a, d, x, named, initial, states, raw, kept, mask, loop)
+                Direction(a, turned > 0, x, named, initial, states, raw, kept, mask, drawn, loop)
             )
-            self.names.append(names)
+
+    def _drawn(self, draws: Maybe, d: int) -> list[Tensor]:
+        """What the cell draws in a direction, [T, B, H] each."""
+        if self.a.noise is None:
+            return []
+        T, B = self.y.shape[:2]
+        steps = torch.arange(T, device=self.y.device)[:, None, None]
+        like = self.y.new_empty(()).expand(T, B, self.call.H)
+        return noise.at_step(self.a.noise, draws, steps, d, like)
 
     def _results(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What forward has kept: y, c, h_raw and saved, as of a call of this layer alone."""
@@ -257,22 +259,23 @@ class _Layer:
         return [None] * self.C if t is None else t.chunk(self.C, -1)
 
     def _loop(self, dy: Maybe, dh_n: Maybe, dc_n: Maybe, dc: Maybe) -> Any:
-        """Backward's kernel: dgates, dproj, dh0 and dc0; dc is [T, B, D, C*H]."""
+        """Backward's kernel: dgates, dproj, dunit, dh0 and dc0; dc is [T, B, D, C*H]."""
         call, every = self.call, None if dc is None else dc[None]
         empty = self.y.new_empty(0)
-        dgates, dh0, dc0, dproj, _, _ = self.ops.sequence_backward(
+        dgates, dh0, dc0, dproj, _, dunit = self.ops.sequence_backward(
             *call[: Call._fields.index("x")], dy, dh_n, dc_n, None, every,
             call.weights, call.h0, call.c0, None, call.h_mask, self.y, empty, self.every_c,
-            self.saved, call.lengths, None, call.reset, None, None, False, True, False,
+            self.saved, call.lengths, None, call.reset, call.noise, call.draws, False, True, False,
         )  # fmt: skip
-        return dgates[0], dproj[0] if self.a.projected else None, dh0, dc0
+        of_params = dunit[0] if find_cell(self.a.cell).P else None
+        return dgates[0], dproj[0] if self.a.projected else None, of_params, dh0, dc0
 
     def backward(
         self, dy: Dual | None, dh_n: Dual | None, dc_n: Dual | None, dc: Dual | None
     ) -> list[dict[str, Maybe]]:
         """The tangents of the gradients, by name, of each direction: x, h0, c0 and the weights."""
         given = (dy, dh_n, dc_n, dc)
-        dgates, dproj, _, _ = self._loop(*(None if t is None else t.value for t in given))
+        dgates, dproj, *_ = self._loop(*(None if t is None else t.value for t in given))
         entered = []
         R = self.R
         for d, of in enumerate(self.directions):
@@ -293,19 +296,44 @@ class _Layer:
         changes = [None if t is None else t.tangent for t in given]
         changes[0] = total(changes[0], None if to_y is None else to_y.flatten(2))
         changes[3] = total(changes[3], to_c)
-        dgates = dproj = dh0 = dc0 = None
+        dgates = dproj = dunit = dh0 = dc0 = None
         if any(t is not None for t in changes):
-            dgates, dproj, dh0, dc0 = self._loop(*changes)
+            dgates, dproj, dunit, dh0, dc0 = self._loop(*changes)
         results = []
         for d, (of, e) in enumerate(zip(self.directions, entered, strict=True)):
             mine = slice(None), slice(None), d
-            found = of.gradients(part(dgates, *mine), part(dproj, *mine), e)
+            own = part(dunit, slice(None), d)
+            found = of.gradients(part(dgates, *mine), part(dproj, *mine), own, e)
             found["h0"] = total(part(dh0, d), e.of_initial[0])
             if self.c is not None:
                 assert self.call.c0 is not None
                 found["c0"] = total(part(dc0, d), _beside_h(e.of_initial, self.call.c0[d]))
             results.append(found)
         return results
+
+    def of_weights(self, results: list[dict[str, Maybe]]) -> list[Maybe]:
+        """What ``backward`` has found for the weights, in their order, with the rows of all heads
+        of a direction."""
+        found, heads = [], self.a.heads
+        for first in range(0, self.D, heads):
+            of, some = self.directions[first].weights, results[first : first + heads]
+            for name in self.names:
+                parts = [result[name] for result in some]
+                if heads == 1:
+                    found.append(parts[0])
+                    continue
+                whole = _stacked(parts, [of[name].value] * heads)
+                found.append(None if whole is None else whole.flatten(0, 1))
+        return found
+
+
+def _of_head(w: Dual, head: int, heads: int) -> Dual:
+    """The rows of a head of those of all heads of a direction."""
+    if heads == 1:
+        return w
+    return Dual(
+        w.value.chunk(heads)[head], None if w.tangent is None else w.tangent.chunk(heads)[head]
+    )
 
 
 class _Call:
@@ -327,7 +355,20 @@ class _Call:
         return Dual(value[at], part(tangent, *at)) if at else Dual(value, tangent)
 
     def _rows(self, index: int) -> slice:
-        return slice(index * self.a.directions, (index + 1) * self.a.directions)
+        D = self.a.directions * self.a.heads
+        return slice(index * D, (index + 1) * D)
+
+    def show_freed_beside(self) -> None:
+        """Has the C library keep what is freed now for the next call, which takes as much again: of
+        the largest block that it has seen freed it keeps twice as much (``gradients.cpp``)."""
+        global _shown
+        x, cell = self.a.x, find_cell(self.a.cell)
+        of_unit = cell.G * (cell.S * (1 + (cell.A > 0)) + 4) + 20  # about as many tensors [T, B, H]
+        states = x[..., 0].numel() * self.a.h0.size(0) * self.a.h0.size(-1)
+        size = min(states * of_unit * x.element_size(), 32 << 20)  # which is all that it learns
+        if x.device.type == "cpu" and size > _shown:  # else every page would be faulted in anew
+            _shown = size
+            torch.empty(size, dtype=torch.uint8)
 
     def forward(self) -> list[Maybe]:
         """The tangents of y, h_n, c_n, ys and c."""
@@ -364,7 +405,6 @@ class _Call:
         h0: list[Maybe] = []
         c0: list[Maybe] = []
         g = self._given("dy")
-        place = FIRST_WEIGHT + len(self.weights)
         for index in range(a.layers - 1, -1, -1):
             layer, rows = self.layers[index], self._rows(index)
             if g is not None and a.masks and index + 1 < a.layers:
@@ -379,11 +419,8 @@ class _Call:
                 self._given("dc_n", rows),
                 self._given("dc", index),
             )
-            place -= sum(len(names) for names in layer.names)
-            at = place
-            for names, result in zip(layer.names, results, strict=True):
-                found |= {at + i: result[name] for i, name in enumerate(names)}
-                at += len(names)
+            first = FIRST_WEIGHT + index * (len(self.weights) // a.layers)
+            found |= dict(enumerate(layer.of_weights(results), first))
             h0[:0] = [result["h0"] for result in results]
             c0[:0] = [result.get("c0") for result in results]
             dx = total(*(result["x"] for result in results))

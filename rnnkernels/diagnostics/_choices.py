@@ -29,6 +29,8 @@ class Choice:
             the packed weights that :mod:`rnnkernels.serving` tells about, if any are kept.
         checked: on a GPU, what is known of each family of the backend's kernels there: not yet
             checked, passed, or refused and why.
+        derivatives: which derivatives beyond gradients (double backward, forward mode) its kernels
+            leave to the reference, and why; empty where they have them all.
     """
 
     module: str
@@ -39,6 +41,7 @@ class Choice:
     refusals: dict[str, str]
     detail: str = ""
     checked: str = ""
+    derivatives: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Explanation:
             lines.append(f"{watch.label(c.module, c.layer)}: {c.call} -> {chosen}")
             lines += [f"    {c.detail}"] * bool(c.detail)
             lines += [f"    check on first use: {c.checked}"] * bool(c.checked)
+            lines += [f"    {c.derivatives}"] * bool(c.derivatives)
             lines += [f"    not {name}: {reason}" for name, reason in c.refusals.items()]
         lines = lines or ["no layer of rnnkernels was run"]
         for other in self.others:
@@ -112,11 +116,14 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         result = backends[chosen or "reference"].run(call)
         detail = backends[chosen].detail(call) if chosen else ""
         checked = backends[chosen].checked(call) if chosen else ""
+        derivatives = backends[chosen].derivatives(call) if chosen else ""
         module = running[-1] if running else ""
         for index, layer in enumerate(call.numbers):
             text = _describe(call, index)
             found.choices.append(
-                Choice(module, layer, text, asked_for, chosen, refusals, detail, checked)
+                Choice(
+                    module, layer, text, asked_for, chosen, refusals, detail, checked, derivatives
+                )
             )
         return result
 

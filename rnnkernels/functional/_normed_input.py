@@ -31,7 +31,8 @@ def input_part(x: Tensor, w_ih: Tensor, weight: Tensor, groups: Sequence[int]) -
     if invariant and not plain:
         raise NotImplementedError(
             "batch_invariant: a layer with layer_norm has it as it stands alone, not inside of "
-            "torch.compile, of transforms or of subclasses of tensors. Switch one of them off"
+            "torch.compile, torch.jit.trace, of transforms or of subclasses of tensors. Switch one "
+            "of them off"
         )
     if not plain:
         return _in_torch(x, w_ih, weight, groups)
@@ -46,9 +47,10 @@ def _in_torch(x: Tensor, w_ih: Tensor, weight: Tensor, groups: Sequence[int]) ->
 
 
 def _plain(*tensors: Tensor) -> bool:
-    """Whether neither compilers nor transforms nor subclasses of tensors take part."""
+    """Whether neither compilers nor recorders, transforms or subclasses of tensors take part."""
     return (
         not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and not any(map(_transformed, tensors))

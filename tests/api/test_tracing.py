@@ -58,6 +58,40 @@ def test_jit_trace(name: str) -> None:
     assert same_bits(*grads)
 
 
+class WithLengths(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = rnnkernels.GRU(3, 4, **options)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        y: Tensor = self.layer(x, lengths=lengths)[0]
+        return y
+
+
+@pytest.mark.filterwarnings(*TRACING)
+@pytest.mark.parametrize("grad", [True, False], ids=["recorded with gradients", "without"])
+@pytest.mark.parametrize("option", ["lengths", "layer_norm", "truncate", "recompute"])
+def test_jit_trace_with_lengths(option: str, grad: bool) -> None:
+    """The check records once more without gradients; a trace trains however it was recorded, and
+    what stands in the padding reaches no gradient."""
+    options: dict[str, Any] = {
+        "layer_norm": {"layer_norm": True}, "truncate": {"truncate": (2, 3)},
+        "recompute": {"recompute": 2},
+    }.get(option, {})  # fmt: skip
+    module = WithLengths(**options)
+    given = input_of("GRU"), torch.tensor([5, 2])
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(module, given, check_trace=True)
+    x, lengths = input_of("GRU", 5, 2), torch.tensor([1, 4])
+    padding = torch.arange(5)[:, None, None] >= lengths[:, None]
+    leaves = [x.masked_fill(padding, float("nan")).requires_grad_(), *module.parameters()]
+    out = [run(leaves[0], lengths) for run in (module, traced)]
+    torch.testing.assert_close(out[1], out[0])
+    grads = [torch.autograd.grad(o.square().sum(), leaves) for o in out]
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_call_is_the_same_with_gradients_and_without(name: str) -> None:
     """Which is what a recorder above autograd sees of it."""

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import rnnkernels
 from helpers import compare, draw, outputs_and_gradients, require_backend, run_python, tensors
 from rnnkernels import _backends, _ops, explain, use_backend
+from rnnkernels._ops import tangents
 from rnnkernels.testing import assert_close
 
 F64 = torch.float64
@@ -238,6 +239,44 @@ def test_explain_text() -> None:
     refused = explain(rnnkernels.GRU(3, 4, backend="cuda"), torch.zeros(5, 2, 3))
     assert "-> none: 'cuda' was asked for and refuses" in str(refused)
     assert str(explain(nn.Linear(3, 3), torch.zeros(3))) == "no layer of rnnkernels was run"
+
+
+@pytest.mark.skipif(not HAS_CPU, reason="no compiled kernels")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("options", "x", "who", "why"),
+    [
+        ({"heads": 2, "zoneout": 0.5}, torch.zeros(3, 2, 4), "", ""),
+        ({"truncate": 3}, torch.zeros(3, 2, 4), "", ""),
+        ({"truncate": 2}, torch.zeros(3, 2, 4), "double backward and forward", "truncate"),
+        ({"grad_clip": 1.0}, torch.zeros(3, 2, 4), "double backward", "grad_clip"),
+        ({"layer_norm": True}, torch.zeros(3, 2, 4), "double backward and forward", "layer_norm"),
+        ({"dtype": torch.bfloat16}, torch.zeros(3, 2, 4).bfloat16(), "double backward and", "16"),
+    ],
+)
+def test_explain_tells_who_has_derivatives(
+    options: dict[str, Any], x: torch.Tensor, who: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, asked = rnnkernels.GRU(4, 4, **options), []
+
+    def find(*args: Any) -> Any:
+        asked.append(args)
+        return kernels(*args)
+
+    kernels = tangents.find
+    monkeypatch.setattr(tangents, "find", find)
+    said = explain(module, x).choices[0].derivatives
+    assert said.startswith(who) and why in said and bool(said) == bool(who)
+    with torch.no_grad():
+        torch.func.jvp(lambda x: module(x)[0], (x,), (x,))
+    assert bool(asked) == ("and forward mode" not in said)
+    asked.clear()
+    leaf = x.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(module(leaf)[0].square().sum(), leaf, create_graph=True)
+    dx.sum().backward()
+    assert bool(asked) == ("double backward" not in said)
+    with rnnkernels.batch_invariant():
+        assert "refused: batch_invariant" in explain(module, x).choices[0].derivatives
 
 
 def test_explain_leaves_no_trace() -> None:

@@ -12,11 +12,12 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 import rnnkernels
+import written_cells
 from helpers import draw, tensors
 from rnnkernels import _ops
 from rnnkernels._core.call import Call
 from rnnkernels._ops import tangents
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, find
 
 if _ops.missing is not None:
     pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
@@ -38,6 +39,20 @@ LAYERS: dict[str, dict[str, Any]] = {
     "mean": {"bidirectional": True, "merge_mode": "mean"},
     "projected": {"proj_size": 2, "num_layers": 2, "bidirectional": True},
     "projected, dropped": {"proj_size": 2, "recurrent_dropout": 0.5},
+    "heads": {"heads": 2, "num_layers": 2, "bidirectional": True},
+    "heads, dropped": {"heads": 2, "recurrent_dropout": 0.5},
+    "zoneout": {"zoneout": 0.4, "num_layers": 2, "bidirectional": True},
+}
+#: Written cells: with parameters of their own, with choices, without W_hh, with several states.
+WRITTEN: dict[str, dict[str, dict[str, Any]]] = {
+    "scaled": {
+        "plain": {"num_layers": 2, "bidirectional": True},
+        "heads": {"heads": 2},
+        "heads, zoneout": {"heads": 2, "zoneout": 0.4, "bidirectional": True},
+    },
+    "odd": {"plain": {}},
+    "forgets": {"plain": {"num_layers": 2, "bidirectional": True}, "zoneout": {"zoneout": 0.4}},
+    "crowd": {"plain": {"bidirectional": True}},
 }
 CALLS: dict[str, dict[str, Tensor]] = {
     "plain": {},
@@ -50,7 +65,12 @@ CALLS["both"] = CALLS["lengths"] | CALLS["resets"]
 def layers() -> list[tuple[str, str]]:
     own = {"relu": "RNN", "sigmoid": "RNN", "projected": "LSTM", "projected, dropped": "LSTM"}
     kinds = ("RNN", "LSTM", "GRU")
-    return [(k, name) for name in LAYERS for k in kinds if own.get(name, k) == k]
+    built_in = [(k, name) for name in LAYERS for k in kinds if own.get(name, k) == k]
+    return built_in + [(kind, name) for kind, options in WRITTEN.items() for name in options]
+
+
+def options_of(kind: str, layer: str) -> dict[str, Any]:
+    return WRITTEN[kind][layer] if kind in WRITTEN else LAYERS[layer]
 
 
 class Problem:
@@ -60,12 +80,18 @@ class Problem:
         self, kind: str, options: dict[str, Any], call: dict[str, Tensor], T: int = T
     ) -> None:
         torch.manual_seed(0)
-        self.module: nn.Module = getattr(rnnkernels, kind)(I, H, dtype=F64, **options)
+        written = kind in WRITTEN
+        make = rnnkernels.layer(getattr(written_cells, kind)) if written else None
+        self.module: nn.Module = (make or getattr(rnnkernels, kind))(I, H, dtype=F64, **options)
+        if written:  # parameters of a cell begin as they are all alike
+            with torch.no_grad():
+                for i, p in enumerate(self.module.parameters()):
+                    p += 0.3 * alike(p, 60 + i)
         self.options = call | {"return_all_states": True}
         rows = options.get("num_layers", 1) * (1 + bool(options.get("bidirectional")))
         states = [draw(rows, B, options.get("proj_size", H), seed=2, dtype=F64)]
-        if kind == "LSTM":
-            states.append(draw(rows, B, H, seed=3, dtype=F64))
+        others = find(self.module.cell).C  # type: ignore[arg-type]
+        states += [draw(rows, B, H, seed=3 + i, dtype=F64) for i in range(others)]
         self.inputs = [draw(T, B, I, seed=1, dtype=F64), *states]
 
     def __call__(self, sources: list[Tensor]) -> list[Tensor]:
@@ -145,7 +171,7 @@ def compare(
 @pytest.mark.parametrize("question", [second_order, of_outputs, of_gradients])
 @pytest.mark.parametrize(("kind", "layer"), layers())
 def test_layers(kind: str, layer: str, question: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(question, Problem(kind, LAYERS[layer], CALLS["both"]), monkeypatch)
+    compare(question, Problem(kind, options_of(kind, layer), CALLS["both"]), monkeypatch)
 
 
 @pytest.mark.parametrize("question", [second_order, of_outputs, of_gradients])
@@ -159,6 +185,48 @@ def test_calls(kind: str, call: str, question: Any, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_a_single_step(kind: str, question: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(question, Problem(kind, {}, {}, T=1), monkeypatch)
+
+
+@pytest.mark.parametrize("question", [of_outputs, of_gradients])
+def test_tangents_end_where_windows_do(question: Any) -> None:
+    """As gradients do; the reference has them."""
+    got = question(Problem("GRU", {"truncate": 2}, {}))
+    with rnnkernels.use_backend("reference"):
+        want = question(Problem("GRU", {"truncate": 2}, {}))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("question", ["jvp", "jvp of grad"])
+def test_by_torch_func(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.func.jvp, around everything, of functions and of their gradients."""
+
+    def answer(problem: Problem) -> list[Tensor]:
+        sources = [t.detach() for t in problem.sources()]
+        along = [alike(t, 50 + i) for i, t in enumerate(sources)]
+
+        def run(*sources: Tensor) -> Tensor:
+            return torch.cat([t.flatten() for t in problem([*sources])])
+
+        loss = torch.func.grad(lambda *s: run(*s).square().sum(), tuple(range(len(sources))))
+        asked = run if question == "jvp" else loss
+        return tensors(torch.func.jvp(asked, tuple(sources), tuple(along))[1])
+
+    compare(answer, Problem("LSTM", {"num_layers": 2}, CALLS["both"]), monkeypatch)
+
+
+def test_what_comes_of_torch_func_is_differentiable() -> None:
+    """In parameters that ask for gradients, which torch.func.jvp does not see."""
+    problem = Problem("GRU", {}, {})
+    x, h0 = problem.inputs
+    parameters = list(problem.module.parameters())
+
+    def gradients() -> tuple[Tensor, ...]:
+        slope = torch.func.jvp(lambda x: problem.module(x, h0)[0], (x,), (x,))[1]
+        return torch.autograd.grad(slope.square().sum(), parameters)
+
+    got = gradients()
+    with rnnkernels.use_backend("reference"):
+        torch.testing.assert_close(got, gradients(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -94,6 +94,18 @@ def _(library: Library) -> None:
     assert found.strip() == "False"
 
 
+class Varying(nn.Module):
+    """A layer of rows of unequal lengths."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        y: Tensor = self.layer(x, lengths=lengths)[0]
+        return y
+
+
 @row("torch.export with states as input and output, B dynamic")
 def _(library: Library) -> None:
     class Stream(nn.Module):
@@ -148,6 +160,18 @@ def _(library: Library) -> None:
 @row("jit.trace with its check, run at other sizes")
 def _(library: Library) -> None:
     each(library, lambda m: same(torch.jit.trace(m, (X,))(LONGER), m(LONGER)))
+
+
+@row("jit.trace with its check, lengths as an input", ours_only=True)
+def _(library: Library) -> None:
+    lengths, others = torch.tensor([T, *[T - 2] * (B - 1)]), torch.tensor([1, *[T + 1] * (B + 1)])
+
+    def check(model: Any) -> None:
+        layer = model.layer
+        traced = torch.jit.trace(Varying(layer), (X, lengths))
+        same(traced(LONGER, others), layer(LONGER, lengths=others)[0])
+
+    each(library, check)
 
 
 @row("jit.trace: gradients through the traced module; optimize_for_inference")
