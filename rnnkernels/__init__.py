@@ -15,6 +15,7 @@ from rnnkernels._ops import build_info, library_path
 from rnnkernels.cells import bernoulli, per_unit
 from rnnkernels.functional import AllStates
 from rnnkernels.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from rnnkernels.nn import tracing as _tracing
 from rnnkernels.nn.defined import cell, cell_class, layer
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ else:
             "rnnkernels.nn.gated": nn.GATED,
         },
     )
+    _tracing.to_torch = lambda module: __getattr__("to_torch")(module)
 
 __version__ = "0.1.0"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -34,6 +35,11 @@ def fx_leaf(module: nn.Module, proxy: Proxy, *args: Any, **kwargs: Any) -> Proxy
     return node
 
 
+#: Makes a torch.nn module of one of ours. The package brings it, from rnnkernels.interop, which
+#: stands above the layers.
+to_torch: Callable[[nn.Module], nn.Module] | None = None
+
+
 def scriptable(module: nn.Module) -> nn.Module:
     """The torch.nn module that torch.jit.script compiles in place of one of ours.
 
@@ -41,8 +47,7 @@ def scriptable(module: nn.Module) -> nn.Module:
         TypeError: it is a subclass of ours, or parametrized.
         ValueError: it has an option that torch.nn has not.
     """
-    from rnnkernels.interop import to_torch  # which stands above the layers
-
+    assert to_torch is not None
     try:
         theirs = to_torch(module)
     except (TypeError, ValueError) as error:

@@ -281,7 +281,7 @@ RESETS: list[tuple[str, Any, type[Exception], str]] = [
     ("features", torch.zeros(5, 2, 3, dtype=torch.bool), ValueError, r"reset.*\[5, 2\]"),
     ("float", torch.zeros(5, 2), TypeError, "reset.*float32"),
     ("int", torch.zeros(5, 2, dtype=torch.int64), TypeError, "reset.*int64"),
-    ("list", [[False, False]] * 5, TypeError, "reset.*list"),
+    ("words", [["no", "no"]] * 5, TypeError, "reset: expected"),
     ("device", torch.zeros(5, 2, dtype=torch.bool, device="meta"), RuntimeError, "reset.*device"),
 ]
 

@@ -271,7 +271,7 @@ UNUSUAL: dict[str, tuple[Callable[[Tensor, Any], tuple[Any, Any]], Any]] = {
         lambda x, s: (torch.nested.nested_tensor(list(x.detach())), s),
         (ValueError, NotImplementedError),
     ),
-    "sparse": (lambda x, s: (x.detach().to_sparse(), s), (RuntimeError, NotImplementedError)),
+    "sparse": (lambda x, s: (x.detach().to_sparse(), s), ValueError),
 }
 
 

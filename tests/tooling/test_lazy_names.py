@@ -36,7 +36,7 @@ missing = [n for n in rnnkernels.__all__ if n not in dir(rnnkernels)]
 assert not missing, missing
 if rnnkernels._ops.missing is None:
     from rnnkernels import _C
-    assert _C.load_cell({name!r}, "/nowhere")  # a reason: the cell is known
+    assert _C.load_cell({name!r}, "/nowhere", "cpu")  # a reason: the cell is known
 assert "rnnkernels.nn.gated" in sys.modules or rnnkernels._ops.missing
 assert rnnkernels.cells.find({name!r}).title == "mgu"
 assert rnnkernels.nn.MGU is rnnkernels.MGU and "MGU" in vars(rnnkernels)
