@@ -14,10 +14,6 @@ version = release = rnnkernels.__version__
 copyright = "the authors of rnnkernels, Apache-2.0"
 root_doc = "index"
 exclude_patterns = ["_extensions"]
-suppress_warnings = []
-if not (Path(__file__).parents[1] / "CHANGELOG.md").exists():
-    exclude_patterns.append("changelog.md")
-    suppress_warnings.append("toc.not_readable")
 
 extensions = [
     "myst_parser",
@@ -37,7 +33,7 @@ nitpick_ignore_regex = [
     (r"py:exc", r"[A-Z]\w*(Error|Exception|Warning)"),
     (r"py:class", r"(Tensor|PackedSequence|ndarray|Path|Iterator|Callable|Any|Axes)"),
     # Names of types that stand for a few of Python's, and what is inside of the package.
-    (r"py:class", r"(dict\[str|tuple\[.*|Array|.*\._Norms|.*\.LayerWeights)"),
+    (r"py:class", r"(dict\[str|tuple\[.*|Array|GradClip|Truncate|Zoneout|.*\._Norms|.*\.LayerWeights)"),
     (r"py:class", r"rnnkernels\.streaming\._(chunks\.S|runner\.K)"),
     (r"py:class", r".*\.DefinedCell"),
     (r"py:data", r"rnnkernels\.cells\.CELLS"),
@@ -49,7 +45,6 @@ myst_enable_extensions = ["colon_fence", "html_image"]
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 autosummary_generate = False
 napoleon_google_docstring = True
