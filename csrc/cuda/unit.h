@@ -156,11 +156,15 @@ struct BackwardUnit {
       next[0] = Raw<IO>(call.y[at]);
       dout[0] = Raw<IO>::or_zero(call.dy, at);
     }
+    // One state beside h lies as y does. Said so, for the compiler does not find it, and whole sequences lack
+    // registers.
+    constexpr bool kAsY = Cell::S == 2;
     for (int k = 1; k < Cell::S; ++k) {
-      const int64_t at = beside<Cell>(place.n, k, q.H, i);
-      prev[k] = before(call, call.c0, call.c, slot, s, (Cell::S - 1) * q.H, (k - 1) * q.H + i);
-      next[k] = Raw<IO>(call.c[at]);
-      dout[k] = Raw<IO>::or_zero(call.dc, at);
+      const int64_t there = kAsY ? at : beside<Cell>(place.n, k, q.H, i);
+      prev[k] = kAsY ? before(call, call.c0, call.c, slot, s, q.H, i)
+                     : before(call, call.c0, call.c, slot, s, (Cell::S - 1) * q.H, (k - 1) * q.H + i);
+      next[k] = Raw<IO>(call.c[there]);
+      dout[k] = Raw<IO>::or_zero(call.dc, there);
     }
     Own<Cell>::read(call, slot, s, i, own);
   }
