@@ -44,7 +44,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "packed": ("GRU", BOTH, {}),
     "LSTMCell": ("LSTMCell", {}, {}),
     "RNNCell": ("RNNCell", {"nonlinearity": "relu"}, {}),
+    "stack": ("GRU", {"num_layers": 2}, {}),
+    "projected": ("LSTM", {"proj_size": 2}, {}),
+    "normed": ("GRU", {"layer_norm": True}, {}),
 }
+#: Those whose lanes run one after the other.
+APART = ("stack", "projected", "normed")
 
 
 class Ensemble:
@@ -68,9 +73,10 @@ class Ensemble:
             self.x, self.lengths = draw(*packed.data.shape, seed=1, dtype=F64), packed[1:]
         rows = 3 if name == "packed" else B
         D = 2 if options.get("bidirectional") else 1
-        shape = (rows, H) if one else (D, rows, H)
+        shape = (rows, H) if one else (D * options.get("num_layers", 1), rows, H)
         states = {"LSTM": 2, "LSTMCell": 2, "PeepholeLSTM": 2, "SLSTM": 4}.get(kind, 1)
         hx = [draw(N, *shape, seed=2 + i, dtype=F64) for i in range(states)]
+        hx[0] = hx[0][..., : options.get("proj_size", H)]
         self.hx = tuple(hx) if states > 1 else hx[0]
 
     def __call__(self, parameters: Tensors, hx: Any, x: Tensor) -> list[Tensor]:
@@ -117,9 +123,28 @@ def test_equals_each_alone(name: str) -> None:
     through = lambda: grad(total, (0, 1, 2))(of.parameters, of.hx, of.x)  # noqa: E731
     for run in (lambda: close(each(0, 1), want[:2]), lambda: close(through()[:2], want[:2])):
         loops.append(counted(run)["rnnkernels::sequence_backward"])
-    assert loops == [1, 1]
+    assert loops == ([N, N] if name in APART else [1, 1])
     close(through()[2], want[2].sum(0))
     close(each(2), (want[2],))  # which is no sum over lanes
+
+
+@pytest.mark.parametrize("option", ["lengths", "reset"])
+def test_what_each_lane_has_for_itself(option: str) -> None:
+    """Beside its weights: such lanes run one after the other."""
+    gru = rnnkernels.GRU(I, H, dtype=F64, bidirectional=True)
+    own = {
+        n: torch.stack([p.detach() * (1 + i) for i in range(2)]) for n, p in gru.named_parameters()
+    }
+    x = draw(T, B, I, seed=1, dtype=F64)
+    each = {"lengths": torch.tensor([[1, 4], [2, 3]]), "reset": torch.stack([RESET, ~RESET])}[
+        option
+    ]
+
+    def loss(parameters: Tensors, given: Tensor) -> Tensor:
+        return functional_call(gru, parameters, (x,), {option: given})[0].square().sum()
+
+    one = lambda i: grad(loss)({n: p[i] for n, p in own.items()}, each[i])  # noqa: E731
+    close(vmap(grad(loss))(own, each), stacked(one(i) for i in range(2)))
 
 
 def test_what_only_some_lanes_have() -> None:
