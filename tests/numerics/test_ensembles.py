@@ -147,15 +147,29 @@ def test_what_each_lane_has_for_itself(option: str) -> None:
     close(vmap(grad(loss))(own, each), stacked(one(i) for i in range(2)))
 
 
-def test_what_only_some_lanes_have() -> None:
-    """One weight of each lane, the others and states shared; or states of each and no weight."""
-    of = Ensemble("both")
+@pytest.mark.parametrize("name", ["both", "normed"])
+def test_what_only_some_lanes_have(name: str) -> None:
+    """One weight of each lane, the others and the states shared."""
+    of = Ensemble(name)
     shared, hx = of.lane(0)
     own = shared | {"weight_hh_l0": of.parameters["weight_hh_l0"]}
     dims = {n: 0 if n == "weight_hh_l0" else None for n in own}
     some = lambda i: shared | {"weight_hh_l0": own["weight_hh_l0"][i]}  # noqa: E731
     want = stacked(grad(of.loss, (0, 1))(some(i), hx, of.x) for i in range(N))
     close(vmap(grad(of.loss, (0, 1)), (dims, None, None))(own, hx, of.x), want)
+
+
+def test_what_no_lane_has_for_itself() -> None:
+    """Then there are none to the layer."""
+    gru, x = rnnkernels.GRU(I, H, dtype=F64), draw(T, B, I, seed=1, dtype=F64)
+    parameters = {n: p.detach() for n, p in gru.named_parameters()}
+
+    def run(factor: Tensor) -> Tensor:
+        y: Tensor = functional_call(gru, parameters, (x,))[0]
+        assert not torch._C._functorch.is_batchedtensor(y)
+        return y * factor
+
+    close(vmap(run)(torch.ones(2, dtype=F64))[1], gru(x)[0])
 
 
 def test_two_dimensions_of_lanes() -> None:
