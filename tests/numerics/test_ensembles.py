@@ -160,16 +160,18 @@ def test_what_only_some_lanes_have(name: str) -> None:
 
 
 def test_what_no_lane_has_for_itself() -> None:
-    """Then there are none to the layer."""
-    gru, x = rnnkernels.GRU(I, H, dtype=F64), draw(T, B, I, seed=1, dtype=F64)
+    """Then there are none to the layer, but those of an outer vmap."""
+    gru, x = rnnkernels.GRU(I, H, dtype=F64), draw(2, T, B, I, seed=1, dtype=F64)
     parameters = {n: p.detach() for n, p in gru.named_parameters()}
+    factors = torch.ones(N, dtype=F64)
 
-    def run(factor: Tensor) -> Tensor:
+    def run(factor: Tensor, x: Tensor) -> Tensor:
         y: Tensor = functional_call(gru, parameters, (x,))[0]
-        assert not torch._C._functorch.is_batchedtensor(y)
+        assert torch._C._functorch.maybe_get_level(y) == 1
         return y * factor
 
-    close(vmap(run)(torch.ones(2, dtype=F64))[1], gru(x)[0])
+    found = vmap(lambda x: vmap(run, (0, None))(factors, x))(x)
+    close(found, stacked(gru(some)[0].expand(N, T, B, H) for some in x))
 
 
 def test_two_dimensions_of_lanes() -> None:
