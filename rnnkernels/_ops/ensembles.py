@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rnnkernels._ops import freed
@@ -32,6 +33,10 @@ def are_heads(a: SimpleNamespace, dims: SimpleNamespace) -> bool:
     """Whether lanes are heads of one layer: of an only layer that reads the same in all of them.
     Where kernels keep the weights of a whole call close by, as they do on GPUs, heads are slower
     than one lane after another."""
+    if (
+        torch.compiler.is_exporting()
+    ):  # whose graphs have the call of a lane, and no views in a rule
+        return False
     fits = a.layers == 1 and not a.projected and a.noise is None and not find(a.cell).normed
     # The gradient of x is a sum over heads; of lanes each has its own.
     fits = fits and INPUTS.index("x") not in getattr(a, "wanted", ())

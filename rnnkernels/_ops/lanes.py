@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.predispatch import _add_batch_dim
+from torch._C._functorch import _add_batch_dim, _unwrap_batched
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -208,8 +208,7 @@ def _unwrapped(value: Any, level: int) -> tuple[Any, Dims]:
         pairs = [_unwrapped(v, level) for v in value]
         return [v for v, _ in pairs], [dim for _, dim in pairs]
     if isinstance(value, Tensor):
-        found: tuple[Tensor, int | None] = torch._C._functorch._unwrap_batched(value, level)
-        return found
+        return _unwrap_batched(value, level)
     return value, None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -250,3 +250,17 @@ def test_compiled() -> None:
     torch._dynamo.reset()
     found = torch.compile(run, backend="aot_eager", fullgraph=True)(of.parameters, of.hx, of.x)
     close(found, run(of.parameters, of.hx, of.x))
+
+
+def test_exported() -> None:
+    """The graph has the vmap itself, and whoever runs it one loop."""
+    of = Ensemble("LSTM")
+
+    class Model(nn.Module):
+        def forward(self, parameters: Tensors, hx: Any, x: Tensor) -> Tensor:
+            return vmap(of, (0, 0, None))(parameters, hx, x)[0]  # type: ignore[no-any-return]
+
+    given = (of.parameters, of.hx, of.x)
+    program = torch.export.export(Model(), given).module()
+    calls = counted(lambda: close(program(*given), Model()(*given)))
+    assert calls["rnnkernels::sequence_forward"] == 4  # of either the one in vmap, and one below it
