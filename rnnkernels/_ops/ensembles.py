@@ -31,14 +31,13 @@ SHARED = ("x", "lengths", "starts", "reset")
 
 def are_heads(a: SimpleNamespace, dims: SimpleNamespace) -> bool:
     """Whether lanes are heads of one layer: of an only layer that reads the same in all of them.
-    Where kernels keep the weights of a whole call close by, as they do on GPUs, heads are slower
-    than one lane after another."""
+    Not on GPUs, whose kernels for all steps of a layer take no heads."""
     if (
         torch.compiler.is_exporting()
     ):  # whose graphs have the call of a lane, and no views in a rule
         return False
     fits = a.layers == 1 and not a.projected and a.noise is None and not find(a.cell).normed
-    # The gradient of x is a sum over heads; of lanes each has its own.
+    # The gradient of x would be a sum over heads, where each lane has its own.
     fits = fits and INPUTS.index("x") not in getattr(a, "wanted", ())
     return fits and a.x.device.type == "cpu" and all(getattr(dims, s) is None for s in SHARED)
 
