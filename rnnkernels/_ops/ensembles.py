@@ -32,9 +32,8 @@ SHARED = ("x", "lengths", "starts", "reset")
 def are_heads(a: SimpleNamespace, dims: SimpleNamespace) -> bool:
     """Whether lanes are heads of one layer: of an only layer that reads the same in all of them.
     Not on GPUs, whose kernels for all steps of a layer take no heads."""
-    if (
-        torch.compiler.is_exporting()
-    ):  # whose graphs have the call of a lane, and no views in a rule
+    # An exported graph has the call of a lane, and none of the views that a rule takes.
+    if torch.compiler.is_exporting():
         return False
     fits = a.layers == 1 and not a.projected and a.noise is None and not find(a.cell).normed
     # The gradient of x would be a sum over heads, where each lane has its own.
