@@ -2,7 +2,8 @@
 
 Where the lanes share the weights, a call of n lanes of B rows is one call of B*n rows: row b of
 lane i is row ``b * n + i``, so that packed rows still stand longest first, and what a lane has of
-all steps is a matrix with strides. Lanes with weights of their own run one after the other.
+all steps is a matrix with strides. Lanes with weights of their own are heads of one layer where
+they can be (``ensembles.py``), and run one after the other where not.
 
 ``sequence_gradients`` has a rule of its own, since each lane has its own gradients of weights that
 all share: its argument ``lanes`` asks for them. The loop over time is one for all; the products
@@ -18,10 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import _add_batch_dim, _unwrap_batched
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from rnnkernels._ops import ensembles
 from rnnkernels._ops.schema import arguments, rows_of, rows_of_gradient, rows_of_mask
 
+#: The key of kernels that torch.vmap calls.
+_LANES = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 #: Of each argument or result that is a tensor the dimension of the lanes, or None.
 Dims = Any
 OF_FORWARD = ("y", "h_n", "c_n", "ys", "c", "h_raw", "saved")
@@ -134,10 +140,17 @@ def forward(op: Any) -> Callable[..., tuple[Any, Dims]]:
                 rows = rows_of(name, a.starts is not None)
                 assert rows is not None
                 pairs.append((unfold(t, rows, n), rows + 1) if t.dim() > rows else (t, None))
+            return tuple(t for t, _ in pairs), tuple(dim for _, dim in pairs)
+        # What only backward asks for, a node below this rule has kept for itself.
+        last = len(OF_FORWARD) if a.save or a.all_states else OF_FORWARD.index("ys")
+        dropped = range(last, len(OF_FORWARD))
+        if ensembles.are_heads(a, dims):
+            found = op(*ensembles.as_heads(a, dims, n))
+            ensembles.show_freed(found)
+            for place, (name, t) in enumerate(zip(OF_FORWARD, found, strict=True)):
+                empty = t.new_empty(0) if place in dropped else t
+                pairs.append(ensembles.of_lanes(name, empty, a, n))
         else:
-            # What only backward asks for, a node below this rule has kept for itself.
-            last = len(OF_FORWARD) if a.save or a.all_states else OF_FORWARD.index("ys")
-            dropped = range(last, len(OF_FORWARD))
             for t in _stacked(_one_by_one(op, n, in_dims, values), n, dropped):
                 pairs.append((t, 0) if t.dim() > 2 else (t.new_empty(0), None))
         return tuple(t for t, _ in pairs), tuple(dim for _, dim in pairs)
@@ -154,6 +167,12 @@ def gradients(op: Any) -> Callable[..., tuple[Any, Dims]]:
         _refuse_flow(a.record)
         pairs: list[tuple[Tensor, int]] = []
         if not _shared(a, dims):
+            if ensembles.are_heads(a, dims):
+                found, norms = op(*ensembles.as_heads(a, dims, n))
+                inner = a.lanes > 0
+                for position, t in zip(a.wanted, found, strict=True):
+                    pairs.append(ensembles.gradient_of_lanes(position, t, a, n, inner))
+                return ([t for t, _ in pairs], norms), ([dim for _, dim in pairs], None)
             lanes = (found for found, _ in _one_by_one(op, n, in_dims, values))
             whole = _stacked(lanes, n, ())
             return (whole, a.x.new_empty(0)), ([0] * len(whole), None)
@@ -168,6 +187,33 @@ def gradients(op: Any) -> Callable[..., tuple[Any, Dims]]:
         return ([t for t, _ in pairs], norms), ([dim for _, dim in pairs], None)
 
     return rule
+
+
+def of_vmap(rule: Callable[..., tuple[Any, Dims]], op: Any, values: Sequence[Any]) -> Any:
+    """What a rule gives for lanes of torch.vmap. ``torch.library.register_vmap`` does the same, but
+    flattens the arguments as a tree, several times: as much time as a short sequence takes."""
+    interpreter: Any = retrieve_current_functorch_interpreter()
+    level = interpreter.level()
+    with torch._C._ExcludeDispatchKeyGuard(_LANES):
+        own, dims = zip(*(_unwrapped(value, level) for value in values), strict=True)
+        if not _any(dims):
+            return op(*own)
+        info = SimpleNamespace(batch_size=interpreter.batch_size())
+        results, dims = rule(info, dims, *own)
+    return _added(_add_batch_dim, results, dims, level)
+
+
+def _unwrapped(value: Any, level: int) -> tuple[Any, Dims]:
+    if isinstance(value, (list, tuple)):
+        pairs = [_unwrapped(v, level) for v in value]
+        return [v for v, _ in pairs], [dim for _, dim in pairs]
+    if isinstance(value, Tensor):
+        return _unwrap_batched(value, level)
+    return value, None
+
+
+def _any(dims: Dims) -> bool:
+    return any(_any(dim) if isinstance(dim, (list, tuple)) else dim is not None for dim in dims)
 
 
 def of_older_vmap(rule: Callable[..., tuple[Any, Dims]], op: Any, values: Sequence[Any]) -> Any:
@@ -186,7 +232,8 @@ def of_older_vmap(rule: Callable[..., tuple[Any, Dims]], op: Any, values: Sequen
         values = tree_unflatten(flat, spec)
         if n > 1:
             info = SimpleNamespace(batch_size=n)
-            return _added(*rule(info, tree_unflatten(dims, spec), *values), level)
+            results = rule(info, tree_unflatten(dims, spec), *values)
+            return _added(torch._add_batch_dim, *results, level)
     return op(*values)
 
 
@@ -196,17 +243,24 @@ def _removed(value: Any, level: int) -> Any:
     return torch._remove_batch_dim(value, level, 1, 0) if isinstance(value, Tensor) else value
 
 
-def _added(value: Any, dim: Dims, level: int) -> Any:
+def _added(add: Callable[[Tensor, int, int], Any], value: Any, dim: Dims, level: int) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(_added(v, d, level) for v, d in zip(value, dim, strict=True))
-    return value if dim is None else torch._add_batch_dim(value, dim, level)
+        pairs = zip(value, dim, strict=True)
+        return type(value)(_added(add, v, d, level) for v, d in pairs)
+    return value if dim is None else add(value, dim, level)
 
 
 def register(library: str) -> None:
     """Gives the ops of a library their rules."""
-    ops = getattr(torch.ops, library)
-    name, op = f"{library}::sequence_gradients", ops.sequence_gradients
-    rule = gradients(op)
-    torch.library.register_vmap(f"{library}::sequence_forward", forward(ops.sequence_forward))
-    torch.library.register_vmap(name, rule)
-    torch.library.impl(name, "Batched")(lambda *values: of_older_vmap(rule, op, values))
+    for name, rule_of in (("sequence_forward", forward), ("sequence_gradients", gradients)):
+        op = getattr(getattr(torch.ops, library), name)
+        rule = rule_of(op)
+        of_each = {"FuncTorchBatched": of_vmap}
+        if rule_of is gradients:
+            of_each["Batched"] = of_older_vmap
+        for key, of in of_each.items():
+            torch.library.impl(f"{library}::{name}", key)(_kernel(of, rule, op))
+
+
+def _kernel(of: Callable[..., Any], rule: Callable[..., Any], op: Any) -> Callable[..., Any]:
+    return lambda *values: of(rule, op, values)

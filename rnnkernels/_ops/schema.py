@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,12 @@ import torch
 
 def arguments(op: str, values: Sequence[Any]) -> SimpleNamespace:
     """The arguments of an op by the names that its schema has for them."""
-    schema = getattr(torch.ops.rnnkernels, op).default._schema
-    return SimpleNamespace(**{a.name: v for a, v in zip(schema.arguments, values, strict=True)})
+    return SimpleNamespace(**dict(zip(_names(op), values, strict=True)))
+
+
+@cache
+def _names(op: str) -> list[str]:
+    return [a.name for a in getattr(torch.ops.rnnkernels, op).default._schema.arguments]
 
 
 #: Where an argument or result [T, B, ...] has its rows; packed, [N] takes the place of [T, B].

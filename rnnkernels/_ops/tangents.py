@@ -29,13 +29,12 @@ from torch.autograd import forward_ad
 
 from rnnkernels._core import noise
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, merge
+from rnnkernels._ops import freed
 from rnnkernels._ops.duals import Dual, Maybe, apart, beside, joined, or_zero, part, total
 from rnnkernels._ops.schema import FIRST_WEIGHT
 from rnnkernels._ops.steps import Packing
 from rnnkernels._ops.tangent_steps import Direction, own_names
 from rnnkernels.cells import find as find_cell
-
-_shown = 0  # bytes of a block that the C library has been shown
 
 
 class Found(NamedTuple):
@@ -359,16 +358,12 @@ class _Call:
         return slice(index * D, (index + 1) * D)
 
     def show_freed_beside(self) -> None:
-        """Has the C library keep what is freed now for the next call, which takes as much again: of
-        the largest block that it has seen freed it keeps twice as much (``gradients.cpp``)."""
-        global _shown
+        """Has the C library keep what is freed now for the next call, which takes as much again."""
         x, cell = self.a.x, find_cell(self.a.cell)
         of_unit = cell.G * (cell.S * (1 + (cell.A > 0)) + 4) + 20  # about as many tensors [T, B, H]
         states = x[..., 0].numel() * self.a.h0.size(0) * self.a.h0.size(-1)
-        size = min(states * of_unit * x.element_size(), 32 << 20)  # which is all that it learns
-        if x.device.type == "cpu" and size > _shown:  # else every page would be faulted in anew
-            _shown = size
-            torch.empty(size, dtype=torch.uint8)
+        if x.device.type == "cpu":
+            freed.show(states * of_unit * x.element_size())
 
     def forward(self) -> list[Maybe]:
         """The tangents of y, h_n, c_n, ys and c."""

@@ -225,7 +225,7 @@ def test_further_derivatives_in_batches(module: str) -> None:
 
 
 def test_shared_weights_take_one_loop() -> None:
-    """Whatever the number of lanes; those with weights of their own take one each."""
+    """Whatever the number of lanes; those with weights and inputs of their own take one each."""
     case = Case("GRU")
 
     def loops(parameters: Any, dims: int | None) -> int:
