@@ -15,7 +15,8 @@ import torch
 import rnnkernels
 from rnnkernels import _ops
 from rnnkernels._backends import shipped, user_cells
-from rnnkernels.cells import DefinedCell
+from rnnkernels.cells import DefinedCell, define, zoned_out
+from rnnkernels.cells.statements import STATEMENTS
 from rnnkernels.diagnostics import _report
 from rnnkernels.functional._noise import cell_of
 
@@ -137,6 +138,8 @@ def test_which_cells() -> None:
         ("lstm", [True, True]), ("lstm", [False, True]), ("lstm", [True, False]),
     ):  # fmt: skip
         assert cell_of(cell, tuple(zoned)) in names
+        # As where it is the first, or the only one, that a process makes.
+        assert zoned_out(define(STATEMENTS[cell]), tuple(zoned)).name in names
 
 
 def test_which_libraries() -> None:
