@@ -64,7 +64,8 @@ def minutes(torches: int) -> int:
     """About how long a build takes where nothing was built before."""
     work = CPU_NATIVE if processor.without() else CPU
     work += BINDING * torches
-    work += CELLS * len(cells.types(settings.CELLS)) * len(cells.instructions())
+    for_all = set(cells.instructions()) - set(processor.FOR_BFLOAT16)
+    work += CELLS * len(cells.types(settings.CELLS)) * len(for_all)
     if toolkit := cuda_toolkit():
         work += CUDA_ARCH * len(toolkit.archs)
     return max(1, round(work / settings.cores()))
