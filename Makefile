@@ -13,7 +13,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard build_support/*.py) $(shell find csrc -type f)
 FORMATTED = find csrc tests tools examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc'
 FIRST_TORCH := $(if $(filter torch%,$(firstword $(TORCH))),,torch==)$(firstword $(TORCH))
-SETTINGS := $(FIRST_TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERNELS_CUDA_ARCHS)
+SETTINGS := $(FIRST_TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(RNNKERNELS_CUDA_ARCHS) $(RNNKERNELS_CELLS)
 
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
@@ -125,7 +125,7 @@ sanitize-threads: $(VENV)/.test ## Run the threads of the CPU kernels with the t
 	$(BIN)/pytest -q tests/backends/test_thread_team.py $(ARGS)
 
 clean: ## Remove what was built (but not .venv)
-	rm -rf build dist *.egg-info rnnkernels/*.so rnnkernels/_bindings $(VENV)/.built
+	rm -rf build dist *.egg-info rnnkernels/*.so rnnkernels/_bindings rnnkernels/_cells $(VENV)/.built
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

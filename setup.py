@@ -4,6 +4,7 @@
   _bindings/torchX.Y/librnnkernels.so the ops and their autograd, without Python: what a C++
                                       program loads
   _bindings/torchX.Y/_C               the Python module
+  _cells/                             kernels of the package's own cells, where asked for
 
 Read from the environment:
   RNNKERNELS_EXTENSION=0   install the Python package alone
@@ -14,6 +15,9 @@ Read from the environment:
   RNNKERNELS_CUDA_ARCHS    GPU architectures to compile for (default: 80;90a), or all, for wheels:
                            those of EVERY_ARCH that nvcc knows
   RNNKERNELS_NATIVE=1      kernels for this machine's processor alone: a fraction of the time
+  RNNKERNELS_CELLS=1       compile the kernels of the package's own cells (MGU ..., zoneout) too,
+                           for float32 and float64, or for types that it names with commas between
+                           them (default: each machine compiles them on first use)
   RNNKERNELS_SANITIZE      for instance address,undefined: the C++ part alone, instrumented
   MAX_JOBS                 how many compilers run at once
   CXX, CXXFLAGS, LDFLAGS   another compiler, and flags after those of the build

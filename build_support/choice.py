@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from build_support import cuda, processor, settings
+from build_support import cells, cuda, processor, settings
 from build_support.settings import fail
 
 
@@ -56,12 +56,16 @@ def cuda_toolkit() -> cuda.CudaToolkit | None:
 #: module for one torch; CUDA kernels for one architecture. Builds on two processors took 1.5
 #: minutes with one instruction set, 3 with all, 6 with two architectures besides.
 CPU, CPU_NATIVE, BINDING, CUDA_ARCH = 4.2, 1.5, 1.5, 3.2
+#: Of the package's own cells, for one type and instruction set.
+CELLS = 0.35
 
 
 def minutes(torches: int) -> int:
     """About how long a build takes where nothing was built before."""
     work = CPU_NATIVE if processor.without() else CPU
     work += BINDING * torches
+    for_all = set(cells.instructions()) - set(processor.FOR_BFLOAT16)
+    work += CELLS * len(cells.types(settings.CELLS)) * len(for_all)
     if toolkit := cuda_toolkit():
         work += CUDA_ARCH * len(toolkit.archs)
     return max(1, round(work / settings.cores()))

@@ -13,7 +13,7 @@ from typing import Any
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-from build_support import libraries, sbom, settings
+from build_support import cells, libraries, sbom, settings
 from build_support.choice import choice, cuda_toolkit, minutes
 from build_support.settings import fail
 from build_support.torches import torches
@@ -53,6 +53,10 @@ class BuildExt(build_ext):
             clear(package)
         else:  # a wheel has what this build is for, whatever lies there from another
             clear(package, {torch.minor for torch in chosen})
+        if cells.types(settings.CELLS):
+            if not self.inplace:
+                self.run_command("build_py")  # they are derived by the package as it is installed
+            cells.build(package.parent.resolve(), package.resolve() / cells.FOLDER)
 
     def package_folder(self) -> Path:
         return Path(PACKAGE) if self.inplace else Path(self.build_lib, PACKAGE)
@@ -61,6 +65,7 @@ class BuildExt(build_ext):
         """What an installation notes down as its own."""
         package = self.package_folder()
         found = [*package.glob("*.so"), *package.glob(f"{libraries.NAMES['BINDINGS']}/*/*")]
+        found += package.glob(f"{cells.FOLDER}/*.so")
         return sorted(map(str, found))
 
     def get_output_mapping(self) -> dict[str, str]:
@@ -98,6 +103,7 @@ def check() -> None:
         )
     if importlib.util.find_spec("ninja") is None:
         fail("building needs ninja: 'pip install setuptools wheel ninja', then the same again")
+    cells.check()
 
 
 def put(built: Path, to: Path) -> None:
@@ -110,7 +116,8 @@ def put(built: Path, to: Path) -> None:
 
 def clear(package: Path, minors: set[str] | None = None) -> None:
     """Takes away what earlier builds have left: of other sources, or of other versions of torch
-    than these."""
+    than these; and kernels of cells, which each build that is asked to compiles anew."""
+    shutil.rmtree(package / cells.FOLDER, ignore_errors=True)
     for path in (package / libraries.OPS, *package.glob("_C.*.so")):
         path.unlink(missing_ok=True)
     for record in package.glob(f"{libraries.NAMES['BINDINGS']}/*/{libraries.NAMES['RECORD']}"):

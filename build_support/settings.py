@@ -15,6 +15,7 @@ CUDA = os.environ.get("RNNKERNELS_CUDA", "")
 CUDA_ARCHS = os.environ.get("RNNKERNELS_CUDA_ARCHS") or "80;90a"
 SANITIZE = os.environ.get("RNNKERNELS_SANITIZE", "")
 NATIVE = os.environ.get("RNNKERNELS_NATIVE", "") == "1"
+CELLS = os.environ.get("RNNKERNELS_CELLS", "")
 TORCH = os.environ.get("RNNKERNELS_TORCH", "")
 #: Below build/.
 FOLDER = "sanitize" if SANITIZE else "ext"

@@ -80,6 +80,8 @@ def build(tree: Path, torches: list[Path], to: Path, platform: str) -> Path:
     """The wheel from the sources in `tree`, tagged with a platform that it is checked against."""
     environment = {
         **os.environ,
+        # Many who install it have no compiler.
+        "RNNKERNELS_CELLS": os.environ.get("RNNKERNELS_CELLS", "1"),
         "RNNKERNELS_TORCH": os.pathsep.join(map(str, torches)),
         "SOURCE_DATE_EPOCH": epoch(),
     }

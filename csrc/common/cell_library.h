@@ -55,9 +55,12 @@ using CellCompiler = std::function<std::string(const std::string& name, const st
 template <template <class> class Kernels>
 class LoadedCells {
  public:
+  // What is in use of a backend for bfloat16, or for the other types.
+  using Target = const char* (*)(bool bfloat16);
+
   // Loads the library at `path`, which exports a LibraryOf under `name`, made of the sources of this digest; where a
   // target is in use, for that. Returns the reason where it cannot.
-  std::string load(int number, const char* path, const char* name, const char* headers, const char* in_use) {
+  std::string load(int number, const char* path, const char* name, const char* headers, Target target) {
     void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!handle) return dlerror();
     const auto* library = static_cast<const LibraryOf<Kernels>*>(dlsym(handle, name));
@@ -66,8 +69,10 @@ class LoadedCells {
       reason = "it does not export " + std::string(name);
     } else if (std::strcmp(library->headers, headers) != 0) {
       reason = "it was compiled from other sources than this build of rnnkernels";
-    } else if (in_use && std::strcmp(library->target, in_use) != 0) {
-      reason = "it was compiled for " + std::string(library->target) + ", and the kernels in use are for " + in_use;
+    } else if (target) {
+      const char* in_use = target(std::get<const Kernels<BFloat16>*>(library->kernels) != nullptr);
+      if (std::strcmp(library->target, in_use) != 0)
+        reason = "it was compiled for " + std::string(library->target) + ", and the kernels in use are for " + in_use;
     }
     if (!reason.empty()) {
       dlclose(handle);

@@ -8,8 +8,7 @@ LoadedCells<CellKernels>& loaded_cells() {
 }
 
 std::string load_cell_library(int number, const char* path) {
-  const char* in_use = kernels() ? kernels()->name : "none";
-  return loaded_cells().load(number, path, kCellLibrary, kHeadersDigest, in_use);
+  return loaded_cells().load(number, path, kCellLibrary, kHeadersDigest, kernels_name);
 }
 
 }  // namespace rnn::cpu

@@ -103,4 +103,13 @@ const Kernels* kernels() {
   return chosen;
 }
 
+const char* kernels_name(bool bfloat16) {
+  const Kernels* chosen = kernels();
+  if (!chosen) return "none";
+#if defined(__x86_64__) && !defined(RNNKERNELS_WITHOUT_AVX512)
+  if (!bfloat16 && chosen->float32.cells == avx512::kTable.float32.cells) return avx512::kTable.name;
+#endif
+  return chosen->name;
+}
+
 }  // namespace rnn::cpu

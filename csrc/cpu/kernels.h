@@ -119,12 +119,15 @@ struct Kernels {
   Entry<Float16> float16;
 };
 
-// The name of what the library of a cell that is not in AllCells exports; its target is Kernels::name.
+// The name of what the library of a cell that is not in AllCells exports; its target is the kernels_name of its types.
 constexpr const char* kCellLibrary = "rnnkernels_cell";
 
 // The best that this processor runs, or the one that the environment variable RNNKERNELS_CPU_CAPABILITY names
 // (default, avx2, avx512, avx512_bf16, amx). Null where that name is unknown or not supported by this processor.
 const Kernels* kernels();
+
+// The name of the kernels in use for bfloat16, which may be others than those for the rest, or for the rest.
+const char* kernels_name(bool bfloat16);
 
 // Has this processor instructions that multiply numbers of this type? Other libraries use them.
 bool multiplies_bfloat16();

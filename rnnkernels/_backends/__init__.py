@@ -78,6 +78,10 @@ def _checked(run: Callable[[Call], Result]) -> Callable[[Call], Result]:
     return checked
 
 
+def _detail(call: Call) -> str:
+    return "; ".join(filter(None, (user_cells.describe(call), _packed(call))))
+
+
 def _packed(call: Call) -> str:
     """What is kept of the packed weights of a call."""
     packed = _ops.packed_of(call.weights)
@@ -112,7 +116,7 @@ BACKENDS: dict[str, Backend] = {
             _kernels("cpu", user_cells.refusal),
             _ops.run,
             invariant=True,
-            detail=_packed,
+            detail=_detail,
             ready=user_cells.ready,
             derivatives=_derivatives,
         ),

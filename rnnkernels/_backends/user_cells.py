@@ -1,5 +1,5 @@
 """Kernels of cells that users write: compiled on first use for the machine at hand, and kept in the
-user's cache folder.
+user's cache folder. Those of the package's own cells may come compiled with it (``shipped``).
 
 A library has a cell's own few functions for one storage type, and for the instruction set that the
 CPU kernels in use are for (``csrc/cpu/user_cell.inc``) or for the GPUs that are here
@@ -48,12 +48,16 @@ TYPES = {
 }  # fmt: skip
 #: For a processor whose best kernels for bfloat16 are others than those for the rest: the latter.
 REST = {"amx": "avx512", "avx512_bf16": "avx512"}
+#: Where libraries lie that came with the package.
+SHIPPED = PACKAGE / "_cells"
 PATIENCE = 300.0  # seconds that a process waits for another one that compiles the same
 
 _lock = threading.Lock()
 #: By a cell's name, a type and a backend, ``'cpu'`` or ``'cuda'``: '' where its kernels are loaded,
 #: else the reason why they cannot be.
 _found: dict[tuple[str, torch.dtype, str], str] = {}
+#: Of those that are loaded: which came with the package.
+_came: set[tuple[str, torch.dtype, str]] = set()
 _told: set[str] = set()
 
 
@@ -67,7 +71,7 @@ def refusal(call: Call) -> str | None:
 def _reason(name: str, dtype: torch.dtype, backend: str) -> str | None:
     found = _found.get((name, dtype, backend)) or None
     if found is None and backend == "cuda" and written_by_user(name):
-        return None if find_compiler("cuda") else _no_compiler("cuda")
+        return None if find_compiler("cuda") else no_compiler("cuda")
     return found
 
 
@@ -77,6 +81,12 @@ def ready(call: Call) -> str | None:
     if not written_by_user(call.cell_name):
         return None
     return prepare(call.cell_name, call.x.dtype, call.x.device.type)
+
+
+def describe(call: Call) -> str:
+    """Whether the kernels of a call's cell came with the package."""
+    came = (call.cell_name, call.x.dtype, call.x.device.type) in _came
+    return "kernels of this cell came compiled with the package" if came else ""
 
 
 def written_by_user(name: str) -> bool:
@@ -111,6 +121,7 @@ def tell(name: str, dtype: torch.dtype, backend: str) -> None:
 def forget() -> None:
     """What was found of all cells, for tests: what is loaded stays so."""
     _found.clear()
+    _came.clear()
     _told.clear()
 
 
@@ -130,7 +141,7 @@ def find_compiler(backend: str = "cpu") -> list[str] | None:
     return None
 
 
-def _no_compiler(backend: str) -> str:
+def no_compiler(backend: str = "cpu") -> str:
     if backend == "cuda":
         return (
             "no nvcc was found to compile its kernels with (in CUDA_HOME/bin, PATH, "
@@ -139,6 +150,10 @@ def _no_compiler(backend: str) -> str:
     asked = os.environ.get("CXX")
     looked = f"CXX={asked}" if asked else "c++, g++, clang++ on PATH"
     return f"no C++ compiler was found to compile its kernels with ({looked}). Install one"
+
+
+def no_sources() -> str:
+    return f"the C++ sources that it is compiled with are missing from {PACKAGE}"
 
 
 def gpus() -> str:
@@ -161,21 +176,25 @@ def _digest(csrc: Path, backend: str) -> str:
 def _prepare(cell: DefinedCell, dtype: torch.dtype, backend: str) -> str:
     if _ops.missing is not None:
         return f"the compiled part, which its kernels go with, is missing ({_ops.missing})"
-    csrc = headers.folder(PACKAGE)
-    if csrc is None:
-        return f"the C++ sources that it is compiled with are missing from {PACKAGE}"
     build = _ops.build_info()
     digest = build["headers" if backend == "cpu" else "cuda_headers"]
+    type = TYPES[dtype]
+    made_for = target(build["cpu_capability"], type) if backend == "cpu" else gpus()
+    library = Library(cell, type, made_for, digest, backend)
+    if _loads(library, shipped(library)):
+        _came.add((cell.name, dtype, backend))
+        return ""
+    csrc = headers.folder(PACKAGE)
+    if csrc is None:
+        return no_sources()
     if _digest(csrc, backend) != digest:
         return f"the C++ sources in {csrc} are others than this build's. Build rnnkernels again"
     compiler = find_compiler(backend)
     if compiler is None:
-        return _no_compiler(backend)
-    target = build["cpu_capability"] if backend == "cpu" else gpus()
-    if not target:
+        return no_compiler(backend)
+    if not made_for:
         return "there is no GPU here to compile its kernels for"
     try:
-        library = Library(cell, TYPES[dtype], target, digest, backend)
         return _load(library, csrc, compiler)
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or "").strip().splitlines()
@@ -194,26 +213,42 @@ class Library(NamedTuple):
     digest: str  # of the sources
     backend: str = "cpu"
 
+    def file(self, *others: str) -> str:
+        """A name for it, by its content and what else it depends on."""
+        parts = (self.cell.cpp, self.type, self.target, self.digest, self.backend, *others)
+        key = sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return f"{self.cell.name}-{self.type.lower()}-{key}.so"
+
+
+def target(capability: str, type: str) -> str:
+    """The instruction set of the kernels for a type, where those in use have this name."""
+    return capability if type == "BFloat16" else REST.get(capability, capability)
+
+
+def shipped(library: Library) -> Path:
+    """Where it lies if it came with the package, whatever compiled it."""
+    return SHIPPED / library.file()
+
+
+def _loads(library: Library, path: Path) -> bool:
+    """Whether it is there, whole, and loaded now."""
+    return _is_whole(path) and not _ops.load_cell(library.cell.name, str(path), library.backend)
+
 
 def _load(library: Library, csrc: Path, compiler: list[str]) -> str:
     """Loads a cell's library from the cache, where it is put if it is not there."""
-    cell, *rest = library
+    cell = library.cell
     flags = FLAGS if library.backend == "cpu" else NVCC_FLAGS
-    parts = (cell.cpp, *rest, *compiler, _version(tuple(compiler)), *flags)
-    key = sha256("\0".join([*parts, torch.__version__]).encode()).hexdigest()[:16]
-    path = cache.folder() / "cells" / f"{cell.name}-{library.type.lower()}-{key}.so"
-
-    def loaded() -> str:
-        return _ops.load_cell(cell.name, str(path), library.backend)
-
-    if _is_whole(path) and not loaded():
+    file = library.file(*compiler, _version(tuple(compiler)), *flags, torch.__version__)
+    path = cache.folder() / "cells" / file
+    if _loads(library, path):
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
     with cache.turn(path, PATIENCE):
-        if _is_whole(path) and not loaded():
+        if _loads(library, path):
             return ""  # another process has made it
         begin = time.perf_counter()
-        _compile(library, csrc, compiler, path)
+        compile(library, csrc, compiler, path)
         seconds = time.perf_counter() - begin
         print(
             f"rnnkernels: compiled the cell {cell.title} ({cell.name}) for {library.type} on "
@@ -221,7 +256,7 @@ def _load(library: Library, csrc: Path, compiler: list[str]) -> str:
             file=sys.stderr,
             flush=True,
         )
-    return loaded()
+    return _ops.load_cell(cell.name, str(path), library.backend)
 
 
 def _is_whole(path: Path) -> bool:
@@ -234,8 +269,9 @@ def _is_whole(path: Path) -> bool:
     return content[-end:] == sha256(content[:-end]).digest()
 
 
-def _compile(library: Library, csrc: Path, compiler: list[str], path: Path) -> None:
-    """
+def compile(library: Library, csrc: Path, compiler: list[str], path: Path) -> None:
+    """Makes the library at `path`.
+
     Raises:
         CalledProcessError: the compiler failed.
         OSError: a file could not be written.
@@ -253,16 +289,14 @@ def _compile(library: Library, csrc: Path, compiler: list[str], path: Path) -> N
 
 def _cxx(library: Library, csrc: Path, header: Path) -> list[str]:
     """What the CPU's compiler is told but for its output."""
-    _, type, instructions, digest, _ = library
-    file = instructions if type == "BFloat16" else REST.get(instructions, instructions)
     macros = {
         "CELL": f'"{header}"',
-        "CELL_TYPE": type,
-        "CELL_HEADERS": f'"{digest}"',
-        "CELL_KERNELS": f'"{instructions}"',
+        "CELL_TYPE": library.type,
+        "CELL_HEADERS": f'"{library.digest}"',
+        "CELL_KERNELS": f'"{library.target}"',
     }
     said = [*FLAGS, f"-I{csrc}", *(f"-DRNN_{name}={value}" for name, value in macros.items())]
-    return [*said, "-shared", str(csrc / "cpu" / f"kernels_{file}.cpp")]
+    return [*said, "-shared", str(csrc / "cpu" / f"kernels_{library.target}.cpp")]
 
 
 def _nvcc(library: Library, csrc: Path, header: Path) -> list[str]:

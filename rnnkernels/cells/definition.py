@@ -103,7 +103,14 @@ def zoned_out(cell: DefinedCell, zoned: tuple[bool, ...]) -> DefinedCell:
     own. All of ``next`` are those of the cell: an h that is made of c is made of the c before
     zoneout. The probabilities of d are those of a call; here they are zeros.
     """
-    traced = replace(cell.traced, next=list(cell.traced.next), noise=dict(cell.traced.noise))
+    # In a graph of its own: the text, and so the name, follows the order in which nodes were made,
+    # and may not depend on which others a process has zoned out before.
+    traced = replace(
+        cell.traced,
+        next=list(cell.traced.next),
+        noise=dict(cell.traced.noise),
+        graph=cell.traced.graph.copy(),
+    )
     make, leaf = traced.graph.make, traced.graph.leaf
     for i, state in enumerate(traced.states):
         if zoned[i]:

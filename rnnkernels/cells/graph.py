@@ -65,6 +65,12 @@ class Graph:
     def __init__(self) -> None:
         self._nodes: dict[tuple[object, ...], Node] = {}
 
+    def copy(self) -> Graph:
+        """Another with the same nodes, to which more may be added."""
+        other = Graph()
+        other._nodes = dict(self._nodes)
+        return other
+
     def _node(self, op: str, args: Sequence[Node] = (), value: float = 0.0) -> Node:
         key = (op, *(a.index for a in args), value, math.copysign(1.0, value))
         if key not in self._nodes:

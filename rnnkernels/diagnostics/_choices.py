@@ -25,8 +25,9 @@ class Choice:
         asked_for: the backend asked for, or ``'auto'``.
         backend: the backend that runs it; None where the one asked for refuses.
         refusals: the reason of every backend that cannot run it.
-        detail: how the backend lays it out, where there are several ways; on a CPU, the memory of
-            the packed weights that :mod:`rnnkernels.serving` tells about, if any are kept.
+        detail: how the backend lays it out, where there are several ways; on a CPU, whether the
+            kernels of a written cell came with the package, and the memory of the packed weights
+            that :mod:`rnnkernels.serving` tells about, if any are kept.
         checked: on a GPU, what is known of each family of the backend's kernels there: not yet
             checked, passed, or refused and why.
         derivatives: which derivatives beyond gradients (double backward, forward mode) its kernels

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from rnnkernels import _backends, _ops
-from rnnkernels._backends import cache, user_cells
+from rnnkernels._backends import cache, shipped, user_cells
 from rnnkernels.diagnostics._choices import explain
 from rnnkernels.nn import LSTM
 
@@ -58,6 +58,7 @@ def _build() -> dict[str, str]:
     return {
         "kernels for the CPU": f"{info['cpu_capability']}, built by {info['compiler']}",
         "kernels for CUDA": info["cuda_archs"] or "not in this build",
+        "cells in the package": ", ".join(shipped.there()) or "compiled on first use, as others",
         "compiler of written cells": written,
         "cache folder": str(cache.folder()),
     }

@@ -73,8 +73,8 @@ class MGU(DefinedLayer):
     The gate is taken after the recurrent product, as in :class:`torch.nn.GRU`; the paper multiplies
     h by it before. Rows of the weights are in the order f, n.
 
-    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.GRU`; kernels are
-    compiled when it first runs: docs/cells.md.
+    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.GRU`; when
+    kernels are compiled: docs/cells.md.
     """
 
     definition = mgu
@@ -98,8 +98,8 @@ class CIFG(DefinedLayer):
 
     Rows of the weights are in the order i, g, o.
 
-    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.LSTM`; kernels are
-    compiled when it first runs: docs/cells.md.
+    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.LSTM`; when
+    kernels are compiled: docs/cells.md.
     """
 
     definition = cifg
@@ -126,8 +126,8 @@ class PeepholeLSTM(DefinedLayer):
     The peepholes p_i, p_f and p_o are ``weight_p_i_l0`` and so on, ``[hidden_size]`` each. Rows of
     the other weights are in the order i, f, g, o.
 
-    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.LSTM`; kernels are
-    compiled when it first runs: docs/cells.md.
+    Arguments, options, calls, shapes and errors are those of :class:`rnnkernels.LSTM`; when
+    kernels are compiled: docs/cells.md.
     """
 
     definition = peephole_lstm
@@ -150,7 +150,7 @@ class IndRNN(DefinedLayer):
     ``[hidden_size]``, and begins uniform between 0 and 1.
 
     Arguments, options, calls, shapes and errors otherwise are those of :class:`rnnkernels.GRU`;
-    kernels are compiled when it first runs: docs/cells.md.
+    when kernels are compiled: docs/cells.md.
     """
 
     definition = ind_rnn
@@ -184,8 +184,8 @@ class SLSTM(DefinedLayer):
     ``bias_mode='single'``.
 
     ``hx`` and the last states are ``(h, c, n, m)``, ``[L*D, B, H]`` each. Arguments, options, calls
-    and errors otherwise are those of :class:`rnnkernels.LSTM`; kernels are compiled when it first
-    runs: docs/cells.md.
+    and errors otherwise are those of :class:`rnnkernels.LSTM`; when kernels are
+    compiled: docs/cells.md.
     """
 
     definition = slstm

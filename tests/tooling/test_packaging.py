@@ -8,12 +8,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from setuptools import Distribution, Extension
 
 import make_wheel as packing
 import rnnkernels
-from build_support import cuda, readme, sbom
+from build_support import commands, cuda, readme, sbom, settings
 from build_support.torches import Torch
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +142,70 @@ def test_torch_that_is_here_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> N
     here = Path(torch.__file__).parent
     for wanted in (torch.__version__, torch.__version__.partition("+")[0]):
         assert packing.find_torch(packing.version(f"torch=={wanted}")) == here
+
+
+def test_a_wheel_is_asked_to_have_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Unless the environment says which."""
+    asked = []
+
+    def run(command: list[str], env: dict[str, str], **_: Any) -> None:
+        asked.append(env["RNNKERNELS_CELLS"])
+        (tmp_path / "build/wheel").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "build/wheel/x.whl").touch()
+
+    monkeypatch.setattr(packing.subprocess, "run", run)
+    monkeypatch.setattr(packing, "epoch", lambda: "315532800")
+    for setting, found in ((None, "1"), ("0", "0"), ("float32", "float32")):
+        monkeypatch.delenv("RNNKERNELS_CELLS", raising=False)
+        if setting is not None:
+            monkeypatch.setenv("RNNKERNELS_CELLS", setting)
+        packing.build(tmp_path, [], tmp_path / "build/wheel", "auto")
+        assert set(asked) == {found}
+        asked.clear()
+
+
+@pytest.mark.parametrize(("setting", "found"), [("1", ["cell.so"]), ("", [])])
+@pytest.mark.filterwarnings("ignore:setup.py install is deprecated")
+def test_cells_in_a_wheel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str, found: list[str]
+) -> None:
+    """Those that it was asked for; none that an earlier build has left there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rnnkernels").mkdir()
+    (tmp_path / "rnnkernels/__init__.py").touch()
+    monkeypatch.setattr(settings, "CELLS", setting)
+    monkeypatch.setattr(commands, "check", lambda: None)
+    monkeypatch.setattr(commands, "line", lambda: "nothing")
+    monkeypatch.setattr(commands, "torches", lambda: ())
+    monkeypatch.setattr(commands.libraries, "build", lambda chosen: [])
+    monkeypatch.setattr(commands.sbom, "describe", lambda *_: "{}")
+
+    def compile(root: Path, to: Path) -> None:
+        assert (root / "rnnkernels/__init__.py").exists()  # what runs the compiler
+        to.mkdir()
+        (to / "cell.so").touch()
+
+    monkeypatch.setattr(commands.cells, "build", compile)
+    made = Distribution({
+        "name": "rnnkernels", "version": "1.0", "packages": ["rnnkernels"],
+        "script_name": "setup.py", "ext_modules": [Extension("rnnkernels._C", [])],
+        "cmdclass": {
+            "build_ext": commands.BuildExt, "build_py": commands.BuildPy,
+            "bdist_wheel": commands.Wheel,
+        },
+    })  # fmt: skip
+    build = made.get_command_obj("build_ext")
+    build.ensure_finalized()
+    left = Path(build.build_lib, "rnnkernels", commands.cells.FOLDER, "of_an_earlier_build.so")
+    left.parent.mkdir(parents=True)
+    left.touch()
+    made.run_command("build_ext")  # which may be run by itself
+    made.run_command("bdist_wheel")
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = [name for name in archive.namelist() if name.endswith(".so")]
+    assert packed == [f"rnnkernels/_cells/{name}" for name in found]
+    assert [Path(name).name for name in build.get_outputs()] == found
 
 
 def test_two_wheels(tmp_path: Path) -> None:

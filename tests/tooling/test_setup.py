@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from build_support import choice, commands, cuda, libraries, processor, settings, torches
+from build_support import cells, choice, commands, cuda, libraries, processor, settings, torches
 from build_support.torches import Torch
 
 ROOT = Path(__file__).parents[2]
@@ -242,6 +242,64 @@ def test_sources_of_cells_are_in_the_package(tmp_path: Path) -> None:
     for backend in libraries.HEADERS["PATTERNS"]:
         assert digest(found, backend) == digest(ROOT / "csrc", backend)
     assert libraries.HEADERS["folder"](ROOT / "rnnkernels") == ROOT / "csrc"
+
+
+# --- The package's own cells --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [
+        ("", ()),
+        ("0", ()),
+        ("1", ("float32", "float64")),
+        ("bfloat16", ("bfloat16",)),
+        ("float32,float16", ("float32", "float16")),
+    ],
+)
+def test_types_of_cells(setting: str, found: tuple[str, ...]) -> None:
+    assert cells.types(setting) == found
+
+
+def test_types_that_are_none() -> None:
+    message = r"RNNKERNELS_CELLS must be 0, 1 \(for float32,float64\), .*, got 'yes'"
+    with pytest.raises(SystemExit, match=message):
+        cells.types("yes")
+
+
+def test_cells_are_for_what_the_kernels_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "processor", lambda: PAIRS)
+    monkeypatch.setattr(settings, "NATIVE", False)
+    monkeypatch.setattr(cells.platform, "machine", lambda: "x86_64")
+    assert cells.instructions() == ["default", "avx512", "avx2", "amx", "avx512_bf16"]
+    monkeypatch.setattr(settings, "NATIVE", True)
+    assert cells.instructions() == ["avx512", "avx512_bf16"]
+    monkeypatch.setattr(cells.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(processor, "processor", lambda: {"asimd"})
+    assert cells.instructions() == ["default"]
+
+
+def test_cells_take_a_torch_that_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before anything is compiled; an isolated build has none."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else name)
+    monkeypatch.setattr(settings, "CELLS", "")
+    commands.check()
+    monkeypatch.setattr(settings, "CELLS", "1")
+    with pytest.raises(SystemExit, match=r"RNNKERNELS_CELLS: .* needs a torch to import"):
+        commands.check()
+
+
+def test_what_compiles_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The package as it is installed, for the types that were asked for."""
+    ran = []
+    monkeypatch.setattr(cells.subprocess, "run", lambda *args, **more: ran.append((args, more)))
+    monkeypatch.setattr(settings, "CELLS", "float64")
+    cells.build(tmp_path, tmp_path / "out")
+    (((command,), more),) = ran
+    module = command.index("-m")
+    said = ["rnnkernels._backends.shipped", str(tmp_path / "out"), "float64"]
+    assert command[module + 1 : module + 4] == said
+    assert more["env"]["PYTHONPATH"] == str(tmp_path) and more["check"]
 
 
 # --- The torch that is built for ----------------------------------------------------------------
