@@ -33,7 +33,8 @@ nitpick_ignore_regex = [
     (r"py:exc", r"[A-Z]\w*(Error|Exception|Warning)"),
     (r"py:class", r"(Tensor|PackedSequence|ndarray|Path|Iterator|Callable|Any|Axes)"),
     # Names of types that stand for a few of Python's, and what is inside of the package.
-    (r"py:class", r"(dict\[str|tuple\[.*|Array|GradClip|Truncate|Zoneout|.*\._Norms|.*\.LayerWeights)"),
+    (r"py:class", r"(dict\[str|tuple\[.*|Array|.*\._Norms|.*\.LayerWeights)"),
+    (r"py:class", r"(GradClip|Truncate|Zoneout)"),
     (r"py:class", r"rnnkernels\.streaming\._(chunks\.S|runner\.K)"),
     (r"py:class", r".*\.DefinedCell"),
     (r"py:data", r"rnnkernels\.cells\.CELLS"),

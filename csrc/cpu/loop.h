@@ -54,7 +54,7 @@ struct LoopBase : Loop, Lanes<IO> {
   static void clear_padding(F* row, int64_t n) { std::memset(row + n, 0, (padded_factors(n) - n) * sizeof(F)); }
   static void copy_factors(const IO* from, int64_t n, F* to) {
     if constexpr (std::is_same_v<F, IO>) {
-      std::memcpy(to, from, n * sizeof(F));
+      if (n > 0) std::memcpy(to, from, n * sizeof(F));  // of no numbers `from` may be null
     } else {
       for (int64_t i = 0; i < n; i += kLanes) store(to + i, load(from + i, left(n, i)), left(n, i));
     }

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from rnnkernels import _backends, _ops
-from rnnkernels._backends import cache, shipped, user_cells
+from rnnkernels._backends import cache, user_cells
 from rnnkernels.diagnostics._choices import explain
-from rnnkernels.nn import LSTM
+from rnnkernels.nn import LSTM, shipped
 
 #: Of which the version matters to what runs.
 PACKAGES = ("torch", "triton", "numpy", "onnx", "onnxscript", "onnxruntime")

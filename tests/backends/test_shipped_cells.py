@@ -14,11 +14,12 @@ import torch
 
 import rnnkernels
 from rnnkernels import _ops
-from rnnkernels._backends import shipped, user_cells
+from rnnkernels._backends import user_cells
 from rnnkernels.cells import DefinedCell, define, zoned_out
 from rnnkernels.cells.statements import STATEMENTS
 from rnnkernels.diagnostics import _report
 from rnnkernels.functional._noise import cell_of
+from rnnkernels.nn import shipped
 
 pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
 

@@ -297,7 +297,7 @@ def test_what_compiles_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     cells.build(tmp_path, tmp_path / "out")
     (((command,), more),) = ran
     module = command.index("-m")
-    said = ["rnnkernels._backends.shipped", str(tmp_path / "out"), "float64"]
+    said = ["rnnkernels.nn.shipped", str(tmp_path / "out"), "float64"]
     assert command[module + 1 : module + 4] == said
     assert more["env"]["PYTHONPATH"] == str(tmp_path) and more["check"]
 

@@ -1,7 +1,7 @@
 """Kernels of cells that are the package's own, compiled when it is built: whoever installs a wheel
 need not have a compiler.
 
-    python -m rnnkernels._backends.shipped FOLDER TYPES INSTRUCTIONS [JOBS]
+    python -m rnnkernels.nn.shipped FOLDER TYPES INSTRUCTIONS [JOBS]
 
 puts a library for each cell, type and instruction set into a folder, by what compiles them on first
 use (``user_cells``), which looks into the package's folder first. setup.py runs it, where it is
@@ -33,12 +33,11 @@ from rnnkernels._backends.user_cells import (
     target,
 )
 from rnnkernels.cells import CELLS, DefinedCell, stated, zoned_out
+from rnnkernels.nn import gated
 
 
 def cells() -> list[DefinedCell]:
     """The gated cells, and the cells that torch.nn has with zoneout of some of their states."""
-    from rnnkernels.nn import gated
-
     found = [gated.mgu, gated.cifg, gated.peephole_lstm, gated.ind_rnn, gated.slstm]
     for name in CELLS:
         cell = stated(name)
@@ -72,7 +71,7 @@ def there() -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rnnkernels._backends.shipped")
+    parser = argparse.ArgumentParser(prog="python -m rnnkernels.nn.shipped")
     parser.add_argument("folder", type=Path)
     parser.add_argument("types", type=lambda text: text.split(","))
     parser.add_argument("instructions", type=lambda text: text.split(","))
