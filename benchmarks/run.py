@@ -22,7 +22,8 @@ from benchmarks.suites import SUITES, Suite
 
 
 def parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {suite.name:<12}{suite.about}" for suite in SUITES.values())
+    width = 2 + max(map(len, SUITES))
+    listed = "\n".join(f"  {suite.name:<{width}}{suite.about}" for suite in SUITES.values())
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.run",
         description="Compares our layers with others: the same weights and input for all, results\n"
