@@ -103,6 +103,29 @@ const Kernels* kernels() {
   return chosen;
 }
 
+const char* kernels_built() {
+  static constexpr char kNames[] =
+#if !defined(RNNKERNELS_WITHOUT_DEFAULT)
+      ", default"
+#endif
+#if defined(__x86_64__)
+#if !defined(RNNKERNELS_WITHOUT_AVX2)
+      ", avx2"
+#endif
+#if !defined(RNNKERNELS_WITHOUT_AVX512)
+      ", avx512"
+#if !defined(RNNKERNELS_WITHOUT_AVX512_BF16)
+      ", avx512_bf16"
+#endif
+#if !defined(RNNKERNELS_WITHOUT_AMX)
+      ", amx"
+#endif
+#endif
+#endif
+      "";
+  return kNames + 2;  // after the first comma
+}
+
 const char* kernels_name(bool bfloat16) {
   const Kernels* chosen = kernels();
   if (!chosen) return "none";

@@ -123,8 +123,11 @@ struct Kernels {
 constexpr const char* kCellLibrary = "rnnkernels_cell";
 
 // The best that this processor runs, or the one that the environment variable RNNKERNELS_CPU_CAPABILITY names
-// (default, avx2, avx512, avx512_bf16, amx). Null where that name is unknown or not supported by this processor.
+// (default, avx2, avx512, avx512_bf16, amx). Null where that name is unknown, and where this processor supports none.
 const Kernels* kernels();
+
+// The names of all that this build has, commas between them.
+const char* kernels_built();
 
 // The name of the kernels in use for bfloat16, which may be others than those for the rest, or for the rest.
 const char* kernels_name(bool bfloat16);

@@ -21,10 +21,13 @@ struct Workspace {
 
 inline const Kernels& available() {
   const Kernels* k = kernels();
-  TORCH_CHECK(k,
-              "RNNKERNELS_CPU_CAPABILITY: expected default, avx2, avx512, avx512_bf16 or amx as far as this processor "
-              "has it, got '",
-              std::getenv("RNNKERNELS_CPU_CAPABILITY"), "'");
+  if (!k) [[unlikely]] {
+    const char* wanted = std::getenv("RNNKERNELS_CPU_CAPABILITY");
+    TORCH_CHECK(!wanted, "RNNKERNELS_CPU_CAPABILITY: expected one of ", kernels_built(),
+                ", which this build has, as far as this processor has it, got '", wanted, "'");
+    TORCH_CHECK(false, "this build has CPU kernels for ", kernels_built(),
+                " alone, which this processor does not run; build it here, or without RNNKERNELS_NATIVE=1");
+  }
   return *k;
 }
 

@@ -113,6 +113,7 @@ PYBIND11_MODULE(_C, module) {
         py::dict info;
         const rnn::cpu::Kernels* kernels = rnn::cpu::kernels();
         info["cpu_capability"] = kernels ? kernels->name : "none";
+        info["cpu_capabilities"] = rnn::cpu::kernels_built();
         info["compiler"] = __VERSION__;
         info["torch"] = TORCH_VERSION;
         info["headers"] = rnn::cpu::kHeadersDigest;

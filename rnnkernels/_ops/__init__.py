@@ -50,8 +50,8 @@ tangents_refusal = tangents.refusal
 
 def build_info() -> dict[str, Any]:
     """How the compiled part was built: compiler, version of torch, CUDA architectures (None: no
-    CUDA), a digest of the sources that cells of users are compiled with, and the instruction set
-    its CPU kernels use on this machine. Empty where there is none."""
+    CUDA), a digest of the sources that cells of users are compiled with, the instruction sets that
+    it has CPU kernels for, and the one they use on this machine. Empty where there is none."""
     return {} if _C is None else dict(_C.build_info())
 
 
