@@ -67,10 +67,14 @@ class SequenceBackward final : public torch::autograd::Node {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     Kept kept = saved_.unpacked(getptr());
 
-    // One op where a further derivative, or a transform, is to see what happens.
-    const bool as_op = c10::GradMode::is_enabled() || transformed(grads) || transformed(kept.inputs);
-    const bool plain = !as_op && !subclasses(kept.inputs) && !subclasses(kept.masks) && !subclasses(grads) &&
-                       !at::isTensorSubclassLike(kept.y.defined() ? kept.y : kept.inputs[kH0]);
+    // One op where a further derivative or a transform is to see what happens; and for whoever is shown ops, such as
+    // compilers, whose graphs have the very products of this project then. Of a single step they are shown each
+    // product: a compiler adds the one of the next step to it at once.
+    const bool shown = subclasses(kept.inputs) || subclasses(kept.masks) || subclasses(grads) ||
+                       at::isTensorSubclassLike(kept.y.defined() ? kept.y : kept.inputs[kH0]);
+    const bool as_op =
+        c10::GradMode::is_enabled() || transformed(grads) || transformed(kept.inputs) || (shown && !one_step(kept));
+    const bool plain = !as_op && !shown;
     // Nothing below asks for a history or tracks views, so that half of the dispatcher's work can be left out.
     std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
     if (plain) below_autograd.emplace();
@@ -132,10 +136,13 @@ class SequenceBackward final : public torch::autograd::Node {
     return shape;
   }
 
+  bool one_step(const Kept& kept) const {
+    return form_ == Form::kStep || kept.inputs[kX].sym_size(0).maybe_as_int() == 1;
+  }
+
   // One step of one layer and direction takes the h before it from h0.
   bool reads_y(const Kept& kept) const {
-    const bool one = form_ == Form::kStep || kept.inputs[kX].sym_size(0).maybe_as_int() == 1;
-    return !one || settings_.layers > 1 || settings_.directions * settings_.heads > 1 ||
+    return !one_step(kept) || settings_.layers > 1 || settings_.directions * settings_.heads > 1 ||
            find_cell(settings_.cell).reads_h;
   }
 

@@ -140,7 +140,7 @@ struct BackwardOutputs {
 };
 
 // The gradients at the positions `wanted` among x, h0, c0 and the weights. It takes the place of sequence_backward
-// where transforms or a further derivative are to see one function.
+// where transforms, graphs or a further derivative are to see one function.
 struct GradientsCall : Settings, OutputGradients, Model, Steps {
   Tensor x;
   Tensor y, ys, c, h_raw, saved;  // what forward returned, or empty: constants to a further derivative

@@ -8,7 +8,8 @@ padding)::
     2*N*(G*H*I + G*H*R)            for each layer and direction, and 2*N*R*H more with a projection
 
 The loops of a backward multiply the same matrices, transposed, but for the first layer's W_ih. The
-gradients of the weights and of the input, which follow, are torch's products or ``input_gradient``.
+gradient of each weight, and that of the input, which follow, are as many again as the weight takes
+in forward: of ``sequence_gradients``, which has all of them, those that are wanted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from rnnkernels._core.late_import import when_imported
+from rnnkernels._ops.schema import FIRST_WEIGHT
 
 Shape = Sequence[int]
 
@@ -36,6 +38,7 @@ def _register() -> None:
     for library in (torch.ops.rnnkernels, torch.ops.rnnkernels_triton):
         register_flop_formula(library.sequence_forward)(_forward)
         register_flop_formula([library.sequence_backward, library.sequence_backward_])(_backward)
+        register_flop_formula(library.sequence_gradients)(_gradients)
     register_flop_formula(torch.ops.rnnkernels.input_gradient)(_input_gradient)
     if torch.ops.aten.addmm_ not in flop_registry:  # in which gradients of weights add up
         register_flop_formula(torch.ops.aten.addmm_)(_addmm_)
@@ -58,10 +61,25 @@ def _forward(*shapes: Any, out_shape: Any = None) -> int:
 
 def _backward(*shapes: Any, out_shape: Any = None) -> int:
     a = _named(torch.ops.rnnkernels.sequence_backward, shapes)
-    each = len(a["weights"]) // (a["layers"] * a["directions"])
-    of_input = a["weights"][: each * a["directions"] : each]
     steps: int = prod(a["y"][:-1])
-    return 2 * steps * (_multiplied(a["weights"]) - _multiplied(of_input))
+    return 2 * steps * (_multiplied(a["weights"]) - _multiplied(_of_input(a)))
+
+
+def _of_input(a: dict[str, Any]) -> Sequence[Shape]:
+    """W_ih of the first layer, in each direction."""
+    each = len(a["weights"]) // (a["layers"] * a["directions"])
+    found: Sequence[Shape] = a["weights"][: each * a["directions"] : each]
+    return found
+
+
+def _gradients(*shapes: Any, out_shape: Any = None) -> int:
+    a = _named(torch.ops.rnnkernels.sequence_gradients, shapes)
+    weights, of_input = a["weights"], _of_input(a)
+    products = [weights[i - FIRST_WEIGHT] for i in a["wanted"] if i >= FIRST_WEIGHT]
+    products += of_input if 0 in a["wanted"] else []
+    steps: int = prod(a["y"][:-1])
+    loops = _multiplied(weights) - _multiplied(of_input)
+    return 2 * steps * (loops + _multiplied(products))
 
 
 def _input_gradient(dgates: Shape, w_ih: Sequence[Shape], out_shape: Any = None) -> int:

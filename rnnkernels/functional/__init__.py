@@ -31,6 +31,7 @@ from rnnkernels.functional._spec import (
     each_state,
     given_states,
     side_by_side,
+    zeros,
 )
 from rnnkernels.functional._stack import forward
 
@@ -381,7 +382,7 @@ def _cell_states(kind: str, cell: str, hx: Any, x: Tensor, H: int, batched: bool
     """The states that enter the step, [B, H] each, of any dtype."""
     B, S = x.size(0), find(cell).S
     if hx is None:
-        return [x.new_zeros(B, H) for _ in range(S)]
+        return [zeros(x, B, H) for _ in range(S)]
     states = given_states(cell, hx)
     for i, s in enumerate(states):
         name = f"hx[{i}]" if S > 1 else "hidden"

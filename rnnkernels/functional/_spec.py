@@ -31,6 +31,15 @@ class AllStates(NamedTuple):
     c: tuple[Any, ...] | Any
 
 
+def zeros(like: Tensor, *shape: int | torch.SymInt) -> Tensor:
+    """The states where none are given. In graphs for a CPU one zero stands for all of them, which
+    the op repeats: a compiler would share the loop that fills them out among threads, and wait for
+    these longer than it takes."""
+    if torch.compiler.is_compiling() and like.is_cpu:
+        return like.new_zeros(()).expand(shape)
+    return like.new_zeros(shape)
+
+
 def side_by_side(states: Sequence[Tensor]) -> list[Tensor]:
     """h, and one tensor [.., C*H] of all states beside it, as calls take them."""
     return [*states] if len(states) < 3 else [states[0], torch.cat(list(states[1:]), -1)]

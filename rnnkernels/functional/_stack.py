@@ -28,6 +28,7 @@ from rnnkernels.functional._spec import (
     each_state,
     given_states,
     side_by_side,
+    zeros,
 )
 
 
@@ -272,7 +273,7 @@ def _checked(
     H = spec.hidden_size
     if hx is None:
         rows, widths = (rows[0] * spec.heads, B), (spec.R, spec.C * H)[: 1 + (spec.C > 0)]
-        return [x.new_zeros(*rows, n // spec.heads) for n in widths]
+        return [zeros(x, *rows, n // spec.heads) for n in widths]
     for slot, (s, width) in enumerate(zip(hx, (spec.R, *[H] * spec.C), strict=True)):
         name = f"hidden[{slot}]" if spec.C else "hidden"
         message = f"Expected {name} size {{}}, got {{}}"

@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import rnnkernels
 from graphs import Graphs, H, Model, assert_same, options_for, result, tokens
 
-FORWARD, BACKWARD = "rnnkernels.sequence_forward.default", "rnnkernels.sequence_backward.default"
+FORWARD, BACKWARD = "rnnkernels.sequence_forward.default", "rnnkernels.sequence_gradients.default"
+OF_A_STEP = "rnnkernels.sequence_backward.default"
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
@@ -59,6 +60,20 @@ def test_one_graph_for_every_size(name: str) -> None:
     assert len(graphs.forward) == len(graphs.backward) == 1
     assert graphs.ops(graphs.forward[0]) == [FORWARD]
     assert graphs.ops(graphs.backward[0]) == [BACKWARD]
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_nothing_stands_beside_the_ops(kind: str) -> None:
+    """A graph has no products but those of the op, and no loop that fills the first states."""
+    layer, graphs = getattr(rnnkernels, kind)(5, H, num_layers=2), Graphs()
+    compiled = torch.compile(layer, fullgraph=True, backend=graphs.backend)
+    compiled(torch.randn(4, 3, 5, requires_grad=True))[0].sum().backward()
+    calls = [n for g in (*graphs.forward, *graphs.backward) for n in g.graph.nodes]
+    names = [str(n.target) for n in calls if n.op == "call_function"]
+    assert not [name for name in names if "mm" in name]
+    for n in calls:
+        if "full" in str(n.target) or "zeros" in str(n.target):
+            assert n.meta["val"].numel() == 1
 
 
 def test_list_of_lengths() -> None:
@@ -117,13 +132,13 @@ def test_inductor() -> None:
 
 @pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
 def test_cells(kind: str) -> None:
-    """A loop of a cell is one graph of one op per step."""
+    """A loop of a cell is one graph of one op per step, the products of which it adds up."""
     model, graphs = Steps(kind), Graphs()
     compiled = torch.compile(model, fullgraph=True, backend=graphs.backend)
     x = torch.randn(3, 2, 5)
     assert_same(result(model, compiled, x), result(model, model, x))
     assert graphs.ops(graphs.forward[0]) == [FORWARD] * 3
-    assert graphs.ops(graphs.backward[0]) == [BACKWARD] * 3
+    assert graphs.ops(graphs.backward[0]) == [OF_A_STEP] * 3
 
 
 def test_bad_lengths_in_a_compiled_model() -> None:

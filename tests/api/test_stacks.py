@@ -234,7 +234,7 @@ def test_errors_name_the_parameter_of_the_layer(name: str) -> None:
             module(x)
 
 
-FORWARD, BACKWARD = "rnnkernels.sequence_forward.default", "rnnkernels.sequence_backward.default"
+FORWARD, BACKWARD = "rnnkernels.sequence_forward.default", "rnnkernels.sequence_gradients.default"
 
 
 @pytest.mark.parametrize(

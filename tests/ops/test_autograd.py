@@ -114,7 +114,7 @@ def test_values_from_hooks_are_left_alone() -> None:
 
 
 def test_modes_see_no_op_that_writes() -> None:
-    """Compilers, and whoever else looks at every op, see the pure one, and torch's products."""
+    """Compilers, and whoever else looks at every op, see a pure one."""
     seen: list[str] = []
 
     class Look(torch.utils._python_dispatch.TorchDispatchMode):
@@ -129,7 +129,7 @@ def test_modes_see_no_op_that_writes() -> None:
         got = torch.autograd.grad(loss, call.tensors)
     assert_close(got, want)
     assert [name for name in seen if "rnnkernels" in name] == [
-        "rnnkernels.sequence_backward.default"
+        "rnnkernels.sequence_gradients.default"
     ]
 
 
@@ -157,26 +157,51 @@ def test_a_backward_inside_autocast_is_the_same() -> None:
         assert same_bits(torch.autograd.grad(loss, call.tensors), want)
 
 
-def test_work_that_nobody_asked_for_is_left_out() -> None:
-    """Products and sums run for what needs a gradient, and for nothing else."""
+#: Parts of a call that want a gradient, how many products and sums that takes, of a single step,
+#: and their places among the inputs.
+WANTED: list[tuple[list[str], tuple[int, int], list[int]]] = [
+    (["x"], (1, 0), [0]),
+    (["w_ih"], (1, 0), [3]),
+    (["w_hh"], (1, 0), [4]),
+    (["b_ih"], (0, 1), [5]),
+    (["b_ih", "b_hh"], (0, 1), [5, 6]),
+    (["h0"], (0, 0), [1]),
+    (["x", "w_ih", "w_hh", "b_hh", "h0", "c0"], (3, 1), [0, 1, 2, 3, 4, 6]),
+]
 
-    def products(parts: list[str]) -> tuple[int, int]:
-        call = make_call("lstm", T=4, D=1, grad=False)
+
+@pytest.mark.parametrize(("parts", "products", "places"), WANTED)
+def test_work_that_nobody_asked_for_is_left_out(
+    parts: list[str], products: tuple[int, int], places: list[int]
+) -> None:
+    """Products and sums run for what needs a gradient, and for nothing else; of several steps a
+    mode sees one op, which is told what to find."""
+    for T in (1, 4):
+        call = make_call("lstm", T=T, D=1, grad=False)
         for part in parts:
             value = getattr(call, part)
             (value[0] if isinstance(value, list) else value).requires_grad_()
         loss = run(call).y.sum()
-        with Count() as count:  # which is shown torch's products, whoever takes them otherwise
+        wanted: list[list[int]] = []
+        with Count() as count, Wanted(wanted):
             loss.backward()
-        return count.of["aten.mm"] + count.of["aten.addmm_"], count.of["aten.sum"]
+        if T == 1:
+            of = count.of
+            assert (of["aten.mm"] + of["aten.addmm_"], of["aten.sum"]) == products
+        assert wanted == ([] if T == 1 else [places])
 
-    assert products(["x"]) == (1, 0)
-    assert products(["w_ih"]) == (1, 0)
-    assert products(["w_hh"]) == (2, 0)
-    assert products(["b_ih"]) == (0, 1)
-    assert products(["b_ih", "b_hh"]) == (0, 1)
-    assert products(["h0"]) == (0, 0)
-    assert products(["x", "w_ih", "w_hh", "b_hh", "h0", "c0"]) == (4, 1)
+
+class Wanted(torch.utils._python_dispatch.TorchDispatchMode):
+    """Keeps what each call of ``sequence_gradients`` is asked for."""
+
+    def __init__(self, found: list[list[int]]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.rnnkernels.sequence_gradients.default:
+            self.found.append(list(args[[a.name for a in func._schema.arguments].index("wanted")]))
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
