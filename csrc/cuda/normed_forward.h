@@ -33,7 +33,7 @@ struct NormedForward {
   RowNorms norms;
 };
 
-// What W_hh h is standardised by.
+// What W_hh h is standardised by, where there is an h: else it is zero, and so it stays.
 template <class IO>
 struct HiddenMoments {
   static constexpr bool kOfCell = false, kNormed = true, kOfRow = true;
@@ -48,11 +48,10 @@ struct HiddenMoments {
   template <class Cell>
   RNN_HD void part(const Slot& slot, int k) const {
     const Sequence& q = call.seq;
-    if (s >= slot.row.length) return;
-    const IO* gh = q.cut_before(slot.d, slot.row, s) ? nullptr : of.gh + slot.n * Cell::G * q.H;
+    if (!linked(q, slot, s)) return;
     for (int g = 0; g < Cell::kGroups; ++g) {
       const GateGroup<Cell> group(g, q.H);
-      of.norms.hidden[g].measure(slot.n, k, gh ? gh + group.first : gh, group.n);
+      of.norms.hidden[g].measure(slot.n, k, of.gh + slot.n * Cell::G * q.H + group.first, group.n);
     }
   }
   template <class Cell>
@@ -61,7 +60,7 @@ struct HiddenMoments {
   }
   template <class Cell>
   RNN_HD void finish(const Slot& slot, int g) const {
-    if (s < slot.row.length) of.norms.hidden[g].finish_measure(slot.n, GateGroup<Cell>(g, call.seq.H).n);
+    if (linked(call.seq, slot, s)) of.norms.hidden[g].finish_measure(slot.n, GateGroup<Cell>(g, call.seq.H).n);
   }
 };
 

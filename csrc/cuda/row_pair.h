@@ -32,13 +32,13 @@ struct RowPair {
 
   double* memory;  // [slots, kDoubles]: parts of the one, parts of the other, and what they come to
 
-  // Part k of what the n numbers of a row are standardised by; null: zeros.
+  // Part k of what the n numbers of a row are standardised by.
   template <class IO>
   RNN_HD void measure(int64_t slot, int k, const IO* from, int64_t n) const {
     using T = Arithmetic<IO>;
     if (k >= n) return;
     moments(n).put(slot, k, moments_of<T, Scalar<T>>((n - k + kParts - 1) / kParts, [&](int64_t j, Scalar<T>& x) {
-                     x = load_or_zero(from, k + j * kParts);
+                     x = load(from + k + j * kParts);
                      return 1;
                    }));
   }
