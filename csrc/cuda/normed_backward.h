@@ -141,7 +141,7 @@ struct NormedBackwardCell {
     } else {
       dh = gradient_of_h(call, of.carried, slot, s, i);
     }
-    unit.run(0, kept, dh, around);
+    unit.run(0, [&](int k) { return kept[k]; }, dh, around);
     if (!of.carried.dh_raw) store(of.carried.dh + slot.n * q.H + i, around[0]);
     for (int k = 1; k < Cell::S; ++k) store(of.carried.dc + beside<Cell>(slot.n, k, q.H, i), around[k]);
     T* const gates = of.gates + slot.n * 2 * Cell::G * q.H + i;

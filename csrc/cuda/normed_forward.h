@@ -99,8 +99,10 @@ struct NormedForwardCell {
     unit.run(0, biases, gh, carried, Cell::kEmits);
     if (unit.place.active)
       for (int g = 0; g < Cell::G; ++g) unit.saved[Cell::kOwnK + g] = product[g];
-    unit.write_all_but_h(call, i);
+    if (unit.place.outside) return;
+    unit.write_saved(call, i);
     if constexpr (!Cell::kEmits) unit.write_h(call, i, false);
+    unit.write_others(call, i);
     if (!unit.place.active) return;
     for (int k = 1; k < Cell::S; ++k) store(of.c + beside<Cell>(slot.n, k, q.H, i), carried[k]);
     if constexpr (Cell::kEmits) {

@@ -115,22 +115,25 @@ struct ForwardUnit {
   }
 
   RNN_HD void write(const Forward<IO>& call, int64_t i, bool projected) const {
-    write_all_but_h(call, i);
-    write_h(call, i, projected);
-  }
-  RNN_HD void write_all_but_h(const Forward<IO>& call, int64_t i) const {
     if (place.outside) return;  // packed steps have no padding to fill
+    write_saved(call, i);
+    write_h(call, i, projected);
+    write_others(call, i);
+  }
+  RNN_HD void write_saved(const Forward<IO>& call, int64_t i) const {
     const Sequence& q = call.seq;
     if (call.saved) {
       for (int k = 0; k < Cell::K; ++k) store(call.saved + place.n * Cell::K * q.H + k * q.H + i, saved[k]);
     }
-    for (int k = 1; call.c && k < Cell::S; ++k) store(call.c + beside<Cell>(place.n, k, q.H, i), next[k]);
   }
   RNN_HD void write_h(const Forward<IO>& call, int64_t i, bool projected) const {
-    if (place.outside) return;
     const int64_t at = place.n * call.seq.H + i;
     if (!projected) store(call.y + at, next[0]);
     if (call.h_raw) store(call.h_raw + at, next[0]);
+  }
+  RNN_HD void write_others(const Forward<IO>& call, int64_t i) const {
+    const int64_t H = call.seq.H;
+    for (int k = 1; call.c && k < Cell::S; ++k) store(call.c + beside<Cell>(place.n, k, H, i), next[k]);
   }
 };
 
@@ -182,16 +185,16 @@ struct BackwardUnit {
   // dh, and carried [S], of which those behind [0] are what reaches the states beside h: in their place what reaches
   // the states of the step before around W_hh. The gradients of the gates are zero where there is no step.
   RNN_HD void run(int cell, V dh, V* carried) {
-    V kept[Cell::K + 1];
-    for (int k = 0; place.active && k < Cell::K; ++k) kept[k] = saved[k].value();
-    run(cell, kept, dh, carried);
+    run(cell, [&](int k) { return saved[k].value(); }, dh, carried);
   }
-  // The same of what was saved, kept [K].
-  RNN_HD void run(int cell, const V* kept, V dh, V* carried) {
+  // The same where value(k) is what was saved.
+  template <class Value>
+  RNN_HD void run(int cell, Value&& value, V dh, V* carried) {
     for (V& x : dgates) x = V(0);
     if (!place.active) return;
     constexpr int kOwn = P + Own<Cell>::E;
-    V entered[Cell::S + kOwn], left[Cell::S], dnext[Cell::S], dprev[Cell::S + P], dhidden[Cell::G];
+    V kept[Cell::K + 1], entered[Cell::S + kOwn], left[Cell::S], dnext[Cell::S], dprev[Cell::S + P], dhidden[Cell::G];
+    for (int k = 0; k < Cell::K; ++k) kept[k] = value(k);
     for (int k = 0; k < Cell::S; ++k) {
       entered[k] = prev[k].value();
       left[k] = next[k].value();
