@@ -10,7 +10,7 @@ namespace rnn {
 template <class... Cells>
 struct CellList {};
 using AllCells = CellList<RNNTanh, RNNRelu, RNNSigmoid, LSTM, GRU>;
-// Those that the loops of the CPU alone have, numbered on behind these.
+// Those whose products are normalised, numbered on behind these.
 using NormedCells = CellList<NormedLSTM, NormedGRU>;
 
 template <class... Cells>

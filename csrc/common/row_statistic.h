@@ -43,16 +43,46 @@ struct Moments {
   double mean, squares;  // the latter of what differs from that mean
 };
 
-// By what a row is made to have mean 0 and variance 1: (x - mean) * scale.
+// Of `vectors` vectors, whose k-th at(k, x) leaves in x; it returns how many lanes exist. V is the arithmetic type T or
+// a vector of it, with first_lanes(x, n), which has zeros behind its first n lanes, and sum_of_lanes(x).
+template <class T, class V, class At>
+RNN_HD Moments moments_of(int64_t vectors, At&& at) {
+  V sum(T(0)), squares(T(0)), x;
+  int64_t count = 0;
+  for (int64_t k = 0; k < vectors; ++k) {
+    const int n = at(k, x);
+    count += n;
+    if (n > 0) sum += first_lanes(x, n);
+  }
+  const double mean = sum_of_lanes(sum) / double(count);
+  const V middle{T(mean)};
+  for (int64_t k = 0; k < vectors; ++k) {
+    const int n = at(k, x);
+    if (n > 0) squares += first_lanes((x - middle) * (x - middle), n);
+  }
+  return {mean, sum_of_lanes(squares)};
+}
+
+// By what a row is made to have mean 0 and variance 1.
 struct Standard {
   double mean, scale;
 };
+template <class T, class V>
+RNN_HD V standardized(V x, const Standard& by) {
+  return (x - V(T(by.mean))) * V(T(by.scale));
+}
+// The gradient of what was standardised to x, from that of x. means: over the row, of these gradients, and of them
+// times what they are of.
+template <class T, class V>
+RNN_HD V destandardized(V gradient, V x, const Standard& by, const T (&means)[2]) {
+  return V(T(by.scale)) * (gradient - V(means[0]) - x * V(means[1]));
+}
 
 // Mean and variance of a row as a row statistic. Squares are of differences from the mean of their own part, so that
 // nothing is lost where the mean is large.
 struct RowMoments {
   RowStatistic means, squares;
-  int64_t each, all;  // numbers of a part, of which the last may have fewer, and of a row
+  int64_t each, all;  // numbers of a part, of which the last may have fewer, and of a row; 0: dealt out one by one
 
   RNN_HD void put(int64_t row, int64_t part, const Moments& of) const {
     means.part(row, part) = of.mean;
@@ -72,6 +102,7 @@ struct RowMoments {
 
  private:
   RNN_HD double count(int64_t part) const {
+    if (each == 0) return double((all - part + means.parts - 1) / means.parts);
     const int64_t left = all - part * each;
     return double(left < each ? left : each);
   }

@@ -131,11 +131,6 @@ class BackwardLoop final : public LoopBase<IO> {
     Standard hidden[2], state;
     T of_hidden[2][2], of_state[2];
   };
-  // The gradient of what was standardised to x, from that of x.
-  static V destandardized(V gradient, V x, const Standard& by, const T (&means)[2]) {
-    return V(T(by.scale)) * (gradient - V(means[0]) - x * V(means[1]));
-  }
-  static V standardized(V x, const Standard& by) { return (x - V(T(by.mean))) * V(T(by.scale)); }
 
   // Rows first to last; row r keeps its state in slot r + slot.
   struct Block {

@@ -44,13 +44,13 @@ void BackwardLoop<IO>::measure(int64_t d, const Block& k, int64_t s, const Share
       };
       for (int group = 0; group < cell_.groups(); ++group) {
         const IO* hidden = p_.saved + (now.n * K + K - G + cell_.first_gate(group)) * H;
-        dir.hidden_moments[group].put(r + k.slot, j, moments_of<V>(cell_.gates(group) * vectors, [&](int v, V& x) {
+        dir.hidden_moments[group].put(r + k.slot, j, moments_of<T, V>(cell_.gates(group) * vectors, [&](int v, V& x) {
                                         return take(hidden + v / vectors * H, x, v % vectors);
                                       }));
       }
       if (!cell_.emits) continue;
       const IO* state = p_.c + now.n * C * H;
-      dir.state_moments.put(r + k.slot, j, moments_of<V>(vectors, [&](int v, V& x) { return take(state, x, v); }));
+      dir.state_moments.put(r + k.slot, j, moments_of<T, V>(vectors, [&](int v, V& x) { return take(state, x, v); }));
     }
   }
 }
@@ -79,9 +79,9 @@ void BackwardLoop<IO>::hand_on_hidden(int64_t d, const Block& k, int64_t s, cons
       V gradient(T(0));
       if (now.active) {
         const int group = g >= G - cell_.alone;
-        const V x = standardized(load(p_.saved + (now.n * K + K - G + g) * H + i, n), norms.hidden[group]);
+        const V x = standardized<T>(load(p_.saved + (now.n * K + K - G + g) * H + i, n), norms.hidden[group]);
         gradient =
-            V(factor) * destandardized(load(from + g * padded(H)), x, norms.hidden[group], norms.of_hidden[group]);
+            V(factor) * destandardized<T>(load(from + g * padded(H)), x, norms.hidden[group], norms.of_hidden[group]);
       }
       if (!now.outside) store(p_.dgates + (now.n * X + G + g) * H + i, gradient, n);
       store(dgh + g * H, now.handed_on(gradient), n);
@@ -296,7 +296,7 @@ class NormedBackwardCells : LoopBase<IO> {
     const IO* affine = p.unit[at.d] + (Cell::P - 2) * H + at.i;
     const V scale = load(affine, at.n), shift = load(affine + H, at.n);
     const V o = load(p.saved + (at.now.n * Cell::K + Cell::kEmitted) * H + at.i, at.n);
-    const V x = Loop::standardized(load(p.c + at.now.n * H + at.i, at.n), at.norms.state);
+    const V x = standardized<T>(load(p.c + at.now.n * H + at.i, at.n), at.norms.state);
     V d_o, dn;
     Cell::emit_backward(o, x * scale + shift, dh, d_o, dn);
     const V dx = dn * scale;
@@ -317,14 +317,14 @@ class NormedBackwardCells : LoopBase<IO> {
     V x[G];  // W_hh h, standardised
     if (at.now.active) {
       unit.read(p, at.d, at.now, at.before, at.i, at.n, projected);
-      for (int g = 0; g < G; ++g) x[g] = Loop::standardized(unit.saved[kOwnK + g], at.norms.hidden[g >= G - kOwnA]);
+      for (int g = 0; g < G; ++g) x[g] = standardized<T>(unit.saved[kOwnK + g], at.norms.hidden[g >= G - kOwnA]);
       for (int a = 0; a < kOwnA; ++a)
         unit.saved[kOwnK + a] = x[G - kOwnA + a] * unit.prev[Cell::S + G - kOwnA + a] + unit.prev[Cell::S + G + a];
       unit.dnext[0] = gradient;
       for (int k = 1; k < Cell::S; ++k) unit.dnext[k] = load(dc + (k - 1) * padded(H)) + unit.dout[k];
       if constexpr (Cell::kEmits) {
-        const V c = Loop::standardized(unit.next[1], at.norms.state);
-        unit.dnext[1] += Loop::destandardized(load(at.emitted(0)), c, at.norms.state, at.norms.of_state);
+        const V c = standardized<T>(unit.next[1], at.norms.state);
+        unit.dnext[1] += destandardized<T>(load(at.emitted(0)), c, at.norms.state, at.norms.of_state);
       }
     }
 

@@ -33,7 +33,7 @@ void ForwardLoop<IO>::run_normed_block(int64_t d, int64_t first, int64_t last, c
       each_row(j, rows, [&](int64_t r, const T* v) {
         for (int group = 0; group < cell_.groups(); ++group) {
           const T* of_group = v + cell_.first_gate(group) * width * kLanes;
-          dir.hidden_moments[group].put(first + r, j, moments_of<V>(cell_.gates(group) * width, [&](int k, V& x) {
+          dir.hidden_moments[group].put(first + r, j, moments_of<T, V>(cell_.gates(group) * width, [&](int k, V& x) {
                                           x = load(of_group + k * kLanes);
                                           return lanes(j, k % width);
                                         }));
@@ -48,7 +48,7 @@ void ForwardLoop<IO>::run_normed_block(int64_t d, int64_t first, int64_t last, c
       cell.forward(this, &dir, &step, j, of_tile(j));
       if (!cell_.emits) continue;
       each_row(j, rows, [&](int64_t r, const T* v) {
-        dir.state_moments.put(first + r, j, moments_of<V>(width, [&](int u, V& x) {
+        dir.state_moments.put(first + r, j, moments_of<T, V>(width, [&](int u, V& x) {
                                 x = load(v + (width + u) * kLanes);
                                 return lanes(j, u);
                               }));
@@ -127,7 +127,7 @@ class NormedForwardCells : LoopBase<IO> {
         const Standard& by = step.norms[r].hidden[a >= 0];
         const V product = load(v + g * kWidth * kLanes);
         unit.gx[g] = load(x + g * H, n) + load(dir.bias[0] + g * padded(H) + i);
-        unit.gh[g] = (product - V(T(by.mean))) * V(T(by.scale)) * unit.prev[Cell::S + g];
+        unit.gh[g] = standardized<T>(product, by) * unit.prev[Cell::S + g];
         if (a >= 0) unit.gh[g] += unit.prev[Cell::S + Cell::G + a];
         products[g] = product;
       }
@@ -159,7 +159,7 @@ class NormedForwardCells : LoopBase<IO> {
     if (now.active) {
       const IO* affine = dir.unit + (Cell::P - 2) * H + i;
       const Standard& by = step.norms[r].state;
-      const V x = (load(v + kWidth * kLanes) - V(T(by.mean))) * V(T(by.scale));
+      const V x = standardized<T>(load(v + kWidth * kLanes), by);
       h = Cell::emit(load(v), x * load(affine, n) + load(affine + H, n));
     }
     if (dir.raw) {

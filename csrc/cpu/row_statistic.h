@@ -1,8 +1,6 @@
 // Sums over a row's units on the CPU: a part for each tile of units.
 #pragma once
 
-#include <utility>
-
 #include "common/row_statistic.h"
 #include "cpu/arena.h"
 #include "cpu/vec.h"
@@ -38,26 +36,6 @@ V first_lanes(V x, int n) {
   store(part, x);
   for (int l = n; l < V::kLanes; ++l) part[l] = 0;
   return load(static_cast<const decltype(x.v[0] + 0)*>(part));
-}
-
-// Of `vectors` vectors, whose k-th at(k, x) leaves in x; it returns how many lanes exist.
-template <class V, class At>
-Moments moments_of(int vectors, At&& at) {
-  using T = decltype(V{}.v[0] + 0);
-  const auto total = [&](auto&& of) {  // and how many there are
-    V sum(T(0)), x;
-    int64_t count = 0;
-    for (int k = 0; k < vectors; ++k) {
-      const int n = at(k, x);
-      count += n;
-      if (n > 0) sum += first_lanes(of(x), n);
-    }
-    return std::pair(sum_of_lanes(sum), count);
-  };
-  const auto [sum, count] = total([](V x) { return x; });
-  const double mean = sum / double(count);
-  const V middle{T(mean)};
-  return {mean, total([&](V x) { return (x - middle) * (x - middle); }).first};
 }
 
 // The squares of a tile's units, added up lane by lane and then over the lanes: one part.

@@ -59,7 +59,8 @@ Request request_of(const Run& all, bool tf32) {
           int(n.L),
           !cell.built_in(),
           n.heads > 1,
-          all.call().h_mask.has_value()};
+          all.call().h_mask.has_value(),
+          cell.normed};
 }
 
 // Calls f.operator()<IO>() with the storage type of a dtype that persistent kernels take.

@@ -102,6 +102,7 @@ int most_blocks_of(int major) { return major == 9 || major == 10 ? 2 * kPortable
 
 const char* refusal(const Request& a) {
   if (a.written) return "a cell that is written, or has zoneout, has no kernels for whole sequences";
+  if (a.normed) return "layer_norm has no kernels for whole sequences";
   if (a.heads) return "heads have no kernels for whole sequences";
   if (a.dropped) return "recurrent dropout has no kernels for whole sequences";
   if (a.precision == Precision::kFloat64) return "float64 has no kernels for whole sequences";

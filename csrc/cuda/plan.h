@@ -187,6 +187,7 @@ struct Request {
   int64_t H, T, B, window;
   int D, layers;
   bool written = false, heads = false, dropped = false;  // a cell that is not built in; heads; recurrent dropout
+  bool normed = false;                                   // a cell whose products are normalised
 };
 // What persistent kernels do not take of a call, or null.
 const char* refusal(const Request& request);

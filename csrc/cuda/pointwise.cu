@@ -3,13 +3,6 @@
 
 namespace rnn::cuda {
 
-template <class Step>
-const char* launch(int cell, const Step& step, Stream stream) {
-  const char* said = "no such cell";
-  dispatch_step<Step>(cell, [&](auto of) { said = launch_units<decltype(of)>(step, stream); });
-  return said;
-}
-
 #define RNN_LAUNCH(IO)                                                  \
   template const char* launch(int, const ForwardCell<IO>&, Stream);     \
   template const char* launch(int, const ForwardProject<IO>&, Stream);  \

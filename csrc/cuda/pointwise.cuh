@@ -11,7 +11,7 @@ struct PointwiseGrid {
   static constexpr int kUnits = 32, kRows = 4;  // of a block, whose threads stand in that order
   static constexpr int64_t kMaxY = 65535;       // along x, CUDA takes more blocks than memory has units for
 
-  int64_t x, y;  // blocks along the units and along the rows
+  int64_t x, y;  // blocks along the units and along the rows; of a step of rows, one and along the rows
 
   // No blocks where there are no units.
   template <class Step>
@@ -32,6 +32,27 @@ RNN_HD void run_units(const Step& step, const PointwiseGrid& grid, int64_t x, in
   if (i >= step.width()) return;
   for (int64_t n = y * kRows + thread_y; n < q.D * q.rows(); n += grid.y * kRows)
     step.template unit<Cell>(Slot(q, n), i);
+}
+
+// Is this a step of rows (cuda/row_pair.h)?
+template <class Step>
+constexpr bool of_rows() {
+  if constexpr (requires { Step::kOfRow; }) return Step::kOfRow;
+  return false;
+}
+
+// The same of a step of rows, each a warp's; sync() waits for all threads of the block.
+template <class Cell, class Step, class Sync>
+RNN_HD void run_rows(const Step& step, const PointwiseGrid& grid, int64_t y, int thread_x, int thread_y, Sync&& sync) {
+  constexpr int kRows = PointwiseGrid::kRows;
+  const Sequence& q = step.sequence();
+  for (int64_t first = y * kRows; first < q.D * q.rows(); first += grid.y * kRows) {
+    const int64_t n = first + thread_y;
+    const bool there = n < q.D * q.rows();
+    if (there) step.template part<Cell>(Slot(q, n), thread_x);
+    sync();
+    if (there && thread_x < Step::template finishers<Cell>()) step.template finish<Cell>(Slot(q, n), thread_x);
+  }
 }
 
 }  // namespace rnn::cuda

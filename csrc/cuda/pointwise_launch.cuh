@@ -18,6 +18,21 @@ __global__ __launch_bounds__(PointwiseGrid::kUnits* PointwiseGrid::kRows,
   run_units<Cell>(step, {gridDim.x, gridDim.y}, blockIdx.x, blockIdx.y, int(threadIdx.x), int(threadIdx.y));
 }
 
+template <class Cell, class Step>
+__global__ __launch_bounds__(PointwiseGrid::kUnits* PointwiseGrid::kRows,
+                             kMinBlocks) void for_each_row(const __grid_constant__ Step step) {
+  run_rows<Cell>(step, {gridDim.x, gridDim.y}, blockIdx.y, int(threadIdx.x), int(threadIdx.y), [] { __syncthreads(); });
+}
+
+template <class Cell, class Step>
+const void* kernel_of_step() {
+  if constexpr (of_rows<Step>()) {
+    return reinterpret_cast<const void*>(&for_each_row<Cell, Step>);
+  } else {
+    return reinterpret_cast<const void*>(&for_each_unit<Cell, Step>);
+  }
+}
+
 // Returns null, or what CUDA has to say against it.
 template <class Cell, class Step>
 const char* launch_units(const Step& step, Stream stream) {
@@ -25,12 +40,20 @@ const char* launch_units(const Step& step, Stream stream) {
   if (x == 0) return nullptr;  // CUDA knows no empty grid
   const dim3 grid(x, y), block(PointwiseGrid::kUnits, PointwiseGrid::kRows);
   void* arguments[] = {const_cast<Step*>(&step)};
-  const auto kernel = reinterpret_cast<const void*>(&for_each_unit<Cell, Step>);
-  const cudaError_t error = cudaLaunchKernel(kernel, grid, block, arguments, 0, static_cast<cudaStream_t>(stream));
+  const cudaError_t error =
+      cudaLaunchKernel(kernel_of_step<Cell, Step>(), grid, block, arguments, 0, static_cast<cudaStream_t>(stream));
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here: the next caller shall not find it
   return cudaGetErrorString(error);
 }
 
 }  // namespace
+
+template <class Step>
+const char* launch(int cell, const Step& step, Stream stream) {
+  const char* said = "no such cell";
+  dispatch_step<Step>(cell, [&](auto of) { said = launch_units<decltype(of)>(step, stream); });
+  return said;
+}
+
 }  // namespace rnn::cuda

@@ -161,6 +161,14 @@ RNN_HD void hand_on(const Backward<IO>& call, const BackwardUnit<Cell, IO>& unit
   for (int g = 0; g < Cell::G; ++g) store(dgh + g * H, unit.dgates[unit.of_hidden(g)]);
 }
 
+// Where a row adds up what its steps add to the gradients of the cell's parameters, H apart. They come one launch after
+// the other, and each unit of a row is one thread's: a sum in one order.
+template <class Cell, class IO>
+RNN_HD Arithmetic<IO>* parameter_sums(const Backward<IO>& call, const Slot& slot, int64_t i) {
+  const Sequence& q = call.seq;
+  return call.dunit + (q.number(slot.row) * q.D + slot.d) * Own<Cell>::P * q.H + i;
+}
+
 // The gradients of the gates of step s, after dh_through; or, where h is projected, after dh_raw.
 template <class IO>
 struct BackwardCell {
@@ -209,13 +217,11 @@ struct BackwardCell {
   }
 
  private:
-  // The steps of a row come one launch after the other, and each unit of it is one thread's: a sum in one order.
   template <class Cell>
   RNN_HD void add_to_parameters(const BackwardUnit<Cell, IO>& unit, const Slot& slot, int64_t i) const {
     if constexpr (unit.P > 0) {
-      const Sequence& q = call.seq;
-      Arithmetic<IO>* const sums = call.dunit + (q.number(slot.row) * q.D + slot.d) * unit.P * q.H + i;
-      for (int k = 0; k < unit.P; ++k) sums[k * q.H] += unit.dunit[k].v;
+      Arithmetic<IO>* const sums = parameter_sums<Cell>(call, slot, i);
+      for (int k = 0; k < unit.P; ++k) sums[k * call.seq.H] += unit.dunit[k].v;
     }
   }
 };
@@ -276,7 +282,9 @@ struct BackwardFinish {
 struct AnyCell {};
 template <class Step, class F>
 void dispatch_step(int cell, F&& f) {
-  if constexpr (Step::kOfCell) {
+  if constexpr (requires { Step::kNormed; }) {
+    dispatch_cell(cell - count(AllCells{}), static_cast<F&&>(f), NormedCells{});
+  } else if constexpr (Step::kOfCell) {
     dispatch_cell(cell, static_cast<F&&>(f));
   } else {
     f(AnyCell{});

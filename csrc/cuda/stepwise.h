@@ -13,6 +13,9 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros.h>
 
+#include <optional>
+
+#include "cuda/normed_stepwise.h"
 #include "cuda/step.h"
 #include "ops/pointers.h"
 
@@ -45,7 +48,7 @@ inline Tensor stacked(const LayerWeights::List& weights, int64_t heads) {
 template <class Launcher>
 void run_stepwise(const ForwardLayer& a, const Launcher& launch) {
   const Sizes& n = a.n;
-  const Tensor gx = project_input(a);
+  const Tensor gx = a.cell.normed ? a.x.contiguous() : project_input(a);
   const int64_t steps = n.B ? n.T : 0;
   const bool projected = !a.w.w_hr.empty(), recurrent = a.cell.recurrent;
   Tensor w_hh, gh, masked, w_hr, raw, out;
@@ -65,10 +68,16 @@ void run_stepwise(const ForwardLayer& a, const Launcher& launch) {
   dispatch_dtype(a.x.scalar_type(), [&]<class IO> {
     const Forward<IO> call = parameters<IO>(a, gx);
     IO *h = pointer<IO>(a.h_n), *of_product = pointer<IO>(masked);
+    std::optional<NormedForwardSteps<IO>> normed;
+    if (a.cell.normed) normed.emplace(a, call, pointer<const IO>(gh), h, of_product, c, pointer<IO>(raw));
     for (int64_t s = 0; s < steps; ++s) {
       if (recurrent) at::bmm_out(gh, masked.defined() ? masked : a.h_n, w_hh);
-      launch(
-          ForwardCell<IO>{call, s, pointer<const IO>(gh), h, of_product, pointer<Arithmetic<IO>>(c), pointer<IO>(raw)});
+      if (normed) {
+        normed->launch(s, launch);
+      } else {
+        launch(ForwardCell<IO>{call, s, pointer<const IO>(gh), h, of_product, pointer<Arithmetic<IO>>(c),
+                               pointer<IO>(raw)});
+      }
       if (!projected) continue;
       at::bmm_out(out, raw, w_hr);
       launch(ForwardProject<IO>{call, s, pointer<const IO>(out), h, of_product});
@@ -95,8 +104,9 @@ void run_stepwise(const BackwardLayer& a, const Launcher& launch) {
   const Tensor dprojected = carried(projected ? n.R : 0, io).zero_();
   Tensor dh_through = carried(recurrent ? n.R : 0, io), dh_raw = carried(projected ? n.H : 0, io);
   const Tensor w_hr = projected ? stacked(a.w.w_hr, n.heads) : Tensor();  // [D, R, H]
-  const Tensor unbounded = carried(norm ? (a.cell.G + a.cell.A) * n.H : 0, at::kDouble);
-  const Tensor dgx = unbounded.narrow(2, 0, norm ? a.cell.G * n.H : 0);
+  const bool bounded = norm && !a.cell.normed;                            // by a step of its own
+  const Tensor unbounded = carried(bounded ? (a.cell.G + a.cell.A) * n.H : 0, at::kDouble);
+  const Tensor dgx = unbounded.narrow(2, 0, bounded ? a.cell.G * n.H : 0);
   Tensor norms = at::empty({n.D, norm ? rows : 0}, unbounded.options());
   const Tensor all_dh = at::zeros(a.call.record ? n.shape({n.D, n.R}) : at::DimVector{0}, unbounded.options());
   dispatch_dtype(io, [&]<class IO> {
@@ -107,11 +117,20 @@ void run_stepwise(const BackwardLayer& a, const Launcher& launch) {
                         pointer<double>(unbounded), pointer<double>(norms),  pointer<double>(all_dh)};
     launch(BackwardBegin<IO>{q, n.R, call.dh_n, c.dh});
     if (has_c) launch(BackwardBegin<IO>{q, beside_h, call.dc_n, c.dc});
+    std::optional<NormedBackwardSteps<IO>> normed;
+    if (a.cell.normed) {
+      normed.emplace(a, call, c, norms);
+      if (steps > 0) normed->begin(steps, launch);
+    }
     for (int64_t s = steps - 1; s >= 0; --s) {
       if (recurrent && s + 1 < steps) at::bmm_out(dh_through, dgh, w_hh);
       if (projected) {
         launch(BackwardProject<IO>{call, s, c});
         at::bmm_out(dh_raw, dprojected, w_hr);
+      }
+      if (normed) {
+        normed->launch(s, launch);
+        continue;
       }
       launch(BackwardCell<IO>{call, s, c});
       if (!norm) continue;

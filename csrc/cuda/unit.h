@@ -116,14 +116,24 @@ struct ForwardUnit {
 
   RNN_HD void write(const Forward<IO>& call, int64_t i, bool projected) const {
     if (place.outside) return;  // packed steps have no padding to fill
+    write_saved(call, i);
+    write_h(call, i, projected);
+    write_others(call, i);
+  }
+  RNN_HD void write_saved(const Forward<IO>& call, int64_t i) const {
     const Sequence& q = call.seq;
     if (call.saved) {
       for (int k = 0; k < Cell::K; ++k) store(call.saved + place.n * Cell::K * q.H + k * q.H + i, saved[k]);
     }
-    const int64_t at = place.n * q.H + i;
+  }
+  RNN_HD void write_h(const Forward<IO>& call, int64_t i, bool projected) const {
+    const int64_t at = place.n * call.seq.H + i;
     if (!projected) store(call.y + at, next[0]);
     if (call.h_raw) store(call.h_raw + at, next[0]);
-    for (int k = 1; call.c && k < Cell::S; ++k) store(call.c + beside<Cell>(place.n, k, q.H, i), next[k]);
+  }
+  RNN_HD void write_others(const Forward<IO>& call, int64_t i) const {
+    const int64_t H = call.seq.H;
+    for (int k = 1; call.c && k < Cell::S; ++k) store(call.c + beside<Cell>(place.n, k, H, i), next[k]);
   }
 };
 
@@ -138,7 +148,7 @@ struct BackwardUnit {
   Raw<IO> saved[Cell::K + 1], prev[Cell::S], next[Cell::S], dout[Cell::S];
   V own[P + Own<Cell>::E + 1];
   V dgates[kGates];  // by run(), for write()
-  V dunit[P + 1];    // by run(): what the step adds to the gradients of the cell's parameters
+  V dunit[P + 1];    // by run(): what the step adds to the gradients of the cell's parameters, but for those of norms
 
   BackwardUnit() = default;
   RNN_HD BackwardUnit(const Backward<IO>& call, const Slot& slot, int64_t s, int64_t i, bool projected) {
@@ -175,11 +185,16 @@ struct BackwardUnit {
   // dh, and carried [S], of which those behind [0] are what reaches the states beside h: in their place what reaches
   // the states of the step before around W_hh. The gradients of the gates are zero where there is no step.
   RNN_HD void run(int cell, V dh, V* carried) {
+    run(cell, [&](int k) { return saved[k].value(); }, dh, carried);
+  }
+  // The same where value(k) is what was saved.
+  template <class Value>
+  RNN_HD void run(int cell, Value&& value, V dh, V* carried) {
     for (V& x : dgates) x = V(0);
     if (!place.active) return;
     constexpr int kOwn = P + Own<Cell>::E;
     V kept[Cell::K + 1], entered[Cell::S + kOwn], left[Cell::S], dnext[Cell::S], dprev[Cell::S + P], dhidden[Cell::G];
-    for (int k = 0; k < Cell::K; ++k) kept[k] = saved[k].value();
+    for (int k = 0; k < Cell::K; ++k) kept[k] = value(k);
     for (int k = 0; k < Cell::S; ++k) {
       entered[k] = prev[k].value();
       left[k] = next[k].value();
@@ -189,7 +204,8 @@ struct BackwardUnit {
     cell_backward(Cell{}, cell, kept, entered, left, dnext, dgates, dhidden, dprev);
     for (int a = 0; a < Cell::A; ++a) dgates[Cell::G + a] = dhidden[Cell::G - Cell::A + a];
     for (int k = 0; k < Cell::S; ++k) carried[k] = cut ? V(0) : dprev[k];
-    for (int k = 0; k < P; ++k) dunit[k] = dprev[Cell::S + k];
+    if constexpr (!CellSizes::of(Cell{}).normed)
+      for (int k = 0; k < P; ++k) dunit[k] = dprev[Cell::S + k];
   }
 
   // The gradient of gh of a gate, in dgates.

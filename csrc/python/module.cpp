@@ -67,8 +67,8 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
   const rnn::CellInfo& info = rnn::find_cell(cell);
   const auto [major, multiprocessors, shared_bytes, most_blocks] = device;
   const rnn::cuda::Request request{
-      info.G, info.A, info.S, backward, precision_named(precision), projected, norm,   recorded, H, T,
-      B,      window, D,      layers,   !info.built_in(),           heads,     dropped};
+      info.G, info.A, info.S, backward, precision_named(precision), projected, norm,    recorded,   H, T,
+      B,      window, D,      layers,   !info.built_in(),           heads,     dropped, info.normed};
   rnn::cuda::Check check;
   if (refused)
     check = [&](const rnn::cuda::Plan& plan, int) { return refused(family_of(plan), plan.layout.message.blocks); };

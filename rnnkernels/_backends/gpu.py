@@ -17,8 +17,6 @@ def _real(call: Call) -> bool:
 
 def cuda_refusal(call: Call) -> str | None:
     """Why the CUDA kernels cannot run a call that is on a GPU, as far as that is known."""
-    if call.cell.normed:
-        return "it has no kernels for layer_norm"
     device = call.x.device
     cannot = devices.cannot_run(device) or vetting.refusal("cuda", device)
     return cannot or user_cells.refusal(call)

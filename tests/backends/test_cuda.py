@@ -15,9 +15,10 @@ import op_parity
 import stack_parity
 import written_cells
 from gpu_layouts import LAID, Laid
-from op_parity import ALL, CASES, CLIPS, DROPPED, HEADED, Case
+from op_parity import ALL, CASES, CLIPS, DROPPED, HEADED, NORMED_CASES, Case
 from rnnkernels import verification
 from rnnkernels._backends import cuda_plan, triton
+from rnnkernels.cells import NORMED
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU that torch can use", allow_module_level=True)
@@ -32,6 +33,11 @@ LARGE = [
     Case("gru", 2, T=3, B=47_000, H=2, I=1, window=1, flow=True),  # once more, of windows
     *(Case("lstm", 2, T=12, B=17, H=130, R=70, I=65, window=5, clip=clip, **ALL) for clip in CLIPS),
     *(Case("gru", 2, T=12, B=17, H=130, I=65, window=5, clip=clip, **ALL) for clip in CLIPS),
+]
+LARGE_NORMED = [
+    Case("layer_norm_lstm", 2, T=12, B=17, H=130, R=70, window=5, clip=CLIPS[1], **ALL),
+    Case("layer_norm_gru", 2, T=12, B=17, H=130, lengths=True, reset=True),
+    Case("layer_norm_gru", 2, T=2, B=140_000, H=2),  # more rows than one grid covers
 ]
 #: Compiled by nvcc where they are first met, or by Triton.
 WRITTEN = [
@@ -93,8 +99,8 @@ def ops(request):
         if not triton.INSTALLED:
             pytest.skip("needs Triton")
         case, dtype = (request.node.callspec.params.get(name) for name in ("case", "dtype"))
-        if dtype == torch.float64 or (case is not None and case.R):
-            pytest.skip("Triton's kernels take neither float64 nor a projection")
+        if dtype == torch.float64 or (case is not None and (case.R or case.cell in NORMED)):
+            pytest.skip("Triton's kernels take neither float64 nor a projection nor layer_norm")
         yield torch.ops.rnnkernels_triton
         return
     if not CUDA:
@@ -111,7 +117,9 @@ def full(ops):
 
 
 @each_dtype
-@pytest.mark.parametrize("case", [*CASES, *LARGE, *DROPPED, *HEADED, *WRITTEN], ids=str)
+@pytest.mark.parametrize(
+    "case", [*CASES, *LARGE, *DROPPED, *HEADED, *NORMED_CASES, *LARGE_NORMED, *WRITTEN], ids=str
+)
 def test_matches_reference(ops, case, dtype):
     """Gradients of 16 bits are held against the CPU's in float64 on the same y, c and saved."""
     call = op_parity.make(case, dtype, "cuda")

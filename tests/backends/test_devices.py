@@ -89,7 +89,7 @@ def test_what_has_no_kernels_for_whole_sequences(
     asked: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heads and recurrent dropout go to the CUDA kernels; a written cell where they can be
-    compiled, else to Triton's; norms to neither."""
+    compiled, else to Triton's; norms to the CUDA kernels, and not to Triton's."""
     stand_in(monkeypatch, asked, GOOD)
     call = call_on_gpu()
     assert _backends.select(call._replace(heads=2)).name == "cuda"
@@ -100,9 +100,9 @@ def test_what_has_no_kernels_for_whole_sequences(
         monkeypatch.setattr(user_cells, "prepare", lambda *_, reason=reason: reason)
         assert _backends.select(written).name == chosen
         assert _backends.final_refusal(_backends.BACKENDS["cuda"], written) == reason
-    normed = call._replace(cell_name="layer_norm_lstm")
-    for name in ("cuda", "triton"):
-        assert _backends.BACKENDS[name].refusal(normed) == "it has no kernels for layer_norm"
+    normed = call._replace(cell_name="layer_norm_gru")
+    assert _backends.select(normed).name == "cuda"
+    assert _backends.BACKENDS["triton"].refusal(normed) == "it has no kernels for layer_norm"
 
 
 def test_each_device_is_asked(asked: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def plan(family_of: str = "", **changes: Any) -> cuda_plan.Plan:
 def test_why_a_layer_runs_step_by_step() -> None:
     wanted = {
         "heads have no kernels for whole sequences": {"heads": True},
+        "layer_norm has no kernels for whole sequences": {"cell": "layer_norm_gru"},
         "recurrent dropout has no kernels for whole sequences": {"dropped": True},
         "a cell that is written, or has zoneout, has no kernels for whole sequences": {
             "cell": gated.slstm.name

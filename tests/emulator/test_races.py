@@ -19,7 +19,7 @@ import emulated
 import op_parity
 import stack_parity
 from emulated import EXCHANGES, PRECISIONS, Layout
-from op_parity import CASES, CLIPS, OVER_SAVED, Case
+from op_parity import CASES, CLIPS, NORMED_CASES, OVER_SAVED, Case
 from rnnkernels._core.call import Clip, Layer
 
 pytestmark = pytest.mark.skipif(
@@ -122,14 +122,21 @@ CHOSEN_STEPS = [
     (Case("gru", 2, B=9, H=40, window=3, flow=True, clip=NORM), torch.float16),
     (Case("gru", 2, B=6, reset=True, packed=True, clip=CLIPS[0]), torch.bfloat16),
     (Case("rnn_tanh", B=9, lengths=True, reset=True, window=1), torch.float32),
+    (
+        Case("layer_norm_lstm", 2, B=5, H=33, R=3, lengths=True, reset=True, flow=True),
+        torch.float64,
+    ),
+    (Case("layer_norm_gru", B=9, packed=True, reset=True, window=2, clip=NORM), torch.bfloat16),
 ]
 DTYPES = (torch.float64, *{dtype for dtype, _, _ in PRECISIONS.values()})
-ALL_STEPS = [(case, dtype) for case in CASES if case.T * case.B for dtype in DTYPES]
+ALL_STEPS = [
+    (case, dtype) for case in (*CASES, *NORMED_CASES) if case.T * case.B for dtype in DTYPES
+]
 
 
-def step_by_step(ops: Any, case: Case, dtype: torch.dtype, twice: str = "") -> set[str]:
+def step_by_step(ops: Any, case: Case, dtype: torch.dtype, **layout: str) -> set[str]:
     """Which kinds of steps were launched, such as ForwardCell<float>."""
-    ops.configure(*astuple(replace(STEPWISE, twice=twice)))
+    ops.configure(*astuple(replace(STEPWISE, **layout)))
     call = op_parity.make(case, dtype)
     out = op_parity.forward(ops, call)
     grads = op_parity.random_gradients(call, out)
@@ -152,15 +159,39 @@ def test_steps_have_no_races(ops: Any, case: Case, dtype: torch.dtype) -> None:
     step_by_step(ops, case, dtype)
 
 
-def test_a_race_shows_in_every_step(ops: Any) -> None:
-    """Two threads that take the same unit."""
-    chosen = CHOSEN_STEPS[0]
-    names = ["ForwardCell", "ForwardProject", "BackwardBegin", "BackwardProject", "BackwardCell"]
-    names += ["BackwardBound", "BackwardFinish"]
+AROUND = {"ForwardProject", "BackwardBegin", "BackwardProject", "BackwardFinish"}
+NORMED_ROWS = {"HiddenMoments", "StateMoments", "StateMeans", "HiddenMeans"}
+NORMED_STEPS = {
+    "NormedForwardCell", "ForwardEmit", "BackwardEmit", "NormedBackwardCell", "HandOnGates",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names"),
+    [
+        (CHOSEN_STEPS[0], AROUND | {"ForwardCell", "BackwardCell", "BackwardBound"}),
+        (CHOSEN_STEPS[-2], AROUND | NORMED_ROWS | NORMED_STEPS),
+    ],
+    ids=["units", "rows"],
+)
+def test_a_race_shows_in_every_step(
+    ops: Any, chosen: tuple[Case, torch.dtype], names: set[str]
+) -> None:
+    """Two threads that take the same unit, or the same part of a row."""
     assert step_by_step(ops, *chosen) == {f"{name}<double>" for name in names}
     for name in names:
         with pytest.raises(RuntimeError, match=f"race in {name}<double>\n.* in no order"):
             step_by_step(ops, *chosen, twice=f"{name}<double>")
+
+
+@pytest.mark.parametrize("way", ["weak", "skip"])
+def test_rows_wait_for_all_of_their_parts(ops: Any, way: str) -> None:
+    """Where a block does not, or orders no memory, it shows."""
+    case, dtype = CHOSEN_STEPS[-1]
+    step_by_step(ops, case, dtype)
+    (site,) = (place for place, what in map(str.split, ops.sites()) if what == "sync_block")
+    with pytest.raises(RuntimeError, match="race in HiddenMoments<rnn::BFloat16>"):
+        step_by_step(ops, case, dtype, **{way: site})
 
 
 # --- What orders them ---------------------------------------------------------------------------

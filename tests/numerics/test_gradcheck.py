@@ -3,126 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import functional_call
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-import rnnkernels
 from cases import NAMES
+from option_functions import (
+    CALL,
+    CONSTRUCTOR,
+    INPUTS,
+    B,
+    H,
+    T,
+    fits,
+    function_of_inputs,
+    make_layer,
+)
 from rnnkernels import functional
 from rnnkernels._core.call import LayerWeights
 from rnnkernels.cells import CELLS
 
-T, B, INPUTS, H = 3, 2, 2, 3
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-#: Options by name: what the constructor takes.
-CONSTRUCTOR: dict[str, dict[str, Any]] = {
-    "bidirectional": {"bidirectional": True},
-    "projection": {"proj_size": 2},
-    "no-bias": {"bias": False},
-    "single-bias": {"bias_mode": "single"},
-    "sum": {"bidirectional": True, "merge_mode": "sum"},
-    "mean": {"bidirectional": True, "merge_mode": "mean"},
-    "mul": {"bidirectional": True, "merge_mode": "mul"},
-    "dropout": {"num_layers": 2, "dropout": 0.4},
-    "two-layers": {"num_layers": 2},
-    "recurrent-dropout": {"recurrent_dropout": 0.4},
-    "input-dropout": {"input_dropout": 0.4, "num_layers": 2},
-    "batch-first": {"batch_first": True},
-}
-#: Options of the call.
-CALL = ("hx", "lengths", "reset", "all-states", "packed", "unbatched")
 OPTIONS = (*CONSTRUCTOR, *CALL)
-EXCLUDED = [
-    {"no-bias", "single-bias"},
-    {"sum", "mean"},
-    {"sum", "mul"},
-    {"mean", "mul"},
-    {"packed", "lengths"},
-    {"packed", "unbatched"},
-]
-
-
-def make_layer(cell: str, **arguments: Any) -> rnnkernels.nn.base.RNNBase:
-    torch.manual_seed(3)
-    layer = rnnkernels.nn.base.RNNBase(
-        cell.upper(), INPUTS, H, dtype=torch.float64, backend="cpu", **arguments
-    )
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.mul_(1.5)
-    return layer
-
-
-def tensors_of(result: Any) -> list[Tensor]:
-    """Every tensor inside the results of a layer."""
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, PackedSequence):
-        return [result.data]
-    return [] if result is None else [t for part in result for t in tensors_of(part)]
-
-
-def function_of_inputs(
-    cell: str, options: tuple[str, ...]
-) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
-    """A layer with these options as a function of x, its states and its parameters."""
-    arguments = {k: v for name in options for k, v in CONSTRUCTOR.get(name, {}).items()}
-    layer = make_layer(cell, **arguments)
-    names = [name for name, _ in layer.named_parameters()]
-    gen = torch.Generator().manual_seed(5)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=gen, dtype=torch.float64).requires_grad_()
-
-    batch = () if "unbatched" in options else (B,)
-    batch_first = "batch-first" in options and batch
-    rows = layer.num_layers * (2 if layer.bidirectional else 1)
-    inputs = [random(*((*batch, T) if batch_first else (T, *batch)), INPUTS)]
-    if "hx" in options:
-        inputs.append(random(rows, *batch, layer.proj_size or H))
-        if cell == "lstm":
-            inputs.append(random(rows, *batch, H))
-    states = len(inputs) - 1
-    lengths = torch.tensor([2, 3] if "packed" in options else [2, 0])[: B if batch else 1]
-    mask = torch.zeros(T, B, dtype=torch.bool)
-    mask[1, 0] = mask[2, 1] = mask[0, 1] = True
-    mask = mask if batch else mask[:, 0]
-    call: dict[str, Any] = {"return_all_states": "all-states" in options}
-    if "lengths" in options:
-        call["lengths"] = lengths
-    if "reset" in options:
-        call["reset"] = mask.t() if batch_first else mask
-
-    def run(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        torch.manual_seed(7)  # dropout draws the same mask at every evaluation
-        hx = rest[:states]
-        parameters = dict(zip(names, rest[states:], strict=True))
-        given: Any = x
-        if "packed" in options:
-            given = pack_padded_sequence(x, lengths, bool(batch_first), enforce_sorted=False)
-        state = (hx if cell == "lstm" else hx[0]) if hx else None
-        result = functional_call(layer, parameters, (given, state), call)
-        return tuple(t for t in tensors_of(result) if t.requires_grad)
-
-    return run, inputs + [p.detach().requires_grad_() for p in layer.parameters()]
-
-
-def fits(cell: str, *options: str) -> bool:
-    if "projection" in options and cell != "lstm":
-        return False
-    return not any(pair <= set(options) for pair in EXCLUDED)
-
 
 SINGLE = [
     pytest.param(cell, (option,), id=f"{cell}-{option}")

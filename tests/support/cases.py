@@ -53,6 +53,9 @@ def make_call(
     gen = torch.Generator().manual_seed(seed)
     contract, R = find(cell), proj or H
     rows = heads * contract.G * H
+    # Of a cell whose products are normalised, x is the input part of its gates.
+    features, columns = (D * rows, 0) if contract.normed else (inputs, inputs)
+    hidden_bias = bias == "double" and contract.recurrent and not contract.normed
 
     def tensor(*shape: int, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=gen, dtype=torch.float64) * scale
@@ -69,11 +72,11 @@ def make_call(
         mask = reset
     return Layer(
         cell,
-        tensor(T, B, inputs),
-        w_ih=each(True, rows, inputs, scale=max(1, inputs) ** -0.5),
+        tensor(T, B, features),
+        w_ih=each(True, rows, columns, scale=max(1, columns) ** -0.5),
         w_hh=each(contract.recurrent, rows, R, scale=R**-0.5),
         b_ih=each(bias != "none", rows, scale=0.5),
-        b_hh=each(bias == "double" and contract.recurrent, rows, scale=0.5),
+        b_hh=each(hidden_bias, rows, scale=0.5),
         w_hr=each(proj > 0, R, H, scale=H**-0.5),
         h0=tensor(D * heads, B, R),
         c0=tensor(D * heads, B, contract.C * H) if contract.C else None,

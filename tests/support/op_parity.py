@@ -13,7 +13,7 @@ import op_calls
 from cases import make_call
 from rnnkernels._core import reference
 from rnnkernels._core.call import Clip, Layer
-from rnnkernels.cells import CELLS, find
+from rnnkernels.cells import CELLS, NORMED, find
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,19 @@ HEADED = [
     Case("lstm", 2, heads=2, window=2, drop=True, **ALL),
     Case("gru", 1, heads=3, H=4, packed=True, reset=True, bias=False),
     Case("rnn_tanh", 2, heads=2, clip=CLIPS[1], **ALL),
+]
+
+
+#: Of cells whose products are normalised, likewise: one part of a row for each thread or more.
+NORMED_CASES = [
+    *(Case(cell, D, H=H, **ALL) for cell in NORMED for D, H in ((1, 7), (2, 37))),
+    *(Case(cell, 2, window=k, **ALL) for cell in NORMED for k in (1, 3)),
+    *(Case(cell, 2, clip=clip, **ALL) for cell in NORMED for clip in CLIPS),
+    *(Case(cell, 1, T=1, B=1, H=1, bias=False) for cell in NORMED),
+    *(Case(cell, 2, T=T, B=B) for cell, T, B in zip(NORMED, (0, 3), (3, 0), strict=True)),
+    *(Case(cell, 2, drop=True, window=2, packed=True, reset=True) for cell in NORMED),
+    Case("layer_norm_lstm", 2, R=3, H=9, drop=True, **ALL),
+    Case("layer_norm_lstm", 1, R=9, H=5, window=2, clip=CLIPS[1], packed=True, flow=True),
 ]
 
 
@@ -272,9 +285,13 @@ def parameter_gradients(call: Layer, out: list[Tensor], back: list[Tensor]) -> l
         """Of each direction, from those of each head."""
         return [torch.cat(some) for some in _by(heads, parts)]
 
+    if cell.normed:  # whose x is that of the gates themselves
+        of_input = [torch.cat(dgx, -1), *(torch.zeros_like(w) for w in w_ih)]
+    else:
+        dx = sum((dgx[d] @ w_ih[d] for d in directions), torch.zeros_like(call.x))
+        of_input = [dx, *joined(outer(dgx[d], call.x) for d in directions)]
     return [
-        sum((dgx[d] @ w_ih[d] for d in directions), torch.zeros_like(call.x)),
-        *joined(outer(dgx[d], call.x) for d in directions),
+        *of_input,
         *joined(outer(dgh[d], entering(call, y, d)) for d in hidden),
         *joined(dgx[d].sum((0, 1)) for d in directions if call.b_ih),
         *joined(dgh[d].sum((0, 1)) for d in directions if call.b_hh),

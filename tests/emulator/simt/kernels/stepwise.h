@@ -37,8 +37,12 @@ struct StepLauncher {
     cuda::dispatch_step<Step>(cell, [&](auto of_cell) {
       const auto kernel = [&] {
         const int block = cuda::block_index() % blocks, thread = cuda::thread_index();
-        cuda::run_units<decltype(of_cell)>(step, of, block % of.x, block / of.x, thread % PointwiseGrid::kUnits,
-                                           thread / PointwiseGrid::kUnits);
+        const int x = thread % PointwiseGrid::kUnits, y = thread / PointwiseGrid::kUnits;
+        if constexpr (cuda::of_rows<Step>()) {
+          cuda::run_rows<decltype(of_cell)>(step, of, block, x, y, [] { cuda::sync_block(); });
+        } else {
+          cuda::run_units<decltype(of_cell)>(step, of, block % of.x, block / of.x, x, y);
+        }
       };
       note(grid.name, launch(grid, schedule, kernel));
     });
