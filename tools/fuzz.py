@@ -186,13 +186,15 @@ def _start(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, bufsize=0)
 
 
-def summary(args: argparse.Namespace, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def summary(
+    args: argparse.Namespace, rows: list[dict[str, Any]], seconds: float, commit: str
+) -> dict[str, Any]:
     refusals = Counter(r["about"] for r in rows if r["kind"] == "refused")
     return {
         "format": "fuzz 1",
         "command": f"python tools/fuzz.py --count {args.count} --seed {args.seed}"
         + " --quick" * args.quick,
-        "commit": _commit(),
+        "commit": commit,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "torch": torch.__version__,
         "build": build_info(),
@@ -208,6 +210,7 @@ def summary(args: argparse.Namespace, rows: list[dict[str, Any]], seconds: float
 
 
 def _commit() -> str:
+    """What is run: asked before, since others may work on it while it runs."""
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip()
@@ -240,9 +243,9 @@ def main() -> int:
         return work(args)
     if args.only is not None:
         return again(args)
-    began = time.monotonic()
+    began, commit = time.monotonic(), _commit()
     rows = supervise(args)
-    found = summary(args, rows, time.monotonic() - began)
+    found = summary(args, rows, time.monotonic() - began, commit)
     if args.record:
         args.record.parent.mkdir(parents=True, exist_ok=True)
         args.record.write_text(json.dumps(found, indent=1) + "\n")
