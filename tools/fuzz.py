@@ -183,6 +183,8 @@ def supervise_part(args: argparse.Namespace, first: int, end: int, tally: Tally)
         with open(os.devnull, "w") if not args.log else args.log.open("a") as log:
             process = _start(command, log)
             hung = watched(process, take)
+        assert process.stdout is not None
+        process.stdout.close()
         if hung or process.returncode != 0:
             if last == started:
                 raise SystemExit(f"a worker ended with {process.returncode} before its first input")

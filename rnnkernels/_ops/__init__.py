@@ -24,7 +24,7 @@ from rnnkernels._core import checks
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype, units
 from rnnkernels._ops import binding, by_reference, flops, lanes, tangents
 from rnnkernels._ops.binding_names import OPS
-from rnnkernels._ops.schema import FIRST_WEIGHT, arguments, tensors
+from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
 from rnnkernels.cells import Cell, find, make_own_known
 
 try:
@@ -217,7 +217,7 @@ def _arguments(op: str, like: str, values: Sequence[Any]) -> SimpleNamespace:
     """The arguments of a fake kernel: what shapes are made from is checked here, as the kernels do
     in ``csrc/ops/check.cpp``; ``like`` names the tensor that has all steps."""
     a = arguments(op, values)
-    _check_tensors(op, a)
+    _check_tensors(**{like: getattr(a, like), "h0": a.h0})
     for name in ("layers", "directions", "heads"):
         if getattr(a, name) < 1:
             raise ValueError(f"{name}: expected 1 or more, got {getattr(a, name)}")
@@ -239,10 +239,12 @@ def _arguments(op: str, like: str, values: Sequence[Any]) -> SimpleNamespace:
     return a
 
 
-def _check_tensors(op: str, a: Any) -> None:
-    for name in tensors(op):
-        if not isinstance(getattr(a, name), Tensor):
-            raise TypeError(f"{name}: expected a Tensor, got {type(getattr(a, name)).__name__}")
+def _check_tensors(**named: Any) -> None:
+    """Schemas let ``None`` pass for a tensor, as which a further derivative hands on what it does
+    not know of a forward: these have to be there."""
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
 
 
 _USERS_NAMES = {"h0": "hx", "c0": "cx"}
@@ -329,7 +331,7 @@ def _fake_backward_over_saved(*values: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
-    _check_tensors("input_gradient", SimpleNamespace(dgates=dgates))
+    _check_tensors(dgates=dgates)
     if not w_ih or dgates.dim() < 2 or any(w.dim() != 2 for w in w_ih):
         raise ValueError(
             "dgates, w_ih: expected [.., D, G*H] and [G*H, I] of each of D directions, got "

@@ -16,13 +16,6 @@ def arguments(op: str, values: Sequence[Any]) -> SimpleNamespace:
 
 
 @cache
-def tensors(op: str) -> list[str]:
-    """The arguments of an op that are a tensor each: its schema lets ``None`` pass for one."""
-    of = getattr(torch.ops.rnnkernels, op).default._schema.arguments
-    return [a.name for a in of if str(a.type) == "Tensor"]
-
-
-@cache
 def _names(op: str) -> list[str]:
     return [a.name for a in getattr(torch.ops.rnnkernels, op).default._schema.arguments]
 

