@@ -231,10 +231,7 @@ def _arguments(op: str, like: str, values: Sequence[Any]) -> SimpleNamespace:
     for name, dims in (("h0", 3), ("c0", 3), ("starts", 1), (like, 2 if packed else 3)):
         t = getattr(a, name)
         if t is not None and t.dim() != dims:
-            raise RuntimeError(
-                f"{_USERS_NAMES.get(name, name)}: expected {dims} dimensions, "
-                f"got shape {list(t.shape)}"
-            )
+            raise RuntimeError(f"{name}: expected {dims} dimensions, got shape {list(t.shape)}")
     _on_one_device(getattr(a, like), a)
     return a
 

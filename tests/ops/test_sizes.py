@@ -210,7 +210,7 @@ def test_none_in_place_of_a_tensor(name: str) -> None:
         ({"heads": -(2**62)}, ValueError, "heads: expected 1 or more"),
         ({"c0": None}, ValueError, "c0: a cell 'lstm' takes an initial c, got none"),
         ({"cell": "gru"}, ValueError, "c0: a cell 'gru' takes no c, got one"),
-        ({"h0": wide(5)}, RuntimeError, "hx: expected 3 dimensions"),
+        ({"h0": wide(5)}, RuntimeError, "h0: expected 3 dimensions"),
         ({"wanted": [99]}, ValueError, "wanted: expected positions from 0 to 14"),
     ],
 )
