@@ -26,10 +26,12 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,11 +138,35 @@ def watched(process: subprocess.Popen[bytes], take: Callable[[str], None]) -> bo
                 take(line.decode())
 
 
+class Tally:
+    """The rows of all inputs so far, which several workers add to."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.rows, self.findings = args, list[dict[str, Any]](), 0
+        self.lock, self.progress = threading.Lock(), Progress(args.count)
+
+    def add(self, row: dict[str, Any]) -> None:
+        with self.lock:
+            self.rows.append(row)
+            if row["kind"] not in CALM:
+                self.findings += 1
+                tell(self.args, row)
+            self.progress(len(self.rows), self.findings)
+
+
 def supervise(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every input in a worker; a worker that ends early is followed by another."""
-    rows: list[dict[str, Any]] = []
-    progress, findings = Progress(args.count), 0
-    last, end = args.first - 1, args.first + args.count
+    """Every input, as many at a time as there are jobs; rows in the order of their numbers."""
+    tally, each = Tally(args), -(-args.count // args.jobs)
+    starts = range(args.first, args.first + args.count, each)
+    ends = [min(start + each, args.first + args.count) for start in starts]
+    with ThreadPoolExecutor(len(starts)) as pool:
+        list(pool.map(lambda start, end: supervise_part(args, start, end, tally), starts, ends))
+    return sorted(tally.rows, key=lambda row: row["number"])
+
+
+def supervise_part(args: argparse.Namespace, first: int, end: int, tally: Tally) -> None:
+    """Inputs in a worker; a worker that ends early is followed by another."""
+    last = first - 1
     while last + 1 < end:
         command = [sys.executable, "-P", __file__, "--worker", "--seed", str(args.seed)]
         command += ["--first", str(last + 1), "--count", str(end - last - 1)]
@@ -148,27 +174,22 @@ def supervise(args: argparse.Namespace) -> list[dict[str, Any]]:
         started = last
 
         def take(line: str) -> None:
-            nonlocal last, findings
+            nonlocal last
             if line.isdigit():
                 last = int(line)
             elif line.startswith("{"):
-                rows.append(json.loads(line))
-                if rows[-1]["kind"] not in CALM:
-                    findings += 1
-                    tell(args, rows[-1])
-                progress(last - args.first + 1, findings)
+                tally.add(json.loads(line))
 
         with open(os.devnull, "w") if not args.log else args.log.open("a") as log:
             process = _start(command, log)
             hung = watched(process, take)
+        assert process.stdout is not None
+        process.stdout.close()
         if hung or process.returncode != 0:
             if last == started:
                 raise SystemExit(f"a worker ended with {process.returncode} before its first input")
             kind = "hang" if hung else f"ended the process: {process.returncode}"
-            rows.append({"number": last, "kind": kind, "what": "", "done": []})
-            findings += 1
-            tell(args, rows[-1])
-    return rows
+            tally.add({"number": last, "kind": kind, "what": "", "done": []})
 
 
 def tell(args: argparse.Namespace, finding: dict[str, Any]) -> None:
@@ -186,13 +207,16 @@ def _start(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, bufsize=0)
 
 
-def summary(args: argparse.Namespace, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def summary(
+    args: argparse.Namespace, rows: list[dict[str, Any]], seconds: float, commit: str
+) -> dict[str, Any]:
     refusals = Counter(r["about"] for r in rows if r["kind"] == "refused")
     return {
         "format": "fuzz 1",
         "command": f"python tools/fuzz.py --count {args.count} --seed {args.seed}"
-        + " --quick" * args.quick,
-        "commit": _commit(),
+        + " --quick" * args.quick
+        + f" --jobs {args.jobs}" * (args.jobs > 1),
+        "commit": commit,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "torch": torch.__version__,
         "build": build_info(),
@@ -208,6 +232,7 @@ def summary(args: argparse.Namespace, rows: list[dict[str, Any]], seconds: float
 
 
 def _commit() -> str:
+    """What is run: asked before, since others may work on it while it runs."""
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip()
@@ -228,21 +253,23 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100_000, help="how many (default: 100000)")
     parser.add_argument("--seed", type=int, default=0, help="of all of them (default: 0)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the first one's number")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time")
     parser.add_argument("--only", type=int, metavar="N", help="this one alone, in this process")
     parser.add_argument("--quick", action="store_true", help="without cells that are compiled")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write what was found, as JSON")
     parser.add_argument("--log", type=Path, metavar="FILE", help="add what workers say on stderr")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.count < 1 or args.first < 0:
-        parser.error(f"--count: expected at least 1, got {args.count}")
+    for name, least in (("count", 1), ("first", 0), ("jobs", 1)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name}: expected at least {least}, got {getattr(args, name)}")
     if args.worker:
         return work(args)
     if args.only is not None:
         return again(args)
-    began = time.monotonic()
+    began, commit = time.monotonic(), _commit()
     rows = supervise(args)
-    found = summary(args, rows, time.monotonic() - began)
+    found = summary(args, rows, time.monotonic() - began, commit)
     if args.record:
         args.record.parent.mkdir(parents=True, exist_ok=True)
         args.record.write_text(json.dumps(found, indent=1) + "\n")

@@ -14,6 +14,7 @@
 #include "autograd/gradients.h"
 #include "ops/layers.h"
 #include "ops/products.h"
+#include "ops/sizes.h"
 
 namespace rnn {
 
@@ -36,7 +37,7 @@ class GradientSums {
         plain_(how.plain),
         lanes_(how.lanes),
         heads_(settings.heads),
-        D_(settings.directions * settings.heads),
+        D_(all_directions(settings)),
         split_(cell.A > 0),
         gates_alone_(cell.columns() == cell.G),
         T_(steps.starts ? steps.starts->sym_size(0) - 1 : layer.x.sym_size(0)),

@@ -7,6 +7,7 @@
 
 #include "autograd/gradient_sums.h"
 #include "ops/products.h"
+#include "ops/sizes.h"
 
 namespace rnn {
 
@@ -53,7 +54,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
   const Weights weights(kept.weights(), settings);
   const Merge mode = find_merge(settings.merge_mode);
   const bool merges = settings.directions > 1 && mode != Merge::kConcat;
-  const int64_t heads = settings.heads, D = settings.directions * heads, L = settings.layers;
+  const int64_t heads = settings.heads, D = all_directions(settings), L = settings.layers;
   // Each row of dx by itself: so that it does not depend on its batch, or since it is faster.
   const bool by_rows = !cell.normed && (how.invariant || (how.plain && products_for(found.dgates)));
   // That of an only layer keeps its dimension of size 1: whoever takes it looks at its last ones.
@@ -75,7 +76,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
                                     x,
                                     L == 1 ? kept.inputs[kH0] : kept.inputs[kH0].narrow(0, l * D, D),
                                     l + 1 == L && !merges ? kept.y : kept.ys.select(0, l),
-                                    part(kept.h_raw, L, l),
+                                    settings.projected ? part(kept.h_raw, L, l) : Tensor(),
                                     part(found.dgates, L - first, l - first),
                                     part(found.dproj, L - first, l - first),
                                     found.dunit.dim() > 1 ? found.dunit.select(0, l - first) : found.dunit,
@@ -117,7 +118,7 @@ Tensor padded_below(const Tensor& t, int64_t rows) {
 
 Gradients gradients(const Settings& settings, const Kept& kept, const OutputGradients& out,
                     const std::vector<bool>& wanted, const How& how) {
-  const int64_t L = settings.layers, D = settings.directions * settings.heads;
+  const int64_t L = settings.layers, D = all_directions(settings);
   const Weights weights(kept.weights(), settings);
   const int64_t each = int64_t(kept.weights().size()) / L;
   // Nobody asks for what lies below the first layer that wants a gradient.

@@ -6,6 +6,7 @@
 #include "autograd/make_node.h"
 #include "autograd/saving.h"
 #include "autograd/tangents.h"
+#include "ops/sizes.h"
 
 namespace rnn {
 namespace {
@@ -41,7 +42,57 @@ Kept kept_of(const GradientsCall& call) {
   return kept;
 }
 
-// What sequence_backward, which checks the rest, does not take.
+// The tensors that are taken apart before sequence_backward checks what it gets of them.
+struct PartsCheck {
+  const GradientsCall& call;
+  const int64_t L, D;  // D counts each head
+
+  void like_y(const Tensor& t, const std::string& name) const {
+    TORCH_CHECK_VALUE(t.scalar_type() == call.y.scalar_type(), name, ": expected dtype ", call.y.scalar_type(),
+                      " like y, got ", t.scalar_type());
+    TORCH_CHECK(t.device() == call.y.device(), name, ": expected device ", call.y.device(), " like y, got ",
+                t.device());
+  }
+
+  // [before.., T, B, after..], packed [before.., N, after..].
+  std::vector<c10::SymInt> shape(std::vector<c10::SymInt> before, std::initializer_list<c10::SymInt> after) const {
+    const auto steps = call.x.sym_sizes().slice(0, call.x.dim() - 1);
+    before.insert(before.end(), steps.begin(), steps.end());
+    before.insert(before.end(), after);
+    return before;
+  }
+  void whole(const Tensor& t, const std::string& name, const std::vector<c10::SymInt>& expected) const {
+    TORCH_CHECK(t.sym_sizes().equals(expected), name, ": expected shape ", c10::SymIntArrayRef(expected), ", got ",
+                t.sym_sizes());
+    like_y(t, name);
+  }
+  void first(const OptionalTensor& t, const char* name, int64_t count, const char* meaning) const {
+    TORCH_CHECK(!t || (t->dim() > 1 && t->sym_size(0) == count), name, ": expected ", count, " (", meaning,
+                ") in the first of several dimensions, got shape ", t->sym_sizes());
+  }
+
+  void layers(bool merged) const {
+    for (const auto& [t, name] :
+         {std::pair(call.dh_n, "dh_n"), {call.dc_n, "dc_n"}, {call.c0, "c0"}, {call.h_mask, "h_mask"}})
+      first(t, name, L * D, "layers * directions");
+    const int64_t inner = merged ? L : L - 1;
+    const c10::SymInt R = call.h0.sym_size(2), width = merged ? call.heads * R : D * R;
+    whole(call.ys, "ys", shape({inner}, {D * R}));
+    first(call.dys, "dys", inner, "layers of ys");
+    first(call.dc, "dc", L, "layers");
+    for (const auto& [t, name] : {std::pair(call.c, "c"), {call.saved, "saved"}})
+      if (t.dim() > 1) first(t, name, L, "layers");
+    if (!call.masks) return;
+    TORCH_CHECK_VALUE(int64_t(call.masks->size()) == L - 1, "masks: expected ", L - 1,
+                      " tensors, one between any two layers, or None, got ", call.masks->size());
+    for (const Tensor& mask : *call.masks) {
+      const bool repeats = mask.dim() == 3 && mask.sym_size(0) == 1;
+      whole(mask, "masks", repeats ? std::vector<c10::SymInt>{1, call.h0.sym_size(1), width} : shape({}, {width}));
+    }
+  }
+};
+
+// What sequence_backward does not take, or is not given as a whole; it checks the rest.
 void check(const GradientsCall& call, const Kept& kept) {
   TORCH_CHECK_VALUE(call.lanes >= 0, "lanes: expected 0 or more, got ", call.lanes);
   for (const int64_t i : call.wanted)
@@ -57,10 +108,19 @@ void check(const GradientsCall& call, const Kept& kept) {
                 x.sym_sizes());
   const Weights weights(call.weights, call);
   for (int64_t l = 0; l < call.layers; ++l) {
-    for (int64_t d = 0; d < call.directions; ++d)
-      TORCH_CHECK(weights.get(kWIh, l, d).dim() == 2, parameter_name(kWIh, l, d, false),
-                  ": expected 2 dimensions (gates, features), got shape ", weights.get(kWIh, l, d).sym_sizes());
+    for (int64_t d = 0; d < call.directions; ++d) {
+      for (const Weight kind : {kWIh, kWHr})
+        TORCH_CHECK(!weights.has(kind) || weights.get(kind, l, d).dim() == 2, parameter_name(kind, l, d, false),
+                    ": expected 2 dimensions, got shape ", weights.get(kind, l, d).sym_sizes());
+    }
   }
+  const PartsCheck parts{call, call.layers, all_directions(call)};
+  TORCH_CHECK(call.h0.dim() == 3, "h0: expected 3 dimensions (layers * directions, batch, state), got shape ",
+              call.h0.sym_sizes());
+  parts.first(call.h0, "h0", parts.L * parts.D, "layers * directions");
+  if (call.projected)
+    parts.whole(call.h_raw, "h_raw", parts.shape({parts.L}, {parts.D, weights.get(kWHr, 0, 0).sym_size(1)}));
+  if (call.layers > 1) parts.layers(call.directions > 1 && find_merge(call.merge_mode) != Merge::kConcat);
   TORCH_CHECK_VALUE(x.scalar_type() == y.scalar_type(), "x: expected dtype ", y.scalar_type(), " like y, got ",
                     x.scalar_type());
 }
@@ -76,7 +136,7 @@ GradientsOp::Results run(GradientsCall& call) {
   Gradients found =
       gradients(call, kept, call, wanted, {library, call.invariant, call.record, plain, false, call.lanes});
   GradientsOp::Results results;
-  for (const int64_t i : call.wanted) std::get<0>(results).push_back(std::move(found.inputs[i]));
+  for (const int64_t i : call.wanted) std::get<0>(results).push_back(found.inputs[i]);
   std::get<1>(results) = call.record ? found.flow : at::empty({0}, call.x.options());
   return results;
 }

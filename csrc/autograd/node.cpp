@@ -6,6 +6,7 @@
 #include "autograd/make_node.h"
 #include "autograd/saving.h"
 #include "autograd/tangents.h"
+#include "ops/sizes.h"
 
 namespace rnn {
 namespace {
@@ -142,7 +143,7 @@ class SequenceBackward final : public torch::autograd::Node {
 
   // One step of one layer and direction takes the h before it from h0.
   bool reads_y(const Kept& kept) const {
-    return !one_step(kept) || settings_.layers > 1 || settings_.directions * settings_.heads > 1 ||
+    return !one_step(kept) || settings_.layers > 1 || all_directions(settings_) > 1 ||
            find_cell(settings_.cell).reads_h;
   }
 

@@ -66,6 +66,7 @@ void run_loop(const Entry<IO>& entry, const Launch& launch, const BackwardLayer&
 // Runs a layer, whose dtype is that of `like`, by the kernels of a single step where they take it.
 template <class Layer>
 void run_layer(Layer& a, const Tensor& like) {
+  if (a.n.B == 0) return;  // every result is empty, however many directions and steps there would be
   dispatch_dtype(like.scalar_type(), [&]<class IO>(const Entry<IO>& entry) {
     if (is_single_step(a)) return run_single(a, entry);
     with_launch([&](const Launch& launch) { run_loop(entry, launch, a); });

@@ -19,6 +19,7 @@ template <>
 struct Native<float> {
   typedef float Data __attribute__((vector_size(RNN_VECTOR_BYTES)));
   typedef int32_t Bits __attribute__((vector_size(RNN_VECTOR_BYTES)));
+  typedef uint32_t Wrapping __attribute__((vector_size(RNN_VECTOR_BYTES)));
 };
 template <>
 struct Native<double> {
@@ -142,8 +143,9 @@ RNN_HD Half16 narrow(Vec<float> x, BFloat16) {
   return reinterpret_cast<Half16>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x.v)));
 #else
   using Bits = Vec<float>::Bits;
+  using Wrapping = Native<float>::Wrapping;  // lanes that nobody asked for may hold any bits
   const Bits b = x.bits();
-  const Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const Bits rounded = Bits(Wrapping(b) + 0x7fff + Wrapping((b >> 16) & 1)) >> 16;  // to nearest, ties to even
   const Bits nan = ((b >> 16) & 0xffff) | 0x40;
   return __builtin_convertvector((b & 0x7fffffff) > 0x7f800000 ? nan : rounded, Half16);
 #endif
@@ -172,7 +174,9 @@ RNN_HD Half16 narrow(Vec<float> x, Float16) {
   const Bits b = x.bits();
   const Bits sign = (b >> 16) & 0x8000;
   const Bits magnitude = b & 0x7fffffff;
-  const Bits normal = (magnitude - ((127 - 15) << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Lanes that nobody asked for may hold any bits: the sum of such, in whatever order compilers take it, wraps.
+  using Wrapping = Native<float>::Wrapping;
+  const Bits normal = Bits(Wrapping(magnitude) - ((127 - 15) << 23) + 0xfff + Wrapping((magnitude >> 13) & 1)) >> 13;
   // Adding 0.5 aligns a subnormal's last bit with the last bit of the float, which then rounds for us.
   const Bits subnormal = (V::from_bits(magnitude) + V(0.5f)).bits() - 0x3f000000;
   Bits h = magnitude < ((127 - 14) << 23) ? subnormal : normal;

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kFewSteps = 32;  // where loading the weights counts
 constexpr int64_t kLeastRows = 2;  // of a tile, where the batch has as many
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 std::atomic<Family> chosen_family{Family::kAuto};
 std::atomic<Stacks> chosen_stacks{Stacks::kAuto};
@@ -266,7 +266,7 @@ Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, const De
     if (cycles < best.cycles || choice.stacks == Stacks::kTogether) best = {p.stages, std::move(plan), cycles};
   }
   if (choice.family == Family::kAuto && choice.stacks != Stacks::kTogether &&
-      best.cycles > double(layers * p.steps) * estimate_stepwise(k, p)) {
+      best.cycles > double(layers) * double(p.steps) * estimate_stepwise(k, p)) {
     best = {1, {}, 0};
     best.plan.reason = p.steps < kFewSteps ? "too few steps to load the weights for"
                                            : "a product of the whole device is estimated to be faster";

@@ -2,6 +2,8 @@
 
 #include <atomic>
 
+#include "ops/sizes.h"
+
 namespace rnn {
 namespace {
 
@@ -128,7 +130,7 @@ Sizes sizes_of_states(const Call& call, const CellInfo& cell, const Weights& wei
   Sizes n{};
   n.L = call.layers;
   n.heads = call.heads;
-  n.D = call.directions * n.heads;
+  n.D = all_directions(call);
   n.merge = find_merge(call.merge_mode);
   TORCH_CHECK(h0.dim() == 3, "h0: expected 3 dimensions (layers * directions, batch, state), got shape ", h0.sizes());
   n.B = h0.size(1);
@@ -154,6 +156,21 @@ Sizes sizes_of_states(const Call& call, const CellInfo& cell, const Weights& wei
   return n;
 }
 
+// Every size that follows from a call's, of memory in bytes or of a loop, is one of these products, or less. `name` and
+// `states` are those of the tensor that has all steps and of the first states.
+void check_fit(const Sizes& n, const CellInfo& cell, int64_t window, const char* name, const char* states) {
+  constexpr int64_t kRoom = 256;  // for two sizes that kernels round up to vectors or tiles
+  const int64_t numbers = std::max({cell.columns(), cell.K, cell.C(), cell.P, 2 * cell.G});
+  const Size bytes{kRoom * int64_t(sizeof(double)) * numbers, nullptr, nullptr}, layers{n.L, "layers", "layers"},
+      heads{n.D, "heads", "directions of all heads"}, units{std::max(n.H, n.R), states, "hidden units"},
+      rows{n.B, states, "rows"}, none{1, nullptr, nullptr};
+  product_of({bytes, layers, heads, units, rows, {n.windows(window), name, "windows of steps"}});
+  product_of({bytes, layers, heads, units, n.packed ? none : rows, {n.packed ? n.N : n.T, name, "steps"}});
+  product_of({bytes, layers, heads, units, {n.L > 1 ? n.D * n.R : n.R, states, "units of a layer"}});
+  product_of({bytes, layers, heads, units, {n.I, name, "features"}});
+  product_of({bytes, {n.N, name, "steps of all rows"}, {n.I, name, "features"}});
+}
+
 // Of a tensor that has every step, `last` its last dimension: T, N and whether it is packed; returns the B that it has.
 int64_t sizes_of_steps(Sizes& n, const Steps& steps, const Tensor& t, const char* name, const char* last) {
   n.packed = steps.starts.has_value();
@@ -167,7 +184,7 @@ int64_t sizes_of_steps(Sizes& n, const Steps& steps, const Tensor& t, const char
   }
   TORCH_CHECK(t.dim() == 3, name, ": expected 3 dimensions (time, batch, ", last, "), got shape ", t.sizes());
   n.T = t.size(0);
-  n.N = n.T * t.size(1);
+  n.N = product_of({{n.T, name, "steps"}, {t.size(1), name, "rows"}});
   return t.size(1);
 }
 
@@ -180,6 +197,7 @@ Sizes check(ForwardCall& call) {
   Sizes n = sizes_of_states(call, cell, weights);
   const int64_t B = sizes_of_steps(n, call, call.x, "input", "features");
   n.I = call.x.size(-1);
+  check_fit(n, cell, 0, "input", "hx");
   TORCH_CHECK(!cell.normed || n.I == n.D * cell.G * n.H, "input: a cell '", cell.name,
               "' takes the input part of its gates, ", n.D * cell.G * n.H, " numbers, got shape ", call.x.sizes());
   const Checker like{call.x};
@@ -203,6 +221,8 @@ Sizes check(BackwardCall& call) {
   const Weights weights(call.weights, call);
   Sizes n = sizes_of_states(call, cell, weights);
   sizes_of_steps(n, call, call.y, "y", "directions * state");
+  TORCH_CHECK_VALUE(call.window >= 0, "window: expected a number of steps, or 0 for none, got ", call.window);
+  check_fit(n, cell, call.window, "y", "h0");
   const Checker like{call.y};
   const auto inner = [&] { return n.shape_of(n.inner(), {n.D * n.R}); };
   const auto every = [&](int64_t width) { return n.shape_of(n.L, {n.D, width}); };
@@ -231,7 +251,6 @@ Sizes check(BackwardCall& call) {
   }
   like.steps(call, n);
   like.noise(call, n, cell);
-  TORCH_CHECK_VALUE(call.window >= 0, "window: expected a number of steps, or 0 for none, got ", call.window);
   find_clip(call.clip, call.bound);
   for (Tensor* t : {&call.h0, &call.y, &call.ys, &call.c, &call.saved}) make_contiguous(*t);
   for (OptionalTensor* t : {&call.dy, &call.dh_n, &call.dc_n, &call.dys, &call.dc, &call.c0, &call.h_mask})

@@ -31,6 +31,8 @@ struct Sizes {
   int64_t width() const { return merged() ? heads * R : D * R; }
   // Layers whose own y is kept beside y.
   int64_t inner() const { return merged() ? L : L - 1; }
+  // Of so many steps each; one at least: where there are no steps, the rows are there all the same.
+  int64_t windows(int64_t window) const { return window > 0 && T > 0 ? (T - 1) / window + 1 : 1; }
 };
 
 // Check every tensor and make all but x and the weights contiguous; raise naming what is wrong.

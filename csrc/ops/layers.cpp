@@ -173,9 +173,8 @@ BackwardRun::BackwardRun(BackwardCall& call) : Run(call), clip_(find_clip(call.c
   out_.dc0 = states(call.initial && cell_.C() > 0, cell_.C() * n_.H, options);
   out_.dproj = steps(projected(), n_.L, {n_.D, n_.R}, options);
   out_.flow = steps(call.record, n_.L, {n_.D}, wide);
-  // One at least: where there are no steps, the rows are there all the same.
-  const int64_t windows = call.window > 0 && n_.T > 0 ? (n_.T + call.window - 1) / call.window : 1;
-  out_.dunit = cell_.P ? at::zeros({n_.L, windows * n_.B, n_.D, cell_.P * n_.H}, wide) : fresh({0}, wide);
+  const int64_t rows = n_.windows(call.window) * n_.B;
+  out_.dunit = cell_.P ? at::zeros({n_.L, rows, n_.D, cell_.P * n_.H}, wide) : fresh({0}, wide);
 }
 
 BackwardLayer BackwardRun::layer(int64_t l, OptionalTensor dy) {

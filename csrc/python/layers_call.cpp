@@ -84,7 +84,9 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (PyErr_Occurred()) return nullptr;
   TORCH_CHECK_TYPE(PyList_Check(args[1]), "layers_call: expected a list of weights, got ", Py_TYPE(args[1])->tp_name);
   const auto [I, H, P, L, D, batch_first] = sizes;
-  const int64_t count_of_weights = PyList_GET_SIZE(args[1]), each = L * D > 0 ? count_of_weights / (L * D) : 0;
+  const int64_t count_of_weights = PyList_GET_SIZE(args[1]);
+  if (L < 1 || L > count_of_weights || D < 1 || D > 2) Py_RETURN_NONE;  // their product fits
+  const int64_t each = count_of_weights / (L * D);
   const CellInfo& info = find_cell(cell);
   const int64_t matrices = 1 + info.recurrent, biases = each - matrices - (P > 0) - info.P;
   // States in one tensor and noise come by the way that knows of them.

@@ -371,12 +371,30 @@ class Result(NamedTuple):
     c: list[Tensor] | None  # of each layer every c [T, B, D, C*H], if asked for and there is one
 
 
+def check_listed(count: int | torch.SymInt, what: str) -> None:
+    """Refuses so many steps, or windows of steps, that there is no memory for a list of them: rows
+    have some of their own, but there may be none.
+
+    Raises:
+        ValueError: there are 2^31 or more.
+    """
+    if isinstance(count, int) and count >= 2**31:
+        raise ValueError(
+            f"input: expected fewer than {2**31} {what}, which are listed here, got {count}. "
+            "Split the sequence."
+        )
+
+
 def in_turn(call: Call, run: Callable[[Layer], LayerResult]) -> Result:
     """Runs the layers of a call one after the other; ``run`` takes one of them.
 
     What leads from a layer to the next one happens here, as it does for compiled backends in
     ``csrc/ops/layers.h``: directions are merged, masks multiplied.
+
+    Raises:
+        ValueError: there are so many steps that nobody can list them.
     """
+    check_listed(call.T, "steps")
     D, x = call.directions, call.x
     results = []
     for index in range(call.layers):

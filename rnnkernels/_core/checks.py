@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels._core.call import Call, is_batch
+from rnnkernels._core.call import Call, check_listed, is_batch
 
 
 def parameter_dtype(dtype: torch.dtype | None) -> None:
@@ -164,6 +164,7 @@ def packed(input: PackedSequence) -> None:
     if not isinstance(data, Tensor) or data.dim() == 0:
         kind = type(data).__name__ + (" without dimensions" if isinstance(data, Tensor) else "")
         raise TypeError(f"input: expected a PackedSequence of a Tensor, got one of {kind}")
+    dense("input", data)
     if not isinstance(sizes, Tensor) or sizes.dtype != torch.int64:
         got = sizes.dtype if isinstance(sizes, Tensor) else type(sizes).__name__
         raise TypeError(f"batch_sizes: expected an int64 tensor, got {got}")
@@ -178,6 +179,7 @@ def packed(input: PackedSequence) -> None:
             f"batch_sizes: expected at most {data.size(0)} steps, the rows of the packed data, got "
             f"{sizes.numel()}"
         )
+    check_listed(sizes.numel(), "steps")
     listed = sizes.tolist()
     if min(listed) < 1:
         raise ValueError(f"batch_sizes: expected sizes above zero, got {min(listed)}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels._core import noise
-from rnnkernels._core.call import Call
+from rnnkernels._core.call import Call, check_listed
 
 
 class Window(NamedTuple):
@@ -39,6 +39,7 @@ def how_many(T: int | torch.SymInt, every: int, window: int) -> int | torch.SymI
 def windows(call: Call, every: int) -> list[Window]:
     """Windows of at most ``every`` steps; none crosses a boundary that no gradient crosses."""
     T, block = call.T, call.window or max(call.T, 1)
+    check_listed(how_many(T, every, call.window), "windows of steps")
     borders = [t for b in range(0, T, block) for t in range(b, min(b + block, T), every)] + [T]
     # Packed, the host has to know where steps stand: on a GPU it waits for that once.
     places = range(T + 1) if call.starts is None else call.starts.tolist()

@@ -213,12 +213,43 @@ def _on_one_device(like: Tensor, a: Any) -> None:
                 )
 
 
+def _arguments(op: str, like: str, values: Sequence[Any]) -> SimpleNamespace:
+    """The arguments of a fake kernel: what shapes are made from is checked here, as the kernels do
+    in ``csrc/ops/check.cpp``; ``like`` names the tensor that has all steps."""
+    a = arguments(op, values)
+    _check_tensors(**{like: getattr(a, like), "h0": a.h0})
+    for name in ("layers", "directions", "heads"):
+        if getattr(a, name) < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {getattr(a, name)}")
+    cell = find(a.cell)
+    if (a.c0 is None) != (cell.C == 0):
+        wanted = "an initial c" if cell.C else "no c"
+        raise ValueError(
+            f"c0: a cell '{a.cell}' takes {wanted}, got {'none' if a.c0 is None else 'one'}"
+        )
+    packed = a.starts is not None
+    for name, dims in (("h0", 3), ("c0", 3), ("starts", 1), (like, 2 if packed else 3)):
+        t = getattr(a, name)
+        if t is not None and t.dim() != dims:
+            raise RuntimeError(f"{name}: expected {dims} dimensions, got shape {list(t.shape)}")
+    _on_one_device(getattr(a, like), a)
+    return a
+
+
+def _check_tensors(**named: Any) -> None:
+    """Schemas let ``None`` pass for a tensor, as which a further derivative hands on what it does
+    not know of a forward: these have to be there."""
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+
+
 _USERS_NAMES = {"h0": "hx", "c0": "cx"}
 
 
 def _name_of_weight(a: Any, index: int) -> str:
-    each = len(a.weights) // (a.layers * a.directions)
-    if not each:
+    each, rest = divmod(len(a.weights), a.layers * a.directions)
+    if not each or rest:
         return "weights"
     group, place = divmod(index, each)
     cell = find(a.cell)
@@ -251,8 +282,7 @@ class _Sizes:
 
 
 def _fake_forward(*values: Any) -> tuple[Tensor, ...]:
-    a = arguments("sequence_forward", values)
-    _on_one_device(a.x, a)
+    a = _arguments("sequence_forward", "x", values)
     n = _Sizes(a, tuple(a.x.shape[:-1]))
     inner = n.L if n.merged else n.L - 1
     kept = a.save or a.all_states
@@ -273,8 +303,7 @@ def _fake_forward(*values: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
-    a = arguments("sequence_backward", values)
-    _on_one_device(a.y, a)
+    a = _arguments("sequence_backward", "y", values)
     n = _Sizes(a, tuple(a.y.shape[:-1]))
     T = a.y.size(0) if a.starts is None else a.starts.size(0) - 1
     # One at least: where there are no steps, the rows are there all the same.
@@ -299,6 +328,7 @@ def _fake_backward_over_saved(*values: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
+    _check_tensors(dgates=dgates)
     if not w_ih or dgates.dim() < 2 or any(w.dim() != 2 for w in w_ih):
         raise ValueError(
             "dgates, w_ih: expected [.., D, G*H] and [G*H, I] of each of D directions, got "
@@ -309,11 +339,15 @@ def _fake_input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
 
 
 def _fake_gradients(*values: Any) -> tuple[list[Tensor], Tensor]:
-    a = arguments("sequence_gradients", values)
-    _on_one_device(a.x, a)
+    a = _arguments("sequence_gradients", "x", values)
     inputs = [a.x, a.h0, a.c0, *a.weights]
     found = []
     for i in a.wanted:
+        if not 0 <= i < len(inputs) or inputs[i] is None:
+            raise ValueError(
+                f"wanted: expected positions from 0 to {len(inputs) - 1}, of x, h0, c0 where there "
+                f"is one, and the weights, got {i}"
+            )
         lanes = (a.lanes,) if a.lanes and i >= FIRST_WEIGHT else ()
         found.append(a.x.new_empty((*lanes, *inputs[i].shape)))
     every = a.layers, *a.x.shape[:-1], a.directions * a.heads

@@ -101,6 +101,11 @@ REFUSED: list[tuple[type[Exception], str, Callable[[], Any]]] = [
      lambda: layer()(with_parts(data=3))),
     (ValueError, "batch_sizes: expected at most 6 steps",
      lambda: layer()(with_parts(batch_sizes=torch.ones((), dtype=torch.int64).expand(2**44)))),
+    (ValueError, "input: expected fewer than 2147483648 steps",
+     lambda: layer()(with_parts(data=X[:1, :1].expand(2**59, 1, 3)[:, 0],
+                                batch_sizes=torch.ones((), dtype=torch.int64).expand(2**59)))),
+    (ValueError, "input: expected a dense tensor",
+     lambda: layer()(with_parts(data=PACKED.data.to_sparse()))),
     (TypeError, "sorted_indices: expected an int64",
      lambda: layer()(with_parts(sorted_indices="x"))),
     (ValueError, "unsorted_indices: expected rows from 0 to 1",
@@ -129,3 +134,27 @@ def test_every_option_stands_in_signatures() -> None:
         found = inspect.signature(cls).parameters
         assert named <= set(found) and "options" not in found
         assert {name: found[name].default for name in named} == ADDED
+
+
+def test_slstm_whose_n_is_met_by_as_much() -> None:
+    """A first n below zero, as no SLSTM leaves it, of which f n + i leaves a ten-thousandth.
+
+    c / n is as exact as that difference. The kernels are no further from float64 than the reference
+    is when it computes in float32 as well, and both are further than random calls may be.
+    """
+    layer, x = rk.SLSTM(3, 8), draw(1, 4, 3, seed=1, dtype=torch.float32)
+    zero = torch.zeros(1, 4, 8)
+    # n' = f n + i, by two of n
+    once, twice = (layer(x, (zero + 0.5, zero, zero + n, zero))[1][2] for n in (1, 2))
+    f = (twice - once).detach()
+    n = -(once.detach() - f) / f * (1 + 1e-4)
+    hx = (zero + 0.5, zero + 1, n, zero)
+    exact = rk.SLSTM(3, 8, dtype=torch.float64, backend="reference")
+    exact.load_state_dict(layer.state_dict())
+    want = results(exact, x.double(), hx=tuple(s.double() for s in hx))[5:]
+    kernels = results(layer, x, hx=hx)[5:]
+    layer.backend = "reference"
+    reference = results(layer, x, hx=hx)[5:]
+    for a, b, c in zip(kernels, reference, want, strict=True):
+        off, own = (float((t - c).abs().max() / c.abs().max()) for t in (a, b))
+        assert own > 2e-4 and off < 8 * own, (off, own)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -68,6 +71,35 @@ def test_results() -> None:
     assert "float64" in difference(t, t.double())
     assert "2 tensors in place of 1" in difference([t, t], t)
     assert "finite" in difference(t / 0, t)
+
+
+WORKER = """
+import json, os, sys
+first, count = int(sys.argv[1]), int(sys.argv[2])
+for number in range(first, first + count):
+    print(number, flush=True)
+    if number == 5:
+        os._exit(3)
+    print(json.dumps({"number": number, "kind": "refused", "what": "f"}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_inputs_of_all_jobs(jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once and in order; one that ends its worker is a finding, and the next goes on."""
+
+    def start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
+        first, count = (command[command.index(name) + 1] for name in ("--first", "--count"))
+        command = [sys.executable, "-S", "-c", WORKER, first, count]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, bufsize=0)
+
+    monkeypatch.setattr(fuzz, "_start", start)
+    args = argparse.Namespace(first=0, count=10, seed=0, jobs=jobs, quick=True, log=None)
+    rows = fuzz.supervise(args)
+    assert [row["number"] for row in rows] == list(range(10))
+    assert [row["kind"] for row in rows] == [
+        "ended the process: 3" if n == 5 else "refused" for n in range(10)
+    ]
 
 
 def test_the_page_has_the_numbers_of_the_records() -> None:

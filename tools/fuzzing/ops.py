@@ -29,7 +29,7 @@ def _call(d: Drawn) -> Call:
     """A good one."""
     rng, cell = d.rng, find(d.pick(*CELLS))
     T, B, I, H = d.pick(0, 1, 2, 3, 6), d.pick(0, 1, 2, 4), rng.randrange(1, 6), rng.randrange(1, 9)
-    D, L, dtype = d.pick(1, 2), d.pick(1, 1, 2), d.pick(*FLOATS)
+    D, L, dtype = d.pick(1, 2), d.pick(1, 1, 2, 3), d.pick(*FLOATS)
     heads = d.pick(1, 1, 1, 2)
     projected = cell.S > 1 and heads == 1 and H > 1 and d.chance(0.3)
     R = rng.randrange(1, H) if projected else H
