@@ -18,7 +18,7 @@ SETTINGS := $(FIRST_TORCH) $(CXX) $(RNNKERNELS_EXTENSION) $(RNNKERNELS_CUDA) $(R
 # Two recipes that run pip in one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo fuzz fuzz-sanitized soak test-aarch64 wheel wheel-twice sdist gallery docs test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
+.PHONY: help demo fuzz fuzz-sanitized soak test-aarch64 wheel wheel-twice test-wheel sdist gallery docs test test-full test-random bench sanitize sanitize-threads validate-gpu validate-gpu-prepare lint format types clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,10 @@ wheel: $(VENV)/.wheel ## Build one wheel for the versions of torch in TORCH, int
 
 wheel-twice: ARGS += --twice
 wheel-twice: wheel ## The same, built again elsewhere: it has to have the same bits
+
+# In an environment of PYTHON and one torch of its own, not in .venv.
+test-wheel: ## Try WHEEL=dist/... beside TORCH in a fresh environment without a compiler
+	$(PYTHON) tools/try_wheel.py "$(WHEEL)" --torch "$(patsubst torch==%,%,$(FIRST_TORCH))" $(ARGS)
 
 sdist: $(VENV)/.base ## Pack the sources, into dist/
 	RNNKERNELS_EXTENSION=0 $(BIN)/python setup.py -q sdist

@@ -84,6 +84,8 @@ def build(tree: Path, torches: list[Path], to: Path, platform: str) -> Path:
         "RNNKERNELS_CELLS": os.environ.get("RNNKERNELS_CELLS", "1"),
         "RNNKERNELS_TORCH": os.pathsep.join(map(str, torches)),
         "SOURCE_DATE_EPOCH": epoch(),
+        # Paths of headers, which are in messages, have to be those of a compiler without cache.
+        "CCACHE_BASEDIR": "",
     }
     plain = tree / "build/wheel"
     shutil.rmtree(plain, ignore_errors=True)

@@ -201,7 +201,10 @@ def _prepare(cell: DefinedCell, dtype: torch.dtype, backend: str) -> str:
         first = next((line for line in lines if "error" in line), lines[0] if lines else "")
         return f"{shlex.join(compiler)} did not compile its kernels ({first or error})"
     except (OSError, RuntimeError) as error:
-        return f"its kernels could not be compiled and kept in the cache folder ({error})"
+        return (
+            f"its kernels could not be compiled and kept in the cache folder ({error}). "
+            "XDG_CACHE_HOME names another folder for it"
+        )
 
 
 class Library(NamedTuple):

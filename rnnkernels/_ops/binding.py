@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import json
+import os
+import struct
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +23,19 @@ from rnnkernels._ops.binding_names import BINDINGS, KERNELS, OPS, RECORD, folder
 PACKAGE = Path(__file__).parents[1]
 MODULE = "_C"
 
-AGAIN = "'pip install --no-build-isolation --force-reinstall --no-deps .'"
-REBUILD = f"Build it for this one, in its sources: {AGAIN}"
+AGAIN = "Install rnnkernels again"
+REBUILD = (
+    "Install a wheel of rnnkernels for this one, or build it, in its sources: "
+    "'pip install --no-build-isolation --force-reinstall --no-deps .'"
+)
+
+
+#: The head of a library of 64 bits, lowest byte first: where the tables of segments and sections
+#: lie, and after flags and the head's own size, how large an entry of each is and how many it has.
+ELF64 = b"\x7fELF\x02\x01"
+ELF = struct.Struct("<32sQQIHHHHH2x")
+#: Of a segment: where it lies in the file, and how long it is there.
+SEGMENT = struct.Struct("<8xQ16xQ")
 
 
 class Missing(Exception):
@@ -66,12 +79,17 @@ def load() -> ModuleType:
         raise Missing(f"built for torch {_and(known()) or '(none)'}, {running}. {REBUILD}")
     for needed in (PACKAGE / KERNELS, path / OPS):
         if not needed.exists():
-            raise Missing(f"{needed} is missing. Install rnnkernels again")
-    suffixes = importlib.machinery.EXTENSION_SUFFIXES
-    if not any((path / f"{MODULE}{suffix}").exists() for suffix in suffixes):
+            raise Missing(f"{needed} is missing. {AGAIN}")
+    names = [f"{MODULE}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    module = next((path / name for name in names if (path / name).exists()), None)
+    if module is None:
         tags = sorted(each.name.split(".")[1] for each in path.glob(f"{MODULE}.*"))
-        tag = sys.implementation.cache_tag
-        raise Missing(f"built for {_and(tags) or 'no Python'}, running {tag}. {REBUILD}")
+        if not tags:
+            raise Missing(f"{path / names[0]} is missing. {AGAIN}")
+        raise Missing(f"built for {_and(tags)}, running {sys.implementation.cache_tag}. {REBUILD}")
+    for needed in (PACKAGE / KERNELS, path / OPS, module):
+        if _is_cut(needed):
+            raise Missing(f"{needed} ends before it should: it was not written whole. {AGAIN}")
     # Found there by Python's ordinary import, before one that an older build has left elsewhere.
     places = sys.modules["rnnkernels"].__path__
     places.insert(0, str(path))
@@ -80,7 +98,30 @@ def load() -> ModuleType:
     except ImportError as error:
         places.remove(str(path))
         built = f"built for torch {built_for(path)}, {running}"
-        raise Missing(f"{error} ({built}). {REBUILD}") from error
+        advice = f"{AGAIN}; where that does not help, build it, in its sources"
+        raise Missing(f"{error} ({built}). {advice}") from error
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a library lacks its end: loading one ends the process (SIGBUS), as the loader maps
+    what the headers name, and nobody looks whether it is there. Files of another kind, and those
+    that may not be read, are left to the loader, which has words for them.
+    """
+    try:
+        with path.open("rb") as file:
+            size, head = os.fstat(file.fileno()).st_size, file.read(ELF.size)
+            if len(head) < ELF.size or head[:6] != ELF64:
+                return False
+            _, segments, sections, _, _, one, count, section, number = ELF.unpack(head)
+            file.seek(segments)
+            table = file.read(one * count)
+    except OSError:
+        return False
+    ends: list[int] = [segments + one * count, sections + section * number]
+    for start in range(0, len(table) - SEGMENT.size + 1, max(one, SEGMENT.size)):
+        offset, length = SEGMENT.unpack_from(table, start)
+        ends.append(offset + length)
+    return max(ends) > size
 
 
 def _and(words: list[str]) -> str:

@@ -17,7 +17,7 @@ from rnnkernels.diagnostics._choices import explain
 from rnnkernels.nn import LSTM, shipped
 
 #: Of which the version matters to what runs.
-PACKAGES = ("torch", "triton", "numpy", "onnx", "onnxscript", "onnxruntime")
+PACKAGES = ("triton", "numpy", "onnx", "onnxscript", "onnxruntime")
 #: How names begin of environment variables that the package or what it runs on reads.
 VARIABLES = ("CXX", "CUDA_", "MKL_", "OMP_", "KMP_", "GOMP_", "RNNKERNELS_", "TRITON_", "XDG_CACHE")
 
@@ -44,6 +44,7 @@ def _installed(package: str) -> str:
 def _versions(own: str) -> dict[str, str]:
     found = {"rnnkernels": f"{own}, from {Path(__file__).parents[1]}"}
     found["python"] = f"{platform.python_version()} ({platform.python_implementation()})"
+    found["torch"] = torch.__version__  # its metadata may lack what it was built for
     return found | {package: _installed(package) for package in PACKAGES}
 
 

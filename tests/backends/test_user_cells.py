@@ -188,7 +188,7 @@ def test_an_error_of_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    fails(fresh(), "kept in the cache folder")
+    fails(fresh(), "XDG_CACHE_HOME names another folder for it")
 
 
 def test_sources_of_another_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@ none is."""
 
 from __future__ import annotations
 
+import _ctypes
 import importlib.machinery
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,9 +95,40 @@ def test_a_broken_file(package: Path) -> None:
     """The loader's own words, and what the file was built for."""
     found = message()
     assert re.search(rf"{re.escape(MODULE)}: file too short", found)
-    assert "(built for torch 2.14.5+cpu, running torch 2.14.1+cu130)" in found
+    assert (
+        "(built for torch 2.14.5+cpu, running torch 2.14.1+cu130). Install rnnkernels again"
+        in found
+    )
     (binding.place() / RECORD).write_text("{")
     assert "(built for torch 2.14, running" in message()
+
+
+@pytest.mark.parametrize("name", [KERNELS, OPS, MODULE])
+@pytest.mark.parametrize("kept", [0.001, 0.5, 0.999])
+def test_a_file_that_was_cut(package: Path, name: str, kept: float) -> None:
+    """It is told before it is loaded, which would end the process."""
+    path = package / name if name == KERNELS else binding.place() / name
+    whole = Path(_ctypes.__file__).read_bytes()
+    path.write_bytes(whole)
+    assert not binding._is_cut(path)
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    wanted = f"{path} ends before it should: it was not written whole. Install rnnkernels again"
+    assert message() == wanted
+
+
+def test_a_module_that_is_missing(package: Path) -> None:
+    (binding.place() / MODULE).unlink()
+    assert message() == f"{binding.place() / MODULE} is missing. Install rnnkernels again"
+
+
+def test_a_file_that_may_not_be_read(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader says why."""
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "file too short" in message()
 
 
 def remove_all(package: Path) -> None:
