@@ -18,9 +18,9 @@ from pathlib import Path
 
 #: cudaErrorNoDevice, which torch takes for no GPU.
 NO_DEVICE = 100
-#: What returns a text: somebody may print it.
 #: What has no version and is Python's, of C++ or of the compiler: none of NVIDIA's.
 OTHERS = re.compile("_|Py")
+#: What returns a text: somebody may print it.
 TEXT = re.compile(r"(String|Name|string)$")
 
 
