@@ -36,7 +36,7 @@ template <class IO>
 struct BackwardEmit {
   using T = Arithmetic<IO>;
   using V = Scalar<T>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = false;
+  static constexpr bool kOfCell = false, kNormed = true, kOfRow = false, kOfEmitted = true;
 
   Backward<IO> call;
   int64_t s;
@@ -47,23 +47,21 @@ struct BackwardEmit {
 
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
-    if constexpr (Cell::kEmits) {
-      const Sequence& q = call.seq;
-      const Place place = q.place(slot.d, slot.row, s);
-      if (!place.active) return;
-      const IO* affine = q.of_head(call.unit, slot.d, Cell::P * q.H) + (Cell::P - 2) * q.H + i;
-      const V scale = load(affine), shift = load(affine + q.H);
-      const V slot_0 = load(call.saved + (place.n * Cell::K + Cell::kEmitted) * q.H + i);
-      const V x = standardized<T>(load(call.c + place.n * q.H + i), of.by[s & 1].state.standard(slot.n));
-      V d_slot_0, dn;
-      Cell::emit_backward(slot_0, x * scale + shift, gradient_of_h(call, of.carried, slot, s, i), d_slot_0, dn);
-      T* const emitted = of.emitted + slot.n * 2 * q.H + i;
-      store(emitted, dn * scale);
-      store(emitted + q.H, d_slot_0);
-      T* const sums = parameter_sums<Cell>(call, slot, i);
-      sums[(Cell::P - 2) * q.H] += (dn * x).v;
-      sums[(Cell::P - 1) * q.H] += dn.v;
-    }
+    const Sequence& q = call.seq;
+    const Place place = q.place(slot.d, slot.row, s);
+    if (!place.active) return;
+    const IO* affine = q.of_head(call.unit, slot.d, Cell::P * q.H) + (Cell::P - 2) * q.H + i;
+    const V scale = load(affine), shift = load(affine + q.H);
+    const V slot_0 = load(call.saved + (place.n * Cell::K + Cell::kEmitted) * q.H + i);
+    const V x = standardized<T>(load(call.c + place.n * q.H + i), of.by[s & 1].state.standard(slot.n));
+    V d_slot_0, dn;
+    Cell::emit_backward(slot_0, x * scale + shift, gradient_of_h(call, of.carried, slot, s, i), d_slot_0, dn);
+    T* const emitted = of.emitted + slot.n * 2 * q.H + i;
+    store(emitted, dn * scale);
+    store(emitted + q.H, d_slot_0);
+    T* const sums = parameter_sums<Cell>(call, slot, i);
+    sums[(Cell::P - 2) * q.H] += (dn * x).v;
+    sums[(Cell::P - 1) * q.H] += dn.v;
   }
 };
 
@@ -71,7 +69,7 @@ struct BackwardEmit {
 template <class IO>
 struct StateMeans {
   using T = Arithmetic<IO>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = true;
+  static constexpr bool kOfCell = false, kNormed = true, kOfRow = true, kOfEmitted = true;
 
   Backward<IO> call;
   int64_t s;

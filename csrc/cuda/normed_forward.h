@@ -117,7 +117,7 @@ struct NormedForwardCell {
 // What c is standardised by, of a cell that emits.
 template <class IO>
 struct StateMoments {
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = true;
+  static constexpr bool kOfCell = false, kNormed = true, kOfRow = true, kOfEmitted = true;
 
   Forward<IO> call;
   int64_t s;
@@ -145,7 +145,7 @@ template <class IO>
 struct ForwardEmit {
   using T = Arithmetic<IO>;
   using V = Scalar<T>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = false;
+  static constexpr bool kOfCell = false, kNormed = true, kOfRow = false, kOfEmitted = true;
 
   Forward<IO> call;
   int64_t s;
@@ -156,24 +156,22 @@ struct ForwardEmit {
 
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
-    if constexpr (Cell::kEmits) {
-      const Sequence& q = call.seq;
-      const Place place = q.place(slot.d, slot.row, s);
-      if (place.outside) return;
-      const int64_t state = slot.n * q.H + i, at = place.n * q.H + i;
-      V h(0);
-      if (place.active) {
-        const IO* affine = q.of_head(call.unit, slot.d, Cell::P * q.H) + (Cell::P - 2) * q.H + i;
-        const V x = standardized<T>(load(of.c + state), of.norms.state.standard(slot.n));
-        h = Cell::emit(load(of.slot_0 + state), x * load(affine) + load(affine + q.H));
-      }
-      if (!of.raw) store(call.y + at, h);
-      if (call.h_raw) store(call.h_raw + at, h);
-      if (!place.active) return;
-      h = stored<IO>(h);
-      store(of.raw ? of.raw + state : of.h + state, h);
-      if (of.masked && !of.raw) store(of.masked + state, h * load(call.h_mask + state));
+    const Sequence& q = call.seq;
+    const Place place = q.place(slot.d, slot.row, s);
+    if (place.outside) return;
+    const int64_t state = slot.n * q.H + i, at = place.n * q.H + i;
+    V h(0);
+    if (place.active) {
+      const IO* affine = q.of_head(call.unit, slot.d, Cell::P * q.H) + (Cell::P - 2) * q.H + i;
+      const V x = standardized<T>(load(of.c + state), of.norms.state.standard(slot.n));
+      h = Cell::emit(load(of.slot_0 + state), x * load(affine) + load(affine + q.H));
     }
+    if (!of.raw) store(call.y + at, h);
+    if (call.h_raw) store(call.h_raw + at, h);
+    if (!place.active) return;
+    h = stored<IO>(h);
+    store(of.raw ? of.raw + state : of.h + state, h);
+    if (of.masked && !of.raw) store(of.masked + state, h * load(call.h_mask + state));
   }
 };
 

@@ -186,8 +186,9 @@ static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d, cons
     const int at_once = (k.cluster ? d.clusters(int(blocks)) : d.multiprocessors / int(blocks)) / (p.D * p.stages);
     if (at_once == 0) continue;
     if (lay_out(k, int(blocks), units, 1).product.groups > kWarps) continue;
-    // As many tiles as one launch needs, or as fit; the memory grows with them.
+    // As many tiles as one launch needs, or as fit; the memory grows with them, by a byte at least.
     int64_t tiles = 0, most = forced.tiles ? forced.tiles : divide_up(row_tiles, at_once);
+    most = std::min<int64_t>(most, d.shared_bytes);
     while (tiles < most) {
       const int64_t middle = (tiles + most + 1) / 2;
       if (lay_out(k, int(blocks), units, int(middle)).shared_bytes <= d.shared_bytes) {

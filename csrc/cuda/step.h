@@ -278,12 +278,24 @@ struct BackwardFinish {
   }
 };
 
+// Has this cell a use for the step? Some are for what is emitted.
+template <class Step, class Cell>
+constexpr bool has_step() {
+  if constexpr (requires { Step::kOfEmitted; }) return Cell::kEmits;
+  return true;
+}
+
 // Calls f(Cell{}) for the cell with this number if the step has a text per cell, else once.
 struct AnyCell {};
 template <class Step, class F>
 void dispatch_step(int cell, F&& f) {
   if constexpr (requires { Step::kNormed; }) {
-    dispatch_cell(cell - count(AllCells{}), static_cast<F&&>(f), NormedCells{});
+    dispatch_cell(
+        cell - count(AllCells{}),
+        [&](auto of) {
+          if constexpr (has_step<Step, decltype(of)>()) f(of);
+        },
+        NormedCells{});
   } else if constexpr (Step::kOfCell) {
     dispatch_cell(cell, static_cast<F&&>(f));
   } else {

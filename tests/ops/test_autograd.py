@@ -14,7 +14,7 @@ import op_parity
 import rnnkernels
 from cases import NAMES, assert_keeping_the_graph_changes_no_bit, make_call, random_like
 from helpers import counted, same_bits
-from modes import Count
+from modes import Count, Wanted
 from op_calls import backward, backward_arguments, forward, run
 from op_parity import CASES, DROPPED, OVER_SAVED, Case
 from rnnkernels import _ops
@@ -189,19 +189,6 @@ def test_work_that_nobody_asked_for_is_left_out(
             of = count.of
             assert (of["aten.mm"] + of["aten.addmm_"], of["aten.sum"]) == products
         assert wanted == ([] if T == 1 else [places])
-
-
-class Wanted(torch.utils._python_dispatch.TorchDispatchMode):
-    """Keeps what each call of ``sequence_gradients`` is asked for."""
-
-    def __init__(self, found: list[list[int]]) -> None:
-        super().__init__()
-        self.found = found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.rnnkernels.sequence_gradients.default:
-            self.found.append(list(args[[a.name for a in func._schema.arguments].index("wanted")]))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from cases import NAMES, assert_keeping_the_graph_changes_no_bit, random_like
 from helpers import counted, same_bits, tensors
-from modes import Count
+from modes import Wanted
 from op_parity import CLIPS, OVER_SAVED
 from rnnkernels import _ops
 from rnnkernels._core.call import ARGUMENTS, Layer
@@ -104,25 +104,29 @@ def test_some_inputs_ask_for_their_gradient(asked: tuple[int, ...], dropout: flo
     assert used[OVER] == 1 and BACKWARD not in used
 
 
-def test_products_that_nobody_asked_for_are_left_out() -> None:
+#: Inputs of two layers, what is asked for if one wants a gradient (h0 of both in one tensor), and
+#: how many products with W_ih and masks lead there: 1 through the upper layer, and to x one more.
+WANTED = {"x": (0, 0, 2, 1), "weight_ih_l0": (1, 3, 1, 1), "h0_l0": (5, 1, 1, 1),
+          "weight_ih_l1": (7, 7, 0, 1), "h0_l1": (11, 1, 1, 1)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_products_that_nobody_asked_for_are_left_out(name: str) -> None:
     """Those of the masks too: of what reaches the lower layer, and of what the upper one took."""
-
-    def products(number: int) -> tuple[int, int]:
-        calls = make_calls("lstm", 2, grad=False)
-        inputs_of(calls)[number].requires_grad_()
-        y = together(calls, masks(calls, 0.4))[1].y
-        with Count() as count:  # which is shown torch's products, whoever takes them otherwise
-            used = counted(lambda: y.backward(torch.ones_like(y)))
-        behind = count.of["aten.mm"]  # which the profile has twice: before the mode and after it
-        within = used.get("rnnkernels::input_gradient", used.get("aten::mm", 0) - 2 * behind)
-        return behind + within, count.of["aten.mul"] + used.get("aten::mul_", 0)
-
-    between = 1  # what reaches the lower layer through the upper one
-    assert products(0) == (between + 1, between)  # x
-    assert products(1) == (between + 1, between)  # weight_ih_l0
-    assert products(5) == (between, between)  # h0 of layer 0
-    assert products(7) == (1, 1)  # weight_ih_l1
-    assert products(11) == (between, between)  # h0 of layer 1, in one tensor with that of layer 0
+    number, place, down, masked = WANTED[name]
+    calls = make_calls("lstm", 2, grad=False)
+    inputs_of(calls)[number].requires_grad_()
+    y = together(calls, masks(calls, 0.4))[1].y
+    asked: list[list[int]] = []
+    with Wanted(asked):
+        used = counted(lambda: y.backward(torch.ones_like(y)))
+    assert asked == [[place]]
+    # torch's products, where they are taken, are those of a weight's gradient too.
+    of_weight = int(name.startswith("weight"))
+    assert (
+        used.get("rnnkernels::input_gradient", used.get("aten::mm", of_weight) - of_weight) == down
+    )
+    assert used.get("aten::mul", 0) + used.get("aten::mul_", 0) == masked
 
 
 @with_masks
@@ -226,7 +230,7 @@ def test_modes_see_no_op_that_writes() -> None:
     with Look() as look:
         got = torch.autograd.grad(loss, inputs)
     assert_close(got, want)
-    assert list(look.seen) == ["rnnkernels.sequence_backward.default"]
+    assert list(look.seen) == ["rnnkernels.sequence_gradients.default"]
 
 
 # What torch's own nodes and ops do

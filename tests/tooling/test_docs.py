@@ -19,6 +19,7 @@ import torch
 
 import pictures
 import rnnkernels
+from rnnkernels import serving
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
@@ -149,8 +150,12 @@ def test_code(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    with rnnkernels.use_backend(None), mock.patch.dict(os.environ):
-        missing = run(path)
+    limit = serving.packed_limit()
+    try:
+        with rnnkernels.use_backend(None), mock.patch.dict(os.environ):
+            missing = run(path)
+    finally:
+        serving.set_packed_limit(limit)
     if missing:
         pytest.skip(f"ran but for what needs {', '.join(missing)}")
 
