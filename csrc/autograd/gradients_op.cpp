@@ -118,6 +118,11 @@ void check(const GradientsCall& call, const Kept& kept) {
   TORCH_CHECK(call.h0.dim() == 3, "h0: expected 3 dimensions (layers * directions, batch, state), got shape ",
               call.h0.sym_sizes());
   parts.first(call.h0, "h0", parts.L * parts.D, "layers * directions");
+  const CellInfo& cell = find_cell(call.cell);
+  const c10::SymInt H = call.projected ? weights.get(kWHr, 0, 0).sym_size(1) : call.h0.sym_size(2);
+  for (int64_t d = 0; d < call.directions; ++d)  // of further layers sequence_backward has a use for it
+    parts.whole(weights.get(kWIh, 0, d), parameter_name(kWIh, 0, d, false),
+                {H * (call.heads * cell.G), cell.normed ? c10::SymInt(0) : x.sym_sizes().back()});
   if (call.projected)
     parts.whole(call.h_raw, "h_raw", parts.shape({parts.L}, {parts.D, weights.get(kWHr, 0, 0).sym_size(1)}));
   if (call.layers > 1) parts.layers(call.directions > 1 && find_merge(call.merge_mode) != Merge::kConcat);

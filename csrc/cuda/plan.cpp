@@ -212,11 +212,11 @@ static Plan plan_kernel(const Kernel& k, const Problem& p, const Device& d, cons
     l.stages = p.stages;
     const double cycles = estimate(k, l) * double(launches), begin = estimate_begin(k, l) * double(launches);
     Plan plan{true, "", k, l, int(unbounded ? 1 : launches), cycles, begin, ""};
-    if (best.found && plan.all_cycles(p.steps) >= best.all_cycles(p.steps)) continue;
+    if (best.found && plan.all_cycles(double(p.steps)) >= best.all_cycles(double(p.steps))) continue;
     if (check) plan.reason = check(plan, p.D);
     if (plan.reason.empty()) {
       best = std::move(plan);
-    } else if (!refused.found || plan.all_cycles(p.steps) < refused.all_cycles(p.steps)) {
+    } else if (!refused.found || plan.all_cycles(double(p.steps)) < refused.all_cycles(double(p.steps))) {
       refused = std::move(plan);
     }
   }
@@ -243,12 +243,12 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d, const
       k.batch = batch;
       k.pipelined = p.stages > 1;
       Plan plan = plan_kernel(k, p, d, check, refused);
-      if (plan.found ? !best.found || plan.all_cycles(p.steps) < best.all_cycles(p.steps) : !best.found)
+      if (plan.found ? !best.found || plan.all_cycles(double(p.steps)) < best.all_cycles(double(p.steps)) : !best.found)
         best = std::move(plan);
     }
   }
   if (refused.found && !best.found) best.reason = refused.reason;
-  if (refused.found && best.found && refused.all_cycles(p.steps) < best.all_cycles(p.steps))
+  if (refused.found && best.found && refused.all_cycles(double(p.steps)) < best.all_cycles(double(p.steps)))
     best.passed_over = refused.reason;
   return best;
 }
@@ -256,14 +256,14 @@ Plan make_plan(Family family, Kernel k, const Problem& p, const Device& d, const
 Stack plan_stack(Choice choice, const Kernel& k, Problem p, int layers, const Device& d, const Check& check) {
   p.stages = 1;
   Stack best{1, make_plan(choice.family, k, p, d, check), 0};
-  best.cycles = layers * best.plan.all_cycles(p.steps);
+  best.cycles = layers * best.plan.all_cycles(double(p.steps));
   if (!best.plan.found || choice.stacks == Stacks::kInTurn) return best;
   for (p.stages = 2; p.stages <= std::min(layers, kMostStages); ++p.stages) {
     Plan plan = make_plan(choice.family, k, p, d, check);
     if (!plan.found) break;
     // A stage begins once the one before has told of its first step, which takes about as long as a step.
-    const int64_t launches = divide_up(layers, p.stages), rounds = p.steps + 2 * (p.stages - 1);
-    const double cycles = double(launches) * plan.all_cycles(rounds);
+    const int64_t launches = divide_up(layers, p.stages);
+    const double cycles = double(launches) * plan.all_cycles(double(p.steps) + 2 * (p.stages - 1));
     if (cycles < best.cycles || choice.stacks == Stacks::kTogether) best = {p.stages, std::move(plan), cycles};
   }
   if (choice.family == Family::kAuto && choice.stacks != Stacks::kTogether &&

@@ -135,7 +135,7 @@ struct Plan {
   double begin;             // before the first round, in all launches
   std::string passed_over;  // why a layout that was estimated to be faster cannot be launched on this device
 
-  double all_cycles(int64_t rounds) const { return begin + double(rounds) * cycles; }
+  double all_cycles(double rounds) const { return begin + rounds * cycles; }
   bool in_clusters() const { return kernel.cluster && !layout.message.alone(); }
   // Must all blocks of a launch run at the same time?
   bool cooperates() const { return !in_clusters() && (!layout.message.alone() || layout.stages > 1); }

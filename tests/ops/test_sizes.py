@@ -177,6 +177,18 @@ def test_h_before_its_projection() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+def test_first_input_weights() -> None:
+    """No loop takes them: only the gradient of x does, by a product."""
+    op, arguments = calls_of(layers=1, D=2)[2]
+    arguments["wanted"] = [0]
+    for place, name in ((0, "weight_ih_l0"), (4, "weight_ih_l0_reverse")):
+        good = arguments["weights"][place]
+        for bad in (good[:0, :0], good[:-1], good[:, 1:], good.t(), good.float()):
+            weights = [bad if i == place else w for i, w in enumerate(arguments["weights"])]
+            error = ValueError if bad.dtype == torch.float32 else RuntimeError
+            refused(op, arguments, error, rf"\b{name}: expected", weights=weights)
+
+
 def test_a_gradient_that_is_wanted_twice() -> None:
     op, arguments = calls_of()[2]
     first, again = op(*{**arguments, "wanted": [3, 3]}.values())[0]
