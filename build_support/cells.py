@@ -52,7 +52,8 @@ def check() -> None:
 
 def build(root: Path, to: Path) -> None:
     """Compiles them into a folder by the package that lies in `root`."""
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "rnnkernels.nn.shipped", str(to)]
+    # -B: what Python compiles of the package would lie in the folder that becomes the wheel.
+    command = [sys.executable, "-B", "-P", "-W", "ignore", "-m", "rnnkernels.nn.shipped", str(to)]
     asked = [",".join(types(settings.CELLS)), ",".join(instructions()), str(settings.cores())]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     subprocess.run([*command, *asked], env=environment, check=True)

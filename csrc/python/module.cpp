@@ -104,6 +104,12 @@ static py::dict cuda_plan(const std::string& cell, bool backward, const std::str
   return found;
 }
 
+#if defined(__clang__)
+constexpr const char* kCompiler = __VERSION__;  // has its name
+#else
+constexpr const char* kCompiler = "GCC " __VERSION__;
+#endif
+
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled part of rnnkernels: registers torch.ops.rnnkernels.*";
 
@@ -114,7 +120,7 @@ PYBIND11_MODULE(_C, module) {
         const rnn::cpu::Kernels* kernels = rnn::cpu::kernels();
         info["cpu_capability"] = kernels ? kernels->name : "none";
         info["cpu_capabilities"] = rnn::cpu::kernels_built();
-        info["compiler"] = __VERSION__;
+        info["compiler"] = kCompiler;
         info["torch"] = TORCH_VERSION;
         info["headers"] = rnn::cpu::kHeadersDigest;
         info["cuda_headers"] = rnn::cuda::kHeadersDigest;

@@ -28,6 +28,7 @@ from rnnkernels import _ops
 from rnnkernels._backends import cache, headers
 from rnnkernels._core.call import Call
 from rnnkernels._core.compiling import constant_result
+from rnnkernels._core.users_line import users_level
 from rnnkernels.cells import DefinedCell, find
 
 PACKAGE = Path(__file__).parents[1]
@@ -114,7 +115,7 @@ def tell(name: str, dtype: torch.dtype, backend: str) -> None:
         _told.add(name)
         warnings.warn(
             f"rnnkernels: the cell {find(name)} runs on the slow reference: {reason}",
-            stacklevel=2,
+            stacklevel=users_level(),
         )
 
 

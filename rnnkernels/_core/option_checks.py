@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rnnkernels._core.call import NO_CLIP, Clip
+from rnnkernels._core.users_line import users_level
 from rnnkernels.cells import find
 from rnnkernels.cells.noise import probability as below_one
 
@@ -77,7 +78,7 @@ def dropout(value: Any, num_layers: int) -> float:
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             f"expects num_layers greater than 1, but got dropout={value} and "
             f"num_layers={num_layers}",
-            stacklevel=4,
+            stacklevel=users_level(),
         )
     return float(value)
 

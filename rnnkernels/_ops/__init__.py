@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rnnkernels._core import checks
 from rnnkernels._core.call import ARGUMENTS, Call, LayerWeights, Result, norms_dtype, units
+from rnnkernels._core.users_line import users_level
 from rnnkernels._ops import binding, by_reference, flops, lanes, tangents
 from rnnkernels._ops.binding_names import OPS
 from rnnkernels._ops.schema import FIRST_WEIGHT, arguments
@@ -37,7 +38,7 @@ except binding.Missing as error:
     warnings.warn(
         f"rnnkernels runs without its compiled kernels, on torch.nn's where these can do what is "
         f"asked for, else on the slow reference: {error}.",
-        stacklevel=binding.users_level(),
+        stacklevel=users_level(),
     )
 else:
     missing = None

@@ -146,20 +146,3 @@ def _nothing() -> str:
         f"nothing is built in the sources in {PACKAGE.parent}, which were imported. Build there: "
         "'pip install --no-build-isolation -e .', with a C++ compiler"
     )
-
-
-def users_level() -> int:
-    """The ``stacklevel`` by which a warning of the caller names the line that imports the package,
-    outside of it."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and (ours := _is_ours(frame.f_code.co_filename)) is not False:
-        level += bool(ours)
-        frame = frame.f_back
-    return level
-
-
-def _is_ours(file: str) -> bool | None:
-    """None: of Python's import, whose frames its warnings do not count."""
-    if "importlib" in file and "_bootstrap" in file:
-        return None
-    return Path(file).is_relative_to(PACKAGE)

@@ -134,8 +134,11 @@ def test_accepted_constructors(kind: str) -> None:
     y, _ = layer(torch.randn(2, 2, 3))
     assert y.isfinite().all()
     for module in (rnnkernels, nn):
-        with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
+        with pytest.warns(
+            UserWarning, match="dropout option adds dropout after all but last"
+        ) as told:
             getattr(module, kind)(3, 4, dropout=0.5)
+        assert module is nn or told[0].filename == __file__
 
 
 X = torch.zeros(5, 2, 3)

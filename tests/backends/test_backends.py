@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -313,6 +314,7 @@ def test_build_info() -> None:
         "default", "avx2", "avx512", "avx512_bf16", "amx",
     }  # fmt: skip
     assert torch.__version__.startswith(info["torch"])
+    assert re.search(r"(GCC|[Cc]lang) \d", info["compiler"])
     assert (info["cuda_archs"] is not None) == HAS_CUDA
     info["compiler"] = "changed"
     assert rnnkernels.build_info()["compiler"] != "changed"

@@ -153,8 +153,9 @@ def test_a_lock_that_was_left_behind(own_cache: Path) -> None:
 def fails(cell: DefinedCell, reason: str) -> None:
     """The reference runs it, which is said once, with the reason; else it is an error."""
     module = layer(cell)
-    with pytest.warns(UserWarning, match=f"runs on the slow reference: .*{reason}"):
+    with pytest.warns(UserWarning, match=f"runs on the slow reference: .*{reason}") as told:
         y = module(X)[0]
+    assert told[0].filename == __file__  # the line that calls it, not one of ours or of torch
     module(X)  # once
     torch.testing.assert_close(y, layer_of_reference(module)(X)[0])
     backend, why = backends(module)

@@ -35,6 +35,7 @@ from rnnkernels._backends.vetting.runners import (
 )
 from rnnkernels._core import option_checks
 from rnnkernels._core.call import Call
+from rnnkernels._core.users_line import users_level
 
 __all__ = [
     "RUNNERS", "EarlierFault", "check", "describe", "forget", "learn", "not_now", "prepare",
@@ -277,7 +278,7 @@ def learn(
             f"rnnkernels: the {family} kernels of the {backend} backend are refused on {device}, "
             f"and others run in their place: {reason}. rnnkernels.verify() checks all of them.",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=users_level(),
         )
 
 
