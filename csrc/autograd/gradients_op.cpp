@@ -94,7 +94,6 @@ struct PartsCheck {
 
 // What sequence_backward does not take, or is not given as a whole; it checks the rest.
 void check(const GradientsCall& call, const Kept& kept) {
-  TORCH_CHECK_VALUE(call.lanes >= 0, "lanes: expected 0 or more, got ", call.lanes);
   for (const int64_t i : call.wanted)
     TORCH_CHECK_VALUE(i >= 0 && size_t(i) < kept.inputs.size(), "wanted: expected positions from 0 to ",
                       kept.inputs.size() - 1, ", of x, h0, c0 and the weights, got ", i);
@@ -118,6 +117,9 @@ void check(const GradientsCall& call, const Kept& kept) {
   TORCH_CHECK(call.h0.dim() == 3, "h0: expected 3 dimensions (layers * directions, batch, state), got shape ",
               call.h0.sym_sizes());
   parts.first(call.h0, "h0", parts.L * parts.D, "layers * directions");
+  const c10::SymInt B = call.h0.sym_size(1);
+  TORCH_CHECK_VALUE(call.lanes >= 0 && (call.lanes == 0 || B % call.lanes == 0), "lanes: expected 0, or a divisor of ",
+                    "the batch of ", B, " rows, got ", call.lanes);
   const CellInfo& cell = find_cell(call.cell);
   const c10::SymInt H = call.projected ? weights.get(kWHr, 0, 0).sym_size(1) : call.h0.sym_size(2);
   for (int64_t d = 0; d < call.directions; ++d)  // of further layers sequence_backward has a use for it

@@ -1,13 +1,6 @@
 // Kernels for bfloat16 on x86-64 processors with AMX-BF16, AVX512-BF16 and AVX-512 (F, BW, VL, DQ).
 #if defined(__x86_64__)
-#include <immintrin.h>
-#include <omp.h>
-#include <sched.h>
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <utility>
+#include "cpu/system_headers.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                            \

@@ -1,13 +1,6 @@
 // Kernels for x86-64 processors with AVX2, FMA and F16C.
 #if defined(__x86_64__)
-#include <immintrin.h>
-#include <omp.h>
-#include <sched.h>
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <utility>
+#include "cpu/system_headers.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

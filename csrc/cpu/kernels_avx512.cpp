@@ -1,13 +1,6 @@
 // Kernels for x86-64 processors with AVX-512 (F, BW, VL, DQ).
 #if defined(__x86_64__)
-#include <immintrin.h>
-#include <omp.h>
-#include <sched.h>
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <utility>
+#include "cpu/system_headers.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), \

@@ -1,13 +1,6 @@
 // Kernels for bfloat16 on x86-64 processors with AVX512-BF16 and AVX-512 (F, BW, VL, DQ), without AMX.
 #if defined(__x86_64__)
-#include <immintrin.h>
-#include <omp.h>
-#include <sched.h>
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <utility>
+#include "cpu/system_headers.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), \

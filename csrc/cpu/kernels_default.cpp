@@ -1,11 +1,5 @@
 // Kernels for whatever the compiler targets by itself: SSE2 on x86-64, NEON on 64-bit Arm.
-#include <omp.h>
-#include <sched.h>
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <utility>
+#include "cpu/system_headers.h"
 
 #define RNN_ISA baseline
 #define RNN_ISA_NAME "default"

@@ -66,6 +66,14 @@ def test_the_calls_are_good() -> None:
         op(*arguments.values())
 
 
+@pytest.mark.parametrize("lanes", [-1, 4, MOST])
+def test_lanes_that_do_not_divide_the_batch(lanes: int) -> None:
+    op, arguments = calls_of(B=3)[2]
+    op(*{**arguments, "lanes": 3}.values())
+    text = rf"lanes: expected 0, or a divisor of the batch of 3 rows, got {lanes}"
+    refused(op, arguments, ValueError, text, lanes=lanes)
+
+
 @pytest.mark.parametrize("heads", [2**62, MOST, 2**62 - 1])
 @pytest.mark.parametrize("merge_mode", ["concat", "sum"])
 def test_heads_that_no_product_holds(merge_mode: str, heads: int) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import rnnkernels
 from helpers import run_python
@@ -78,3 +81,34 @@ def test_importing_leaves_compilers_out() -> None:
     result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "set()\n"
+
+
+#: Where the sources are: an installed package is tried without them.
+CSRC = PACKAGE.parent / "csrc"
+
+
+def reached(header: Path, seen: set[Path]) -> set[str]:
+    """The headers from outside, ``<...>``, that one of ours includes, itself or by another."""
+    found = set[str]()
+    if header not in seen:
+        seen.add(header)
+        text = header.read_text()
+        found.update(re.findall(r"#include <(.+)>", text))
+        for other in re.findall(r'#include "(.+)"', text):
+            beside = header.parent / other
+            found |= reached(beside if beside.exists() else CSRC / other, seen)
+    return found
+
+
+@pytest.mark.skipif(not CSRC.is_dir(), reason="the sources are not here")
+def test_headers_from_outside_come_before_an_instruction_set() -> None:
+    """Else what they define is compiled for it, and the linker may keep that copy for all."""
+    ahead = reached(CSRC / "cpu/system_headers.h", set())
+    for kernels in ("cpu/kernels.inc", "cpu/user_cell.inc"):
+        assert reached(CSRC / kernels, set()) - ahead == set()
+    chosen = [path for path in CSRC.glob("cpu/kernels_*.cpp") if "target(" in path.read_text()]
+    assert len(chosen) == 4
+    for path in chosen:
+        text = path.read_text()
+        assert "#include" not in text[text.index("target(") : text.index("#define RNN_ISA")]
+        assert '#include "cpu/system_headers.h"' in text[: text.index("target(")]
