@@ -89,7 +89,7 @@ def test_what_has_no_kernels_for_whole_sequences(
     asked: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heads and recurrent dropout go to the CUDA kernels; a written cell where they can be
-    compiled, else to Triton's; norms to the CUDA kernels, and not to Triton's."""
+    compiled, else to Triton's; norms to the CUDA kernels, and to Triton's but for a projection."""
     stand_in(monkeypatch, asked, GOOD)
     call = call_on_gpu()
     assert _backends.select(call._replace(heads=2)).name == "cuda"
@@ -102,7 +102,9 @@ def test_what_has_no_kernels_for_whole_sequences(
         assert _backends.final_refusal(_backends.BACKENDS["cuda"], written) == reason
     normed = call._replace(cell_name="layer_norm_gru")
     assert _backends.select(normed).name == "cuda"
-    assert _backends.BACKENDS["triton"].refusal(normed) == "it has no kernels for layer_norm"
+    of_triton = _backends.BACKENDS["triton"].refusal
+    assert of_triton(normed) is None
+    assert of_triton(normed._replace(projected=True)) == "it has no kernels for proj_size"
 
 
 def test_each_device_is_asked(asked: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 ``cells`` knows the gates; ``sequence`` has the two kernels for every cell, made of what is in
 ``blocks``; ``plan`` lays a layer out over programs; ``launch`` is what the compiled part calls.
-None of them is imported before a layer runs here, so that Triton need not be installed.
+``normed`` and ``normed_launch`` are the same for cells whose products are normalised. None of them
+is imported before a layer runs here, so that Triton need not be installed.
 """
 
 from __future__ import annotations
@@ -55,8 +56,6 @@ def refusal(call: Call) -> str | None:
         return f"it runs tensors on a GPU, and the input is on {call.x.device.type}"
     if call.x.dtype not in DTYPES:
         return f"it has no kernels for {call.x.dtype}"
-    if call.cell.normed:
-        return "it has no kernels for layer_norm"
     if call.projected:
         return "it has no kernels for proj_size"
     T, B, H = call.T, call.B, call.h0.size(2)
@@ -67,6 +66,6 @@ def refusal(call: Call) -> str | None:
 
 def describe(call: Call) -> str:
     """How a call that is not refused is laid out, in words."""
-    from rnnkernels._backends.triton import launch
+    from rnnkernels._backends.triton import launch, normed_launch
 
-    return launch.describe(call)
+    return normed_launch.describe(call) if call.cell.normed else launch.describe(call)

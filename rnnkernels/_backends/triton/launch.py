@@ -142,13 +142,20 @@ def _more(cell: str, w_hh: Tensor, heads: int, layout: Layout) -> dict[str, Any]
         "RESIDENT": layout.kind == "resident", "HELD": layout.held,
         "PRECISION": precision(w_hh.dtype, gpu), "PATIENCE": PATIENCE,
     }  # fmt: skip
-    if not INTERPRETED:
-        found |= {"num_warps": layout.warps, "num_stages": layout.stages, "enable_fp_fusion": True}
-        if gpu == "cuda":
-            # All there are: the assembler would rather spill than leave other programs no room.
-            found["maxnreg"] = min(255, REGISTERS // (32 * layout.warps))
-        if layout.kind == "grid":
-            found["launch_cooperative_grid"] = True  # all programs at once, or an error
+    found |= compiled(gpu, layout.warps, layout.stages)
+    if layout.kind == "grid" and not INTERPRETED:
+        found["launch_cooperative_grid"] = True  # all programs at once, or an error
+    return found
+
+
+def compiled(gpu: str, warps: int, stages: int) -> dict[str, Any]:
+    """How a kernel is to be compiled."""
+    if INTERPRETED:
+        return {}
+    found = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    if gpu == "cuda":
+        # All there are: the assembler would rather spill than leave other programs no room.
+        found["maxnreg"] = min(255, REGISTERS // (32 * warps))
     return found
 
 
