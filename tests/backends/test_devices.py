@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rnnkernels import _backends, _ops, use_backend
-from rnnkernels._backends import devices, user_cells
+from rnnkernels._backends import devices, user_cells, vetting
 from rnnkernels._backends.devices import Facts
 from rnnkernels._core.call import Call
 from rnnkernels.nn import gated
+from stand_in import on_gpu
 
 pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
 
@@ -105,6 +107,21 @@ def test_what_has_no_kernels_for_whole_sequences(
     of_triton = _backends.BACKENDS["triton"].refusal
     assert of_triton(normed) is None
     assert of_triton(normed._replace(projected=True)) == "it has no kernels for proj_size"
+
+
+def test_norms_whose_check_failed(
+    asked: list[torch.device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's kernels for them are refused, and no others."""
+    stand_in(monkeypatch, asked, OLD_DRIVER)
+    call = call_on_gpu()
+    normed = call._replace(cell_name="layer_norm_gru")
+    with on_gpu(tmp_path, "triton"):
+        vetting.learn(call.x.device, "triton", "rows", "float32", "dh0 is off", warn=False)
+        reason = "a check on this device refused its rows kernels: dh0 is off"
+        assert _backends.BACKENDS["triton"].refusal(normed) == reason
+        assert _backends.select(normed).name == "reference"
+        assert _backends.select(call).name == "triton"
 
 
 def test_each_device_is_asked(asked: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:

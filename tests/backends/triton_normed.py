@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +20,12 @@ import op_calls
 import op_parity
 import rnnkernels
 from op_parity import ALL, NORMED_CASES, Case
-from rnnkernels._backends.triton import normed_launch
+from rnnkernels._backends import vetting
+from rnnkernels._backends.triton import ROWS, normed, normed_launch
 from rnnkernels._backends.triton.plan import Rows
 from rnnkernels._core.call import Clip
 from rnnkernels.cells import NORMED
+from stand_in import GPU, on_gpu
 from triton_interpreted import Results, number_of, ops, same
 
 TAKEN = [case for case in NORMED_CASES if not case.R]  # there are no projections
@@ -42,10 +46,19 @@ def nan_in_fresh_memory() -> Any:
     torch.use_deterministic_algorithms(False)
 
 
+class GpuState:
+    """What the layout asks of initial states."""
+
+    dtype, is_cuda, device = torch.float32, True, GPU
+
+    def size(self, dim: int) -> int:
+        return (1, 4, 64)[dim]
+
+
 @contextmanager
 def laid_out(layout: Rows) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(normed_launch, "layout_of", lambda H: layout)
+        patch.setattr(normed_launch, "layout_of", lambda h0: layout)
         yield
 
 
@@ -68,17 +81,30 @@ def run(
         return Results(call, out, grads, backward(ops, call, out, grads))
 
 
-@pytest.mark.parametrize("case", TAKEN, ids=str)
+def each() -> Iterator[Any]:
+    """What is `full` has every bound and window with both cells."""
+    for case in TAKEN:
+        other = case.clip.kind == "value" or case.window == 1
+        twice = case.cell == ("layer_norm_gru" if other else "layer_norm_lstm") and (
+            other or case.clip.kind == "tanh"
+        )
+        yield pytest.param(case, id=str(case), marks=pytest.mark.full if twice else ())
+
+
+@pytest.mark.parametrize("case", each())
 def test_matches_reference(case: Case) -> None:
     results = run(case)
     assert results.padding_is_zero()
     assert max(results.errors()) <= TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize("case", TAKEN[1::5], ids=str)
-def test_16_bits(case: Case) -> None:
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    zip(TAKEN[::6], cycle([torch.bfloat16, torch.float16]), strict=False),
+    ids=str,
+)
+def test_16_bits(case: Case, dtype: torch.dtype) -> None:
     """Gradients are held against those in float64 on the same y, c and saved."""
-    dtype = (torch.bfloat16, torch.float16)[TAKEN.index(case) // 5 % 2]
     results = run(case, dtype=dtype)
     assert results.padding_is_zero()
     assert op_parity.forward_error(results.call, results.out) <= TOLERANCE[dtype]
@@ -86,6 +112,21 @@ def test_16_bits(case: Case) -> None:
     exact = [op_parity.converted(t, torch.float64) for t in given]
     want = op_parity.backward(torch.ops.rnnkernels, *exact)
     assert max(map(op_parity.error, results.back, want)) <= TOLERANCE[dtype]
+
+
+def test_c_is_never_rounded() -> None:
+    """Steps of c too small for bfloat16 to add one by one arrive all the same."""
+    call = op_parity.make(Case("layer_norm_lstm", T=40, B=2, H=5), torch.bfloat16)
+    for t in call.tensors:
+        t.zero_()  # the gains among them
+    assert call.c0 is not None
+    call.c0.fill_(1)
+    _, f, g, _ = call.b_ih[0].chunk(4)
+    f.fill_(20)  # keeps all
+    g.fill_(0.006)  # half of that comes in
+    with laid_out(LAYOUTS[0]):
+        c_n = op_parity.forward(ops, call, save=False)[2]
+    assert (c_n - (1 + 40 * 0.003)).abs().max() < 1 / 128  # unit in the last place
 
 
 @pytest.mark.parametrize(("cell", "given"), [*((cell, "h_n") for cell in NORMED),
@@ -99,7 +140,7 @@ def test_one_gradient_alone(cell: str, given: str) -> None:
 @each_normed
 def test_outputs_that_nobody_wants(cell: str) -> None:
     """Without saving, and without gradients of the initial states: the same bits of all else."""
-    case = Case(cell, 2, T=3, **ALL)
+    case = Case(cell, T=3, **ALL)
     kept = run(case, LAYOUTS[0])
     rest = run(
         case,
@@ -115,11 +156,10 @@ def test_outputs_that_nobody_wants(cell: str) -> None:
     assert same(out[:4], kept.out[:4])
 
 
-@each_normed
-@pytest.mark.parametrize("clip", [Clip(), Clip("norm", 0.3)], ids=lambda clip: clip.kind)
+@pytest.mark.parametrize(("cell", "clip"), zip(NORMED, [Clip(), Clip("norm", 0.3)], strict=True))
 def test_gradients_over_saved(cell: str, clip: Clip) -> None:
     """dgates in the memory of what forward saved: the same bits."""
-    case = Case(cell, 2, T=3, clip=clip, **ALL)
+    case = Case(cell, T=3, clip=clip, **ALL)
     apart = run(case, LAYOUTS[2])
     over = run(case, LAYOUTS[2], backward=op_parity.backward_over_saved)
     assert same(over.back, apart.back)
@@ -192,7 +232,7 @@ def test_state_does_not_cross_a_cut(cell: str) -> None:
     [(1, Rows(16, 1, 4)), (7, Rows(16, 8, 4)), (64, Rows(4, 64, 4)), (10_240, Rows(1, 256, 4))],
 )
 def test_layout(H: int, wanted: Rows) -> None:
-    assert normed_launch.layout_of(H) == wanted
+    assert normed_launch.layout_of(torch.empty(1, 33, H)) == wanted
     assert wanted.programs(33) == -(-33 // wanted.block_b)
 
 
@@ -223,3 +263,31 @@ def test_layers(kind: Any, options: dict[str, Any]) -> None:
     layer = kind(3, 6, layer_norm=True, backend="triton")
     told = str(rnnkernels.explain(layer, torch.zeros(5, 4, 3)))
     assert "a product by torch, then a program per 16 rows" in told
+
+
+def test_check_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases that a GPU runs first; and gradients of gains and biases that are left out."""
+    with laid_out(Rows(16, 256, 4)):
+        found = vetting.check("triton", ROWS, "float32", torch.device("cpu"))
+        assert (found.reason, found.cases) == ("", 2)
+        assert 0 < max(found.errors) < 1e-5
+        monkeypatch.setattr(normed, "_add", lambda to, *more: None)
+        found = vetting.check("triton", ROWS, "float32", torch.device("cpu"))
+    at = "layer_norm_gru [T=5, B=18, D=1, H=24, L=1] in float32, backward: dparams is off by "
+    assert at in found.reason
+
+
+def test_refused_on_a_gpu(tmp_path: Path) -> None:
+    """What no other kernels stand in for is refused, and the others are not."""
+    h0: Any = GpuState()
+    with on_gpu(tmp_path, "triton") as kernels:
+        assert normed_launch.layout_of(h0) == Rows(4, 64, 4)
+        assert set(kernels.ran) == {ROWS}
+        kernels.wrong[ROWS] = "dh0", torch.zeros_like
+        vetting.renew(GPU)
+        with (
+            pytest.warns(RuntimeWarning, match="the rows kernels of the triton backend are"),
+            pytest.raises(RuntimeError, match="triton: a check on this device refused its rows"),
+        ):
+            normed_launch.layout_of(h0)
+        assert vetting.refusal("triton", GPU, "step") is None

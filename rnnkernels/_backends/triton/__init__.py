@@ -24,6 +24,9 @@ INSTALLED = find_spec("triton") is not None
 #: Triton runs kernels on the CPU, one program after the other: for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: The family of kernels of cells whose products are normalised, as a check knows it; the others are
+#: the kinds of layouts.
+ROWS = "rows"
 #: Sizes that the kernels count in 32 bits: places of a weight, rows of a pass, signals of a pass.
 LARGEST = 2**31
 
@@ -62,6 +65,20 @@ def refusal(call: Call) -> str | None:
     if max(call.cell.G * H * H, 4 * T * B, T * H) >= LARGEST:
         return f"T={T}, B={B}, H={H} is more than it counts"
     return devices.too_old(call.x.device) if call.x.device.type == "cuda" else None
+
+
+def family_of(call: Call) -> str:
+    """Which kernels stand in for all others in this call."""
+    return ROWS if call.cell.normed else "step"
+
+
+def numbers(family: str, dtype: torch.dtype, device: torch.device) -> str:
+    """What numbers of this dtype are in products of a family, as a check has it."""
+    from rnnkernels._backends.triton import launch, normed_launch
+
+    if family == ROWS:
+        return normed_launch.numbers(dtype)
+    return launch.numbers(dtype, torch.empty(0, device=device))
 
 
 def describe(call: Call) -> str:

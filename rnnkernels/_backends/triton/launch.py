@@ -205,7 +205,8 @@ def take_fault(device: torch.device) -> str:
     )
 
 
-def _raise_fault(device: torch.device) -> None:
+def raise_fault(device: torch.device) -> None:
+    """Raises RuntimeError where an earlier call on this device gave up."""
     fault = take_fault(device)
     if fault:
         raise RuntimeError(fault)
@@ -227,7 +228,7 @@ def forward(
     params: Tensor | None = None, h_mask: Tensor | None = None, heads: int = 1,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_forward``. Raises RuntimeError where an earlier call gave up."""
-    _raise_fault(y.device)
+    raise_fault(y.device)
     B = h0.size(1)
     layout = layout_of(w_hh, B, False, find(cell), h_mask is not None)
     carry = _carry(layout, find(cell).S, B, w_hh)
@@ -252,7 +253,7 @@ def backward(
 ) -> None:  # fmt: skip
     """The loop of ``sequence_backward``, over `rows` windows of `steps` steps. Raises RuntimeError
     where an earlier call gave up."""
-    _raise_fault(y.device)
+    raise_fault(y.device)
     if saved is not None and saved.data_ptr() == dgates.data_ptr() and torch.version.hip:
         saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
     (D, B, _), width = h0.shape, dgates.size(-1)

@@ -12,22 +12,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels._backends import float32
-from rnnkernels._backends.triton import launch, normed
+from rnnkernels._backends import float32, vetting
+from rnnkernels._backends.triton import ROWS, forced, launch, normed
 from rnnkernels._backends.triton.cells import EMITS, pair
 from rnnkernels._backends.triton.plan import Rows, rows_of
 from rnnkernels._core.call import Call
 from rnnkernels.cells import find
 
 
-def layout_of(H: int) -> Rows:
-    """Of both passes; the number of rows does not matter to it."""
-    return rows_of(H)
+def layout_of(h0: Tensor) -> Rows:
+    """Of both passes; how many rows there are does not matter to it.
+
+    Raises:
+        RuntimeError: the kernels were found wrong on the GPU of these states [D, B, H]. There they
+            are checked, where nothing is known of them.
+    """
+    if h0.is_cuda and forced.kind is None:
+        vetting.settle("triton", h0.device, ROWS, numbers(h0.dtype))
+        reason = vetting.refusal("triton", h0.device, ROWS)
+        if reason is not None:
+            raise RuntimeError(f"triton: {reason}")
+    return rows_of(h0.size(2))
+
+
+def numbers(dtype: torch.dtype) -> str:
+    """What numbers of this dtype are in torch's products, as a check has it."""
+    if dtype == torch.float32 and float32.tf32_in_matmul():
+        return "tf32"
+    return str(dtype).removeprefix("torch.")
 
 
 def describe(call: Call) -> str:
     """The layout, and how torch multiplies float32."""
-    words = f"step by step: a product by torch, then {layout_of(call.h0.size(2))}"
+    words = f"step by step: a product by torch, then {rows_of(call.h0.size(2))}"
     if call.x.dtype != torch.float32:
         return words
     return float32.in_words("tf32" if float32.tf32_in_matmul() else "ieee", "cuda.matmul") + words
@@ -55,9 +72,10 @@ def forward(
     lengths: Tensor | None, starts: Tensor | None, reset: Tensor | None, T: int,
     params: Tensor, h_mask: Tensor | None = None, **_: object,
 ) -> None:  # fmt: skip
-    """The loop of ``sequence_forward``."""
-    D, B, H = h0.shape
-    layout = layout_of(H)
+    """The loop of ``sequence_forward``. Raises RuntimeError where an earlier call gave up."""
+    launch.raise_fault(y.device)
+    D, B, _H = h0.shape
+    layout = layout_of(h0)
     grid = (layout.programs(B), 1, D)
     more = _constants(cell, False, layout, h0)
     weights = w_hh.transpose(1, 2)
@@ -83,20 +101,20 @@ def backward(
     rows: int, clip: str, bound: float, params: Tensor, dunit: Tensor,
     h_mask: Tensor | None = None, **_: object,
 ) -> None:  # fmt: skip
-    """The loop of ``sequence_backward``, over `rows` windows of `steps` steps."""
+    """The loop of ``sequence_backward``, over `rows` windows of `steps` steps. Raises RuntimeError
+    where an earlier call gave up."""
+    launch.raise_fault(y.device)
     if saved.data_ptr() == dgates.data_ptr() and torch.version.hip:
         saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
     (D, B, H), emits = h0.shape, find(cell).emits
-    layout = layout_of(H)
+    layout = layout_of(h0)
     grid = (layout.programs(rows), 1, D)
     more = _constants(cell, True, layout, h0) | {"CLIP": clip}
 
-    def carried(*shape: int, dtype: torch.dtype = h0.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=h0.device)
-
-    # What a product takes starts as zeros: of rows that are not there it must be no NaN.
-    through, dproduct = carried(D, rows, H), carried(D, rows, w_hh.size(1))
-    carry = carried(1 + emits, D, rows, H, dtype=torch.float32)
+    # What a product takes starts as zeros: libraries may multiply what lies behind a row by zero.
+    dproduct = torch.zeros(D, rows, w_hh.size(1), dtype=h0.dtype, device=h0.device)
+    through = torch.empty(D, rows, H, dtype=h0.dtype, device=h0.device)
+    carry = torch.empty(1 + emits, D, rows, H, dtype=torch.float32, device=h0.device)
     for n in range(steps):
         if n > 0:
             torch.bmm(dproduct, w_hh, out=through)
