@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cells_in_one import BROUGHT
-from rnnkernels.cells import CELLS, find
+from rnnkernels.cells import CELLS, NORMED, find
 from triton_report import (
     PASSES,
     TARGETS,
@@ -68,10 +68,17 @@ EXTENTS = ("few", "each", "all")
 OPTIONS = ("bare", "all", "packed", "norm")
 #: Cells that are written, by name: those that the package brings, and zoneout.
 WRITTEN = {cell.name: cell for cell in BROUGHT}
+KNOWN = [*CELLS, *NORMED, *WRITTEN]
+#: Of cells whose products are normalised, which torch multiplies: precisions, H and rows, and the
+#: kernels of a pass.
+NORMED_PRECISIONS = ("ieee", "bfloat16", "float16")
+NORMED_SIZES = ((7, 16), (96, 64), (1024, 128), (10_240, 16))
+NORMED_KERNELS = {"forward": ("forward",), "backward": ("backward", "finish")}
 
 
 def selected(extent: str) -> Iterator[tuple[Variant, str]]:
-    """Variants and targets: those of built-in cells, and each written one on a target.
+    """Variants and targets: those of built-in cells, each written one on a target, and each
+    normalised one on all.
 
     ``all`` of them; ``each`` pass of each cell in each precision, sizes and options in turn; and
     ``few`` with every pass of every cell, and every precision, size and option, on every target.
@@ -79,6 +86,7 @@ def selected(extent: str) -> Iterator[tuple[Variant, str]]:
     for n, (cell, which) in enumerate(itertools.product(WRITTEN, PASSES)):
         precision, target = (list(of)[n // 2 % len(of)] for of in (PRECISIONS, TARGETS))
         yield Variant(cell, which, precision, *SIZES[n % 4], "all"), target
+    yield from _normed(extent)
     if extent == "all":
         for cell, which, precision, size, options, target in itertools.product(
             CELLS, PASSES, PRECISIONS, SIZES, OPTIONS, TARGETS
@@ -97,7 +105,27 @@ def selected(extent: str) -> Iterator[tuple[Variant, str]]:
                 yield Variant(cell, which, precision, *size, options), target
 
 
-# --- What launch.py launches ------------------------------------------------------------------
+def _normed(extent: str) -> Iterator[tuple[Variant, str]]:
+    """Of cells whose products are normalised: all; each pass of each in each precision on each
+    target, sizes and options in turn; or both passes of one on each target."""
+    if extent == "all":
+        for cell, which, precision, size, options, target in itertools.product(
+            NORMED, PASSES, NORMED_PRECISIONS, NORMED_SIZES, OPTIONS, TARGETS
+        ):
+            yield Variant(cell, which, precision, *size, options), target
+        return
+    cells, precisions = list(NORMED), NORMED_PRECISIONS
+    for n, target in enumerate(TARGETS):
+        few = [(cells[n % len(cells)], precisions[n % len(precisions)])]
+        for turn, (cell, precision) in enumerate(
+            itertools.product(cells, precisions) if extent == "each" else few, n
+        ):
+            for m, which in enumerate(PASSES):
+                size = NORMED_SIZES[(turn + m + n) % len(NORMED_SIZES)]
+                yield Variant(cell, which, precision, *size, OPTIONS[turn % len(OPTIONS)]), target
+
+
+# --- What launch.py and normed_launch.py launch -----------------------------------------------
 
 
 def arguments(v: Variant) -> dict[str, Any]:
@@ -113,6 +141,7 @@ def arguments(v: Variant) -> dict[str, Any]:
         return tensor(*((T * B,) if packed else (T, B)), *shape, yes=yes, of=of)
 
     two, C, has_saved = cell.S > 1, cell.C * H, cell.K > 0
+    hidden_bias = full and not cell.normed  # of which it is a parameter
     given: dict[str, Any] = {
         "cell": v.cell,
         "w_hh": tensor(D, cell.G * H, H),
@@ -134,7 +163,7 @@ def arguments(v: Variant) -> dict[str, Any]:
         return given | {
             "gx": steps(D, cell.G * H),
             "b_ih": tensor(D, cell.G * H, yes=full),
-            "b_hh": tensor(D, cell.G * H, yes=full),
+            "b_hh": tensor(D, cell.G * H, yes=hidden_bias),
             "h_n": tensor(D, B, H),
             "c_n": tensor(D, B, C, yes=two),
         }
@@ -182,9 +211,9 @@ class Compiler:
 
     def __getitem__(self, grid: Any) -> Any:
         def compile(*values: Any, **constants: Any) -> None:
-            kind = "resident" if constants["RESIDENT"] else "step"
+            kind = "resident" if constants.get("RESIDENT") else "step"
             names = self.kernel.arg_names
-            if values[names.index("counts")] is not None:
+            if "counts" in names and values[names.index("counts")] is not None:
                 kind = "grid"
             compiled = self.kernel.warmup(*values, grid=grid, **constants)
             if all(compiled is not other for _, other in self.found):
@@ -198,23 +227,28 @@ def compile_one(job: tuple[Variant, str]) -> list[Kernel]:
     variant, name = job
     from triton.runtime.driver import driver
 
-    from rnnkernels._backends.triton import launch, sequence
+    from rnnkernels._backends.triton import launch, normed, normed_launch, sequence
 
     target, precision = TARGETS[name], PRECISIONS[variant.precision]
     driver.set_active(Driver(target))
     torch.backends.cudnn.allow_tf32 = precision.tf32
     torch.set_float32_matmul_precision(precision.matmul)
     found: list[tuple[str, Any]] = []
-    kernel = getattr(sequence, variant.which)
     launch.device_of = lambda like: (target.kind, target.processors)
-    setattr(sequence, variant.which, Compiler(kernel, found))
+    is_normed = find(variant.cell).normed
+    launches, home = (normed_launch, normed) if is_normed else (launch, sequence)
+    names = NORMED_KERNELS[variant.which] if is_normed else (variant.which,)
+    kernels = {name: getattr(home, name) for name in names}
     failed: list[Kernel] = []
     try:
-        getattr(launch, variant.which)(**arguments(variant))
+        for which, kernel in kernels.items():
+            setattr(home, which, Compiler(kernel, found))
+        getattr(launches, variant.which)(**arguments(variant))
     except Exception as error:  # of many kinds: reported, and counted as a fault
         failed.append(Kernel(variant, name, error=innermost(error)))
     finally:
-        setattr(sequence, variant.which, kernel)
+        for which, kernel in kernels.items():
+            setattr(home, which, kernel)
     return [examined(variant, target, kind, compiled) for kind, compiled in found] + failed
 
 
@@ -235,7 +269,7 @@ def main() -> int:
     parser.add_argument(
         "--cell",
         action="append",
-        choices=[*CELLS, *WRITTEN],
+        choices=KNOWN,
         help="one cell, may be repeated (default: all)",
     )
     parser.add_argument(
@@ -255,7 +289,7 @@ def main() -> int:
     jobs = [
         (variant, target)
         for variant, target in selected(args.extent)
-        if target in (args.target or TARGETS) and variant.cell in (args.cell or [*CELLS, *WRITTEN])
+        if target in (args.target or TARGETS) and variant.cell in (args.cell or KNOWN)
     ]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         kernels = list(itertools.chain(*pool.map(compile_one, jobs)))

@@ -30,15 +30,15 @@ Tensor recurrent_weights(const CellInfo& cell, const Sizes& n, const LayerWeight
   return cell.recurrent ? stacked(w.w_hh, n.heads) : at::empty({1}, like.options()).expand({n.D, cell.G * n.H, n.H});
 }
 
-void launch(const char* pass, c10::Device device, const py::dict& arguments) {
+void launch(const char* pass, const CellInfo& cell, c10::Device device, const py::dict& arguments) {
   c10::OptionalDeviceGuard guard;
   if (!device.is_cpu()) guard.reset_device(device);
-  py::module_::import("rnnkernels._backends.triton.launch").attr(pass)(**arguments);
+  const char* const module =
+      cell.normed ? "rnnkernels._backends.triton.normed_launch" : "rnnkernels._backends.triton.launch";
+  py::module_::import(module).attr(pass)(**arguments);
 }
 
-void refuse(const Tensor& like, const CellInfo& cell, const LayerWeights& w) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!cell.normed,
-                              "rnnkernels: the triton backend has no layer normalisation. Ask for another backend.");
+void refuse(const Tensor& like, const LayerWeights& w) {
   TORCH_CHECK_NOT_IMPLEMENTED(w.w_hr.empty(),
                               "rnnkernels: the triton backend has no projections. Leave out proj_size, "
                               "or ask for another backend.");
@@ -69,8 +69,8 @@ py::dict common(const Layer& a, const Tensor& w_hh) {
 }
 
 void forward_layer(const ForwardLayer& a) {
-  refuse(a.x, a.cell, a.w);
-  const Tensor gx = project_input(a);
+  refuse(a.x, a.w);
+  const Tensor gx = a.cell.normed ? a.x.contiguous() : project_input(a);
   if (a.n.T == 0 || a.n.B == 0) {
     a.h_n.copy_(a.h0);
     if (a.c0) a.c_n.copy_(*a.c0);
@@ -92,11 +92,11 @@ void forward_layer(const ForwardLayer& a) {
   arguments["c_n"] = given(a.c_n);
   arguments["c"] = given(a.c);
   arguments["saved"] = given(a.saved);
-  launch("forward", a.x.device(), arguments);
+  launch("forward", a.cell, a.x.device(), arguments);
 }
 
 void backward_layer(const BackwardLayer& a) {
-  refuse(a.y, a.cell, a.w);
+  refuse(a.y, a.w);
   if (a.n.T == 0 || a.n.B == 0) {
     const auto same = [](const Tensor& to, const OptionalTensor& from) {
       if (to.numel() && from) to.copy_(*from);
@@ -126,7 +126,7 @@ void backward_layer(const BackwardLayer& a) {
   arguments["rows"] = q.rows();
   arguments["clip"] = std::string(a.call.clip);
   arguments["bound"] = a.clip.bound;
-  launch("backward", a.y.device(), arguments);
+  launch("backward", a.cell, a.y.device(), arguments);
 }
 
 void forward(ForwardRun& all) { all.each(forward_layer); }

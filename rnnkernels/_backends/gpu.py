@@ -24,7 +24,8 @@ def cuda_refusal(call: Call) -> str | None:
 
 def triton_refusal(call: Call) -> str | None:
     """The same for Triton's."""
-    return triton.refusal(call) or vetting.refusal("triton", call.x.device)
+    refused = triton.refusal(call)
+    return refused or vetting.refusal("triton", call.x.device, triton.family_of(call))
 
 
 def cuda_ready(call: Call) -> str | None:
@@ -49,9 +50,8 @@ def triton_ready(call: Call) -> str | None:
     """The same for Triton, whose launches ask by themselves for what is new."""
     if not _real(call) or call.x.device.type != "cuda":
         return None
-    from rnnkernels._backends.triton import launch
-
-    return vetting.prepare("triton", call.x.device, launch.numbers(call.x.dtype, call.x))
+    device, family = call.x.device, triton.family_of(call)
+    return vetting.prepare("triton", device, triton.numbers(family, call.x.dtype, device), family)
 
 
 def cuda_run(call: Call) -> Result:

@@ -141,16 +141,14 @@ def _missing(backend: str, device: torch.device) -> str:
     return (devices.cannot_run(device) or "") if backend == "cuda" else ""
 
 
-def _numbers(backend: str, device: torch.device) -> list[str]:
-    """In which a backend is checked: float32 as torch's settings have it."""
+def _numbers(backend: str, family: str, device: torch.device) -> list[str]:
+    """In which a family is checked: float32 as torch's settings have it."""
     all_of_them = RUNNERS[backend].numbers
     if backend not in ("cuda", "triton"):
         return list(all_of_them)
     now = float32.numbers(torch.float32)
     if backend == "triton":
-        from rnnkernels._backends.triton import launch
-
-        now = launch.numbers(torch.float32, torch.empty(0, device=device))
+        now = triton.numbers(family, torch.float32, device)
     return [n for n in all_of_them if n == now or n not in ("float32", "tf32", "tf32x3")]
 
 
@@ -162,7 +160,7 @@ def _rows(device: torch.device) -> Iterator[Row]:
             if missing:
                 yield Row(name, "", "", 0, 0.0, "not here", 0.0, missing)
                 continue
-            for numbers in _numbers(backend, device):
+            for numbers in _numbers(backend, family, device):
                 yield from _checked(backend, family, numbers, device)
 
 

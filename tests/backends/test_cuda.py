@@ -18,7 +18,6 @@ from gpu_layouts import LAID, Laid
 from op_parity import ALL, CASES, CLIPS, DROPPED, HEADED, NORMED_CASES, Case
 from rnnkernels import verification
 from rnnkernels._backends import cuda_plan, triton
-from rnnkernels.cells import NORMED
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU that torch can use", allow_module_level=True)
@@ -99,8 +98,8 @@ def ops(request):
         if not triton.INSTALLED:
             pytest.skip("needs Triton")
         case, dtype = (request.node.callspec.params.get(name) for name in ("case", "dtype"))
-        if dtype == torch.float64 or (case is not None and (case.R or case.cell in NORMED)):
-            pytest.skip("Triton's kernels take neither float64 nor a projection nor layer_norm")
+        if dtype == torch.float64 or (case is not None and case.R):
+            pytest.skip("Triton's kernels take neither float64 nor a projection")
         yield torch.ops.rnnkernels_triton
         return
     if not CUDA:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rnnkernels import _backends, _ops, use_backend
-from rnnkernels._backends import devices, user_cells
+from rnnkernels._backends import devices, user_cells, vetting
 from rnnkernels._backends.devices import Facts
 from rnnkernels._core.call import Call
 from rnnkernels.nn import gated
+from stand_in import on_gpu
 
 pytest.importorskip("rnnkernels._C", reason="needs the compiled extension")
 
@@ -89,7 +91,7 @@ def test_what_has_no_kernels_for_whole_sequences(
     asked: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heads and recurrent dropout go to the CUDA kernels; a written cell where they can be
-    compiled, else to Triton's; norms to the CUDA kernels, and not to Triton's."""
+    compiled, else to Triton's; norms to the CUDA kernels, and to Triton's but for a projection."""
     stand_in(monkeypatch, asked, GOOD)
     call = call_on_gpu()
     assert _backends.select(call._replace(heads=2)).name == "cuda"
@@ -102,7 +104,24 @@ def test_what_has_no_kernels_for_whole_sequences(
         assert _backends.final_refusal(_backends.BACKENDS["cuda"], written) == reason
     normed = call._replace(cell_name="layer_norm_gru")
     assert _backends.select(normed).name == "cuda"
-    assert _backends.BACKENDS["triton"].refusal(normed) == "it has no kernels for layer_norm"
+    of_triton = _backends.BACKENDS["triton"].refusal
+    assert of_triton(normed) is None
+    assert of_triton(normed._replace(projected=True)) == "it has no kernels for proj_size"
+
+
+def test_norms_whose_check_failed(
+    asked: list[torch.device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's kernels for them are refused, and no others."""
+    stand_in(monkeypatch, asked, OLD_DRIVER)
+    call = call_on_gpu()
+    normed = call._replace(cell_name="layer_norm_gru")
+    with on_gpu(tmp_path, "triton"):
+        vetting.learn(call.x.device, "triton", "rows", "float32", "dh0 is off", warn=False)
+        reason = "a check on this device refused its rows kernels: dh0 is off"
+        assert _backends.BACKENDS["triton"].refusal(normed) == reason
+        assert _backends.select(normed).name == "reference"
+        assert _backends.select(call).name == "triton"
 
 
 def test_each_device_is_asked(asked: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ pytest.importorskip("greenlet", reason="needs greenlet, which runs programs side
 TESTS = Path(__file__).parent
 #: Without what nothing here uses; at the end of a run hypothesis is imported, for a summary.
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
-AGAINST_REFERENCE = ("triton_parity.py", "triton_cells.py")
+AGAINST_REFERENCE = ("triton_parity.py", "triton_cells.py", "triton_normed.py")
 #: Files of tests, and which of them: in two processes that take about as long.
 SHARES = {
     "grids": ["triton_exchange.py", *AGAINST_REFERENCE, "-k", "grid or triton_exchange"],

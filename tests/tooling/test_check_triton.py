@@ -6,7 +6,7 @@ import pytest
 
 import check_triton
 import triton_report
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, NORMED
 
 PTXAS = """\
 ptxas info    : 0 bytes gmem
@@ -95,11 +95,31 @@ def test_selection_covers_each_target() -> None:
 def test_selection_has_written_cells() -> None:
     """Both passes of each once; among them all targets and precisions."""
     for extent in check_triton.EXTENTS:
-        found = [(v, t) for v, t in check_triton.selected(extent) if v.cell not in CELLS]
+        found = [(v, t) for v, t in check_triton.selected(extent) if v.cell in check_triton.WRITTEN]
         wanted = {(c, w) for c in check_triton.WRITTEN for w in triton_report.PASSES}
         assert len(found) == len(wanted) and {(v.cell, v.which) for v, _ in found} == wanted
         assert {t for _, t in found} == set(triton_report.TARGETS)
         assert {v.precision for v, _ in found} == set(check_triton.PRECISIONS)
+
+
+def test_selection_has_normalised_cells() -> None:
+    """Both passes of one on each target; of all in each precision; among them every size and
+    option."""
+    few, each, everything = (
+        {(v, t) for v, t in check_triton.selected(extent) if v.cell in NORMED}
+        for extent in check_triton.EXTENTS
+    )
+    assert each < everything
+    assert {(v.which, t) for v, t in few} == {
+        (w, t) for w in triton_report.PASSES for t in triton_report.TARGETS
+    }
+    assert {v.cell for v, _ in few} == set(NORMED)
+    assert {(v.cell, v.which, v.precision, t) for v, t in each} == {
+        (v.cell, v.which, v.precision, t) for v, t in everything
+    }
+    for found in (few, each):
+        assert {(v.H, v.rows) for v, _ in found} == set(check_triton.NORMED_SIZES)
+        assert {v.options for v, _ in found} == set(check_triton.OPTIONS)
 
 
 def test_table() -> None:

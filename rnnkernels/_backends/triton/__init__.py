@@ -2,7 +2,8 @@
 
 ``cells`` knows the gates; ``sequence`` has the two kernels for every cell, made of what is in
 ``blocks``; ``plan`` lays a layer out over programs; ``launch`` is what the compiled part calls.
-None of them is imported before a layer runs here, so that Triton need not be installed.
+``normed`` and ``normed_launch`` are the same for cells whose products are normalised. None of them
+is imported before a layer runs here, so that Triton need not be installed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ INSTALLED = find_spec("triton") is not None
 #: Triton runs kernels on the CPU, one program after the other: for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: The family of kernels of cells whose products are normalised, as a check knows it; the others are
+#: the kinds of layouts.
+ROWS = "rows"
 #: Sizes that the kernels count in 32 bits: places of a weight, rows of a pass, signals of a pass.
 LARGEST = 2**31
 
@@ -55,8 +59,6 @@ def refusal(call: Call) -> str | None:
         return f"it runs tensors on a GPU, and the input is on {call.x.device.type}"
     if call.x.dtype not in DTYPES:
         return f"it has no kernels for {call.x.dtype}"
-    if call.cell.normed:
-        return "it has no kernels for layer_norm"
     if call.projected:
         return "it has no kernels for proj_size"
     T, B, H = call.T, call.B, call.h0.size(2)
@@ -65,8 +67,22 @@ def refusal(call: Call) -> str | None:
     return devices.too_old(call.x.device) if call.x.device.type == "cuda" else None
 
 
+def family_of(call: Call) -> str:
+    """Which kernels stand in for all others in this call."""
+    return ROWS if call.cell.normed else "step"
+
+
+def numbers(family: str, dtype: torch.dtype, device: torch.device) -> str:
+    """What numbers of this dtype are in products of a family, as a check has it."""
+    from rnnkernels._backends.triton import launch, normed_launch
+
+    if family == ROWS:
+        return normed_launch.numbers(dtype)
+    return launch.numbers(dtype, torch.empty(0, device=device))
+
+
 def describe(call: Call) -> str:
     """How a call that is not refused is laid out, in words."""
-    from rnnkernels._backends.triton import launch
+    from rnnkernels._backends.triton import launch, normed_launch
 
-    return launch.describe(call)
+    return normed_launch.describe(call) if call.cell.normed else launch.describe(call)

@@ -8,6 +8,8 @@ are constants of a compiled kernel.
 import triton
 import triton.language as tl
 
+from rnnkernels._backends.triton.cells import tanh
+
 
 @triton.jit
 def rows_of(block, T, B, steps, rows, lengths, BLOCK_B):
@@ -100,6 +102,31 @@ def taken_over(initial, at, carry, at_carry, columns, mask, first):
         if first > 0:
             value = load(carry, at_carry, columns, mask)
     return value
+
+
+@triton.jit
+def squares_of(values):
+    """Their sum in each row: [BLOCK_B]."""
+    return tl.sum(values.to(tl.float64) * values.to(tl.float64), axis=1)
+
+
+@triton.jit
+def factor_of(squares, bound):
+    """What a row is multiplied by, so that its norm is no more than a bound: [BLOCK_B]."""
+    limit = tl.cast(bound, tl.float64)
+    small = squares <= limit * limit  # not so where it is NaN, which nothing bounds
+    return tl.where(small, 1.0, limit / tl.sqrt(tl.where(small, 1.0, squares))).to(tl.float32)
+
+
+@triton.jit
+def bounded_by(g, CLIP, bound):
+    """Gradients by themselves; those that are bounded by the norm of their row are not."""
+    if CLIP == "value":  # a NaN stays one
+        return tl.where(g > bound, bound, tl.where(g < -bound, -bound, g))
+    elif CLIP == "tanh":
+        return bound * tanh(g / bound)
+    else:
+        return g
 
 
 @triton.jit

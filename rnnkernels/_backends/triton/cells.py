@@ -115,14 +115,49 @@ def gru_backward(saved, prev, next, dnext):
     return (dr, dz, dn), (dr, dz, dn * r), (dnext[0] * z,)
 
 
-#: The two directions of every cell.
+@triton.jit
+def emitting_lstm_forward(gx, gh, prev):
+    """Up to the output gate, in the place of h, and c: see csrc/common/normed.h."""
+    next, saved = lstm_forward(gx, gh, prev)
+    return (saved[3], next[1]), saved
+
+
+@triton.jit
+def emitting_lstm_backward(saved, prev, next, dnext):
+    i, f, g, o = saved
+    dc = dnext[1]
+    di = dc * g * i * (1 - i)
+    df = dc * prev[1] * f * (1 - f)
+    dg = dc * i * (1 - g * g)
+    do = dnext[0] * o * (1 - o)
+    return (di, df, dg, do), (di, df, dg, do), (tl.zeros_like(dc), dc * f)
+
+
+@triton.jit
+def lstm_emit(o, n):
+    """h of the output gate and of the normalised c."""
+    return o * tanh(n)
+
+
+@triton.jit
+def lstm_emit_backward(saved, n, dh):
+    tanh_n = tanh(n)
+    return dh * tanh_n, dh * saved[3] * (1 - tanh_n * tanh_n)
+
+
+#: The two directions of every cell; of one whose products are normalised, between the norms.
 PAIRS = {
     "rnn_tanh": (rnn_tanh_forward, rnn_tanh_backward),
     "rnn_relu": (rnn_relu_forward, rnn_relu_backward),
     "rnn_sigmoid": (rnn_sigmoid_forward, rnn_sigmoid_backward),
     "lstm": (lstm_forward, lstm_backward),
     "gru": (gru_forward, gru_backward),
+    "layer_norm_lstm": (emitting_lstm_forward, emitting_lstm_backward),
+    "layer_norm_gru": (gru_forward, gru_backward),
 }
+#: How those that emit make h of slot 0 and of the normalised slot 1; and the gradients of both,
+#: from what is saved, the latter and dh.
+EMITS = {"layer_norm_lstm": (lstm_emit, lstm_emit_backward)}
 
 
 @cache

@@ -142,13 +142,20 @@ def _more(cell: str, w_hh: Tensor, heads: int, layout: Layout) -> dict[str, Any]
         "RESIDENT": layout.kind == "resident", "HELD": layout.held,
         "PRECISION": precision(w_hh.dtype, gpu), "PATIENCE": PATIENCE,
     }  # fmt: skip
-    if not INTERPRETED:
-        found |= {"num_warps": layout.warps, "num_stages": layout.stages, "enable_fp_fusion": True}
-        if gpu == "cuda":
-            # All there are: the assembler would rather spill than leave other programs no room.
-            found["maxnreg"] = min(255, REGISTERS // (32 * layout.warps))
-        if layout.kind == "grid":
-            found["launch_cooperative_grid"] = True  # all programs at once, or an error
+    found |= compiled(gpu, layout.warps, layout.stages)
+    if layout.kind == "grid" and not INTERPRETED:
+        found["launch_cooperative_grid"] = True  # all programs at once, or an error
+    return found
+
+
+def compiled(gpu: str, warps: int, stages: int) -> dict[str, Any]:
+    """How a kernel is to be compiled."""
+    if INTERPRETED:
+        return {}
+    found = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    if gpu == "cuda":
+        # All there are: the assembler would rather spill than leave other programs no room.
+        found["maxnreg"] = min(255, REGISTERS // (32 * warps))
     return found
 
 
@@ -198,7 +205,8 @@ def take_fault(device: torch.device) -> str:
     )
 
 
-def _raise_fault(device: torch.device) -> None:
+def raise_fault(device: torch.device) -> None:
+    """Raises RuntimeError where an earlier call on this device gave up."""
     fault = take_fault(device)
     if fault:
         raise RuntimeError(fault)
@@ -220,7 +228,7 @@ def forward(
     params: Tensor | None = None, h_mask: Tensor | None = None, heads: int = 1,
 ) -> None:  # fmt: skip
     """The loop of ``sequence_forward``. Raises RuntimeError where an earlier call gave up."""
-    _raise_fault(y.device)
+    raise_fault(y.device)
     B = h0.size(1)
     layout = layout_of(w_hh, B, False, find(cell), h_mask is not None)
     carry = _carry(layout, find(cell).S, B, w_hh)
@@ -245,7 +253,7 @@ def backward(
 ) -> None:  # fmt: skip
     """The loop of ``sequence_backward``, over `rows` windows of `steps` steps. Raises RuntimeError
     where an earlier call gave up."""
-    _raise_fault(y.device)
+    raise_fault(y.device)
     if saved is not None and saved.data_ptr() == dgates.data_ptr() and torch.version.hip:
         saved = saved.clone()  # there, a barrier does not keep loads before stores of other waves
     (D, B, _), width = h0.shape, dgates.size(-1)

@@ -58,6 +58,29 @@ class Layout:
         return f"{self.kind}: {programs}, {self.warps} warps each, weights {weights}"
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Of a step of a cell whose products are normalised: a program has all units of its rows, one
+    block of them after the other."""
+
+    block_b: int  # rows of a program
+    block_h: int  # units in a block
+    warps: int
+
+    def programs(self, rows: int) -> int:
+        return -(-rows // self.block_b)
+
+    def __str__(self) -> str:
+        rows = f"{self.block_b} row{'s' * (self.block_b > 1)}"
+        return f"a program per {rows}, {self.warps} warps each"
+
+
+def rows_of(H: int) -> Rows:
+    """The layout of such steps for H units: two numbers of each kind to a thread."""
+    block_h = min(256, 1 << (H - 1).bit_length())
+    return Rows(min(16, 256 // block_h), block_h, 4)
+
+
 ROWS = 16  # of a resident program
 _HALF = Table({16: 4, 32: 4, 64: 8}, 128, Tile(32, 64, 4),
               {16: Tile(32, 64, 4), 32: Tile(16, 32, 4), 64: Tile(16, 32, 8)}, 3)  # fmt: skip

@@ -22,7 +22,9 @@ import triton
 import triton.language as tl
 
 from rnnkernels._backends.triton.blocks import (
+    bounded_by,
     cut_before,
+    factor_of,
     held_weights,
     is_kept,
     load,
@@ -34,10 +36,10 @@ from rnnkernels._backends.triton.blocks import (
     place_before,
     position,
     rows_of,
+    squares_of,
     store,
     taken_over,
 )
-from rnnkernels._backends.triton.cells import tanh
 
 
 @triton.jit
@@ -198,24 +200,7 @@ def _factor(squares, at, mask, bound):
     squares += at * tl.num_programs(1)
     for part in range(tl.num_programs(1)):
         total += tl.load(squares + part, mask=mask, other=0, cache_modifier=".cg")
-    limit = tl.cast(bound, tl.float64)
-    small = total <= limit * limit  # not so where it is NaN, which nothing bounds
-    return tl.where(small, 1.0, limit / tl.sqrt(tl.where(small, 1.0, total))).to(tl.float32)
-
-
-@triton.jit
-def _bounded(g, CLIP, bound):
-    if CLIP == "value":  # a NaN stays one
-        return tl.where(g > bound, bound, tl.where(g < -bound, -bound, g))
-    elif CLIP == "tanh":
-        return bound * tanh(g / bound)
-    else:
-        return g
-
-
-@triton.jit
-def _squares(values):
-    return tl.sum(values.to(tl.float64) * values.to(tl.float64), axis=1)  # [BLOCK_B]
+    return factor_of(total, bound)
 
 
 @triton.jit
@@ -369,18 +354,19 @@ def backward(dy, dh_n, dc_n, dc, w_hh, own_params, h_mask, h0, c0, y, c, saved, 
         slot = ((n % 2 * D + d) * rows + number).to(tl.int64)
         bounded = ()
         for g in tl.static_range(G + A):
-            value = tl.where(runs, _bounded(dgx[g] if g < G else dgh[g - A], CLIP, bound), 0.0)
+            value = bounded_by(dgx[g] if g < G else dgh[g - A], CLIP, bound)
+            value = tl.where(runs, value, 0.0)
             bounded = bounded + (value.to(IO),)
             if pending is None:
                 store(dgates, at * ((G + A) * H) + g * H, unit, value, written)
             else:
                 store(pending, slot * ((G + A) * H) + g * H, unit, value, exists)
                 if g < G:
-                    norm += _squares(value)
+                    norm += squares_of(value)
         if pending is not None:
             tl.store(squares + slot * tl.num_programs(1) + part, norm, mask=real)
         if flow is not None:
-            tl.store(flow + at * tl.num_programs(1) + part, _squares(dh), mask=kept)
+            tl.store(flow + at * tl.num_programs(1) + part, squares_of(dh), mask=kept)
         states = left
         sent = ()
         for g in tl.static_range(G):

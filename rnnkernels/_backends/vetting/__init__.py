@@ -290,20 +290,23 @@ def refused(backend: str, device: torch.device) -> dict[str, str]:
     return {family: reason for (name, family), reason in found if name == backend}
 
 
-def refusal(backend: str, device: torch.device) -> str | None:
-    """Why a whole backend is refused on a device: the family is that takes what no other does."""
-    last = RUNNERS[backend].families[0]
+def refusal(backend: str, device: torch.device, family: str | None = None) -> str | None:
+    """Why a whole backend is refused on a device: the family is that takes what no other does, the
+    first one unless it is named."""
+    last = family or RUNNERS[backend].families[0]
     reason = refused(backend, device).get(last)
     return (
         None if reason is None else f"a check on this device refused its {last} kernels: {reason}"
     )
 
 
-def prepare(backend: str, device: torch.device, numbers: str) -> str | None:
+def prepare(
+    backend: str, device: torch.device, numbers: str, family: str | None = None
+) -> str | None:
     """Before the first call on a device: checks what stands in for all other families, so that
     none of these is refused with nothing left. Returns what :func:`refusal` does."""
-    settle(backend, device, RUNNERS[backend].families[0], numbers)
-    return refusal(backend, device)
+    settle(backend, device, family or RUNNERS[backend].families[0], numbers)
+    return refusal(backend, device, family)
 
 
 def describe(backend: str, device: torch.device) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rnnkernels._core import reference
 from rnnkernels._core.call import ARGUMENTS, NO_CLIP, Call, Clip
 from rnnkernels._core.closeness import relative_error
-from rnnkernels.cells import CELLS, find
+from rnnkernels.cells import CELLS, NORMED, find
 
 #: Largest differences that rounding may make, relative to the greatest magnitude of a result, over
 #: the few steps of a case. Whatever a fault of a hand-off leaves out or adds twice is far larger.
@@ -55,7 +55,8 @@ class Case:
 def make(case: Case) -> Call:
     """In float64 on the CPU, of numbers that every dtype holds exactly, products in TF32 too.
 
-    The first W_ih is the identity: what each gate gets is x, and its gradient that of x.
+    The first W_ih is the identity: what each gate gets is x, and its gradient that of x. Of a cell
+    whose products are normalised, x is that by itself, of each direction.
     """
     gen = torch.Generator().manual_seed(crc32(str(case).encode()))
     cell = find(case.cell)
@@ -72,8 +73,14 @@ def make(case: Case) -> Call:
             w_ih = values(GH, inputs, scale=0.5 * inputs**-0.5)
             if layer == 0:
                 w_ih = torch.eye(GH, dtype=torch.float64, device="cpu")
-            w_hh = values(GH, case.H, scale=0.5 * case.H**-0.5)
-            weights += [w_ih, w_hh, values(GH, scale=0.1), values(GH, scale=0.1)]
+            # A norm divides by the deviation of a product, and multiplies its rounding by as much.
+            w_hh = values(GH, case.H, scale=(2 if cell.normed else 0.5) * case.H**-0.5)
+            weights += [w_ih, w_hh, values(GH, scale=0.1)]
+            if cell.normed:
+                weights[-3] = w_ih.new_empty(GH, 0)
+                weights += [values(case.H, scale=0.5) for _ in cell.params]
+            else:
+                weights.append(values(GH, scale=0.1))
     lengths = torch.arange(case.B, device="cpu") * 2 % (case.T + 1)
     lengths[case.B // 2] = case.T
     states = case.layers * case.D, case.B, case.H
@@ -87,7 +94,7 @@ def make(case: Case) -> Call:
         window=0,
         clip=case.clip.kind,
         bound=case.clip.bound,
-        x=values(case.T, case.B, GH),
+        x=values(case.T, case.B, GH * (case.D if cell.normed else 1)),
         weights=weights,
         h0=values(*states),
         c0=values(*states) if cell.S > 1 else None,
@@ -127,7 +134,6 @@ def _named(**results: Tensor | None) -> Results:
 
 def by_reference(call: Call) -> tuple[Results, Callable[[], Results]]:
     """Forward of the reference, and what runs its backward."""
-    biases = [i for i, w in enumerate(call.weights) if w.dim() == 1]
     weights = [t.clone().requires_grad_() for t in call.weights]
     leaves = [t.clone().requires_grad_() for t in (call.x, call.h0)]
     c0 = None if call.c0 is None else call.c0.clone().requires_grad_()
@@ -137,13 +143,15 @@ def by_reference(call: Call) -> tuple[Results, Callable[[], Results]]:
         dy, dh_n, dc_n = gradients(call)
         outputs = [out.y, out.h_n, *([] if out.c_n is None else [out.c_n])]
         torch.autograd.backward(outputs, [dy, dh_n, *([] if dc_n is None else [dc_n])])
-        db = [weights[i].grad for i in biases]
+        each = len(weights) // (call.layers * call.directions)
+        grads = [[t.grad for t in weights[i : i + each]] for i in range(0, len(weights), each)]
+        of_cell = [torch.cat([g for g in own[3:] if g is not None]) for own in grads]
         return _named(
             dgates=leaves[0].grad,
             dh0=leaves[1].grad,
             dc0=None if c0 is None else c0.grad,
-            db_ih=torch.stack([b for b in db[::2] if b is not None]),
-            db_hh=torch.stack([b for b in db[1::2] if b is not None]),
+            db_ih=torch.stack([own[2] for own in grads if own[2] is not None]),
+            **{"dparams" if call.cell.normed else "db_hh": torch.stack(of_cell)},
         )
 
     return _named(y=out.y, h_n=out.h_n, c_n=out.c_n), backward
@@ -157,22 +165,25 @@ def by_ops(ops: Any, call: Call) -> tuple[Results, Callable[[], Results]]:
 
     def backward() -> Results:
         x, lengths, flow = (Call._fields.index(name) for name in ("x", "lengths", "flow"))
-        dgates, dh0, dc0, _, _, _ = ops.sequence_backward(
+        dgates, dh0, dc0, _, _, dunit = ops.sequence_backward(
             *call[:x], *gradients(call), None, None, *call[x + 1 : lengths], y, ys, c, saved,
             *call[lengths:flow], False, True, False,
         )  # fmt: skip
         # [L, T, B, D, (G+A)*H]: those of gx, and behind them the hidden part of split gates.
         split, GH = cell.A * call.H, cell.G * call.H
         dgates = dgates.double()
-        dgx, dgh = dgates[..., :GH], dgates
-        if split:
-            dgh = torch.cat([dgates[..., : GH - split], dgates[..., GH:]], -1)
+        dgx = dgates[..., :GH]
+        if cell.normed:
+            of_cell = {"dparams": dunit.double().sum((0, 1))}
+        else:
+            dgh = torch.cat([dgates[..., : GH - split], dgates[..., GH:]], -1) if split else dgates
+            of_cell = {"db_hh": dgh.sum((1, 2)).flatten(0, 1)}
         return _named(
-            dgates=dgx[0].sum(2),
+            dgates=dgx[0].flatten(2) if cell.normed else dgx[0].sum(2),
             dh0=dh0,
             dc0=dc0 if has_c else None,
             db_ih=dgx.sum((1, 2)).flatten(0, 1),
-            db_hh=dgh.sum((1, 2)).flatten(0, 1),
+            **of_cell,
         )
 
     return _named(y=y, h_n=h_n, c_n=c_n if has_c else None), backward
@@ -204,10 +215,10 @@ def thorough(cases: Iterable[Case], stacks: bool, numbers: str) -> list[Case]:
     The slope of relu jumps at 0: what rounding moves across has another gradient. So that cell is
     left to numbers of which none of a few thousand comes so near.
     """
-    cells = [c for c in CELLS if c != "rnn_relu" or numbers in ("float32", "float64")]
+    of_all = [c for c in CELLS if c != "rnn_relu" or numbers in ("float32", "float64")]
     found = []
     for n, case in enumerate(cases):
-        for cell in cells:
+        for cell in NORMED if find(case.cell).normed else of_all:
             plain = replace(case, cell=cell, lengths=False, reset=False, clip=NO_CLIP)
             found.append(plain if stacks else replace(plain, D=2))
             if n == 0:

@@ -143,18 +143,26 @@ class Cuda:
 
 
 class Triton:
-    """The Triton kernels of this package."""
+    """The Triton kernels of this package. Of cells whose products are normalised there is one
+    family, for which no other stands in."""
 
-    families = ("step", "grid", "resident")
+    families = ("step", "grid", "resident", triton.ROWS)
     numbers = ("float32", "tf32", "tf32x3", "bfloat16", "float16")
 
     def cases(self, family: str, numbers: str, device: torch.device) -> list[Case]:
+        if family == triton.ROWS:  # of one block of units, of two
+            return [
+                Case("layer_norm_gru", 24),
+                Case("layer_norm_lstm", 264, lengths=True, reset=True),
+            ]
         H = 16 if family == "resident" else 72  # of one program, of several
         return [Case("lstm", H, lengths=True, reset=True)]
 
     def takes(self, family: str, call: Call) -> bool:
         from rnnkernels._backends.triton import launch
 
+        if call.cell.normed or family == triton.ROWS:
+            return triton.family_of(call) == family
         with triton.forced.to(family):
             return launch.kinds(call) == {family}
 
