@@ -16,8 +16,8 @@ enum Weight { kWIh, kWHh, kBIh, kBHh, kWHr, kWeightKinds };
 
 // For each layer, and in it for each direction: w_ih [G*H, I], w_hh [G*H, R], then b_ih [G*H], b_hh [G*H] and
 // w_hr [R, H] as far as there are, and the parameters of the cell [H] in the order of its signature; one bias is b_ih.
-// A cell whose gates have no hidden part has neither w_hh nor b_hh. Each tensor has the rows of all heads, head by
-// head.
+// A cell whose gates have no hidden part has neither w_hh nor b_hh, one that is normalised no b_hh. Each tensor has the
+// rows of all heads, head by head.
 class Weights {
  public:
   Weights(TensorList all, const Settings& settings)
@@ -33,8 +33,11 @@ class Weights {
     params_ = cell.P;
     const int64_t matrices = 1 + cell.recurrent;
     const int64_t biases = each_ - matrices - settings.projected - params_;
-    TORCH_CHECK_VALUE(count == each_ * groups && biases >= 0 && biases <= matrices, "weights: expected ",
-                      cell.recurrent ? "[w_ih, w_hh, b_ih, b_hh, w_hr]" : "[w_ih, b_ih, w_hr]",
+    const bool two = cell.recurrent && !cell.normed;  // norms have shifts of their own
+    TORCH_CHECK_VALUE(count == each_ * groups && biases >= 0 && biases <= 1 + two, "weights: expected ",
+                      two              ? "[w_ih, w_hh, b_ih, b_hh, w_hr]"
+                      : cell.recurrent ? "[w_ih, w_hh, b_ih, w_hr]"
+                                       : "[w_ih, b_ih, w_hr]",
                       " as far as they exist for each of ", groups, " layers and directions",
                       params_ ? ", and behind them the parameters of the cell, " + std::to_string(params_) : "",
                       ", got ", count, " tensors");

@@ -14,6 +14,7 @@ from op_calls import backward, forward
 from rnnkernels import _ops
 from rnnkernels._backends.cuda_plan import DEVICES, plan
 from rnnkernels._core.call import Call
+from rnnkernels.cells.normed import NORMED
 from stack_calls import backward_arguments, forward_arguments, joined, make_calls
 from stack_parity import masks
 
@@ -64,6 +65,16 @@ def test_the_calls_are_good() -> None:
     """Those that the others spoil."""
     for op, arguments in calls_of(D=2) + calls_of(layers=1, D=2, proj=2):
         op(*arguments.values())
+
+
+@pytest.mark.parametrize("cell", sorted(NORMED))
+def test_a_normalised_cell_takes_no_second_bias(cell: str) -> None:
+    """Kernels would leave it out in silence."""
+    for op, arguments in calls_of(cell, layers=1):
+        weights = list(arguments["weights"])
+        weights.insert(3, torch.zeros_like(weights[2]))
+        text = r"weights: expected \[w_ih, w_hh, b_ih, w_hr\] as far as they exist"
+        refused(op, arguments, ValueError, text, weights=weights)
 
 
 @pytest.mark.parametrize("lanes", [-1, 4, MOST])
