@@ -5,6 +5,7 @@
 //   rnnkernels::sequence_backward    the loops over time backwards: the gradients of the gates' pre-activations
 //   rnnkernels::sequence_backward_   the same, which writes them over what forward saved
 //   rnnkernels::sequence_gradients   all gradients of a call: sequence_backward and the products behind it
+//   rnnkernels::window_gradients     forward again and all gradients of that, those of weights added up: for recompute
 //   rnnkernels::input_gradient       dx from the gradients of the gates, each row by itself
 //
 // Shapes: common/layout.h, with the layers in front:
@@ -170,10 +171,26 @@ struct GradientsOutputs {
   }
 };
 
+// A window that has been run before, from the states that enter it: the gradients at the positions `wanted` among x, h0
+// and c0, and what is added to `sums`, which stand for all that follow there, weights. The norms are a result; `flow`
+// only asks for them.
+struct WindowCall : ForwardCall, OutputGradients {
+  at::IntArrayRef wanted;
+  TensorList sums;  // of the weights' type, or of a wider one
+  bool invariant = false;
+
+  static constexpr auto fields() {
+    return std::tuple_cat(ForwardCall::fields(), OutputGradients::fields(),
+                          std::tuple(Field{"wanted", &WindowCall::wanted}, Field{"sums", &WindowCall::sums},
+                                     Field{"invariant", &WindowCall::invariant}));
+  }
+};
+
 using ForwardOp = Op<ForwardCall, ForwardOutputs>;
 using BackwardOp = Op<BackwardCall, BackwardOutputs>;
 using BackwardOverSavedOp = Op<BackwardCall, BackwardOutputs, true>;
 using GradientsOp = Op<GradientsCall, GradientsOutputs>;
+using WindowOp = Op<WindowCall, GradientsOutputs>;
 
 // What each library of kernels has. There are two: of kernels that this project compiles, and of those that Triton
 // compiles on the user's machine.
