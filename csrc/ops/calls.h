@@ -7,6 +7,7 @@
 //   rnnkernels::sequence_gradients   all gradients of a call: sequence_backward and the products behind it
 //   rnnkernels::window_gradients     forward again and all gradients of that, those of weights added up: for recompute
 //   rnnkernels::input_gradient       dx from the gradients of the gates, each row by itself
+//   rnnkernels::rows_product, steps_product   the products of any matrices as those behind the loops are computed
 //
 // Shapes: common/layout.h, with the layers in front:
 //
@@ -232,6 +233,10 @@ auto with_ops(Library library, F&& f) {
 
 // dx [T, B, I] of dgates [T, B, D, X*H], packed or not, and w_ih [G*H, I] of each direction.
 inline constexpr const char* kInputGradientSchema = "input_gradient(Tensor dgates, Tensor[] w_ih) -> Tensor dx";
+// a w [M, N] of a [M, K] and w [K, N]; and the sum of a^T b [M, N] over pairs of a [K, M] and b [K, N], each with a K
+// of its own. On a CPU.
+inline constexpr const char* kRowsProductSchema = "rows_product(Tensor a, Tensor w) -> Tensor";
+inline constexpr const char* kStepsProductSchema = "steps_product(Tensor[] a, Tensor[] b) -> Tensor";
 inline const auto& input_gradient_op() {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("rnnkernels::input_gradient", "")

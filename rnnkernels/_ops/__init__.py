@@ -377,6 +377,8 @@ if _C is not None:
         torch.library.register_fake(f"{library}::sequence_gradients", _fake_gradients)
         lanes.register(library)
     torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
+    torch.library.register_fake("rnnkernels::rows_product", torch.mm)
+    torch.library.register_fake("rnnkernels::steps_product", lambda a, b: torch.mm(a[0].t(), b[0]))
     _C.bring_reference(
         by_reference.forward_tangents, by_reference.gradient_tangents, by_reference.second_order
     )
