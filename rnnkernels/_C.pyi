@@ -126,6 +126,9 @@ def cuda_probe() -> str:
 def cuda_device() -> tuple[int, int, int, int]:
     """The limits of the current CUDA device that a plan depends on."""
 
+def set_runs_again(on: bool) -> bool:
+    """Whether calls of this thread run the same weights again and again; returns what it was."""
+
 def packed_bytes() -> int:
     """Memory of the packed weights that the CPU kernels keep."""
 

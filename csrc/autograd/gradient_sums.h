@@ -18,6 +18,15 @@
 
 namespace rnn {
 
+// A gradient in its place, or added to what is there.
+inline void add_to(Tensor& place, Tensor gradient) {
+  if (place.defined()) {
+    place.add_(gradient);
+  } else {
+    place = std::move(gradient);
+  }
+}
+
 // The products and sums of one layer over the gradients of its gates.
 class GradientSums {
  public:
@@ -52,7 +61,8 @@ class GradientSums {
     dgates_ = layer.dgates.view_symint({N_, D_ * columns_});
   }
 
-  // The gradients of the weights of direction d, or of a head's rows, and what it adds to that of x.
+  // The gradients of the weights of direction d, or of a head's rows, added to those that are there; and what it adds
+  // to that of x.
   void add(int64_t d, const std::vector<bool>& wanted, std::vector<Tensor>& grads) {
     const auto want = [&](Weight kind) -> Tensor* {
       if (!weights_.has(kind)) return nullptr;
@@ -60,29 +70,30 @@ class GradientSums {
       return wanted[i] ? &grads[i] : nullptr;
     };
     const Tensor dgx = columns(d, {0, 0, rows_});
-    if (Tensor* dw_ih = want(kWIh)) product(dgx, layer_.x.reshape_symint({N_, layer_.x.sym_size(-1)}), *dw_ih);
+    if (Tensor* dw_ih = want(kWIh))
+      product(dgx, layer_.x.reshape_symint({N_, layer_.x.sym_size(-1)}), *dw_ih, dw_ih->defined());
     if (Tensor* dw_hh = want(kWHh)) {
       // Memory of our own holds the values of plain tensors alone: whoever looks on is shown parts that are put
       // together.
-      const bool in_place = split_ && plain_;
-      if (in_place) *dw_hh = at::empty_symint(of_each({rows_, R_}), dgates_.options());
+      const bool adds = dw_hh->defined(), in_place = plain_ && (split_ || adds);
+      if (in_place && !adds) *dw_hh = at::empty_symint(of_each({rows_, R_}), dgates_.options());
       std::vector<Tensor> parts;
       for (const Part& part : hidden_) {
         parts.push_back(in_place ? dw_hh->narrow_symint(-2, part.row, part.width) : Tensor());
-        hidden_product(d, columns(d, part), parts.back());
+        hidden_product(d, columns(d, part), parts.back(), adds);
       }
       if (!in_place) *dw_hh = parts.size() == 1 ? parts[0] : at::cat(parts, -2);
       masked_ = Tensor();
     }
-    if (Tensor* db_ih = want(kBIh)) *db_ih = bias(d, {{0, 0, rows_}});
-    if (Tensor* db_hh = want(kBHh)) *db_hh = bias(d, hidden_);
+    if (Tensor* db_ih = want(kBIh)) add_to(*db_ih, bias(d, {{0, 0, rows_}}));
+    if (Tensor* db_hh = want(kBHh)) add_to(*db_hh, bias(d, hidden_));
     if (Tensor* dw_hr = want(kWHr)) {
       const auto flat = [&](const Tensor& t) { return t.select(-2, d).reshape_symint({N_, t.sym_size(-1)}); };
-      product(flat(layer_.dproj), flat(layer_.h_raw), *dw_hr);
+      product(flat(layer_.dproj), flat(layer_.h_raw), *dw_hr, dw_hr->defined());
     }
     for (int64_t k = 0; k < weights_.params(); ++k) {
       const size_t i = kFirstWeight + weights_.param_index(k, layer_.index, d / heads_);
-      if (wanted[i]) grads[i] = parameter(d, k);
+      if (wanted[i]) add_to(grads[i], parameter(d, k));
     }
     // Last: what the others need for a while is gone before its memory is taken.
     if (!layer_.wants_dx) return;
@@ -168,21 +179,21 @@ class GradientSums {
     return unit_sums_.select(-2, d).narrow_symint(-1, H * k, H).clone();
   }
 
-  // out [width, R] = the sum over steps and rows of dgh^T h, with the h that entered each step; dgh [N, width]. An
-  // undefined out is allocated.
-  void hidden_product(int64_t d, const Tensor& dgh, Tensor& out) {
+  // out [width, R] = the sum over steps and rows of dgh^T h, with the h that entered each step, or out += where it
+  // adds; dgh [N, width]. An undefined out is allocated.
+  void hidden_product(int64_t d, const Tensor& dgh, Tensor& out, bool adds) {
     if (steps_.starts) {
-      product(dgh, entering(d), out);
+      product(dgh, entering(d), out, adds);
     } else if (lanes_ && !steps_.lengths && T_.maybe_as_int().value_or(0) > 1) {
-      product(dgh, all_entering(d), out);
+      product(dgh, all_entering(d), out, adds);
     } else {
-      shifted_product(d, dgh, out);
+      shifted_product(d, dgh, out, adds);
     }
   }
 
   // Where nothing is packed, the h of all steps but a row's first stands in y, one step away, so nothing is copied
   // unless there are resets; the first step takes h0.
-  void shifted_product(int64_t d, const Tensor& dgh, Tensor& out) {
+  void shifted_product(int64_t d, const Tensor& dgh, Tensor& out, bool adds) {
     const OptionalTensor &lengths = steps_.lengths, &reset = steps_.reset;
     const c10::SymInt later = (T_ - 1) * B_, width = dgh.sym_size(1);
     const auto some = [](const Tensor& t, const c10::SymInt& from, const c10::SymInt& n) {
@@ -190,6 +201,7 @@ class GradientSums {
     };
     const std::optional<int64_t> known = T_.maybe_as_int();
     if (known == 0) {
+      if (adds) return;
       out = out.defined() ? out.zero_() : dgh.new_zeros_symint(of_each({width, R_}));
       return;
     }
@@ -201,14 +213,15 @@ class GradientSums {
       first = dgh.view_symint({T_, B_, width}).gather(0, last.expand_symint({1, B_, width})).squeeze(0);
     }
     if (lengths) h0 = h0.masked_fill((*lengths == 0).unsqueeze(1), 0);
-    product(first, h0, out);
+    product(first, h0, out, adds);
     if (known == 1) return;
 
     Tensor h = some(states(d), turned ? B_ : c10::SymInt(0), later);
     const Tensor dgh_later = some(dgh, turned ? c10::SymInt(0) : B_, later);
     // What a row leaves behind at a cut or at its end may be NaN or infinite: the zero gradient of the next step times
-    // that would not be zero. Ends are rarely so, which shows in the sums and can be seen where the host need not wait.
-    if (!turned && lengths && !reset && plain_ && out.is_cpu()) {
+    // that would not be zero. Ends are rarely so, which shows in the sums and can be seen where the host need not wait,
+    // unless sums are of more than this.
+    if (!turned && lengths && !reset && plain_ && !adds && out.is_cpu()) {
       product(dgh_later, h, out, true);
       const at::ScalarType wide = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
       if (std::isfinite(out.sum(wide).item<double>())) return;

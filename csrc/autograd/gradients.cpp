@@ -43,13 +43,13 @@ void add_heads(GradientSums& sums, const Weights& weights, int64_t layer, int64_
     if (!wanted[i]) continue;
     std::vector<Tensor> parts;
     for (const std::vector<Tensor>& own : each) parts.push_back(own[i]);
-    grads[i] = at::cat(parts, weights.dim(int64_t(i - kFirstWeight)) > 1 ? -2 : -1);  // lanes stand in front
+    add_to(grads[i], at::cat(parts, weights.dim(int64_t(i - kFirstWeight)) > 1 ? -2 : -1));  // lanes stand in front
   }
 }
 
 // The gradients of the weights of all layers, and of x, from those of the gates.
 std::vector<Tensor> products(const Settings& settings, const Kept& kept, const BackwardOutputs& found, int64_t first,
-                             const std::vector<bool>& wanted, const How& how) {
+                             const std::vector<bool>& wanted, const How& how, std::vector<Tensor> grads) {
   const CellInfo& cell = find_cell(settings.cell);
   const Weights weights(kept.weights(), settings);
   const Merge mode = find_merge(settings.merge_mode);
@@ -61,7 +61,8 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
   const auto part = [](const Tensor& t, int64_t layers, int64_t l) {
     return layers > 1 && t.defined() && t.dim() > 1 ? t.select(0, l) : t;
   };
-  std::vector<Tensor> grads(kept.inputs.size());
+  const bool own = grads.empty();
+  grads.resize(kept.inputs.size());
   for (int64_t l = first; l < L; ++l) {
     Tensor x = kept.inputs[kX];
     bool reads_x = false;
@@ -102,7 +103,7 @@ std::vector<Tensor> products(const Settings& settings, const Kept& kept, const B
     for (int64_t d = 0; d < D; ++d) w_ih.push_back(weights.of_head(kWIh, 0, d));
     dx = input_gradient_op().call(found.dgates.select(0, 0), w_ih);
   }
-  if (how.plain) show_freed_together(grads);
+  if (how.plain && own) show_freed_together(grads);
   return grads;
 }
 
@@ -117,7 +118,7 @@ Tensor padded_below(const Tensor& t, int64_t rows) {
 }  // namespace
 
 Gradients gradients(const Settings& settings, const Kept& kept, const OutputGradients& out,
-                    const std::vector<bool>& wanted, const How& how) {
+                    const std::vector<bool>& wanted, const How& how, std::vector<Tensor> sums) {
   const int64_t L = settings.layers, D = all_directions(settings);
   const Weights weights(kept.weights(), settings);
   const int64_t each = int64_t(kept.weights().size()) / L;
@@ -169,7 +170,7 @@ Gradients gradients(const Settings& settings, const Kept& kept, const OutputGrad
   }
   Gradients result;
   if (how.record) result.flow = padded_below(found.flow, first);
-  result.inputs = products(settings, kept, found, first, wanted, how);
+  result.inputs = products(settings, kept, found, first, wanted, how, std::move(sums));
   if (wanted[kH0]) result.inputs[kH0] = found.dh0;
   if (wanted[kC0]) result.inputs[kC0] = found.dc0;
   return result;

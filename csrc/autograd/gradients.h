@@ -36,8 +36,10 @@ struct How {
   int64_t lanes = 0;
 };
 
+// Where `sums` are given, in the places of result.inputs, gradients of weights are added to those that are defined
+// there and have the type of the weight; `how` is plain then.
 Gradients gradients(const Settings& settings, const Kept& kept, const OutputGradients& out,
-                    const std::vector<bool>& wanted, const How& how);
+                    const std::vector<bool>& wanted, const How& how, std::vector<Tensor> sums = {});
 
 // The same as one op, which transforms have a rule for, and which is a differentiable function of all inputs and of
 // `out`.

@@ -44,6 +44,11 @@ WeightPacks& pack_table() {
   return *table;
 }
 
+bool& runs_again() {
+  thread_local bool again = false;
+  return again;
+}
+
 PackedType packed_type(std::optional<at::ScalarType> dtype) {
   if (!dtype) return PackedType::kOwn;
   for (const PackedType type : {PackedType::kBFloat16, PackedType::kFloat16, PackedType::kInt8})

@@ -26,6 +26,11 @@ struct HashOfPlace {
 using WeightPacks = PackTable<PackKey, HashOfPlace, Tensor, c10::weak_intrusive_ptr<c10::StorageImpl>>;
 
 WeightPacks& pack_table();
+
+// Whether the calls of this thread, up to a change of this, run the same weights again and again: then those that save
+// for backward keep packs like any others, and all take the weights as they are, whatever type was chosen.
+bool& runs_again();
+
 WeightPacks::Owners owners_of(const ForwardLayer& layer);
 
 // For choose() and kept_of(): the layers all of whose weights are among these.

@@ -1,5 +1,7 @@
 #include "ops/products.h"
 
+#include <ATen/ops/mm.h>
+
 #include "cpu/launch.h"
 #include "ops/check.h"
 #include "ops/layers.h"
@@ -64,10 +66,55 @@ Tensor input_gradient(const Tensor& dgates, TensorList w_ih) {
   return dx.view(shape);
 }
 
+void check_factors(const Tensor& a, const Tensor& b, int64_t dim, const char* names) {
+  TORCH_CHECK_VALUE(a.dim() == 2 && b.dim() == 2 && a.size(dim) == b.size(0), names,
+                    ": expected two matrices of one inner size, got shapes ", a.sizes(), " and ", b.sizes());
+  TORCH_CHECK_VALUE(a.scalar_type() == b.scalar_type() && a.is_floating_point(), names,
+                    ": expected one floating dtype, got ", a.scalar_type(), " and ", b.scalar_type());
+  TORCH_CHECK_VALUE(a.is_cpu() && b.is_cpu(), names, ": expected tensors on the CPU, got ", a.device(), " and ",
+                    b.device());
+}
+
+Tensor rows_product(const Tensor& a, const Tensor& w) {
+  check_factors(a, w, 1, "a, w");
+  if (!products_for(a)) return at::mm(a, w);
+  const Tensor out = fresh({a.size(0), w.size(1)}, a.options());
+  if (a.size(1) == 0) return out.zero_();
+  row_products(out, a, w, false);
+  return out;
+}
+
+Tensor steps_product(TensorList a, TensorList b) {
+  TORCH_CHECK_VALUE(!a.empty() && a.size() == b.size(), "a, b: expected as many of both, and one or more, got ",
+                    a.size(), " and ", b.size());
+  const int64_t M = a[0].dim() == 2 ? a[0].size(1) : 0, N = b[0].dim() == 2 ? b[0].size(1) : 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    check_factors(a[i], b[i], 0, "a, b");
+    TORCH_CHECK_VALUE(a[i].size(1) == M && b[i].size(1) == N && a[i].scalar_type() == a[0].scalar_type(),
+                      "a, b: expected products of one shape and dtype, got shapes ", a[i].sizes(), " and ",
+                      b[i].sizes(), " behind ", a[0].sizes(), " and ", b[0].sizes());
+  }
+  const bool own = products_for(a[0]);
+  Tensor out = own ? fresh({M, N}, a[0].options()) : at::mm(a[0].t(), b[0]);
+  if (own) outer_products(out, a[0], b[0], false);
+  for (size_t i = 1; i < a.size(); ++i) {
+    if (own) {
+      outer_products(out, a[i], b[i], true);
+    } else {
+      out.addmm_(a[i].t(), b[i]);
+    }
+  }
+  return out;
+}
+
 constexpr Products kProducts{take, outer_products, row_products};
 [[maybe_unused]] const bool registered = (register_cpu_products(kProducts), true);
 
 }  // namespace
 }  // namespace rnn::cpu
 
-TORCH_LIBRARY_IMPL(rnnkernels, CPU, library) { library.impl("input_gradient", rnn::cpu::input_gradient); }
+TORCH_LIBRARY_IMPL(rnnkernels, CPU, library) {
+  library.impl("input_gradient", rnn::cpu::input_gradient);
+  library.impl("rows_product", rnn::cpu::rows_product);
+  library.impl("steps_product", rnn::cpu::steps_product);
+}

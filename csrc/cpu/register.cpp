@@ -32,13 +32,15 @@ void check_values(const Steps& steps, const Sizes& n) {
                       lengths[b], " behind ", lengths[b - 1]);
 }
 
-// A call that saves for backward is followed by a change of the weights. Of others the second one with the same weights
-// keeps its packs for the calls to come: many weights are seen but once, such as those that autocast has made.
+// A call that saves for backward is followed by a change of the weights, unless it says otherwise. Of others the second
+// one with the same weights keeps its packs for the calls to come: many weights are seen but once, such as those that
+// autocast has made.
 template <class IO>
 void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& a) {
   const CellKernels<IO>& cell = kernels_of(a.cell, entry);
   const Forward<IO> p = parameters<IO>(a);
-  if (a.call.save) {
+  const bool again = runs_again();
+  if (a.call.save && !again) {
     entry.forward(launch, cell, p, {});
     return;
   }
@@ -47,6 +49,10 @@ void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& 
   const auto found = table.find(key);
   const bool packed = found && found->pack;
   const PackedType type = found ? found->type : PackedType::kOwn;
+  if (again && type != PackedType::kOwn) {
+    entry.forward(launch, cell, p, {});
+    return;
+  }
   if (packed && entry.forward(launch, cell, p, {true, found->pack->data_ptr(), true, type})) return;
   const int64_t bytes = entry.packed_bytes(cell, p, type);
   if (found && !packed && bytes <= table.limit()) {

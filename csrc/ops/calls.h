@@ -5,7 +5,9 @@
 //   rnnkernels::sequence_backward    the loops over time backwards: the gradients of the gates' pre-activations
 //   rnnkernels::sequence_backward_   the same, which writes them over what forward saved
 //   rnnkernels::sequence_gradients   all gradients of a call: sequence_backward and the products behind it
+//   rnnkernels::window_gradients     forward again and all gradients of that, those of weights added up: for recompute
 //   rnnkernels::input_gradient       dx from the gradients of the gates, each row by itself
+//   rnnkernels::rows_product, steps_product   the products of any matrices as those behind the loops are computed
 //
 // Shapes: common/layout.h, with the layers in front:
 //
@@ -170,10 +172,26 @@ struct GradientsOutputs {
   }
 };
 
+// A window that has been run before, from the states that enter it: the gradients at the positions `wanted` among x, h0
+// and c0, and what is added to `sums`, which stand for all that follow there, weights. The norms are a result; `flow`
+// only asks for them.
+struct WindowCall : ForwardCall, OutputGradients {
+  at::IntArrayRef wanted;
+  TensorList sums;  // of the weights' type, or of a wider one
+  bool invariant = false;
+
+  static constexpr auto fields() {
+    return std::tuple_cat(ForwardCall::fields(), OutputGradients::fields(),
+                          std::tuple(Field{"wanted", &WindowCall::wanted}, Field{"sums", &WindowCall::sums},
+                                     Field{"invariant", &WindowCall::invariant}));
+  }
+};
+
 using ForwardOp = Op<ForwardCall, ForwardOutputs>;
 using BackwardOp = Op<BackwardCall, BackwardOutputs>;
 using BackwardOverSavedOp = Op<BackwardCall, BackwardOutputs, true>;
 using GradientsOp = Op<GradientsCall, GradientsOutputs>;
+using WindowOp = Op<WindowCall, GradientsOutputs>;
 
 // What each library of kernels has. There are two: of kernels that this project compiles, and of those that Triton
 // compiles on the user's machine.
@@ -215,6 +233,10 @@ auto with_ops(Library library, F&& f) {
 
 // dx [T, B, I] of dgates [T, B, D, X*H], packed or not, and w_ih [G*H, I] of each direction.
 inline constexpr const char* kInputGradientSchema = "input_gradient(Tensor dgates, Tensor[] w_ih) -> Tensor dx";
+// a w [M, N] of a [M, K] and w [K, N]; and the sum of a^T b [M, N] over pairs of a [K, M] and b [K, N], each with a K
+// of its own. On a CPU.
+inline constexpr const char* kRowsProductSchema = "rows_product(Tensor a, Tensor w) -> Tensor";
+inline constexpr const char* kStepsProductSchema = "steps_product(Tensor[] a, Tensor[] b) -> Tensor";
 inline const auto& input_gradient_op() {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("rnnkernels::input_gradient", "")

@@ -311,6 +311,9 @@ PYBIND11_MODULE(_C, module) {
 #endif
 
   using rnn::cpu::pack_table;
+  module.def(
+      "set_runs_again", [](bool on) { return std::exchange(rnn::cpu::runs_again(), on); }, py::arg("on"),
+      "Whether calls of this thread run the same weights again and again; returns what it was.");
   module.def("packed_bytes", [] { return pack_table().bytes(); }, "Memory of the packed weights that are kept.");
   module.def(
       "packed_of",

@@ -5,6 +5,9 @@ in the opposite order: each runs once more from its states, by the same backend,
 are added to those of the windows behind it. So what one window has saved is all that is saved at a
 time. Two ops hide the loops, so that compilers neither unroll them nor keep what they compute
 again.
+
+What runs a window again is autograd around the backend, or for the CPU kernels one op, which adds
+gradients of weights to the sums themselves.
 """
 
 from __future__ import annotations
@@ -155,56 +158,112 @@ def _backward(
         for initial, given in zip(_initial(call), (dh_n, dc_n), strict=False)
     ]
     dweights = {  # those of 16 bits add up in float32
-        i: torch.zeros_like(weight, dtype=norms_dtype(weight.dtype))
+        i: weight.new_zeros(weight.shape, dtype=norms_dtype(weight.dtype))
         for i, weight in enumerate(call.weights, _WEIGHTS)
         if i in wanted
     }
     flow = call.x.new_empty(0) if call.flow is None else torch.empty_like(call.flow)
-    with _as_forward_ran(call, invariant):
+    with _as_forward_ran(call, invariant), torch.no_grad():
         for d in range(call.directions):
             part = Direction(call, d)
-            weights = {
-                i: weight.detach().requires_grad_(i in dweights)
-                for i, weight in list(enumerate(call.weights, _WEIGHTS))[part.weights]
-            }
+            weights = dict(list(enumerate(call.weights, _WEIGHTS))[part.weights])
+            run_again = _run_by_op if backend == "cpu" else _run_by_autograd
             carried = [part.mine(s, 0) for s in dstates]
             for w in reversed(part.in_turn(spans)):
-                x = part.take(part.input(call.x), w).detach().requires_grad_(dx is not None)
-                entering = [part.mine(s, 0)[:, w.states].contiguous() for s in kept]
-                states = [s.detach().requires_grad_() for s in entering]
+                x = part.take(part.input(call.x), w)
+                states = [part.mine(s, 0)[:, w.states].contiguous() for s in kept]
                 again = part.part(w, x, list(weights.values()), states)
                 again = again._replace(all_states=dys is not None or dc is not None)
                 if call.flow is not None:
                     again = again._replace(
                         flow=flow.new_zeros(call.layers, *x.shape[:-1], call.heads)
                     )
-                with torch.enable_grad():
-                    found = _run(backend, again)
-                gradients = _pulled(
-                    found,
-                    [t for t in (*states, x, *weights.values()) if t.requires_grad],
+                of_states, of_x, norms = run_again(
+                    again,
+                    dx is not None,
+                    [dweights.get(i) for i in weights],
                     [
                         None if dy is None else part.take(part.mine(dy, -1), w),
                         *(s[:, : w.rows] for s in carried),
                     ],
                     [] if dys is None else [part.take(t, w) for t in dys],
                     [] if dc is None else [part.take(part.mine(t, -2), w) for t in dc],
+                    backend,
                 )
-                for s in carried:
-                    s[:, : w.rows] = next(gradients)
+                for s, gradient in zip(carried, of_states, strict=True):
+                    s[:, : w.rows] = gradient
                 part.cut(w, carried)
-                if dx is not None:
+                if dx is not None and of_x is not None:
                     apart = call.cell.normed  # directions do not share it
-                    part.put(part.input(dx), w, next(gradients), add=d > 0 and not apart)
-                for i in weights:
-                    if i in dweights:
-                        dweights[i].add_(next(gradients))
-                if again.flow is not None:
-                    for whole, norms in zip(flow, again.flow, strict=True):
-                        part.put(part.mine(whole, -1), w, norms)
-                del found, gradients  # before the next window takes as much
+                    part.put(part.input(dx), w, of_x, add=d > 0 and not apart)
+                if norms is not None:
+                    for whole, of_layer in zip(flow, norms, strict=True):
+                        part.put(part.mine(whole, -1), w, of_layer)
+                del of_x  # before the next window takes as much
     everything = {0: dx, **dict(enumerate(dstates, 1)), **dweights}
     return [g.to(call.x.dtype) for g in map(everything.get, wanted) if g is not None], flow
+
+
+#: The gradients of the states that enter a window and of x, if asked for, and the norms for
+#: ``flow``, where it has one.
+_Found = tuple[Sequence[Tensor], Tensor | None, Tensor | None]
+
+
+def _run_by_autograd(
+    call: Call,
+    wants_dx: bool,
+    sums: Sequence[Tensor | None],
+    of_outputs: Sequence[Tensor | None],
+    of_h: Sequence[Tensor],
+    of_c: Sequence[Tensor],
+    backend: str,
+) -> _Found:
+    """A window forward and backward, from the gradients of its outputs, and of the h and c of its
+    layers. Gradients of weights are added to ``sums``, but for those that nobody wants, None."""
+    x = call.x.detach().requires_grad_(wants_dx)
+    states = [s.detach().requires_grad_() for s in _initial(call)]
+    pairs = zip(call.weights, sums, strict=True)
+    weights = [w.detach().requires_grad_(s is not None) for w, s in pairs]
+    again = call._replace(
+        x=x, weights=weights, h0=states[0], c0=states[1] if len(states) > 1 else None
+    )
+    with torch.enable_grad():
+        found = _run(backend, again)
+    inputs = [t for t in (*states, x, *weights) if t.requires_grad]
+    gradients = _pulled(found, inputs, of_outputs, of_h, of_c)
+    of_states = [next(gradients) for _ in states]
+    of_x = next(gradients) if wants_dx else None
+    for s in sums:
+        if s is not None:
+            s.add_(next(gradients))
+    return of_states, of_x, call.flow
+
+
+def _run_by_op(
+    call: Call,
+    wants_dx: bool,
+    sums: Sequence[Tensor | None],
+    of_outputs: Sequence[Tensor | None],
+    of_h: Sequence[Tensor],
+    of_c: Sequence[Tensor],
+    backend: str,
+) -> _Found:
+    """The same by the kernels for the CPU."""
+    dy, dh_n, *dc_n = of_outputs
+    has = [wants_dx, True, call.c0 is not None, *(s is not None for s in sums)]
+    found, norms = torch.ops.rnnkernels.window_gradients(
+        *call[:ARGUMENTS],
+        dy,
+        dh_n,
+        dc_n[0] if dc_n else None,
+        torch.stack([*of_h]) if of_h else None,
+        torch.stack([*of_c]) if of_c else None,
+        [i for i, yes in enumerate(has) if yes],
+        [s for s in sums if s is not None],
+        _backends.is_batch_invariant(),
+    )
+    of_x = found.pop(0) if wants_dx else None
+    return found, of_x, None if call.flow is None else norms
 
 
 def _fake_backward(*values: Any) -> tuple[list[Tensor], Tensor]:
@@ -357,7 +416,7 @@ for _name, _body, _fake in (
     ("rnnkernels::recomputed_forward", _forward, _fake_forward),
     ("rnnkernels::recomputed_backward", _backward, _fake_backward),
 ):
-    torch.library.impl(_name, "CompositeExplicitAutograd")(_body)
+    torch.library.impl(_name, "CompositeExplicitAutograd")(_ops.same_weights_again()(_body))
     torch.library.register_fake(_name, _fake)
 for _key in ("Batched", "FuncTorchBatched"):  # gradients of many at once: kernels take none
     torch.library.impl("rnnkernels::recomputed_backward", _key)(_in_one_piece)

@@ -12,7 +12,8 @@ asks the reference for.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,18 @@ def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
         if found is not None:
             return found
     return t.to(dtype)
+
+
+@contextmanager
+def same_weights_again() -> Iterator[None]:
+    """Inside the block, the calls of this thread run the same weights again and again: on a CPU
+    they keep packed weights also where they save for backward, of the weights as they are."""
+    before = _C is not None and _C.set_runs_again(True)
+    try:
+        yield
+    finally:
+        if _C is not None:
+            _C.set_runs_again(before)
 
 
 def packed_bytes() -> int:
@@ -364,6 +377,8 @@ if _C is not None:
         torch.library.register_fake(f"{library}::sequence_gradients", _fake_gradients)
         lanes.register(library)
     torch.library.register_fake("rnnkernels::input_gradient", _fake_input_gradient)
+    torch.library.register_fake("rnnkernels::rows_product", torch.mm)
+    torch.library.register_fake("rnnkernels::steps_product", lambda a, b: torch.mm(a[0].t(), b[0]))
     _C.bring_reference(
         by_reference.forward_tangents, by_reference.gradient_tangents, by_reference.second_order
     )

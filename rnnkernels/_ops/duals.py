@@ -55,15 +55,34 @@ def total(*terms: Maybe) -> Maybe:
     return sum(there[1:], start=there[0]) if there else None
 
 
-def product(a: Maybe, b: Maybe) -> Maybe:
-    """a @ b, where either may be zero."""
-    return None if a is None or b is None else a @ b
+def product(a: Maybe, w: Maybe) -> Maybe:
+    """a [.., K] times w [K, N], where either may be zero."""
+    if a is None or w is None:
+        return None
+    if not _takes_ours(a, w):
+        return a @ w
+    found: Tensor = torch.ops.rnnkernels.rows_product(a.flatten(0, -2), w)
+    return found.view(*a.shape[:-1], w.size(1))
 
 
-def over_steps(a: Maybe, b: Maybe) -> Maybe:
-    """The sum over steps and rows of a^T b."""
-    return product(
-        None if a is None else a.flatten(0, 1).t(), None if b is None else b.flatten(0, 1)
+def over_steps(*pairs: tuple[Maybe, Maybe]) -> Maybe:
+    """The sum over steps and rows, and pairs, of a^T b, of a [T, B, M] and b [T, B, N]."""
+    there = [
+        (a.flatten(0, 1), b.flatten(0, 1)) for a, b in pairs if a is not None and b is not None
+    ]
+    if not there:
+        return None
+    if not all(_takes_ours(*pair) for pair in there):
+        return total(*(a.t() @ b for a, b in there))
+    found: Tensor = torch.ops.rnnkernels.steps_product(*map(list, zip(*there, strict=True)))
+    return found
+
+
+def _takes_ours(*factors: Tensor) -> bool:
+    """Whether products of this project take these; what torch.func.jvp wraps goes to torch's."""
+    return all(
+        t.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        for t in factors
     )
 
 

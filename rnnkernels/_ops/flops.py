@@ -40,6 +40,8 @@ def _register() -> None:
         register_flop_formula([library.sequence_backward, library.sequence_backward_])(_backward)
         register_flop_formula(library.sequence_gradients)(_gradients)
     register_flop_formula(torch.ops.rnnkernels.input_gradient)(_input_gradient)
+    register_flop_formula(torch.ops.rnnkernels.rows_product)(_rows_product)
+    register_flop_formula(torch.ops.rnnkernels.steps_product)(_steps_product)
     if torch.ops.aten.addmm_ not in flop_registry:  # in which gradients of weights add up
         register_flop_formula(torch.ops.aten.addmm_)(_addmm_)
 
@@ -84,6 +86,14 @@ def _gradients(*shapes: Any, out_shape: Any = None) -> int:
 
 def _input_gradient(dgates: Shape, w_ih: Sequence[Shape], out_shape: Any = None) -> int:
     return 2 * prod(dgates[:-2]) * _multiplied(w_ih)
+
+
+def _rows_product(a: Shape, w: Shape, out_shape: Any = None) -> int:
+    return 2 * a[0] * prod(w)
+
+
+def _steps_product(a: Sequence[Shape], b: Sequence[Shape], out_shape: Any = None) -> int:
+    return sum(2 * prod(left) * right[1] for left, right in zip(a, b, strict=True))
 
 
 def _addmm_(total: Shape, a: Shape, b: Shape, out_shape: Any = None, **factors: Any) -> int:

@@ -14,7 +14,6 @@ from rnnkernels._ops.duals import (
     Dual,
     Maybe,
     apart,
-    beside,
     filled,
     joined,
     or_zero,
@@ -41,6 +40,12 @@ def own_names(cell: Cell) -> list[str]:
     return [f"params.{name}" for name in cell.params]
 
 
+def _blocks(T: int, numbers: int) -> Iterator[slice]:
+    """Some steps at a time of T, of so many numbers each."""
+    n = max(1, _BLOCK // max(1, numbers))
+    return (slice(first, first + n) for first in range(0, T, n))
+
+
 @cache
 def _reaches(cell_name: str) -> list[bool]:
     """Of each state whether the next ones depend on it other than by the hidden part of gates."""
@@ -56,11 +61,17 @@ def _reaches(cell_name: str) -> list[bool]:
     return [any(bool(dprev[j].any()) for dprev in each) for j in range(cell.S)]
 
 
+def _product(a: Tensor, w: Tensor) -> Tensor:
+    found = product(a, w)
+    assert found is not None
+    return found
+
+
 class Entering(NamedTuple):
     """What enters backward's loop from outside of it, where its factors change; None is zero."""
 
-    of_gx: Maybe  # [T, B, G*H]
-    of_gh: Maybe
+    of_gx: Tensor  # [T, B, G*H]
+    of_gh: Tensor
     of_states: list[Maybe]  # [T, B, n]: to those after each step
     of_initial: list[Maybe]  # [B, n]
     of_params: list[Maybe]  # [H]: to the gradients of the cell's own parameters
@@ -100,7 +111,10 @@ class Direction:
         self.next = [Dual(self.steps.quiet(t)) for t in after]  # h before the projection
         self.params, self.noise = [weights[name] for name in own_names(self.cell)], noise
         self.saved = self.steps.quiet(saved).chunk(self.cell.K, -1) if self.cell.K else ()
-        self._jacobians()
+        self.H = self.next[0].value.size(-1)
+        self.of_states: list[Maybe] = [None] * self.cell.S
+        if not self._by_kernel():
+            self._jacobians()
 
     def _masked(self, t: Tensor) -> Tensor:
         """An h [..., B, R] as W_hh is multiplied by it, or a gradient that comes from there."""
@@ -125,21 +139,24 @@ class Direction:
     def _jacobians(self) -> None:
         """Of each next state: of both parts of the gates [T, B, S, G, H], of each state before the
         step [T, B, S, H], where there is one, and of the cell's own parameters."""
-        prev, next = ([t.value for t in of] for of in (self._before(), self.next))
-        each = [self.cell.backward(self.saved, prev, next, unit) for unit in _units(next)]
+        cell, (T, B, H) = self.cell, self.next[0].value.shape
 
-        def of(part: int) -> Tensor:
-            every = beside([t for found in each for t in found[part]], 2)
-            return every.view(*every.shape[:2], len(next), -1, every.size(-1))
+        def empty(*sizes: int) -> Tensor:
+            return self.next[0].value.new_empty(T, B, *sizes, H)
 
-        self.of_gx = of(0)
-        self.of_gh = of(1) if self.cell.A else self.of_gx
-        self.of_states = [
-            beside([dprev[j] for _, _, dprev in each], 2) if reached else None
-            for j, reached in enumerate(_reaches(self.cell.name))
-        ]
-        places = range(self.cell.S, self.cell.S + self.cell.P)
-        self.of_params = [beside([dprev[j] for _, _, dprev in each], 2) for j in places]
+        self.of_gx = empty(cell.S, cell.G)
+        self.of_gh = empty(cell.S, cell.G) if cell.A else self.of_gx
+        self.of_states = [empty(cell.S) if reached else None for reached in _reaches(cell.name)]
+        self.of_params = [empty(cell.S) for _ in cell.params]
+        for at in _blocks(T, B * H):
+            prev = [t.value for t in self._before(at)]
+            next, saved = [t.value[at] for t in self.next], [t[at] for t in self.saved]
+            each = [cell.backward(saved, prev, next, unit) for unit in _units(next)]
+            for k, out in enumerate((self.of_gx, self.of_gh)[: 1 + (cell.A > 0)]):
+                torch.stack([t for found in each for t in found[k]], 2, out=out[at].flatten(2, 3))
+            for j, of_state in enumerate([*self.of_states, *self.of_params]):
+                if of_state is not None:
+                    torch.stack([dprev[j] for _, _, dprev in each], 2, out=of_state[at])
 
     def _gate_tangent(self, t: Dual, w: Dual | None, b: Dual | None) -> Maybe:
         """That of W t + b [T, B, G*H]."""
@@ -163,6 +180,7 @@ class Direction:
             raw, by_h, state = every[0], None, [every[0][self.steps.order[-1]].clone()]
         else:
             every, raw, by_h, state = self._loop(*self._sources(moved))
+            del self.of_gx, self.of_gh  # the largest that there is, and nobody asks again
         self.dgh_in = total(self.dgh_in, by_h)
         if self.h_raw is not None:
             self.h_raw = Dual(self.h_raw.value, self.steps.quiet(raw))
@@ -191,7 +209,7 @@ class Direction:
                 u.addcmul_(jacobian, t)
         if moved is not None:
             assert self.h_raw is not None
-            moved = self.h_raw.value @ moved.t()
+            moved = product(self.h_raw.value, moved.t())
         return u, moved
 
     def _by_kernel(self) -> bool:
@@ -200,7 +218,7 @@ class Direction:
         """
         cell, steps = self.cell, self.steps
         one = cell.G == cell.S == 1 and cell.K == cell.A == cell.P == cell.E == 0
-        one = one and cell.recurrent and self.of_states[0] is None
+        one = one and cell.recurrent and not _reaches(cell.name)[0]
         others = (self.w_hr, self.h_mask, steps.still, steps.cut)
         return one and all(t is None for t in others)
 
@@ -210,11 +228,9 @@ class Direction:
         assert self.w_hh is not None
         y, first, turned = self.next[0].value, self.initial[0].tangent, self.steps.turned
         w, empty, dy = self.w_hh.value.t(), y.new_empty(0), or_zero(gates, y)
+        y, dy = (y, dy.clone()) if turned else (y.flip(0), dy.flip(0))
         if first is not None:
-            dy = dy.clone()
-            dy[self.steps.order[0]] += first @ w
-        if not turned:
-            y, dy = y.flip(0), dy.flip(0)
+            dy[-1] += first @ w
         dgates = self.backward(
             self.cell.name, 1, 1, 1, False, "concat", 0, "none", 1.0, dy, None, None, None, None,
             [w, w], torch.zeros_like(y[:1]), None, None, None, y, empty, empty, empty,
@@ -232,28 +248,29 @@ class Direction:
         u_at, gates_at = u.unbind(), self.of_gh.unbind()
         states_at = [None if t is None else t.unbind() for t in self.of_states]
         state = [or_zero(t.tangent, t.value) for t in self.initial]
-        every: list[list[Tensor]] = [[] for _ in state]
-        raw, by_h = [], []
+        every = [s.new_empty(len(u_at), *s.shape) for s in state]
+        raw = every[0] if w_hr is None else torch.empty_like(u[:, :, 0])
+        by_h = None if w_hh is None else u.new_empty(*u.shape[:2], w_hh.size(1))
         for t in steps.order:
             before = state if steps.cut is None else [s.masked_fill(steps.cut[t], 0) for s in state]
             found = u_at[t]
-            if w_hh is not None:
-                by_h.append(self._masked(before[0]) @ w_hh)
-                found = found + (gates_at[t] * by_h[-1].view(sizes)).sum(2)
+            if w_hh is not None and by_h is not None:
+                through_w = self._masked(before[0]) @ w_hh
+                by_h[t] = through_w
+                found = found + (gates_at[t] * through_w.view(sizes)).sum(2)
             for at, s in zip(states_at, before, strict=True):
                 if at is not None:
                     found = torch.addcmul(found, at[t], s[:, None])
             next = list(found.unbind(1))
-            raw.append(next[0])
             if w_hr is not None:
+                raw[t] = next[0]
                 next[0] = next[0] @ w_hr if moved is None else torch.addmm(moved[t], next[0], w_hr)
             if steps.still is not None:
                 next = [torch.where(steps.still[t], s, n) for n, s in zip(next, state, strict=True)]
             state = next
             for of, s in zip(every, state, strict=True):
-                of.append(s)
-        through_w = self._in_time(by_h) if by_h else None
-        return [self._in_time(of) for of in every], self._in_time(raw), through_w, state
+                of[t] = s
+        return every, raw, by_h, state
 
     def _in_time(self, of_steps: list[Tensor]) -> Tensor:
         return torch.stack(of_steps[::-1] if self.steps.turned else of_steps)
@@ -268,14 +285,14 @@ class Direction:
         """What enters backward's loop, whose gradients of the gates are ``dgates`` [T, B, (G+A)*H],
         and those of h after the projection ``dproj`` [T, B, R], for these gradients of the states
         after each step and after the last one."""
-        G, A, H = self.cell.G, self.cell.A, self.of_gh.size(-1)
+        G, A, H = self.cell.G, self.cell.A, self.H
         self.dgx = self.dgh = dgates[..., : G * H]
         if A:
             self.dgh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
         self.dproj = dproj
         through_w = torch.zeros_like(self.prev[0].value)
         if self.w_hh is not None:
-            through_w = self._masked(self.dgh @ self.w_hh.value)
+            through_w = self._masked(_product(self.dgh, self.w_hh.value))
         of_gx, of_gh, to_prev, of_params = self._changes(self._dnext(through_w, of_states, of_last))
         if self.w_hh is not None:
             by_w = total(product(of_gh, self.w_hh.value), product(self.dgh, self.w_hh.tangent))
@@ -294,14 +311,12 @@ class Direction:
         cell, sizes = self.cell, self.dgx.shape
         of_gx = self.dgx.new_empty(sizes)
         of_gh = self.dgx.new_empty(sizes) if cell.A else of_gx
-        T, B, H = (*sizes[:2], self.of_gh.size(-1))
+        T, B, H = (*sizes[:2], self.H)
         of_prev = {
             j: of_gx.new_empty(T, B, H) for j, at in enumerate(self.of_states) if at is not None
         }
         of_params: list[Maybe] = [None] * cell.P
-        n = max(1, _BLOCK // max(1, B * H))
-        for first in range(0, T, n):
-            at = slice(first, first + n)
+        for at in _blocks(T, B * H):
             prev = self._before(at)
             next, d = (
                 [Dual(t.value[at], part(t.tangent, at)) for t in of] for of in (self.next, dnext)
@@ -323,7 +338,8 @@ class Direction:
                 added = None if t is None else self.steps.quiet(t, at).sum((0, 1))
                 of_params[j] = total(of_params[j], added)
         # A cell may have no derivative at the zeros that stand in the padding.
-        of_gx, of_gh = self.steps.quiet(of_gx), self.steps.quiet(of_gh)
+        of_gx = self.steps.quiet(of_gx)
+        of_gh = self.steps.quiet(of_gh) if cell.A else of_gx
         return of_gx, of_gh, [of_prev.get(j) for j in range(cell.S)], of_params
 
     def _saved(self, at: slice) -> list[Tensor]:
@@ -349,7 +365,7 @@ class Direction:
         if self.w_hr is not None:
             assert self.dproj is not None
             moved = product(self.dproj, self.w_hr.tangent)
-            given = Dual(self.dproj @ self.w_hr.value, moved)
+            given = Dual(_product(self.dproj, self.w_hr.value), moved)
         carried = [or_zero(t, i.value) for t, i in zip(of_last, self.initial, strict=True)]
         if given is None and steps.still is None and all(t is None for t in self.of_states):
             every, _ = steps.leaving(by_hidden)  # of one state, and nothing goes around W_hh
@@ -387,32 +403,30 @@ class Direction:
         """The tangents of the gradients of the weights and of x, by name, from those of the gates,
         and what rows add to those of the cell's own parameters [.., P*H], that the loop has found
         for what entered it."""
-        G, A, H = self.cell.G, self.cell.A, self.of_gh.size(-1)
-        dgx = part(dgates, ..., slice(0, G * H))
-        of_gh: Maybe = None
-        if A and dgates is not None:
-            of_gh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
-        dgx = dgh = total(dgx, entered.of_gx)
-        if A:
-            dgh = total(of_gh, entered.of_gh)
+        G, A, H = self.cell.G, self.cell.A, self.H
+        dgx, dgh, alike = entered.of_gx, entered.of_gh, (G - A) * H
+        if dgates is not None:  # in place: what has entered has gone its way
+            dgx += dgates[..., : G * H]
+            if A:
+                dgh[..., :alike] += dgates[..., :alike]
+                dgh[..., alike:] += dgates[..., G * H :]
         x, h, w_ih = self.x, self._entered(), self.weights["w_ih"]
         found = {
             "x": total(product(dgx, w_ih.value), product(self.dgx, w_ih.tangent)),
-            "w_ih": total(over_steps(dgx, x.value), over_steps(self.dgx, x.tangent)),
-            "w_hh": total(over_steps(dgh, h.value), over_steps(self.dgh, h.tangent)),
-            "b_ih": None if dgx is None else dgx.sum((0, 1)),
+            "w_ih": over_steps((dgx, x.value), (self.dgx, x.tangent)),
+            "w_hh": over_steps((dgh, h.value), (self.dgh, h.tangent)),
+            "b_ih": (of_b_ih := dgx.sum((0, 1))),
+            # In memory of its own: callers may change it.
+            "b_hh": dgh.sum((0, 1)) if A else of_b_ih.clone(),
         }
-        found["b_hh"] = once = found["b_ih"]
-        if dgh is not None and once is not None:  # in memory of its own: callers may change it
-            found["b_hh"] = dgh.sum((0, 1)) if A else once.clone()
         sums = None if dunit is None else dunit.sum(0).to(x.value.dtype)
         for k, name in enumerate(own_names(self.cell)):
             own = part(sums, slice(k * H, (k + 1) * H))
             found[name] = total(own, entered.of_params[k])
         if self.h_raw is not None:
-            parts = over_steps(dproj, self.h_raw.value), over_steps(self.dproj, self.h_raw.tangent)
-            found["w_hr"] = total(*parts)
+            raw = self.h_raw
+            found["w_hr"] = over_steps((dproj, raw.value), (self.dproj, raw.tangent))
         return found
 
     def dx(self) -> Tensor:
-        return self.dgx @ self.weights["w_ih"].value
+        return _product(self.dgx, self.weights["w_ih"].value)

@@ -14,10 +14,12 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import rnnkernels as rk
+from cases import make_call
 from graphs import Graphs, Model, assert_same, options_for, result, tokens
 from helpers import counted, multiplies_itself
 from layers import Sizes
 from modes import Dispatch
+from op_calls import forward_arguments
 from rnnkernels.diagnostics import gradient_flow
 from rnnkernels.testing import assert_close
 
@@ -96,6 +98,27 @@ def test_the_arguments_of_the_ops() -> None:
     for op, own in ((ops.recomputed_forward, 3), (ops.recomputed_backward, 11)):
         arguments = op.default._schema.arguments[own:]
         assert [(a.name, str(a.type)) for a in arguments] == want
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sums", "message"),
+    [
+        ([3], [], "^sums: expected one for each weight that is wanted, got 0"),
+        ([0], ["w_hh"], "^sums: expected one for each weight that is wanted, 0, got 1"),
+        ([3, 3], ["w_ih", "w_ih"], "^wanted: expected positions from 0 to 6, .* each once, got 3"),
+        ([2], [], "^wanted: expected positions from 0 to 6, .* where there is one, .* got 2"),
+        ([7], [], "^wanted: expected positions from 0 to 6, .* got 7"),
+        ([3], ["b_ih"], r"^sums: expected a contiguous .* shape \[15, 4\].* got shape \[15\]"),
+    ],
+)
+def test_wrong_sums_of_a_window(wanted: list[int], sums: list[str], message: str) -> None:
+    """Nothing is written to, whatever else there was to add up."""
+    call = make_call("gru", grad=False)
+    given = [torch.ones_like(getattr(call, name)[0]) for name in sums]
+    out = None, call.h0, None, None, None
+    with pytest.raises(ValueError, match=message):
+        torch.ops.rnnkernels.window_gradients(*forward_arguments(call), *out, wanted, given, False)
+    assert all(bool((t == 1).all()) for t in given)
 
 
 # Derivatives

@@ -181,6 +181,18 @@ def test_gradients_take_the_weights_as_they_are() -> None:
         assert torch.equal(ours.grad, theirs.grad)
 
 
+def test_recompute_takes_the_weights_as_they_are() -> None:
+    """Forward as well, though its windows save nothing."""
+    layer, x = rk.LSTM(I, H), torch.randn(T, B, I)
+    serving.prepack(layer, weight_dtype=torch.int8)
+    found = layer(x, recompute=2)[0]
+    torch.testing.assert_close(found.detach(), layer(x)[0].detach())
+    grads, want = (
+        torch.autograd.grad(y.sum(), [*layer.parameters()]) for y in (found, layer(x)[0])
+    )
+    torch.testing.assert_close(grads, want)
+
+
 def test_it_is_undone() -> None:
     layer, x = rk.GRU(I, H).eval(), torch.randn(T, B, I)
     wanted = unseen(layer, x)

@@ -200,6 +200,22 @@ def test_a_write_through_other_memory_shows(tmp_path: Path) -> None:
     assert same_bits(call(layer, x), wanted) and not same_bits(before, wanted)
 
 
+def test_windows_that_run_again_keep_packs_and_others_that_save_do_not() -> None:
+    layer, x = rk.LSTM(I, H), torch.randn(6, B, I)
+    for _ in range(3):
+        layer(x)[0].sum().backward()
+    assert not kept(layer)
+    y = layer(x, recompute=2)[0]
+    _ops.drop_packed()
+    y.sum().backward()
+    assert kept(layer)
+    layer.zero_grad()
+    _ops.drop_packed()
+    for _ in range(3):  # what holds for windows ends with them
+        layer(x)[0].sum().backward()
+    assert not kept(layer)
+
+
 def test_other_weights_at_the_same_address() -> None:
     layer, x = rk.LSTM(I, H).eval(), torch.randn(T, B, I)
     memory = drawn(layer.weight_hh_l0).numpy()

@@ -238,6 +238,22 @@ def test_backward_holds_one_window_at_a_time(one_thread: None) -> None:
     assert some < 0.3 * every_one and some < few < 0.6 * every_one
 
 
+def test_gradients_of_weights_are_there_once(one_thread: None) -> None:
+    """Those of a window are added where they belong, and no longer stand beside the sums."""
+    pytest.importorskip("tqdm")
+    from benchmarks.device import Cpu
+
+    module, x = rk.LSTM(256, 256), torch.randn(6, 1, 256)
+    weights = sum(w.nbytes for w in module.parameters())
+
+    def step() -> object:
+        return torch.autograd.grad(module(x, recompute=2)[0].sum(), [*module.parameters()])
+
+    step()  # the packs of forward are kept from here on
+    # Beside the gradients, the packs of W_hh for backward, and sums of blocks of a product.
+    assert Cpu().peak_allocated(step) < 1.9 * weights
+
+
 def test_without_gradients_nothing_changes() -> None:
     module, x = layer(recompute=2), sequence()
     with torch.no_grad():

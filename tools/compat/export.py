@@ -54,6 +54,43 @@ def _(library: Library) -> None:
     same(gradients(program(model, dynamic=False).module(), X), gradients(model, X))
 
 
+class Mapped(nn.Module):
+    """Lanes [T, lanes, B, I] of a GRU, whose weights the vmap is given."""
+
+    def __init__(self, library: Library) -> None:
+        super().__init__()
+        self.library, self.layer = library, library.make("GRU")
+
+    def forward(self, x: Tensor) -> Any:
+        def lane(x: Tensor, *weights: Tensor) -> Any:
+            if self.library.ours:
+                return self.library.module.functional.gru(x, None, [weights])[0]
+            h = x.new_zeros(1, x.size(1), weights[1].size(1))
+            return torch.gru(x, h, weights, True, 1, 0.0, False, False, False)[0]
+
+        weights = [p.detach() for p in self.layer.parameters()]
+        return torch.vmap(lane, (1, *[None] * len(weights)), 1)(x, *weights)
+
+
+def maps(library: Library, strict: bool) -> None:
+    model, x = Mapped(library), torch.randn(T, 2, B, I)
+    found = torch.export.export(model, (x,), strict=strict).run_decompositions()
+    same(found.module()(x), model(x))
+
+
+@row("torch.export, strict, of a vmap over inputs that is given the weights")
+def _(library: Library) -> None:
+    maps(library, strict=True)
+
+
+@row(
+    "torch.export of a vmap over inputs",
+    exception="torch 2.13 exports none unless it is `strict`, whatever it maps, `x * 2` as well.",
+)
+def _(library: Library) -> None:
+    maps(library, strict=False)
+
+
 def loads(library: Library, imports: str) -> None:
     """A saved program in a process of its own."""
     model = library.model().eval()
