@@ -21,7 +21,7 @@ NAMES = (
     *FORWARD, "input", "hx", "hidden", "weight", "weight_ih", "weight_hh", "bias_ih", "bias_hh",
     "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "weight_hr", "parameter", "dy", "dh_n", "dc_n", "dys",
     "dc", "y", "ys", "saved", "h_raw", "wanted", "lanes", "record", "initial", "invariant",
-    "dgates", "argument", "cell",
+    "dgates", "argument", "cell", "a", "b", "w", "sums",
 )  # fmt: skip
 
 
@@ -136,3 +136,38 @@ def input_gradient(d: Drawn, written: bool) -> Attempt:
     _spoil(d, names, values)
     said = _said(dict(zip(names, values, strict=True)))
     return Attempt(f"input_gradient({said})", NAMES, lambda: kernels.input_gradient(*values))
+
+
+def products(d: Drawn, written: bool) -> Attempt:
+    """Those of tangents: rows by a matrix, and sums over steps."""
+    K, M, N = (d.pick(0, 1, 2, 5, 17) for _ in "KMN")
+    count, dtype = d.pick(1, 1, 2, 3), d.pick(*FLOATS)
+    which = d.pick("rows_product", "steps_product")
+    if which == "rows_product":
+        names, values = ("a", "w"), [d.tensor(M, K, dtype=dtype), d.tensor(K, N, dtype=dtype)]
+    else:
+        names = ("a", "b")
+        values = [[d.tensor(K, of, dtype=dtype) for _ in range(count)] for of in (M, N)]
+    _spoil(d, names, values)
+    said = _said(dict(zip(names, values, strict=True)))
+    return Attempt(f"{which}({said})", NAMES, lambda: getattr(kernels, which)(*values))
+
+
+def window(d: Drawn, written: bool) -> Attempt:
+    """A window of recompute: forward and backward, and sums to add gradients of weights to."""
+    call = _call(d)._replace(save=True, step=False)
+    of = {"dy": None, "dh_n": torch.randn_like(call.h0), "dc_n": None, "dys": None, "dc": None}
+    first = len(call.tensors) - len(call.weights)
+    wanted = [i for i, t in enumerate(call.tensors) if t is not None and d.chance(0.6)]
+    sums = [torch.zeros_like(call.weights[i - first]) for i in wanted if i >= first]
+    arguments = dict(zip(FORWARD, call[:ARGUMENTS], strict=True))
+    arguments |= {**of, "wanted": wanted, "sums": sums, "invariant": False}
+    names, values = tuple(arguments), list(arguments.values())
+    _spoil(d, names, values)
+    said = _said(dict(zip(names, values, strict=True)))
+
+    def run() -> Any:
+        with torch.no_grad():
+            return kernels.window_gradients(*values)
+
+    return Attempt(f"window_gradients({said})", NAMES, run)
