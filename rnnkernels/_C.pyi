@@ -184,6 +184,17 @@ def same_weights(parameters: Any, names: Any, flat_weights: Any, references: Any
     """Whether a module's flat list of weights holds its parameters of these names, and weak
     references are to them: none was replaced since the list was made."""
 
+def chunk_lengths(chunks: list[Any], input_size: int, weight: Tensor) -> list[int] | None:
+    """T of each of these chunks [T, input_size], or None where a layer with this weight takes one
+    of them not, or not as it is."""
+
+def join_chunks(chunks: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Data [N, I] and batch sizes [T] of chunks, longest first, step after step; None where
+    anything is unusual."""
+
+def part_steps(steps: Tensor, lengths: list[int]) -> list[Tensor] | None:
+    """The way back: a tensor [T, R] for each chunk, or None where anything is unusual."""
+
 def cast(tensor: Tensor, dtype: dtype) -> Tensor | None:
     """A tensor as autocast casts it, parameters once per region; None where it is unusual."""
 

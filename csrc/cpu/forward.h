@@ -264,9 +264,12 @@ class ForwardLoop final : public LoopBase<IO> {
   void run_normed_block(int64_t d, int64_t first, int64_t last, const Share& share, const ThreadScratch& scratch,
                         Barrier& barrier);
 
-  // What the rows do at step s.
+  // What the rows do at step s; the scratch has what they did at the step before.
   Step step_of(int64_t d, int64_t first, int64_t rows, int64_t s, const ThreadScratch& scratch) const {
-    for (int64_t r = 0; r < rows; ++r) {
+    const Sequence& q = p_.seq;
+    const bool side_by_side = s > 0 && !q.lengths && !q.reset;  // all rows do the same at all steps
+    for (int64_t r = 0; side_by_side && r < rows; ++r) scratch.now[r].go_on(q, d);
+    for (int64_t r = 0; !side_by_side && r < rows; ++r) {
       scratch.now[r] = RowStep::forward(p_.seq, d, rows_[first + r], s);
       scratch.active[r] = scratch.now[r].active;
     }
@@ -319,9 +322,10 @@ class ForwardLoop final : public LoopBase<IO> {
         Base::copy_factors(p_.input(q.position(d, rows_[b], s), b), p_.I, scratch.x + m * stride);
       }
     }
+    const bool* const filled = Base::unless_all(scratch.filled, m);
     const int64_t begin = share.begin(dir.input.tiles()), end = share.end(dir.input.tiles());
     for (int64_t j = begin; j < end; ++j)
-      multiply(dir.input, j, scratch.x, stride, m, scratch.gx + (j - begin) * scratch.places * panel(), scratch.filled);
+      multiply(dir.input, j, scratch.x, stride, m, scratch.gx + (j - begin) * scratch.places * panel(), filled);
     return s;
   }
 

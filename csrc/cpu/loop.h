@@ -1,6 +1,7 @@
 // What a call's loop is to the threads that run it, and what the loops share.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "common/layout.h"
@@ -51,7 +52,9 @@ struct LoopBase : Loop, Lanes<IO> {
     constexpr int64_t whole = Panels<F>::kStep > kLanes ? Panels<F>::kStep : kLanes;
     return (n + whole - 1) / whole * whole;
   }
-  static void clear_padding(F* row, int64_t n) { std::memset(row + n, 0, (padded_factors(n) - n) * sizeof(F)); }
+  static void clear_padding(F* row, int64_t n) {
+    if (const int64_t m = padded_factors(n) - n) std::memset(row + n, 0, m * sizeof(F));  // mostly there is none
+  }
   static void copy_factors(const IO* from, int64_t n, F* to) {
     if constexpr (std::is_same_v<F, IO>) {
       if (n > 0) std::memcpy(to, from, n * sizeof(F));  // of no numbers `from` may be null
@@ -61,11 +64,17 @@ struct LoopBase : Loop, Lanes<IO> {
     clear_padding(to, n);
   }
 
-  // Multiplies n rows that lie at a by this share's tiles of w and hands each product on to then(tile, product). Where
-  // `active` is given, the rows that it does not name are zeros.
+  // Where all of n rows take part, products need not ask for each of them.
+  static const bool* unless_all(const bool* active, int64_t n) {
+    return active && std::memchr(active, false, n) ? active : nullptr;
+  }
+
+  // Multiplies n rows that lie at a by this share's tiles of w and hands each product on to then(tile, product). The
+  // rows that `active` does not name are zeros.
   template <class Matrix, class Then>
   static void for_tiles(const Matrix& w, const F* a, int64_t stride, int64_t n, const Share& share, T* out,
                         const bool* active, Then&& then) {
+    active = unless_all(active, n);
     for (int64_t j = share.begin(w.tiles()); j < share.end(w.tiles()); ++j) {
       multiply(w, j, a, stride, n, out, active);
       then(j, out);

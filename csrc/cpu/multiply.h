@@ -38,8 +38,8 @@ Product<T, W> product_of(int vectors, int rows) {
 // Narrow weights are widened in registers. Where these are few, and more than two tiles of rows use a panel, that takes
 // longer than to widen it once for all of them, to L1.
 template <class T, class W>
-void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Panels<T, W>::Part& columns, const T* a,
-                   int64_t row_stride, int64_t rows, Arithmetic<T>* out, const bool* active) {
+RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Panels<T, W>::Part& columns, const T* a,
+                          int64_t row_stride, int64_t rows, Arithmetic<T>* out, const bool* active) {
   using Own = Panels<T, W>;
   const int vectors = columns.columns, width = columns.width(), stride = w.width();
   out += columns.first * Own::kLanes;

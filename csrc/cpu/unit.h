@@ -50,6 +50,12 @@ struct RowStep {
     return {at.n, at.active, at.outside, cut, q.position(d, row, s), row.b};
   }
 
+  // Forward's next step of a row that is as long as the sequence and has no resets.
+  void go_on(const Sequence& q, int64_t d) {
+    n += q.turned(d) ? -q.B * q.D : q.B * q.D;
+    t += q.turned(d) ? -1 : 1;
+  }
+
   // x as the next step of the loop gets it.
   template <class V>
   RNN_HD V handed_on(V x) const {

@@ -21,6 +21,7 @@
 #include "ops/tables.h"
 #include "python/by_reference.h"
 #include "python/cell_step.h"
+#include "python/chunks.h"
 #include "python/direct.h"
 #include "python/layers_call.h"
 
@@ -365,7 +366,7 @@ PYBIND11_MODULE(_C, module) {
       },
       "The cells as C++ knows them: name, gates and the sizes of the cell contract.");
 
-  static std::array<PyMethodDef, 4> fast{{
+  static std::array<PyMethodDef, 7> fast{{
       {"cell_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cell_step)), METH_FASTCALL,
        "cell_step(cell, parameters, input_size, hidden_size, input, hx)\n\nThe next state of a cell with these "
        "parameters (a module's dictionary of them, or a tuple of four), or None where anything is unusual."},
@@ -379,6 +380,15 @@ PYBIND11_MODULE(_C, module) {
       {"cast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_cast)), METH_FASTCALL,
        "cast(tensor, dtype)\n\nA tensor as autocast casts it to this type, parameters once per region, or None where "
        "anything is unusual."},
+      {"chunk_lengths", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_chunk_lengths)), METH_FASTCALL,
+       "chunk_lengths(chunks, input_size, weight)\n\nT of each of these chunks [T, input_size], or None where a layer "
+       "with this weight takes one of them not, or not as it is."},
+      {"join_chunks", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_join_chunks)), METH_FASTCALL,
+       "join_chunks(chunks)\n\nData [N, I] and batch sizes [T] of chunks, longest first, step after step; None where "
+       "anything is unusual."},
+      {"part_steps", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_part_steps)), METH_FASTCALL,
+       "part_steps(steps, lengths)\n\nThe way back: a tensor [T, R] for each chunk, or None where anything is "
+       "unusual."},
   }};
   for (PyMethodDef& method : fast)
     module.add_object(method.ml_name, py::reinterpret_steal<py::object>(PyCFunction_New(&method, nullptr)));

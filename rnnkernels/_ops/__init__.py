@@ -76,6 +76,10 @@ if _C is not None:
     layers_call = _C.layers_call
     #: Whether the flat list of a module's weights is that of its parameters as they are.
     same_weights = _C.same_weights
+    #: Chunks of many streams as one batch, and back, or None where anything is unusual.
+    chunk_lengths = _C.chunk_lengths
+    join_chunks = _C.join_chunks
+    part_steps = _C.part_steps
     #: How a layer would be laid out over a GPU; see rnnkernels._backends.cuda_plan.
     cuda_plan = _C.cuda_plan
     #: What runs on a GPU once it was found right there; see rnnkernels._backends.vetting.

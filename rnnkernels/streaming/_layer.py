@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnkernels import _ops
 from rnnkernels._core import checks
 from rnnkernels._core.packing import Places
 from rnnkernels.cells import find
 from rnnkernels.nn.base import RNNBase
+from rnnkernels.streaming._slots import Kept
 
 State = Tensor | tuple[Tensor, ...]
-#: A stream's state as it is kept: h [L, 1, R] and, of an LSTM, c [L, 1, H]; so are further states.
-Kept = tuple[Tensor, ...]
 
 #: Whose annotations say that functions which return copies of parts return nothing.
 _torch: Any = torch
@@ -42,57 +42,66 @@ class ChunkedLayer:
         #: States beside h, of the size of the layer.
         self.others = find(str(layer.cell)).C if ours else int(layer.mode == "LSTM")
         self._R = layer.proj_size or layer.hidden_size
+        #: Sizes of h and of the other states.
+        self.widths = (self._R, *[layer.hidden_size] * self.others)
         self._batch_dim = 0 if layer.batch_first else 1
         # What gradients alone ask for would take a longer way through the layer.
         longer = ("truncate", "grad_clip", "recompute")
         self._options: dict[str, Any] = dict.fromkeys(longer) if ours else {}
 
     def run(
-        self, chunks: Sequence[Tensor], states: Sequence[Kept | None]
-    ) -> tuple[Sequence[Tensor], list[Kept]]:
-        """One call of the layer over chunks [T, I], longest first, none empty, each from its state:
-        the y of each, and its state at the end.
+        self, chunks: list[Tensor], lengths: list[int], states: Kept
+    ) -> tuple[Sequence[Tensor], Kept]:
+        """One call of the layer over chunks [T, I] of these lengths, longest first, none empty,
+        from the states of all, or from zeros where there are none: the y of each, and the states at
+        the end, of any dtype.
 
         What comes out of several chunks is copied, so that who keeps something of one stream does
-        not keep the memory of others. States are of the weights' dtype, whatever autocast made."""
-        hx = self._join(states)
-        dim, lengths = self._batch_dim, [chunk.size(0) for chunk in chunks]
-        dtype = self.weight().dtype
-        if len(chunks) == 1:
-            y, last = self.layer(chunks[0].unsqueeze(dim), hx, **self._options)
-            finals = last if self.others else [last]
-            return [y.squeeze(dim)], [tuple(s.to(dtype) for s in finals)]
-        if lengths[0] == lengths[-1]:
-            y, last = self.layer(torch.stack(list(chunks), dim), hx, **self._options)
-            ys = _torch.unbind_copy(y, dim)
-        else:
-            known = torch.tensor(lengths)
-            places = Places.of_lengths(known)
-            # From chunks one after another to steps one after another, and back.
-            rows = (places.t + (known.cumsum(0) - known)[places.b]).to(chunks[0].device)
-            data = torch.cat(list(chunks)).index_select(0, rows)
-            y, last = self.layer(PackedSequence(data, places.sizes), hx, **self._options)
-            ys = _torch.split_with_sizes_copy(
-                torch.empty_like(y.data).index_copy_(0, rows, y.data), lengths
-            )
-        parts = [_torch.split_copy(s.to(dtype), 1, 1) for s in (last if self.others else [last])]
-        return ys, list(zip(*parts, strict=True))
+        not keep the memory of others."""
+        hx = (states if self.others else states[0]) if states else None
+        dim = self._batch_dim
+        input = chunks[0].unsqueeze(dim) if len(chunks) == 1 else self._join(chunks, lengths)
+        y, last = self.layer(input, hx, **self._options)
+        ys = [y.squeeze(dim)] if len(chunks) == 1 else self._part(y, lengths)
+        return ys, tuple(last) if self.others else (last,)
 
-    def _join(self, states: Sequence[Kept | None]) -> State | None:
-        """The states of several streams as the layer takes them: [L, B, R], [L, B, H]."""
-        if all(s is None for s in states):
-            return None
-        zeros = self.zeros() if None in states else ()
-        kept = [zeros if s is None else s for s in states]
-        if len(kept) > 1:
-            kept = [tuple(torch.cat(parts, 1) for parts in zip(*kept, strict=True))]
-        return kept[0] if self.others else kept[0][0]
+    def _join(self, chunks: list[Tensor], lengths: list[int]) -> Tensor | PackedSequence:
+        """Several chunks as the layer takes them."""
+        equal = lengths[0] == lengths[-1]
+        joined = None if _ops.missing else _ops.join_chunks(chunks)
+        if joined is not None:
+            data, sizes = joined
+            if not equal:
+                return PackedSequence(data, sizes)
+            steps = data.view(lengths[0], len(lengths), data.size(1))
+            return steps if self._batch_dim else steps.transpose(0, 1)
+        if equal:
+            return torch.stack(chunks, self._batch_dim)
+        sizes, rows = _steps(lengths)
+        data = torch.cat(chunks)
+        return PackedSequence(data.index_select(0, rows.to(data.device)), sizes)
+
+    def _part(self, y: Tensor | PackedSequence, lengths: list[int]) -> Sequence[Tensor]:
+        """What came of several chunks, for each in memory of its own."""
+        if isinstance(y, Tensor):
+            steps = (y if self._batch_dim else y.transpose(0, 1)).flatten(0, 1)
+        else:
+            steps = y.data
+        parts = None if _ops.missing else _ops.part_steps(steps, lengths)
+        if parts is not None:
+            return parts
+        if isinstance(y, Tensor):
+            copies: Sequence[Tensor] = _torch.unbind_copy(y, self._batch_dim)
+            return copies
+        rows = _steps(lengths)[1].to(steps.device)
+        whole = torch.empty_like(steps).index_copy_(0, rows, steps)
+        copies = _torch.split_with_sizes_copy(whole, lengths)
+        return copies
 
     def zeros(self) -> Kept:
         """The state that a stream starts from."""
         weight = self.weight()
-        widths = (self._R, *[self.layer.hidden_size] * self.others)
-        return tuple(weight.new_zeros(self.layer.num_layers, 1, width) for width in widths)
+        return tuple(weight.new_zeros(self.layer.num_layers, 1, width) for width in self.widths)
 
     def nothing(self, chunk: Tensor) -> Tensor:
         """The output [0, R] of an empty chunk; not every layer takes one."""
@@ -110,9 +119,13 @@ class ChunkedLayer:
         weight: Any = self.layer.weight_ih_l0
         return weight  # type: ignore[no-any-return]
 
-    def check_chunks(self, chunks: Iterable[Any], name: Callable[[int], str]) -> None:
-        """Every chunk against the layer; ``name`` is what an error calls the one of a number."""
+    def lengths(self, chunks: list[Any], name: Callable[[int], str]) -> list[int]:
+        """How long chunks are, each checked against the layer; ``name`` is what an error calls the
+        one of a number."""
         weight, wanted = self.weight(), self.layer.input_size
+        found = None if _ops.missing else _ops.chunk_lengths(chunks, wanted, weight)
+        if found is not None:
+            return found
         dtype, device = weight.dtype, weight.device
         for i, chunk in enumerate(chunks):
             if not isinstance(chunk, Tensor):
@@ -127,6 +140,7 @@ class ChunkedLayer:
                 _refuse(name(i), "dtype", dtype, chunk.dtype)
             if chunk.device != device:
                 _refuse(name(i), "device", device, chunk.device)
+        return [chunk.size(0) for chunk in chunks]
 
     def checked_state(self, hx: Any) -> list[Tensor]:
         """A state as users give it, as a list: h [L, R] and others [L, H]."""
@@ -149,6 +163,14 @@ class ChunkedLayer:
             if s.device != zero.device:
                 _refuse(name, "device", zero.device, s.device)
         return states
+
+
+def _steps(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Of chunks of these lengths, longest first: the batch sizes of their steps [T], and from
+    chunks one after another to steps one after another, [N]."""
+    known = torch.tensor(lengths)
+    places = Places.of_lengths(known)
+    return places.sizes, places.t + (known.cumsum(0) - known)[places.b]
 
 
 def _refuse(name: str, what: str, wanted: object, got: object) -> NoReturn:

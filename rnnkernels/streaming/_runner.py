@@ -6,13 +6,15 @@ import itertools
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rnnkernels._core import option_checks
-from rnnkernels.streaming._layer import ChunkedLayer, Kept, State
+from rnnkernels.streaming._layer import ChunkedLayer, State
+from rnnkernels.streaming._slots import Rows, Slot, Slots
 
 K = TypeVar("K", bound=Hashable)
 
@@ -28,13 +30,13 @@ class _Stream:
     """One stream; only the holder of ``lock`` reads or writes the rest, but ``id`` and ``number``,
     which stay."""
 
-    __slots__ = ("closed", "id", "lock", "number", "opened", "state")
+    __slots__ = ("closed", "id", "lock", "number", "opened", "slot")
 
     def __init__(self, stream_id: Hashable, number: int) -> None:
         self.id = stream_id
         self.number = number  # the order in which a batch takes locks
         self.lock = threading.Lock()
-        self.state: Kept | None = None  # zeros
+        self.slot: Slot | None = None  # of its state; none while that is zero
         self.opened = False  # by a call that succeeded
         self.closed = False
 
@@ -55,8 +57,10 @@ class StreamRunner:
     running; a chunk that comes after ``close``, or waited behind it, opens the stream anew. On a
     GPU, calls of one stream belong on one CUDA stream, or the caller has them wait for each other.
 
-    **Memory.** One state per open stream, in memory of its own; nothing grows with the number of
-    chunks. Streams that nobody closes stay: ``max_streams`` bounds them.
+    **Memory.** A slot for the state of each open stream; those of closed ones are used again, and
+    nothing grows with the number of chunks. Slots come in segments, each as large as all before it
+    and given up once its streams are closed. Streams that nobody closes stay: ``max_streams``
+    bounds them.
 
     Args:
         layer: an RNN, LSTM or GRU of this package or of ``torch.nn``, of one direction, in eval
@@ -83,6 +87,7 @@ class StreamRunner:
         self._limit = (
             None if max_streams is None else option_checks.size("max_streams", max_streams)
         )
+        self._slots = Slots(layer.num_layers, self._layer.widths)
         self._streams: dict[Hashable, _Stream] = {}
         self._numbers = itertools.count()
         # For the table alone. Nobody waits for a stream while holding it.
@@ -118,9 +123,9 @@ class StreamRunner:
             StreamLimitError: this would be one stream more than ``max_streams``.
         """
         _check_id(stream_id)
-        self._layer.check_chunks([chunk], lambda _: "chunk")
+        lengths = self._layer.lengths([chunk], lambda _: "chunk")
         with self._held([stream_id]) as streams:
-            return self._advance(streams, [chunk])[0]
+            return self._advance(streams, [chunk], lengths)[0]
 
     def batch(self, chunks: Mapping[K, Tensor]) -> dict[K, Tensor]:
         """Runs the next chunks of several streams in one call of the layer.
@@ -144,9 +149,9 @@ class StreamRunner:
             )
         given = dict(chunks)
         ids, values = list(given), list(given.values())
-        self._layer.check_chunks(values, lambda i: f"chunks[{ids[i]!r}]")
+        lengths = self._layer.lengths(values, lambda i: f"chunks[{ids[i]!r}]")
         with self._held(ids) as streams:
-            return dict(zip(ids, self._advance(streams, values), strict=True))
+            return dict(zip(ids, self._advance(streams, values, lengths), strict=True))
 
     def state(self, stream_id: Hashable) -> State:
         """A copy of the state after the last chunk, for :meth:`set_state` here or elsewhere.
@@ -158,7 +163,7 @@ class StreamRunner:
             KeyError: the stream is not open.
         """
         with self._existing(stream_id) as stream, torch.no_grad():
-            kept = self._layer.zeros() if stream.state is None else stream.state
+            kept = self._layer.zeros() if stream.slot is None else stream.slot.parts
             copies = [s.squeeze(1).clone() for s in kept]
         return tuple(copies) if self._layer.others else copies[0]
 
@@ -177,7 +182,7 @@ class StreamRunner:
         _check_id(stream_id)
         states = self._layer.checked_state(hx)
         with self._held([stream_id]) as (stream,), torch.no_grad():
-            stream.state = tuple(s.unsqueeze(1).clone() for s in states)
+            self._seat([stream]).write(tuple(s.unsqueeze(1) for s in states))
             stream.opened = True
 
     def reset(self, stream_id: Hashable = _ALL) -> None:
@@ -188,13 +193,13 @@ class StreamRunner:
         """
         if stream_id is not _ALL:
             with self._existing(stream_id) as stream:
-                stream.state = None
+                self._forget(stream)
             return
         with self._table:
             streams = list(self._streams.values())
         for stream in streams:
             with stream.lock:
-                stream.state = None
+                self._forget(stream)
 
     def close(self, stream_id: Hashable) -> None:
         """Forgets a stream, once the call that is running on it has ended.
@@ -205,28 +210,64 @@ class StreamRunner:
         with self._existing(stream_id) as stream:
             self._drop(stream)
 
-    def _advance(self, streams: Sequence[_Stream], chunks: Sequence[Tensor]) -> list[Tensor]:
+    def _advance(
+        self, streams: Sequence[_Stream], chunks: list[Tensor], lengths: list[int]
+    ) -> Sequence[Tensor]:
         """Runs chunks [T, I] from the states of their streams, and moves the states on at the end,
         when nothing can fail any more."""
-        lengths = [chunk.size(0) for chunk in chunks]
+        if lengths and lengths[0] and lengths.count(lengths[0]) == len(lengths):
+            with torch.no_grad():
+                ys = self._run(streams, chunks, lengths)
+        else:
+            ys = self._sorted(streams, chunks, lengths)
+        for stream in streams:
+            stream.opened = True
+        return ys
+
+    def _sorted(
+        self, streams: Sequence[_Stream], chunks: list[Tensor], lengths: list[int]
+    ) -> list[Tensor]:
+        """The same of chunks of any lengths, in their order."""
         running = [i for i, length in enumerate(lengths) if length]
         running.sort(key=lengths.__getitem__, reverse=True)
         ys: dict[int, Tensor] = {}
-        states: Sequence[Kept] = ()
         with torch.no_grad():
-            if running:
-                outputs, states = self._layer.run(
-                    [chunks[i] for i in running], [streams[i].state for i in running]
-                )
-                ys.update(zip(running, outputs, strict=True))
             for i, chunk in enumerate(chunks):
-                if i not in ys:
+                if not lengths[i]:
                     ys[i] = self._layer.nothing(chunk)
-        for i, state in zip(running, states, strict=True):
-            streams[i].state = state
-        for stream in streams:
-            stream.opened = True
+            if running:
+                found = self._run(
+                    [streams[i] for i in running],
+                    [chunks[i] for i in running],
+                    [lengths[i] for i in running],
+                )
+                ys.update(zip(running, found, strict=True))
         return [ys[i] for i in range(len(chunks))]
+
+    def _run(
+        self, streams: Sequence[_Stream], chunks: list[Tensor], lengths: list[int]
+    ) -> Sequence[Tensor]:
+        """The same of chunks none of which is empty, longest first."""
+        begun = any([stream.slot is not None for stream in streams])
+        rows = self._seat(streams) if begun else None
+        ys, finals = self._layer.run(chunks, lengths, rows.read() if rows else ())
+        (rows or self._seat(streams, zeros=False)).write(finals)
+        return ys
+
+    def _seat(self, streams: Sequence[_Stream], *, zeros: bool = True) -> Rows:
+        """The states of these streams, which get slots where they have none."""
+        new = [stream for stream in streams if stream.slot is None]
+        if new:
+            taken = self._slots.take(len(new), self._layer.weight(), zeros=zeros)
+            for stream, slot in zip(new, taken, strict=True):
+                stream.slot = slot
+        return Rows([stream.slot for stream in streams if stream.slot])
+
+    def _forget(self, stream: _Stream) -> None:
+        """Sets a state, whose lock the caller holds, to zeros."""
+        if stream.slot is not None:
+            self._slots.give_back(stream.slot)
+            stream.slot = None
 
     # Who has which stream
 
@@ -237,7 +278,7 @@ class StreamRunner:
             streams = self._find_or_open(ids)
             taken: list[_Stream] = []
             try:
-                for stream in sorted(streams, key=lambda s: s.number):
+                for stream in sorted(streams, key=_number):
                     stream.lock.acquire()
                     taken.append(stream)
                 if not any(s.closed for s in streams):  # while we waited for the locks
@@ -279,9 +320,13 @@ class StreamRunner:
 
     def _drop(self, stream: _Stream) -> None:
         """Takes a stream, whose lock the caller holds, out of the table."""
+        self._forget(stream)
         with self._table:
             stream.closed = True
             del self._streams[stream.id]
+
+
+_number = attrgetter("number")
 
 
 def _check_id(stream_id: object) -> None:
