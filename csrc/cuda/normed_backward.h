@@ -36,14 +36,11 @@ template <class IO>
 struct BackwardEmit {
   using T = Arithmetic<IO>;
   using V = Scalar<T>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = false, kOfEmitted = true;
+  static constexpr bool kNormed = true, kOfEmitted = true;
 
   Backward<IO> call;
   int64_t s;
   NormedBackward<IO> of;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return call.seq.H; }
 
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
@@ -69,14 +66,11 @@ struct BackwardEmit {
 template <class IO>
 struct StateMeans {
   using T = Arithmetic<IO>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = true, kOfEmitted = true;
+  static constexpr bool kNormed = true, kOfRow = true, kOfEmitted = true;
 
   Backward<IO> call;
   int64_t s;
   NormedBackward<IO> of;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return kParts; }
 
   template <class Cell>
   RNN_HD void part(const Slot& slot, int k) const {
@@ -106,14 +100,11 @@ template <class IO>
 struct NormedBackwardCell {
   using T = Arithmetic<IO>;
   using V = Scalar<T>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = false;
+  static constexpr bool kNormed = true;
 
   Backward<IO> call;
   int64_t s;
   NormedBackward<IO> of;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return call.seq.H; }
 
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
@@ -152,14 +143,11 @@ struct NormedBackwardCell {
 template <class IO>
 struct HiddenMeans {
   using T = Arithmetic<IO>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = true;
+  static constexpr bool kNormed = true, kOfRow = true;
 
   Backward<IO> call;
   int64_t s;
   NormedBackward<IO> of;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return kParts; }
 
   template <class Cell>
   RNN_HD void part(const Slot& slot, int k) const {
@@ -217,14 +205,11 @@ template <class IO>
 struct HandOnGates {
   using T = Arithmetic<IO>;
   using V = Scalar<T>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = false;
+  static constexpr bool kNormed = true;
 
   Backward<IO> call;
   int64_t s;
   NormedBackward<IO> of;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return call.seq.H; }
 
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {

@@ -36,14 +36,11 @@ struct NormedForward {
 // What W_hh h is standardised by, where there is an h: else it is zero, and so it stays.
 template <class IO>
 struct HiddenMoments {
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = true;
+  static constexpr bool kNormed = true, kOfRow = true;
 
   Forward<IO> call;
   int64_t s;
   NormedForward<IO> of;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return kParts; }
 
   template <class Cell>
   RNN_HD void part(const Slot& slot, int k) const {
@@ -69,14 +66,11 @@ template <class IO>
 struct NormedForwardCell {
   using T = Arithmetic<IO>;
   using V = Scalar<T>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = false;
+  static constexpr bool kNormed = true;
 
   Forward<IO> call;
   int64_t s;
   NormedForward<IO> of;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return call.seq.H; }
 
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
@@ -117,14 +111,11 @@ struct NormedForwardCell {
 // What c is standardised by, of a cell that emits.
 template <class IO>
 struct StateMoments {
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = true, kOfEmitted = true;
+  static constexpr bool kNormed = true, kOfRow = true, kOfEmitted = true;
 
   Forward<IO> call;
   int64_t s;
   NormedForward<IO> of;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return kParts; }
 
   template <class Cell>
   RNN_HD void part(const Slot& slot, int k) const {
@@ -145,14 +136,11 @@ template <class IO>
 struct ForwardEmit {
   using T = Arithmetic<IO>;
   using V = Scalar<T>;
-  static constexpr bool kOfCell = false, kNormed = true, kOfRow = false, kOfEmitted = true;
+  static constexpr bool kNormed = true, kOfEmitted = true;
 
   Forward<IO> call;
   int64_t s;
   NormedForward<IO> of;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return call.seq.H; }
 
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {

@@ -34,6 +34,12 @@ struct UpstreamRow {
   const IO *numbers, *mask;
 };
 
+// The factor of recurrent dropout of unit i, of a call of either pass that has it.
+template <class Call>
+RNN_HD Scalar<float> mask_of(const Call& call, const Slot& slot, int64_t i) {
+  return load(call.h_mask + call.seq.state_at(slot.d, slot.row.b, call.seq.H) + i);
+}
+
 template <class Cell_, class IO_>
 struct ForwardPass {
   static_assert(kWholeSequences<Cell_>);
@@ -59,7 +65,8 @@ struct ForwardPass {
 
   // What the first round receives.
   RNN_HD V first(const Slot& slot, int64_t j) const {
-    return load(call.h0 + call.seq.state_at(slot.d, slot.row.b, call.seq.H) + j);
+    const V h = load(call.h0 + call.seq.state_at(slot.d, slot.row.b, call.seq.H) + j);
+    return call.h_mask ? h * mask_of(call, slot, j) : h;
   }
 
   RNN_HD void begin(const Slot& slot, int64_t i, V* state) const {

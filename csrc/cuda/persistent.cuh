@@ -74,7 +74,6 @@ class PersistentBlock {
         constants_(reinterpret_cast<Constants*>(shared_memory() + l_.constants)),
         contributions_(reinterpret_cast<double*>(shared_memory() + l_.squares)),
         factors_(contributions_ + l_.units * kRows),
-        values_(Pass::kState + (l_.message.sum_bytes ? Pass::kKept : 0)),
         slots_(reinterpret_cast<Slot*>(shared_memory() + l_.slots)),
         failed_(reinterpret_cast<int*>(shared_memory() + l_.failed)),
         d_(l_.stages > 1 ? 0 : group_ / l_.groups),
@@ -117,7 +116,15 @@ class PersistentBlock {
   }
   RNN_DEVICE bool exists(int unit) const { return first_unit_ + unit < pass_.sequence().H; }
   RNN_DEVICE float* state(int tile, int k, const Pair& at) const {
-    return state_ + ((tile * values_ + k) * kRows + at.row) * l_.units + at.unit;
+    return state_ + ((tile * l_.values + k) * kRows + at.row) * l_.units + at.unit;
+  }
+
+  // The factor of recurrent dropout, if there is one, of h on its way to W_hh: the h that is sent has it already, and
+  // what comes back through W_hh gets it where it is received. So nobody needs another block's.
+  RNN_DEVICE float& mask(int tile, const Pair& at) const { return *state(tile, Pass::kState, at); }
+  // What waits for the norm of its row.
+  RNN_DEVICE float* waiting(int tile, int k, const Pair& at) const {
+    return state(tile, Pass::kState + l_.masked + k, at);
   }
 
   RNN_DEVICE void begin() {
@@ -145,6 +152,7 @@ class PersistentBlock {
         V values[Pass::kState];
         pass_.begin(slots_[tile * l_.rows + at.row], first_unit_ + at.unit, values);
         for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
+        if (l_.masked) mask(tile, at) = mask_of(pass_.call, slots_[tile * l_.rows + at.row], first_unit_ + at.unit).v;
       }
   }
 
@@ -234,10 +242,12 @@ class PersistentBlock {
     if (multiplies) {
       sum(partial_, at, product);
       if (bounds()) bound(round - 1, tile, at, slot, product);
+      if (Pass::kBackward && l_.masked) product[0] = product[0] * V(mask(tile, at));
     } else {
       for (V& x : product) x = V(0);
     }
     pass_.run(unit, slot, now, i, added, product, values, sent);
+    if (!Pass::kBackward && l_.masked) sent[0] = sent[0] * V(mask(tile, at));
     for (int k = 0; k < Pass::kState; ++k) *state(tile, k, at) = values[k].v;
     if (bounds()) keep(tile, at, unit);
   }
@@ -256,7 +266,7 @@ class PersistentBlock {
 
   RNN_DEVICE void keep(int tile, const Pair& at, const typename Pass::Unit& unit) const {
     if constexpr (Pass::kKept > 0) {
-      for (int k = 0; k < Pass::kKept; ++k) *state(tile, Pass::kState + k, at) = unit.dgates[k].v;
+      for (int k = 0; k < Pass::kKept; ++k) *waiting(tile, k, at) = unit.dgates[k].v;
       own_sums().part(at.row, at.unit) = pass_.contribution(unit.dgates);
     }
   }
@@ -269,7 +279,7 @@ class PersistentBlock {
   RNN_DEVICE void bound(int64_t round, int tile, const Pair& at, const Slot& slot, V* product) const {
     if constexpr (Pass::kKept > 0) {
       V kept[Pass::kKept];
-      for (int k = 0; k < Pass::kKept; ++k) kept[k] = V(*state(tile, Pass::kState + k, at));
+      for (int k = 0; k < Pass::kKept; ++k) kept[k] = V(*waiting(tile, k, at));
       pass_.bound(slot, round, first_unit_ + at.unit, factors_[at.row], kept);
       product[0] = product[0] * V(float(factors_[at.row]));
     }
@@ -313,13 +323,12 @@ class PersistentBlock {
   Exchange exchange_;
   WarpProduct product_;
   float* partial_;         // [parts, rows of the product, kPitch]
-  float* state_;           // [tiles, values_, kRows, units]
+  float* state_;           // [tiles, values, kRows, units]
   Constants* constants_;   // [units]
   double* contributions_;  // [kRows, units]: of a round, to the row statistic
   double* factors_;        // [kRows]: of the round before
-  const int values_;
-  Slot* slots_;  // [tiles, rows of a tile]
-  int* failed_;  // has a thread of the block waited in vain?
+  Slot* slots_;            // [tiles, rows of a tile]
+  int* failed_;            // has a thread of the block waited in vain?
   const int64_t d_;
   const int64_t first_unit_;
   Upstream upstream_;

@@ -59,7 +59,7 @@ double estimate(const Kernel& k, const Layout& l) {
     return kOperands + multiply + (operands + sums) / kSharedBytes;
   };
   const double cells = std::ceil(std::ceil(double(l.units) * l.rows / kWarp) / 4);  // of a scheduler, by warps
-  const double issue = kCellIssue + kPartIssue * k.out * l.product.parts + kNumberIssue * (k.sent + k.state);
+  const double issue = kCellIssue + kPartIssue * k.out * l.product.parts + kNumberIssue * (k.sent + k.state + k.masked);
   const double cell = kCellLatency + cells * issue;
   const bool alone = l.message.alone();
   const double bytes = alone ? 0 : double(l.message.blocks) * l.rows * l.message.slice_pitch();
@@ -104,7 +104,6 @@ const char* refusal(const Request& a) {
   if (a.written) return "a cell that is written, or has zoneout, has no kernels for whole sequences";
   if (a.normed) return "layer_norm has no kernels for whole sequences";
   if (a.heads) return "heads have no kernels for whole sequences";
-  if (a.dropped) return "recurrent dropout has no kernels for whole sequences";
   if (a.precision == Precision::kFloat64) return "float64 has no kernels for whole sequences";
   if (a.projected) return "a projection (proj_size) has no kernels for whole sequences";
   if (a.norm && a.precision == Precision::kFloat16)
@@ -112,7 +111,7 @@ const char* refusal(const Request& a) {
   return nullptr;
 }
 
-Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool norm) {
+Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool norm, bool masked) {
   const bool wide = precision == Precision::kFloat32 || precision == Precision::kTF32;
   Kernel k{};
   k.out = backward ? 1 : G;
@@ -123,6 +122,7 @@ Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool n
   k.bytes = wide ? 4 : 2;
   k.exact = precision == Precision::kFloat32;
   k.norm = backward && norm;
+  k.masked = masked;
   return k;
 }
 
@@ -132,6 +132,8 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
   l.tiles = tiles;
   l.rows = k.batch * kColumns;
   l.stages = 1;
+  l.masked = k.masked;
+  l.values = k.state + (k.norm ? k.kept : 0) + l.masked;
   l.product.groups = int(divide_up(int64_t(k.out) * units, int64_t(k.tiles()) * kFragment));
   l.product.parts = std::max(1, kWarps / l.product.groups);
   const int64_t steps = divide_up(int64_t(blocks) * units * k.sent * k.bytes, kStepBytes);
@@ -152,8 +154,7 @@ Layout lay_out(const Kernel& k, int blocks, int units, int tiles) {
   l.partial = after(l.exchange, alone ? tiles * own : (k.cluster ? shared : own));
   l.staging = after(l.partial, warps * k.tiles() * kFragment * (rows + 1) * int64_t(sizeof(float)));
   l.state = after(l.staging, l.message.slice());
-  const int state = k.state + (k.norm ? k.kept : 0);
-  l.constants = after(l.state, int64_t(tiles) * state * rows * units * int64_t(sizeof(float)));
+  l.constants = after(l.state, int64_t(tiles) * l.values * rows * units * int64_t(sizeof(float)));
   l.squares = after(l.constants, int64_t(k.constants) * units * int64_t(sizeof(float)));
   l.slots = after(l.squares, k.norm ? rows * (units + 1) * int64_t(sizeof(double)) : 0);
   l.failed = after(l.slots, int64_t(tiles) * rows * kSlotBytes);
@@ -285,7 +286,7 @@ Stack plan_call(const Request& a, const Device& device, const Check& check) {
     const Sequence q{a.T, a.B, a.D, a.H, a.H, nullptr, nullptr, nullptr, a.backward ? a.window : 0};
     // Layers may run at the same time where each takes the y of the one below as it is, but for a mask.
     const int layers = a.D == 1 && !a.recorded ? a.layers : 1;
-    const Kernel kernel = kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm);
+    const Kernel kernel = kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm, a.dropped);
     stack = plan_stack(choice(), kernel, {a.H, q.rows(), a.D, q.steps()}, layers, device, check);
   }
   return stack;

@@ -66,6 +66,8 @@ struct Layout {
   int rows;    // of the batch in a tile, of the rows that it has room for
   int groups;  // per direction or stage
   int stages;  // 1: a layer by itself, of one or two directions
+  int values;  // numbers of a unit and row that stay with the block: states, masked, what waits for the norm
+  int masked;  // of these, factors of recurrent dropout: 1 or 0
   ProductShape product;
   MessageLayout message;
   // Weights lie at 0.
@@ -88,6 +90,7 @@ struct Kernel {
   int bytes;             // of an operand
   bool exact;            // IEEE products of float32, without tensor cores
   bool norm;             // gradients are bounded by the norm of a row, which all blocks have a part of
+  bool masked;           // recurrent dropout: a factor of a unit and row stays with the block
   bool pipelined;        // runs the layers of a stack as stages
   int batch;             // eights of rows in a tile
   bool cluster;          // else through the grid
@@ -98,7 +101,7 @@ struct Kernel {
 // What the numbers of a call are; kTF32: float32 where torch allows tensor cores for it.
 enum class Precision { kFloat64, kFloat32, kTF32, kBFloat16, kFloat16 };
 // Of a cell with G gates, A of them split, and S states. Batch and exchange are still to be chosen.
-Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool norm);
+Kernel kernel_of(int G, int A, int S, bool backward, Precision precision, bool norm, bool masked = false);
 constexpr int kBatches[] = {1, 2};  // of which exact products take the first
 
 constexpr int kMostDevices = 64;  // of a machine: what is known of devices has so many places

@@ -44,7 +44,7 @@ struct Launcher {
 
   template <class Step>
   void operator()(const Step& step) const {
-    if constexpr (Step::kOfCell) {
+    if constexpr (requires { Step::kOfCell; }) {
       if (!cell.built_in()) return check(steps_of(step).launch(step, stream));
     }
     check(cuda::launch(cell.number, step, stream));

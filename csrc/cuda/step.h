@@ -1,14 +1,37 @@
 // What one thread does in one step of the stepwise algorithm: one unit of one row of one direction. The matrix products
 // come before, each for all directions and rows at once; what follows a product is here.
 //
-// A step is a struct of pointers with unit<Cell>(slot, i), which a launcher calls for every slot and unit i < width().
-// Units are independent of each other, and a unit reads before it writes, so a state is updated in place and `saved`
-// may be gx itself. Nothing here needs a GPU: the same text runs on a CPU, where it is tested.
+// A step is a struct of pointers with unit<Cell>(slot, i), which a launcher calls for every slot and unit i <
+// units_of(). Units are independent of each other, and a unit reads before it writes, so a state is updated in place
+// and `saved` may be gx itself. Nothing here needs a GPU: the same text runs on a CPU, where it is tested.
+//
+// What a step says of itself, where it is so: kOfCell, it has a text per cell; kNormed, per cell whose products are
+// normalised; kOfEmitted, of these for cells that emit alone; kOfRow, it is one of rows (row_pair.h).
 #pragma once
 
 #include "cuda/unit.h"
 
 namespace rnn::cuda {
+
+// That of a step's call, unless it has another.
+template <class Step>
+RNN_HD const Sequence& sequence_of(const Step& step) {
+  if constexpr (requires { step.call; }) {
+    return step.call.seq;
+  } else {
+    return step.seq;
+  }
+}
+
+// As many as there are hidden units, unless the step says otherwise.
+template <class Step>
+RNN_HD int64_t units_of(const Step& step) {
+  if constexpr (requires { step.width(); }) {
+    return step.width();
+  } else {
+    return sequence_of(step).H;
+  }
+}
 
 // The gates of step s, after gh = W_hh h.
 template <class IO>
@@ -23,9 +46,6 @@ struct ForwardCell {
   IO* masked;         // [D, B, R] or null: no mask; h as the product takes it otherwise
   Arithmetic<IO>* c;  // [D, B, C*H] or null
   IO* raw;            // [D, B, H] or null: no projection, R = H
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return call.seq.H; }
 
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
@@ -53,14 +73,11 @@ struct ForwardCell {
 template <class IO>
 struct ForwardProject {
   using V = Scalar<Arithmetic<IO>>;
-  static constexpr bool kOfCell = false;
-
   Forward<IO> call;
   int64_t s;
   const IO* projected;  // [D, B, R]
   IO *h, *masked;       // [D, B, R], as in ForwardCell
 
-  RNN_HD const Sequence& sequence() const { return call.seq; }
   RNN_HD int64_t width() const { return call.seq.R; }
 
   template <class>
@@ -102,14 +119,11 @@ RNN_HD Scalar<Arithmetic<IO>> through_product(const Sequence& q, const IO* produ
 // What reaches the last state of every row from outside.
 template <class IO>
 struct BackwardBegin {
-  static constexpr bool kOfCell = false;
-
   Sequence seq;
   int64_t size;        // R or C*H
   const IO* from;      // [D, B, size] or null: zero
   Arithmetic<IO>* to;  // [D, rows, size]
 
-  RNN_HD const Sequence& sequence() const { return seq; }
   RNN_HD int64_t width() const { return size; }
 
   template <class>
@@ -123,13 +137,10 @@ struct BackwardBegin {
 template <class IO>
 struct BackwardProject {
   using V = Scalar<Arithmetic<IO>>;
-  static constexpr bool kOfCell = false;
-
   Backward<IO> call;
   int64_t s;
   Carried<IO> carried;
 
-  RNN_HD const Sequence& sequence() const { return call.seq; }
   RNN_HD int64_t width() const { return call.seq.R; }
 
   template <class>
@@ -178,9 +189,6 @@ struct BackwardCell {
   Backward<IO> call;
   int64_t s;
   Carried<IO> carried;
-
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return call.seq.H; }
 
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
@@ -236,9 +244,6 @@ struct BackwardBound {
   int64_t s;
   Carried<IO> carried;
 
-  RNN_HD const Sequence& sequence() const { return call.seq; }
-  RNN_HD int64_t width() const { return call.seq.H; }
-
   template <class Cell>
   RNN_HD void unit(const Slot& slot, int64_t i) const {
     const Sequence& q = call.seq;
@@ -256,8 +261,6 @@ struct BackwardBound {
 template <class IO>
 struct BackwardFinish {
   using V = Scalar<Arithmetic<IO>>;
-  static constexpr bool kOfCell = false;
-
   Sequence seq;
   int64_t size;                // R or C*H
   const IO* through;           // [D, rows, size] or null
@@ -265,7 +268,6 @@ struct BackwardFinish {
   const Arithmetic<IO>* from;  // [D, rows, size]
   IO* to;                      // [D, B, size]
 
-  RNN_HD const Sequence& sequence() const { return seq; }
   RNN_HD int64_t width() const { return size; }
 
   template <class>
@@ -296,7 +298,7 @@ void dispatch_step(int cell, F&& f) {
           if constexpr (has_step<Step, decltype(of)>()) f(of);
         },
         NormedCells{});
-  } else if constexpr (Step::kOfCell) {
+  } else if constexpr (requires { Step::kOfCell; }) {
     dispatch_cell(cell, static_cast<F&&>(f));
   } else {
     f(AnyCell{});

@@ -13,8 +13,6 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros.h>
 
-#include <optional>
-
 #include "cuda/normed_stepwise.h"
 #include "cuda/step.h"
 #include "ops/pointers.h"
@@ -45,6 +43,53 @@ inline Tensor stacked(const LayerWeights::List& weights, int64_t heads) {
   return apart.size() == 1 ? apart[0] : at::cat(apart);
 }
 
+// What the loops launch behind a product, forward and backward; of cells whose products are normalised, other steps
+// (normed_stepwise.h).
+template <class IO>
+struct CellForwardSteps {
+  const Forward<IO>& call;  // and what ForwardCell has
+  const IO* gh;
+  IO *h, *of_product;
+  Arithmetic<IO>* c;
+  IO* raw;
+
+  template <class Launcher>
+  void launch(int64_t s, const Launcher& launcher) const {
+    launcher(ForwardCell<IO>{call, s, gh, h, of_product, c, raw});
+  }
+};
+
+template <class IO>
+class CellBackwardSteps {
+ public:
+  // norms [D, rows] of the gradients of the gates, if they are bounded by it.
+  CellBackwardSteps(const BackwardLayer& a, const Backward<IO>& call, const Carried<IO>& carried, Tensor norms)
+      : call_(call), carried_(carried), norms_(std::move(norms)) {
+    if (!bounds()) return;
+    const int64_t H = a.n.H, rows = call.seq.rows();
+    unbounded_ = at::empty({a.n.D, rows, (a.cell.G + a.cell.A) * H}, norms_.options());
+    dgx_ = unbounded_.narrow(2, 0, a.cell.G * H);
+    carried_.unbounded = pointer<double>(unbounded_);
+  }
+
+  template <class Launcher>
+  void begin(int64_t, const Launcher&) const {}
+  template <class Launcher>
+  void launch(int64_t s, const Launcher& launcher) {
+    launcher(BackwardCell<IO>{call_, s, carried_});
+    if (!bounds()) return;
+    at::linalg_vector_norm_out(norms_, dgx_, 2, {2});
+    launcher(BackwardBound<IO>{call_, s, carried_});
+  }
+
+ private:
+  bool bounds() const { return call_.clip.kind == Clip::kNorm; }
+
+  const Backward<IO>& call_;
+  Carried<IO> carried_;
+  Tensor norms_, unbounded_, dgx_;
+};
+
 template <class Launcher>
 void run_stepwise(const ForwardLayer& a, const Launcher& launch) {
   const Sizes& n = a.n;
@@ -68,20 +113,18 @@ void run_stepwise(const ForwardLayer& a, const Launcher& launch) {
   dispatch_dtype(a.x.scalar_type(), [&]<class IO> {
     const Forward<IO> call = parameters<IO>(a, gx);
     IO *h = pointer<IO>(a.h_n), *of_product = pointer<IO>(masked);
-    std::optional<NormedForwardSteps<IO>> normed;
-    if (a.cell.normed) normed.emplace(a, call, pointer<const IO>(gh), h, of_product, c, pointer<IO>(raw));
-    for (int64_t s = 0; s < steps; ++s) {
-      if (recurrent) at::bmm_out(gh, masked.defined() ? masked : a.h_n, w_hh);
-      if (normed) {
-        normed->launch(s, launch);
-      } else {
-        launch(ForwardCell<IO>{call, s, pointer<const IO>(gh), h, of_product, pointer<Arithmetic<IO>>(c),
-                               pointer<IO>(raw)});
+    const auto run = [&](const auto& steps_of_cell) {
+      for (int64_t s = 0; s < steps; ++s) {
+        if (recurrent) at::bmm_out(gh, masked.defined() ? masked : a.h_n, w_hh);
+        steps_of_cell.launch(s, launch);
+        if (!projected) continue;
+        at::bmm_out(out, raw, w_hr);
+        launch(ForwardProject<IO>{call, s, pointer<const IO>(out), h, of_product});
       }
-      if (!projected) continue;
-      at::bmm_out(out, raw, w_hr);
-      launch(ForwardProject<IO>{call, s, pointer<const IO>(out), h, of_product});
-    }
+    };
+    const IO* const product = pointer<const IO>(gh);
+    if (a.cell.normed) return run(NormedForwardSteps<IO>(a, call, product, h, of_product, c, pointer<IO>(raw)));
+    run(CellForwardSteps<IO>{call, product, h, of_product, pointer<Arithmetic<IO>>(c), pointer<IO>(raw)});
   });
   a.c_n.copy_(c);
 }
@@ -104,38 +147,32 @@ void run_stepwise(const BackwardLayer& a, const Launcher& launch) {
   const Tensor dprojected = carried(projected ? n.R : 0, io).zero_();
   Tensor dh_through = carried(recurrent ? n.R : 0, io), dh_raw = carried(projected ? n.H : 0, io);
   const Tensor w_hr = projected ? stacked(a.w.w_hr, n.heads) : Tensor();  // [D, R, H]
-  const bool bounded = norm && !a.cell.normed;                            // by a step of its own
-  const Tensor unbounded = carried(bounded ? (a.cell.G + a.cell.A) * n.H : 0, at::kDouble);
-  const Tensor dgx = unbounded.narrow(2, 0, bounded ? a.cell.G * n.H : 0);
-  Tensor norms = at::empty({n.D, norm ? rows : 0}, unbounded.options());
-  const Tensor all_dh = at::zeros(a.call.record ? n.shape({n.D, n.R}) : at::DimVector{0}, unbounded.options());
+  const auto in_double = a.y.options().dtype(at::kDouble);
+  const Tensor norms = at::empty({n.D, norm ? rows : 0}, in_double);
+  const Tensor all_dh = at::zeros(a.call.record ? n.shape({n.D, n.R}) : at::DimVector{0}, in_double);
   dispatch_dtype(io, [&]<class IO> {
     using Wide = Arithmetic<IO>;
     const Backward<IO> call = parameters<IO>(a);
-    const Carried<IO> c{pointer<Wide>(dh),          pointer<Wide>(dc),       pointer<IO>(dgh),
-                        pointer<IO>(dh_through),    pointer<IO>(dprojected), pointer<IO>(dh_raw),
-                        pointer<double>(unbounded), pointer<double>(norms),  pointer<double>(all_dh)};
+    const Carried<IO> c{pointer<Wide>(dh),       pointer<Wide>(dc),   pointer<IO>(dgh), pointer<IO>(dh_through),
+                        pointer<IO>(dprojected), pointer<IO>(dh_raw), nullptr,          pointer<double>(norms),
+                        pointer<double>(all_dh)};
     launch(BackwardBegin<IO>{q, n.R, call.dh_n, c.dh});
     if (has_c) launch(BackwardBegin<IO>{q, beside_h, call.dc_n, c.dc});
-    std::optional<NormedBackwardSteps<IO>> normed;
+    const auto run = [&](auto&& steps_of_cell) {
+      if (steps > 0) steps_of_cell.begin(steps, launch);
+      for (int64_t s = steps - 1; s >= 0; --s) {
+        if (recurrent && s + 1 < steps) at::bmm_out(dh_through, dgh, w_hh);
+        if (projected) {
+          launch(BackwardProject<IO>{call, s, c});
+          at::bmm_out(dh_raw, dprojected, w_hr);
+        }
+        steps_of_cell.launch(s, launch);
+      }
+    };
     if (a.cell.normed) {
-      normed.emplace(a, call, c, norms);
-      if (steps > 0) normed->begin(steps, launch);
-    }
-    for (int64_t s = steps - 1; s >= 0; --s) {
-      if (recurrent && s + 1 < steps) at::bmm_out(dh_through, dgh, w_hh);
-      if (projected) {
-        launch(BackwardProject<IO>{call, s, c});
-        at::bmm_out(dh_raw, dprojected, w_hr);
-      }
-      if (normed) {
-        normed->launch(s, launch);
-        continue;
-      }
-      launch(BackwardCell<IO>{call, s, c});
-      if (!norm) continue;
-      at::linalg_vector_norm_out(norms, dgx, 2, {2});
-      launch(BackwardBound<IO>{call, s, c});
+      run(NormedBackwardSteps<IO>(a, call, c, norms));
+    } else {
+      run(CellBackwardSteps<IO>(a, call, c, norms));
     }
     if (!a.call.initial) return;
     if (recurrent && steps > 0) at::bmm_out(dh_through, dgh, w_hh);

@@ -110,6 +110,7 @@ def plan(
     norm: bool = False,
     layers: int = 1,
     steps: int = 512,
+    dropped: bool = False,
     refused: Callable[[str, int], str] | None = None,
 ) -> Plan:
     """How one layer is laid out, or as many layers of a stack as run at the same time.
@@ -125,6 +126,7 @@ def plan(
         norm: gradients are bounded by their norm.
         layers: of a stack of one direction.
         steps: of the loop over time.
+        dropped: the layer has recurrent dropout.
         refused: in place of a device: why it cannot launch a family with so many blocks that share
             the weights, or an empty string.
     """
@@ -141,6 +143,7 @@ def plan(
         window=0,
         D=D,
         layers=layers,
+        dropped=dropped,
         device=astuple(device),
         refused=refused,
     )

@@ -221,6 +221,7 @@ def test_calls_of_gpu_tests_exchange(laid: Laid, family: str, precision: str) ->
             found = plan(
                 case.cell, backward, precision, case.H, case.B * windows, case.D,
                 DEVICES["H100"], norm=case.clip.kind == "norm", layers=laid.layers, steps=case.T,
+                dropped=case.drop,
             )  # fmt: skip
             assert not found.reason
             assert found.family == family
@@ -229,6 +230,26 @@ def test_calls_of_gpu_tests_exchange(laid: Laid, family: str, precision: str) ->
             assert found.tiles == laid.tiles >= 2
             assert found.stages == laid.layers
     assert plan_of("auto").tiles == 1  # what was forced is over
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("norm", [False, True], ids=["unbounded", "norm"])
+def test_recurrent_dropout_takes_a_number_of_each_unit_and_row(norm: bool, backward: bool) -> None:
+    """In shared memory, and nothing else: messages are those of a layer without."""
+    units, tiles, rows = 16, 2, 8
+    _C.force_cuda_layout(units, tiles, 1)
+    try:
+        plain, dropped = (
+            plan("gru", backward, "bfloat16", 60, 20, 1, DEVICES["H100"], norm=norm, dropped=drop)
+            for drop in (False, True)
+        )
+    finally:
+        _C.force_cuda_layout(0, 0, 0)
+    assert plain.family == "cluster"
+    assert dropped.shared_bytes == plain.shared_bytes + 4 * units * tiles * rows
+    assert replace(dropped, shared_bytes=0, cycles=0, all_cycles=0) == replace(
+        plain, shared_bytes=0, cycles=0, all_cycles=0
+    )
 
 
 def test_forced_layouts_are_checked() -> None:

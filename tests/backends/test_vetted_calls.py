@@ -72,7 +72,6 @@ def test_why_a_layer_runs_step_by_step() -> None:
     wanted = {
         "heads have no kernels for whole sequences": {"heads": True},
         "layer_norm has no kernels for whole sequences": {"cell": "layer_norm_gru"},
-        "recurrent dropout has no kernels for whole sequences": {"dropped": True},
         "a cell that is written, or has zoneout, has no kernels for whole sequences": {
             "cell": gated.slstm.name
         },
@@ -80,6 +79,7 @@ def test_why_a_layer_runs_step_by_step() -> None:
     for reason, changes in wanted.items():
         found = plan(index=-1, **changes)
         assert (found.family, found.reason) == ("stepwise", reason)
+    assert plan(index=-1, dropped=True).kernels == plan(index=-1).kernels != "stepwise"
 
 
 def test_a_plan_asks_for_new_kernels(kernels: StandIn) -> None:

@@ -91,10 +91,10 @@ void Machine::launch(int cell, const Stages& stages, const cuda::Plan& plan, con
 
 template <class Step>
 void Machine::launch(int cell, const Step& step) {
-  const Sequence& q = step.sequence();
+  const Sequence& q = cuda::sequence_of(step);
   cuda::dispatch_step<Step>(cell, [&](auto of) {
     for (int64_t n = q.D * q.rows() - 1; n >= 0; --n)
-      for (int64_t i = step.width() - 1; i >= 0; --i) step.template unit<decltype(of)>(cuda::Slot(q, n), i);
+      for (int64_t i = cuda::units_of(step) - 1; i >= 0; --i) step.template unit<decltype(of)>(cuda::Slot(q, n), i);
   });
 }
 

@@ -34,7 +34,7 @@ from emulated import (
     runs,
     same,
 )
-from op_parity import ALL, CASES, CLIPS, Case
+from op_parity import ALL, CASES, CLIPS, DROPPED, Case
 from rnnkernels._core.call import Clip
 from rnnkernels.cells import CELLS
 
@@ -65,7 +65,7 @@ def in_turn(cases: Sequence[Case], others: Sequence[Way]) -> Iterator[tuple[int,
 
 
 LOW = [precision for precision in PRECISIONS if precision != "float32"]
-TAKEN = list(filter(runs, CASES))
+TAKEN = list(filter(runs, [*CASES, *DROPPED]))
 ALL_WAYS = [Way(*way) for way in itertools.product(LOW, EXCHANGES, (1, 2))]
 PRODUCT = list(in_turn(TAKEN, ALL_WAYS))
 
@@ -93,12 +93,12 @@ def test_every_cell_meets_every_way() -> None:
 LAYOUTS = [
     (Case("lstm", 1, T=3, B=1, H=1), Layout()),
     (Case("lstm", 2, T=3, B=17, H=19), Layout(tiles=3)),
-    (Case("lstm", 1, T=3, B=17, H=19), Layout(tiles=2, rows=3)),
+    (Case("lstm", 1, T=3, B=17, H=19, drop=True), Layout(tiles=2, rows=3)),
     (Case("lstm", 2, T=3, B=17, H=40), Layout(units=16, tiles=2)),  # a last block of 8 units
     (Case("gru", 1, T=3, B=20, H=100), Layout(units=64)),  # weights beyond the registers
     (Case("rnn_relu", 1, T=2, B=3, H=200), Layout(units=56)),
     (Case("rnn_tanh", 2, T=3, B=9, H=33), Layout(units=40)),  # one block
-    (Case("gru", 2, T=4, B=9, H=24, window=2, clip=Clip("norm", 0.3)), Layout(tiles=2)),
+    (Case("gru", 2, T=4, B=9, H=24, window=2, clip=Clip("norm", 0.3), drop=True), Layout(tiles=2)),
     # Backward: more vectors of a message than a thread asks for at once, twice.
     (Case("lstm", 1, T=3, B=2, H=264), Layout(units=24)),
 ]
@@ -128,8 +128,8 @@ STACKS = [
     *(Case(cell, lengths=True, reset=True) for cell in CELLS),
     *(Case(cell, T=7, B=9, H=16) for cell in CELLS),
     *(Case("gru", T=4, B=3, clip=clip) for clip in CLIPS),
-    Case("lstm", T=5, window=2, lengths=True, clip=Clip("norm", 0.3)),
-    Case("gru", T=6, B=10, H=24, window=3, reset=True, bias=False),
+    Case("lstm", T=5, window=2, lengths=True, clip=Clip("norm", 0.3), drop=True),
+    Case("gru", T=6, B=10, H=24, window=3, reset=True, bias=False, drop=True),
     Case("lstm", T=1, B=1, H=1, I=1),
 ]
 
@@ -161,9 +161,15 @@ def test_stacks(ops: Any, case: Case, way: Way) -> None:
 #: What fills no tile, block or fragment: with every option and several blocks and tiles, with none
 #: and weights beyond the registers, and in stacks.
 ODD: list[tuple[dict[str, Any], Layout]] = [
-    ({**ALL, "D": 2, "T": 5, "B": 9, "H": 13, "window": 2, "clip": CLIPS[1]}, Layout(tiles=2)),
+    (
+        {**ALL, "D": 2, "T": 5, "B": 9, "H": 13, "window": 2, "clip": CLIPS[1], "drop": True},
+        Layout(tiles=2),
+    ),
     ({"D": 1, "T": 2, "B": 1, "H": 67, "bias": False}, Layout(units=64)),
-    ({"T": 4, "B": 9, "H": 13, "lengths": True, "reset": True}, Layout(tiles=2, stages=2, rows=5)),
+    (
+        {"T": 4, "B": 9, "H": 13, "lengths": True, "reset": True, "drop": True},
+        Layout(tiles=2, stages=2, rows=5),
+    ),
 ]
 
 
@@ -186,7 +192,7 @@ VISITS = [
     Case("gru", 2, T=6, B=18, H=36, clip=Clip("norm", 0.3)),
     Case("rnn_tanh", 1, T=12, B=9, H=20),  # through the grid, vectors are used again
 ]
-DROPPED = 0.5  # between the layers of a stack
+BETWEEN = 0.5  # dropout between the layers of a stack
 
 
 @pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
@@ -233,6 +239,29 @@ def test_nan_and_infinity(ops: Any, case: Case, title: str, cluster: bool) -> No
         nonfinite.check(ops, case, title, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "grid"])
+def test_recurrent_dropout_of_a_row_is_that_of_its_weights(
+    ops: Any, cluster: bool, dtype: torch.dtype
+) -> None:
+    """Where a row is by itself, W_hh may have the factors of its h; they are 0 or a power of two,
+    so that both have the same bits, in both passes."""
+    case = Case("gru", 1, T=4, B=1, H=20, reset=True, drop=True)
+    ops.configure(*astuple(Layout(cluster)))
+    call = op_parity.make(case, dtype)
+    assert call.h_mask is not None
+    mask = 2 * call.h_mask.sign()
+    assert 0 < mask.count_nonzero() < mask.numel()
+    (w_hh,) = call.w_hh
+    dropped = call._replace(h_mask=mask)
+    by_weights = call._replace(h_mask=None, w_hh=[w_hh * mask[0]])
+    outs = [op_parity.forward(ops, each) for each in (dropped, by_weights)]
+    assert all(map(torch.equal, *outs))
+    grads = op_parity.random_gradients(call, outs[0])
+    backs = [op_parity.backward(ops, each, outs[0], grads) for each in (dropped, by_weights)]
+    assert all(map(torch.equal, *backs))
+
+
 def noticed(
     ops: Any, site: str, case: Case, layout: Layout, outs: list[list[Tensor]], backs: Any
 ) -> bool:
@@ -249,10 +278,10 @@ def noticed(
 
     calls = stack_parity.make(case, layout.stages, torch.float32)
     try:
-        got = run(lambda: forward(ops, calls, DROPPED))
+        got = run(lambda: forward(ops, calls, BETWEEN))
         if not same(got, outs):
             return True
-        return not same(run(lambda: backward(ops, calls, got, DROPPED)), backs)
+        return not same(run(lambda: backward(ops, calls, got, BETWEEN)), backs)
     except RuntimeError as error:
         assert re.match(rf"block \d+, thread \d+, |deadlock: |{GAVE_UP}", str(error)), error
         return True
@@ -275,7 +304,7 @@ def test_every_primitive_is_needed(ops: Any) -> None:
         layout = Layout(cluster, units=16, tiles=tiles, stages=stages)
         if stages > 1:  # of one direction
             case = replace(case, D=1)
-        wanted = results(ops, case, layout, dropout=DROPPED)
+        wanted = results(ops, case, layout, dropout=BETWEEN)
         for site, primitive in (line.split() for line in ops.sites()):
             if primitive not in PRIMITIVES or (stages > 1 and "upstream.cuh" not in site):
                 continue

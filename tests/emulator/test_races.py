@@ -57,13 +57,15 @@ class Run(NamedTuple):
 #: Several blocks and tiles in each, and rounds enough that buffers are used again. Together they
 #: have every option, on each exchange and in stacks; the rest is for `full`.
 CHOSEN = [
-    Run(Case("lstm", 2, T=4, B=9, H=12, lengths=True, reset=True), Layout(tiles=2)),
+    Run(Case("lstm", 2, T=4, B=9, H=12, lengths=True, reset=True, drop=True), Layout(tiles=2)),
     Run(Case("gru", 1, T=5, B=9, H=20, clip=NORM, window=3), Layout(tiles=2)),
     Run(Case("lstm", 2, T=4, B=9, H=12, packed=True, flow=True), Layout(units=16)),
     Run(Case("rnn_tanh", T=5, B=17, H=40, clip=CLIPS[0]), Layout(batch=2, tiles=2), "bfloat16"),
     Run(Case("gru", T=4, B=9, H=12, bias=False), Layout(batch=2), "tf32"),
     Run(Case("lstm", T=4, B=9, H=12, lengths=True, reset=True), Layout(tiles=2, stages=2, rows=5)),
-    Run(Case("gru", T=4, B=9, H=12, clip=NORM), Layout(units=16, tiles=2, stages=2)),  # one block
+    Run(
+        Case("gru", T=4, B=9, H=12, clip=NORM, drop=True), Layout(units=16, tiles=2, stages=2)
+    ),  # one block
     Run(Case("gru", T=4, B=3, H=16, clip=NORM), Layout(stages=3), "tf32"),
     Run(
         Case("gru", T=4, B=9, H=16, clip=CLIPS[2], window=2), Layout(batch=2, stages=2), "bfloat16"

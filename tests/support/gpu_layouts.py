@@ -36,12 +36,12 @@ LAID = [
     *(Laid(Case(cell, 1, T=9, B=45, H=61, I=20), 8, 3) for cell in ("lstm", "gru")),
     *(Laid(Case("lstm", 2, T=7, B=20, H=60, window=3, clip=clip, **ALL), 16, 2) for clip in CLIPS),
     *(Laid(Case("gru", 1, T=6, B=20, H=60, window=2, clip=clip), 16, 3, 2) for clip in CLIPS),
-    Laid(Case("gru", 2, T=6, B=18, H=30, reset=True, packed=True), 16, 2),
+    Laid(Case("gru", 2, T=6, B=18, H=30, reset=True, packed=True, drop=True), 16, 2),
     Laid(Case("lstm", 1, T=200, B=33, H=122), 8, 2, 2),  # a cluster of 16, if there is one
 ]
 STACKS = [
     *(Laid(Case(cell, T=9, B=20, H=30, lengths=True, reset=True), 16, 2, 1, 3) for cell in CELLS),
-    Laid(Case("lstm", T=9, B=40, H=60, window=4, clip=CLIPS[1]), 16, 2, 2, 3),
+    Laid(Case("lstm", T=9, B=40, H=60, window=4, clip=CLIPS[1], drop=True), 16, 2, 2, 3),
 ]
 
 

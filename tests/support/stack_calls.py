@@ -3,7 +3,7 @@ the other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ def make_calls(cell: str = "lstm", layers: int = 3, H: int = 5, **options: Any) 
     return [first, *(call._replace(number=i, **shared) for i, call in enumerate(upper, 1))]
 
 
+def _of_all(tensors: Iterable[Tensor | None]) -> Tensor | None:
+    """One behind the other, what each layer has of it; None where they have none."""
+    return torch.cat(found) if (found := [t for t in tensors if t is not None]) else None
+
+
 def joined(layers: Sequence[Layer], masks: Sequence[Tensor] = ()) -> Call:
     """The call of these layers."""
     calls = [layer.call() for layer in layers]
@@ -38,8 +43,9 @@ def joined(layers: Sequence[Layer], masks: Sequence[Tensor] = ()) -> Call:
         layers=len(layers),
         weights=[w for call in calls for w in call.weights],
         h0=torch.cat([call.h0 for call in calls]),
-        c0=None if calls[0].c0 is None else torch.cat([c.c0 for c in calls if c.c0 is not None]),
+        c0=_of_all(call.c0 for call in calls),
         masks=list(masks) or None,
+        h_mask=_of_all(call.h_mask for call in calls),
         step=False,
     )
 

@@ -15,7 +15,7 @@ from rnnkernels._core.call import Layer
 
 
 def make(case: Case, layers: int, dtype: torch.dtype, device: str = "cpu") -> list[Layer]:
-    """Layers, no two of the same weights; only the x of the first is used."""
+    """Layers, no two of the same weights and masks; only the x of the first is used."""
     calls = []
     for layer in range(layers):
         call = op_parity.make(replace(case, I=case.H) if layer else case, dtype, device)
@@ -23,7 +23,8 @@ def make(case: Case, layers: int, dtype: torch.dtype, device: str = "cpu") -> li
             name: [w * 0.8**layer for w in getattr(call, name)]
             for name in ("w_ih", "w_hh", "b_ih", "b_hh")
         }
-        calls.append(call._replace(**scaled, h0=call.h0 * 0.5**layer))
+        h_mask = None if call.h_mask is None else call.h_mask.roll(layer, -1)
+        calls.append(call._replace(**scaled, h0=call.h0 * 0.5**layer, h_mask=h_mask))
     return calls
 
 

@@ -44,10 +44,10 @@ struct OnHost {
   void after_product() const {}
   template <class Step>
   void launch(const Step& step) const {
-    const Sequence& q = step.sequence();
+    const Sequence& q = cuda::sequence_of(step);
     cuda::dispatch_step<Step>(cell, [&](auto of) {
       for (int64_t n = 0; n < q.D * q.rows(); ++n)
-        for (int64_t i = 0; i < step.width(); ++i) step.template unit<decltype(of)>(cuda::Slot(q, n), i);
+        for (int64_t i = 0; i < cuda::units_of(step); ++i) step.template unit<decltype(of)>(cuda::Slot(q, n), i);
     });
   }
 };

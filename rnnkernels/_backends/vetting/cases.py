@@ -44,9 +44,11 @@ class Case:
     lengths: bool = False
     reset: bool = False
     clip: Clip = NO_CLIP
+    drop: bool = False  # recurrent dropout
 
     def __str__(self) -> str:
         options = [name for name in ("lengths", "reset") if getattr(self, name)]
+        options += ["recurrent_dropout"] * self.drop
         options += [f"grad_clip {self.clip.kind}"] * (self.clip.kind != "none")
         sizes = f"[T={self.T}, B={self.B}, D={self.D}, H={self.H}, L={self.layers}]"
         return " ".join([self.cell, sizes, *options])
@@ -98,6 +100,7 @@ def make(case: Case) -> Call:
         weights=weights,
         h0=values(*states),
         c0=values(*states) if cell.S > 1 else None,
+        h_mask=2 * (values(*states) > 0).double() if case.drop else None,
         lengths=lengths if case.lengths else None,
         reset=torch.rand(case.T, case.B, generator=gen, device="cpu") < 0.3 if case.reset else None,
     )

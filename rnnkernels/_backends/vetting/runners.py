@@ -82,15 +82,16 @@ class Cuda:
         if family == "stepwise":
             return [
                 Case("lstm", self.ALONE, lengths=True, reset=True),
-                Case("gru", self.ALONE, D=2),
+                Case("gru", self.ALONE, D=2, drop=True),
             ]
         H = next(
             (H for H in self.SHARED if self._blocks(family, H, layers, numbers, device) > 1), 0
         )
         if not H:
             raise NotHere(self._why(family, layers, numbers, device))
+        D = 1 if layers > 1 else 2
         found = [Case("lstm", H, lengths=True, reset=True, layers=layers),
-                 Case("gru", H, self.AGAIN, layers=layers, D=1 if layers > 1 else 2)]  # fmt: skip
+                 Case("gru", H, self.AGAIN, layers=layers, D=D, drop=True)]  # fmt: skip
         if self._blocks(family, self.ALONE, layers, numbers, device):
             found.append(Case("lstm", self.ALONE, layers=layers))
         return found

@@ -10,7 +10,7 @@ namespace rnn::cuda {
 
 template <class Cell, class Step>
 void in_turn(const Step& step) {
-  const Sequence& q = step.sequence();
+  const Sequence& q = sequence_of(step);
   if constexpr (of_rows<Step>()) {
     // Nor may a row count on another, or a part of one.
     for (int64_t n = q.D * q.rows() - 1; n >= 0; --n) {
@@ -20,7 +20,7 @@ void in_turn(const Step& step) {
   } else {
     // Last unit first: no unit may count on another of its launch.
     for (int64_t n = q.D * q.rows() - 1; n >= 0; --n)
-      for (int64_t i = step.width() - 1; i >= 0; --i) step.template unit<Cell>(Slot(q, n), i);
+      for (int64_t i = units_of(step) - 1; i >= 0; --i) step.template unit<Cell>(Slot(q, n), i);
   }
 }
 

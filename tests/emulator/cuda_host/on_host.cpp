@@ -18,10 +18,11 @@ struct Launcher {
 
   template <class Step>
   void operator()(const Step& step) const {
-    if constexpr (Step::kOfCell && kStored<Step>) {
+    constexpr bool kOfCell = requires { Step::kOfCell; };
+    if constexpr (kOfCell && kStored<Step>) {
       if (run_written(cell.name, step)) return;
     }
-    bool found = !Step::kOfCell;
+    bool found = !kOfCell;
     dispatch_step<Step>(cell.number, [&](auto of) {
       found = true;
       in_turn<decltype(of)>(step);

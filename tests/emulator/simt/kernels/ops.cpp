@@ -93,7 +93,8 @@ void run(Run& all) {
   const Runner runner{all.cell().number};
   const int stages = a.D == 1 && !a.recorded ? std::min(int(settings.stages), a.layers) : 1;
   const int64_t rows = sequence_of(all.call(), all.sizes(), a.backward ? a.window : 0).rows();
-  const Plan plan = chosen(kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm), {a.H, rows, a.D, 1}, stages);
+  const Plan plan =
+      chosen(kernel_of(a.G, a.A, a.S, a.backward, a.precision, a.norm, a.dropped), {a.H, rows, a.D, 1}, stages);
   if (stages > 1) return run_stack(all, Stack{stages, plan, 0}, runner);
   all.each([&](auto& layer) { run_persistent(layer, plan, runner); });
 }
