@@ -74,6 +74,7 @@ class PersistentBlock {
         constants_(reinterpret_cast<Constants*>(shared_memory() + l_.constants)),
         contributions_(reinterpret_cast<double*>(shared_memory() + l_.squares)),
         factors_(contributions_ + l_.units * kRows),
+        values_(Pass::kState + (l_.message.sum_bytes ? Pass::kKept : 0) + l_.masked),
         slots_(reinterpret_cast<Slot*>(shared_memory() + l_.slots)),
         failed_(reinterpret_cast<int*>(shared_memory() + l_.failed)),
         d_(l_.stages > 1 ? 0 : group_ / l_.groups),
@@ -116,16 +117,14 @@ class PersistentBlock {
   }
   RNN_DEVICE bool exists(int unit) const { return first_unit_ + unit < pass_.sequence().H; }
   RNN_DEVICE float* state(int tile, int k, const Pair& at) const {
-    return state_ + ((tile * l_.values + k) * kRows + at.row) * l_.units + at.unit;
+    return state_ + ((tile * values_ + k) * kRows + at.row) * l_.units + at.unit;
   }
 
   // The factor of recurrent dropout, if there is one, of h on its way to W_hh: the h that is sent has it already, and
   // what comes back through W_hh gets it where it is received. So nobody needs another block's.
-  RNN_DEVICE float& mask(int tile, const Pair& at) const { return *state(tile, Pass::kState, at); }
+  RNN_DEVICE float& mask(int tile, const Pair& at) const { return *state(tile, values_ - 1, at); }
   // What waits for the norm of its row.
-  RNN_DEVICE float* waiting(int tile, int k, const Pair& at) const {
-    return state(tile, Pass::kState + l_.masked + k, at);
-  }
+  RNN_DEVICE float* waiting(int tile, int k, const Pair& at) const { return state(tile, Pass::kState + k, at); }
 
   RNN_DEVICE void begin() {
     const Sequence& q = pass_.sequence();
@@ -323,10 +322,11 @@ class PersistentBlock {
   Exchange exchange_;
   WarpProduct product_;
   float* partial_;         // [parts, rows of the product, kPitch]
-  float* state_;           // [tiles, values, kRows, units]
+  float* state_;           // [tiles, values_, kRows, units]
   Constants* constants_;   // [units]
   double* contributions_;  // [kRows, units]: of a round, to the row statistic
   double* factors_;        // [kRows]: of the round before
+  const int values_;       // of a unit and row: states, what waits for the norm, the factor
   Slot* slots_;            // [tiles, rows of a tile]
   int* failed_;            // has a thread of the block waited in vain?
   const int64_t d_;

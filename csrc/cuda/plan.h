@@ -66,7 +66,7 @@ struct Layout {
   int rows;    // of the batch in a tile, of the rows that it has room for
   int groups;  // per direction or stage
   int stages;  // 1: a layer by itself, of one or two directions
-  int values;  // numbers of a unit and row that stay with the block: states, masked, what waits for the norm
+  int values;  // numbers of a unit and row that stay with the block: states, what waits for the norm, masked
   int masked;  // of these, factors of recurrent dropout: 1 or 0
   ProductShape product;
   MessageLayout message;

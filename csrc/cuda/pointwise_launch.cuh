@@ -10,17 +10,22 @@
 namespace rnn::cuda {
 namespace {
 
-constexpr int kMinBlocks = 8;  // of a multiprocessor; without this bound ptxas spills to hold more of them
+// Of a multiprocessor; without this bound ptxas spills to hold more of them. Half as many are twice the registers,
+// which the statistics of rows need.
+template <class Step>
+constexpr int min_blocks() {
+  return requires { Step::kNormed; } ? 4 : 8;
+}
 
 template <class Cell, class Step>
 __global__ __launch_bounds__(PointwiseGrid::kUnits* PointwiseGrid::kRows,
-                             kMinBlocks) void for_each_unit(const __grid_constant__ Step step) {
+                             min_blocks<Step>()) void for_each_unit(const __grid_constant__ Step step) {
   run_units<Cell>(step, {gridDim.x, gridDim.y}, blockIdx.x, blockIdx.y, int(threadIdx.x), int(threadIdx.y));
 }
 
 template <class Cell, class Step>
 __global__ __launch_bounds__(PointwiseGrid::kUnits* PointwiseGrid::kRows,
-                             kMinBlocks) void for_each_row(const __grid_constant__ Step step) {
+                             min_blocks<Step>()) void for_each_row(const __grid_constant__ Step step) {
   run_rows<Cell>(step, {gridDim.x, gridDim.y}, blockIdx.y, int(threadIdx.x), int(threadIdx.y), [] { __syncthreads(); });
 }
 
