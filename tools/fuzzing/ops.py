@@ -143,10 +143,9 @@ def products(d: Drawn, written: bool) -> Attempt:
     K, M, N = (d.pick(0, 1, 2, 5, 17) for _ in "KMN")
     count, dtype = d.pick(1, 1, 2, 3), d.pick(*FLOATS)
     which = d.pick("rows_product", "steps_product")
-    if which == "rows_product":
-        names, values = ("a", "w"), [d.tensor(M, K, dtype=dtype), d.tensor(K, N, dtype=dtype)]
-    else:
-        names = ("a", "b")
+    names = ("a", "w") if which == "rows_product" else ("a", "b")
+    values: list[Any] = [d.tensor(M, K, dtype=dtype), d.tensor(K, N, dtype=dtype)]
+    if which == "steps_product":
         values = [[d.tensor(K, of, dtype=dtype) for _ in range(count)] for of in (M, N)]
     _spoil(d, names, values)
     said = _said(dict(zip(names, values, strict=True)))
@@ -156,11 +155,17 @@ def products(d: Drawn, written: bool) -> Attempt:
 def window(d: Drawn, written: bool) -> Attempt:
     """A window of recompute: forward and backward, and sums to add gradients of weights to."""
     call = _call(d)._replace(save=True, step=False)
-    of = {"dy": None, "dh_n": torch.randn_like(call.h0), "dc_n": None, "dys": None, "dc": None}
+    of: dict[str, Any] = {
+        "dy": None,
+        "dh_n": torch.randn_like(call.h0),
+        "dc_n": None,
+        "dys": None,
+        "dc": None,
+    }
     first = len(call.tensors) - len(call.weights)
     wanted = [i for i, t in enumerate(call.tensors) if t is not None and d.chance(0.6)]
     sums = [torch.zeros_like(call.weights[i - first]) for i in wanted if i >= first]
-    arguments = dict(zip(FORWARD, call[:ARGUMENTS], strict=True))
+    arguments: dict[str, Any] = dict(zip(FORWARD, call[:ARGUMENTS], strict=True))
     arguments |= {**of, "wanted": wanted, "sums": sums, "invariant": False}
     names, values = tuple(arguments), list(arguments.values())
     _spoil(d, names, values)
