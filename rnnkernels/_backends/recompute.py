@@ -32,6 +32,8 @@ def run(call: Call, backend: str) -> Result:
     every lower layer what enters the next is kept. Those of one direction run window by window
     together.
     """
+    if _lacks_values(call):
+        return _backends.BACKENDS[backend].run(call)  # which names what lacks them
     if call.directions == 1:
         return _ops.result(call, _forward_op(call, backend))
 
@@ -44,6 +46,14 @@ def run(call: Call, backend: str) -> Result:
         )
 
     return in_turn(call, run_layer)
+
+
+def _lacks_values(call: Call) -> bool:
+    """Whether a tensor is on the meta device and the input is not. Of such a call torch runs what
+    stands in for the ops without values, and its outputs would be memory as it is."""
+    given = [v for v in call if isinstance(v, Tensor)]
+    given += [t for v in (call.weights, call.masks) for t in v or ()]
+    return not call.x.is_meta and any(t.is_meta for t in given)
 
 
 def _forward_op(call: Call, backend: str) -> tuple[Tensor, ...]:

@@ -253,8 +253,8 @@ def jagged_reset(value: Any, input: Any) -> Tensor:
     return reset(value.values(), (input.values().size(0),), input.device)
 
 
-def lengths(value: Any, T: int, B: int) -> Tensor:
-    """``lengths`` as int64 [B].
+def lengths(value: Any, T: int, B: int, device: torch.device) -> Tensor:
+    """``lengths`` as int64 [B], which can be moved to the input's device.
 
     Values are checked where they can be read without waiting for a device, and stand for those of
     no other call.
@@ -274,6 +274,11 @@ def lengths(value: Any, T: int, B: int) -> Tensor:
         raise ValueError(
             f"lengths: expected shape [{B}], one length per row of the batch, "
             f"got {list(value.shape)}"
+        )
+    if value.is_meta and device.type != "meta":
+        raise RuntimeError(
+            "lengths: expected values, got a tensor on the device meta, which has none, beside an "
+            f"input on {device}"
         )
     recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     if not recorded and value.device.type == "cpu" and not is_batch(value):

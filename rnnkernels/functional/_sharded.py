@@ -187,7 +187,7 @@ def forward(
             "Set weight_drop to 0"
         )
     if lengths is not None and by is not None:
-        lengths = checks.lengths(lengths, input.size(1 - by), input.size(by))
+        lengths = checks.lengths(lengths, input.size(1 - by), input.size(by), input.device)
     y, h_n, *more = run(
         spec,
         rows.local(input, by),

@@ -295,7 +295,7 @@ def _stack(
     T, B = x.size(0), x.size(1)
     hx = _checked(spec, x, B, hx, weights)
     if lengths is not None:
-        lengths = checks.lengths(lengths, T, B)
+        lengths = checks.lengths(lengths, T, B, x.device)
         total = int(lengths.sum()) if known(lengths) else 0
         if 0 < total == T * B:
             lengths = None

@@ -125,7 +125,7 @@ class GRUResetBefore(nn.Module):
         checks.state("hx", hx, x, shape, "Expected hidden size {}, got {}", autocast=False)
         there = torch.ones(T, B, 1, dtype=torch.bool, device=x.device)
         if lengths is not None:
-            ends = checks.lengths(lengths, T, B).to(x.device)
+            ends = checks.lengths(lengths, T, B, x.device).to(x.device)
             there = (torch.arange(T, device=x.device)[:, None] < ends)[:, :, None]
             x = x.masked_fill(~there, 0)  # what stands there reaches nothing
         ran = [self._run(d, x, h, there) for d, h in enumerate(hx)]
@@ -210,9 +210,11 @@ class Reversed(nn.Module):
         first = self.layer.batch_first
         x = _steps_first("input", input, first)
         T, B = x.shape[:2]
-        ends = torch.tensor([T]).expand(B) if lengths is None else checks.lengths(lengths, T, B)
+        if lengths is None:
+            ends = torch.tensor([T], device=x.device).expand(B)
+        else:
+            ends = checks.lengths(lengths, T, B, x.device).to(x.device)
         steps = torch.arange(T, device=x.device)[:, None]  # [T, 1]
-        ends = ends.to(x.device)  # [B]
         places = torch.where(steps < ends, ends - 1 - steps, steps)[:, :, None]  # [T, B, 1]
 
         def turn(t: Tensor) -> Tensor:

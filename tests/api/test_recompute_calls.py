@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -98,6 +98,27 @@ def test_the_arguments_of_the_ops() -> None:
     for op, own in ((ops.recomputed_forward, 3), (ops.recomputed_backward, 11)):
         arguments = op.default._schema.arguments[own:]
         assert [(a.name, str(a.type)) for a in arguments] == want
+
+
+WITHOUT_VALUES = {
+    "weight_hh_l1": "weight_hh_l1: expected device cpu like the input, got meta",
+    "hx": "Input and hidden tensors are not at the same device",
+    "lengths": "lengths: expected values, got a tensor on the device meta",
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_VALUES)
+@pytest.mark.parametrize("kind", ["GRU", "MGU"])
+def test_tensors_without_values_are_refused(kind: str, name: str) -> None:
+    """As without recompute: torch would run what has no values either."""
+    layer = getattr(rk, kind)(3, 4, num_layers=2, recompute=2)
+    given = {"hx": torch.zeros(2, 2, 4), "lengths": torch.tensor([5, 3])}
+    if name in given:
+        given[name] = given[name].to("meta")
+    else:
+        setattr(layer, name, nn.Parameter(getattr(layer, name).to("meta")))
+    with pytest.raises(RuntimeError, match=WITHOUT_VALUES[name]):
+        layer(torch.zeros(5, 2, 3), **given)
 
 
 @pytest.mark.parametrize(
