@@ -357,19 +357,17 @@ def test_exponentials_stay_finite() -> None:
 
 
 def test_what_triton_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters of units, no recurrent weights, heads and dropout, but neither norms nor
-    projections."""
+    """Parameters of units, no recurrent weights, norms, heads and dropout, but no projections."""
     for name in ("INSTALLED", "INTERPRETED"):
         monkeypatch.setattr(triton, name, True)
     cells = (gated.mgu, gated.peephole_lstm, written_cells.forgets)
-    calls = [make_call(cell.name, dtype=torch.float32).call() for cell in cells]
+    names = [*(cell.name for cell in cells), "layer_norm_lstm", "layer_norm_gru"]
+    calls = [make_call(name, dtype=torch.float32).call() for name in names]
     heads = make_call("lstm", heads=2, dtype=torch.float32).call()
     taken = [*calls, heads, heads._replace(h_mask=heads.h0)]
-    assert [triton.refusal(call) for call in taken] == [None] * 5
+    assert [triton.refusal(call) for call in taken] == [None] * 7
     projected = make_call("lstm", proj=2, dtype=torch.float32).call()
     assert triton.refusal(projected) == "it has no kernels for proj_size"
-    normed = heads._replace(cell_name="layer_norm_lstm")
-    assert triton.refusal(normed) == "it has no kernels for layer_norm"
 
 
 def test_cells_of_the_package_are_cells() -> None:
