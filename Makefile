@@ -102,13 +102,15 @@ types: $(VENV)/.dev ## Check the type annotations
 # which Python does not load at its start either, or libasan finds no __cxa_throw to call.
 # -P and -p: the instrumented package is imported before anything can put the source folder, with
 # its ordinary build, in front of it. --capture=sys: pytest would swallow the report of a crash.
+# Set for single commands and not for a target, whose prerequisites would build the package itself
+# with it.
+INSTRUMENTED = RNNKERNELS_SANITIZE=address,undefined
 SANITIZED := build/sanitize/lib
 RUNTIME = $(foreach lib,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(lib)))
-BUILD_SANITIZED = rm -rf $(SANITIZED) && $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
-RUN_SANITIZED = PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$(RUNTIME)" \
+BUILD_SANITIZED = rm -rf $(SANITIZED) && $(INSTRUMENTED) $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
+RUN_SANITIZED = $(INSTRUMENTED) PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$(RUNTIME)" \
   ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1:allocator_may_return_null=1:max_allocation_size_mb=4096 \
   UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-sanitize fuzz-sanitized: export RNNKERNELS_SANITIZE = address,undefined
 sanitize: $(VENV)/.dev ## Run tests of ops and kernels with address and undefined sanitizers
 	$(BUILD_SANITIZED)
 	$(RUN_SANITIZED) $(BIN)/python -P -m pytest -q -n $(WORKERS) --dist worksteal -p rnnkernels --capture=sys \
@@ -124,9 +126,8 @@ fuzz-sanitized: $(VENV)/.built ## The same in a build with address and undefined
 soak: $(VENV)/.built ## Serve streams for minutes, short of memory, with processes killed
 	$(BIN)/python tools/soak.py $(ARGS)
 
-sanitize-threads: export RNNKERNELS_SANITIZE = thread
 sanitize-threads: $(VENV)/.test ## Run the threads of the CPU kernels with the thread sanitizer
-	$(BIN)/pytest -q tests/backends/test_thread_team.py $(ARGS)
+	RNNKERNELS_SANITIZE=thread $(BIN)/pytest -q tests/backends/test_thread_team.py $(ARGS)
 
 clean: ## Remove what was built (but not .venv)
 	rm -rf build dist *.egg-info rnnkernels/*.so rnnkernels/_bindings rnnkernels/_cells $(VENV)/.built

@@ -23,6 +23,18 @@ struct Kept {
   OptionalTensor c0() const { return inputs[kC0].defined() ? OptionalTensor(inputs[kC0]) : std::nullopt; }
 };
 
+// What a call of an op was given; what forward has kept is still to be filled in.
+template <class Call>
+Kept given_to(const Call& call) {
+  Kept kept;
+  kept.inputs = {call.x, call.h0, call.c0.value_or(Tensor())};
+  kept.inputs.insert(kept.inputs.end(), call.weights.begin(), call.weights.end());
+  kept.masks = list_of(call.masks).vec();
+  kept.h_mask = call.h_mask;
+  kept.steps = call;
+  return kept;
+}
+
 struct Gradients {
   std::vector<Tensor> inputs;  // undefined where not wanted
   Tensor flow;                 // [L, T, B, D] if recorded

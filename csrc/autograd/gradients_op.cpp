@@ -32,12 +32,7 @@ GradientsCall call_of(const Settings& settings, const Kept& kept, const OutputGr
 }
 
 Kept kept_of(const GradientsCall& call) {
-  Kept kept;
-  kept.inputs = {call.x, call.h0, call.c0.value_or(Tensor())};
-  kept.inputs.insert(kept.inputs.end(), call.weights.begin(), call.weights.end());
-  kept.masks = list_of(call.masks).vec();
-  kept.h_mask = call.h_mask;
-  kept.steps = call;
+  Kept kept = given_to(call);
   std::tie(kept.y, kept.ys, kept.c, kept.h_raw, kept.saved) = std::tie(call.y, call.ys, call.c, call.h_raw, call.saved);
   return kept;
 }

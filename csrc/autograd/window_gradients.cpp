@@ -11,13 +11,7 @@ namespace {
 GradientsOutputs run(WindowCall& call) {
   const at::AutoDispatchBelowADInplaceOrView below;
   call.save = true;
-  Kept kept;
-  kept.inputs = {call.x, call.h0, call.c0.value_or(Tensor())};
-  kept.inputs.insert(kept.inputs.end(), call.weights.begin(), call.weights.end());
-  kept.masks = list_of(call.masks).vec();
-  kept.h_mask = call.h_mask;
-  kept.steps = call;
-
+  Kept kept = given_to(call);
   std::vector<bool> wanted(kept.inputs.size());
   std::vector<Tensor> sums(kept.inputs.size());
   size_t added = 0;
@@ -31,8 +25,8 @@ GradientsOutputs run(WindowCall& call) {
                       call.sums.size());
     const Tensor &sum = call.sums[added++], &weight = kept.inputs[size_t(i)];
     TORCH_CHECK_VALUE(sum.sizes() == weight.sizes() && sum.is_contiguous() && sum.device() == weight.device(),
-                      "sums: expected a contiguous tensor of shape ", weight.sizes(),
-                      " and on the device of its weight", ", got shape ", sum.sizes());
+                      "sums: expected a contiguous tensor of shape ", weight.sizes(), " on ", weight.device(),
+                      " like its weight, got shape ", sum.sizes(), ", strides ", sum.strides(), " on ", sum.device());
     sums[size_t(i)] = sum;
   }
   TORCH_CHECK_VALUE(added == call.sums.size(), "sums: expected one for each weight that is wanted, ", added, ", got ",

@@ -48,18 +48,34 @@ def test_products_are_those(M: int, K: int, N: int, lies: str, dtype: Any) -> No
         ([(3,)], [(3, 2)], r"^a, b: expected two matrices .* got shapes \[3\]"),
     ],
 )
-def test_bad_pairs(a: list[Any], b: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_bad_pairs(a: list[Any], b: list[Any], message: str, device: str) -> None:
+    with torch.device(device), pytest.raises(ValueError, match=message):
         kernels.steps_product([torch.ones(s) for s in a], [torch.ones(s) for s in b])
 
 
-def test_bad_factors() -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_bad_factors(device: str) -> None:
+    with torch.device(device):
+        floats, others = torch.ones(2, 3), torch.ones(3, 2)
     with pytest.raises(ValueError, match=r"^a, w: .* got shapes \[2, 3\] and \[2, 3\]"):
-        kernels.rows_product(torch.ones(2, 3), torch.ones(2, 3))
-    with pytest.raises(ValueError, match=r"^a, w: .* floating dtype, got Float and Double"):
-        kernels.rows_product(torch.ones(2, 3), torch.ones(3, 2, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"^a, w: .* floating dtype, got Long and Long"):
-        kernels.rows_product(torch.ones(2, 3).long(), torch.ones(3, 2).long())
+        kernels.rows_product(floats, floats)
+    with pytest.raises(
+        ValueError, match=r"(?i)^a, w: .* floating dtype, got .*float.* and .*(double|float64)"
+    ):
+        kernels.rows_product(floats, others.double())
+    with pytest.raises(
+        ValueError, match=r"(?i)^a, w: .* floating dtype, got .*(long|int64) and .*(long|int64)"
+    ):
+        kernels.rows_product(floats.long(), others.long())
+
+
+def test_values_beside_none() -> None:
+    there, without = torch.ones(2, 2), torch.ones(2, 2, device="meta")
+    with pytest.raises(ValueError, match=r"^a, w: .* one device, got cpu and meta"):
+        kernels.rows_product(there, without)
+    with pytest.raises(ValueError, match=r"^a, b: .* one device, got meta and cpu"):
+        kernels.steps_product([there, without], [there, there])
 
 
 def test_opcheck() -> None:
