@@ -38,7 +38,7 @@ MODULE = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 #: What nvcc makes, in the folder of the build.
 CUDA_OBJECTS = Path("kernels", "cuda")
 #: What registers the kernels of a backend, beside them: of the ops, not of the kernels.
-KNOW_TORCH = ("packs.cpp", "products.cpp", "register.cpp", "single.cpp")
+KNOW_TORCH = ("packs.cpp", "products.cpp", "register.cpp", "single.cpp", "tangents.cpp")
 
 
 def build_folder() -> Path:

@@ -11,6 +11,9 @@
 //   dgx, dgh [G]  gradients of gx and gh; equal but for the last A gates, the split ones
 //   dprev [S]  gradient of prev along the paths around W_hh; the path through W_hh is the backend's
 //
+// Where K > 0, a third one, tangents(saved, gx', gh', saved'), has what small changes of both parts of the gates change
+// saved by; how the next states change follows from backward (cpu/tangent_units.h).
+//
 // A cell is usable once it stands in cell_list.h. kReadsH says whether backward reads next h; a step whose backward
 // does not has no need to keep it.
 #pragma once
@@ -115,6 +118,14 @@ struct LSTM {
     dprev[0] = V(0);
     dprev[1] = dc * f;
   }
+
+  template <class V>
+  static RNN_HD void tangents(const V* saved, const V* gx_t, const V* gh_t, V* saved_t) {
+    saved_t[0] = Sigmoid::gradient(saved[0], gx_t[0] + gh_t[0]);
+    saved_t[1] = Sigmoid::gradient(saved[1], gx_t[1] + gh_t[1]);
+    saved_t[2] = Tanh::gradient(saved[2], gx_t[2] + gh_t[2]);
+    saved_t[3] = Sigmoid::gradient(saved[3], gx_t[3] + gh_t[3]);
+  }
 };
 
 // Cho et al. 2014 with the reset gate applied after the recurrent product; gates r z n as in torch.nn.GRU.
@@ -145,6 +156,14 @@ struct GRU {
     dgx[0] = dgh[0] = dgx[2] * gh_n * r * (V(1) - r);
     dgx[1] = dgh[1] = dnext[0] * (prev[0] - n) * z * (V(1) - z);
     dprev[0] = dnext[0] * z;
+  }
+
+  template <class V>
+  static RNN_HD void tangents(const V* saved, const V* gx_t, const V* gh_t, V* saved_t) {
+    saved_t[0] = Sigmoid::gradient(saved[0], gx_t[0] + gh_t[0]);
+    saved_t[1] = Sigmoid::gradient(saved[1], gx_t[1] + gh_t[1]);
+    saved_t[2] = Tanh::gradient(saved[2], gx_t[2] + saved_t[0] * saved[3] + saved[0] * gh_t[2]);
+    saved_t[3] = gh_t[2];
   }
 };
 

@@ -5,7 +5,7 @@
 
 namespace rnn::cpu::RNN_ISA {
 
-template <class Cell, class IO>
+template <class Cell, class IO, class Unit = BackwardUnit<Cell, IO>>
 class BackwardCells : LoopBase<IO> {
   using Base = LoopBase<IO>;
   using Base::kLanes, Base::left, Base::padded;
@@ -13,7 +13,6 @@ class BackwardCells : LoopBase<IO> {
   using Loop = BackwardLoop<IO>;
   using Block = typename Loop::Block;
   static constexpr int kWidth = Loop::kWidth;
-  using Unit = BackwardUnit<Cell, IO>;
 
  public:
   static void cells(const void* of, int64_t d, const void* block, int64_t s, int64_t j, const T* dh) {
@@ -30,7 +29,7 @@ class BackwardCells : LoopBase<IO> {
     const auto& dir = loop.directions_[d];
     const bool projected = dir.dprojected;
     const RowStep now = RowStep::backward(q, d, loop.rows_[r], s);
-    const StateBefore before = StateBefore::of(q, d, loop.rows_[r], s, now);
+    const StateBefore before = StateBefore::of(q, d, loop.rows_[r], s, now.active && !now.cut);
     SumOfSquares<V> dh_squares, gate_squares;
     for (int u = 0; u < kWidth; ++u) {
       const int64_t i = (j * kWidth + u) * kLanes;
@@ -45,6 +44,8 @@ class BackwardCells : LoopBase<IO> {
         if (!projected) {
           unit.dnext[0] = loop.unmasked(unit.dnext[0], d, loop.rows_[r], i, n) + (load(dh) + unit.dout[0]);
           if (p.flow) dh_squares.add(unit.dnext[0], n);
+        } else if constexpr (requires { unit.of_raw; }) {
+          unit.dnext[0] += unit.of_raw;
         }
         for (int k = 1; k < Cell::S; ++k) unit.dnext[k] = load(dc + (k - 1) * padded(q.H)) + unit.dout[k];
       }

@@ -319,7 +319,8 @@ class ForwardLoop final : public LoopBase<IO> {
       for (int64_t b = first; b < end; ++b, ++m) {
         scratch.filled[m] = s < rows_[b].length;
         if (!scratch.filled[m]) continue;
-        Base::copy_factors(p_.input(q.position(d, rows_[b], s), b), p_.I, scratch.x + m * stride);
+        const IO* x = p_.I > 0 ? p_.input(q.position(d, rows_[b], s), b) : nullptr;
+        Base::copy_factors(x, p_.I, scratch.x + m * stride);
       }
     }
     const bool* const filled = Base::unless_all(scratch.filled, m);
@@ -347,7 +348,9 @@ class ForwardLoop final : public LoopBase<IO> {
       for (int u = 0; u < kMaxVectors; ++u, out += kLanes) {
         const int64_t i = (j * kMaxVectors + u) * kLanes;
         if (i >= q.R) continue;
-        const V value = now.active ? load(out) : V(T(0));
+        V value = now.active ? load(out) : V(T(0));
+        if (kernels_.carries_tangents && now.active)
+          value += load_or_zero(static_cast<const ForwardTangents<IO>&>(p_).of_h, now.n * q.R + i, left(q.R, i));
         store(p_.y + now.n * q.R + i, value, left(q.R, i));
         keep(state, i, now.active ? now.handed_on(value) : load(state.h + i), left(q.R, i));
       }

@@ -5,7 +5,7 @@
 
 namespace rnn::cpu::RNN_ISA {
 
-template <class Cell, class IO>
+template <class Cell, class IO, class Unit = ForwardUnit<Cell, IO>>
 class ForwardCells : LoopBase<IO> {
   using Base = LoopBase<IO>;
   using Base::kLanes, Base::padded, Base::padded_factors;
@@ -46,7 +46,7 @@ class ForwardCells : LoopBase<IO> {
     const int64_t H = p.seq.H;
     const int n = all ? kLanes : int(H - i);
     T* c = Cell::S > 1 ? dir.c + beside<Cell>(state.b, 1, padded(H), i) : nullptr;
-    ForwardUnit<Cell, IO> unit;
+    Unit unit;
     if (now.active) {
       for (int g = 0; g < Cell::G; ++g) {
         unit.gx[g] = load(gx + g * kWidth * kLanes) + load(dir.bias[0] + g * padded(H) + i);
@@ -58,6 +58,8 @@ class ForwardCells : LoopBase<IO> {
     for (int k = 1; k < Cell::S; ++k) unit.prev[k] = load(c + (k - 1) * padded(H));
     unit.read_parameters(dir.unit, H, i, n);
     if (now.active) unit.draw(p.noise, dir.d, now, i);
+    if constexpr (requires { unit.read_values(p, dir.d, now, i, n, false); })
+      if (now.active) unit.read_values(p, dir.d, now, i, n, dir.raw);
 
     unit.run(now);
 

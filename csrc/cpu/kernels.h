@@ -63,6 +63,40 @@ struct OuterProducts {
   }
 };
 
+// The states of a call, or their tangents: as the loop backwards reads them.
+template <class IO>
+struct States {
+  const IO* h0;     // [D, B, R]
+  const IO* c0;     // [D, B, C*H] or null
+  const IO* y;      // [T, B, D*R]
+  const IO* c;      // [T, B, D, C*H] or null
+  const IO* saved;  // [T, B, D, K*H] or null
+};
+
+// A loop of tangents (tangent_units.h): x, biases and states are tangents, and so are all results; W_ih, W_hh and W_hr
+// are themselves, by which tangents are multiplied as values are.
+template <class IO>
+struct ForwardTangents : Forward<IO> {
+  States<IO> at;
+  const IO* of_gx;  // [T, B, D, G*H] or null: what else changes gx: W_ih' x
+  const IO* of_gh;  // the same of gh: W_hh' h
+  const IO* of_h;   // [T, B, D*R] or null: what else changes the projected h: W_hr' h
+};
+
+// A loop of values that writes the gradients of all states behind each step.
+template <class IO>
+struct BackwardRecord : Backward<IO> {
+  IO* dnext;  // [T, B, D, S*H]: that of h before its projection
+};
+
+// A loop of tangents: gradients are, given and found ones; weights, states and what was saved are values.
+template <class IO>
+struct BackwardTangents : Backward<IO> {
+  const IO* dnext;  // [T, B, D, S*H]: values, which a BackwardRecord has written
+  States<IO> tangents;
+  const IO* of_raw;  // [T, B, D, H] or null: what else changes the gradient of h before its projection: W_hr'^T dproj
+};
+
 // A normed cell's part in the loops (common/normed.h), each of tile j at a step. v [rows, gates, vectors, lanes] is
 // W_hh h; where the cell emits, `forward` leaves its states there, which `emit` takes. Of backward dh came through W_hh
 // or W_hr; where the cell emits, emit_backward takes it, else backward.
@@ -91,6 +125,11 @@ struct CellKernels {
   // Leaves the gradients of gh behind, [B, G*H], and in dh0 what goes around W_hh.
   void (*backward_step)(const Backward<IO>&, T* dgh, int64_t first, int64_t last);
   NormedKernels<IO> normed = {};  // of a normed cell, which has nothing else
+  // In the place of forward and backward in a loop over ForwardTangents, BackwardRecord and BackwardTangents; null of
+  // 16-bit types, which would be rounded at every step, and of cells that are not built in.
+  decltype(forward) forward_tangents = nullptr;
+  decltype(backward) backward_record = nullptr, backward_tangents = nullptr;
+  bool carries_tangents = false;  // the loop forward is one over ForwardTangents
 };
 
 template <class IO>

@@ -277,7 +277,7 @@ class NormedBackwardCells : LoopBase<IO> {
     const Direction& dir = loop.directions_[d];
     for (int64_t r = k.first; r < k.last; ++r) {
       const RowStep now = RowStep::backward(q, d, loop.rows_[r], s);
-      const StateBefore before = StateBefore::of(q, d, loop.rows_[r], s, now);
+      const StateBefore before = StateBefore::of(q, d, loop.rows_[r], s, now.active && !now.cut);
       then(loop, dir, r + k.slot, now.active, [&](auto&& f) {
         for (int u = 0; u < kWidth; ++u) {
           const int64_t i = (j * kWidth + u) * kLanes;

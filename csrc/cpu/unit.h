@@ -69,8 +69,9 @@ struct StateBefore {
   bool initial;
   int64_t n;  // its place in [D, B, ...] where it is an initial one, else in [T, B, D, ...]
 
-  static StateBefore of(const Sequence& q, int64_t d, const Row& row, int64_t s, const RowStep& now) {
-    if (!now.active || now.cut) return {true, false, 0};
+  // `linked`: whether there is such a step, and its state comes from the one before.
+  static StateBefore of(const Sequence& q, int64_t d, const Row& row, int64_t s, bool linked) {
+    if (!linked) return {true, false, 0};
     if (s == 0 && q.first(d, row)) return {false, true, q.state_at(d, row.b, 1)};
     return {false, false, q.before(d, row, s)};
   }

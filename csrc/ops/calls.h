@@ -8,6 +8,7 @@
 //   rnnkernels::window_gradients     forward again and all gradients of that, those of weights added up: for recompute
 //   rnnkernels::input_gradient       dx from the gradients of the gates, each row by itself
 //   rnnkernels::rows_product, steps_product   the products of any matrices as those behind the loops are computed
+//   rnnkernels::forward_tangents, backward_record, backward_tangents   of one layer: tangent_calls.h
 //
 // Shapes: common/layout.h, with the layers in front:
 //

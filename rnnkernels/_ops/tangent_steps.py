@@ -10,20 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnkernels._ops.duals import (
-    Dual,
-    Maybe,
-    apart,
-    filled,
-    joined,
-    or_zero,
-    over_steps,
-    part,
-    product,
-    total,
-)
+from rnnkernels._ops.duals import Dual, Maybe, apart, filled, joined, or_zero, part, product, total
 from rnnkernels._ops.steps import Steps
-from rnnkernels.cells import Cell, find
+from rnnkernels._ops.tangent_weights import DirectionWeights, needed, own_names
+from rnnkernels.cells import find
 
 _BLOCK = 1 << 15  # numbers of a state: what comes of as many is found in a cache
 
@@ -33,11 +23,6 @@ def _units(like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     one, zero = torch.ones_like(like[0]), torch.zeros_like(like[0])
     for s in range(len(like)):
         yield [one if s == i else zero for i in range(len(like))]
-
-
-def own_names(cell: Cell) -> list[str]:
-    """Those of a cell's own parameters among the weights of a direction."""
-    return [f"params.{name}" for name in cell.params]
 
 
 def _blocks(T: int, numbers: int) -> Iterator[slice]:
@@ -61,12 +46,6 @@ def _reaches(cell_name: str) -> list[bool]:
     return [any(bool(dprev[j].any()) for dprev in each) for j in range(cell.S)]
 
 
-def _product(a: Tensor, w: Tensor) -> Tensor:
-    found = product(a, w)
-    assert found is not None
-    return found
-
-
 class Entering(NamedTuple):
     """What enters backward's loop from outside of it, where its factors change; None is zero."""
 
@@ -77,13 +56,11 @@ class Entering(NamedTuple):
     of_params: list[Maybe]  # [H]: to the gradients of the cell's own parameters
 
 
-class Direction:
+class Direction(DirectionWeights):
     """One direction of a layer: what its kernels have computed, and the tangents of that.
 
-    ``weights`` are by the names of :class:`rnnkernels._core.call.LayerWeights`, the parameters of
-    the cell itself by :func:`own_names`; ``initial`` are the first states [B, n], ``states`` those
-    after each step [T, B, n], ``h_raw`` [T, B, H] is h before the projection, where there is one,
-    ``noise`` [T, B, H] what the cell draws. ``backward`` is the op of the loop backwards.
+    ``initial`` are the first states [B, n], ``states`` those after each step [T, B, n], ``noise``
+    [T, B, H] is what the cell draws. ``backward`` is the op of the loop backwards.
     """
 
     def __init__(
@@ -100,13 +77,12 @@ class Direction:
         noise: Sequence[Tensor],
         backward: Callable[..., Sequence[Tensor]],
     ) -> None:
-        self.cell, self.steps, self.weights = find(a.cell), Steps(a, turned), weights
-        self.backward = backward
-        self.x = self.steps.quiet_dual(x)  # which may hold anything there
-        self.w_hh, self.w_hr, self.initial = weights.get("w_hh"), weights.get("w_hr"), initial
-        self.h_raw, self.h_mask = None if h_raw is None else Dual(h_raw), h_mask
-        entering = [self.steps.entering(s, i.value) for s, i in zip(states, initial, strict=True)]
+        steps = Steps(a, turned)
+        entering = [steps.entering(s, i.value) for s, i in zip(states, initial, strict=True)]
         self.prev = [Dual(t) for t in entering if t is not None]  # the states before each step
+        raw = None if h_raw is None else Dual(h_raw)
+        super().__init__(find(a.cell), steps, x, weights, h_mask, self.prev[0], raw)
+        self.backward, self.initial = backward, initial
         after = [states[0] if h_raw is None else h_raw, *states[1:]]
         self.next = [Dual(self.steps.quiet(t)) for t in after]  # h before the projection
         self.params, self.noise = [weights[name] for name in own_names(self.cell)], noise
@@ -115,15 +91,6 @@ class Direction:
         self.of_states: list[Maybe] = [None] * self.cell.S
         if not self._by_kernel():
             self._jacobians()
-
-    def _masked(self, t: Tensor) -> Tensor:
-        """An h [..., B, R] as W_hh is multiplied by it, or a gradient that comes from there."""
-        return t if self.h_mask is None else t * self.h_mask
-
-    def _entered(self) -> Dual:
-        """The h before each step [T, B, R], as W_hh is multiplied by it."""
-        h = self.prev[0]
-        return Dual(self._masked(h.value), None if h.tangent is None else self._masked(h.tangent))
 
     def _before(self, at: slice = slice(None)) -> list[Dual]:
         """What the cell takes beside its gates at some steps: the states before each, its own
@@ -158,18 +125,10 @@ class Direction:
                 if of_state is not None:
                     torch.stack([dprev[j] for _, _, dprev in each], 2, out=of_state[at])
 
-    def _gate_tangent(self, t: Dual, w: Dual | None, b: Dual | None) -> Maybe:
-        """That of W t + b [T, B, G*H]."""
-        if w is None:
-            return None
-        by_w = product(t.value, None if w.tangent is None else w.tangent.t())
-        found = total(product(t.tangent, w.value.t()), by_w, None if b is None else b.tangent)
-        return None if found is None else found.expand(*t.value.shape[:-1], found.size(-1))
-
     def forward(self) -> tuple[list[Maybe], list[Maybe]]:
         """The tangents of the states after each step [T, B, n] and after the last one [B, n]."""
-        self.dgx_in = self._gate_tangent(self.x, self.weights["w_ih"], self.weights.get("b_ih"))
-        self.dgh_in = self._gate_tangent(self._entered(), self.w_hh, self.weights.get("b_hh"))
+        self.dgx_in = self.gate_tangent(self.x, self.weights["w_ih"], self.weights.get("b_ih"))
+        self.dgh_in = self.gate_tangent(self.entered(), self.w_hh, self.weights.get("b_hh"))
         moved = None if self.w_hr is None else self.w_hr.tangent
         own = [t.tangent for t in (*self.initial, *self.params)]
         sources = [self.dgx_in, self.dgh_in, moved, *own]
@@ -192,6 +151,7 @@ class Direction:
             Dual(p.value, self.steps.entering(s, first.tangent))
             for p, s, first in zip(self.prev, every, self.initial, strict=True)
         ]
+        self.h = self.prev[0]
         return [self.steps.quiet(t) for t in every], list(state)
 
     def _sources(self, moved: Maybe) -> tuple[Tensor, Maybe]:
@@ -255,7 +215,7 @@ class Direction:
             before = state if steps.cut is None else [s.masked_fill(steps.cut[t], 0) for s in state]
             found = u_at[t]
             if w_hh is not None and by_h is not None:
-                through_w = self._masked(before[0]) @ w_hh
+                through_w = self.masked(before[0]) @ w_hh
                 by_h[t] = through_w
                 found = found + (gates_at[t] * through_w.view(sizes)).sum(2)
             for at, s in zip(states_at, before, strict=True):
@@ -285,18 +245,14 @@ class Direction:
         """What enters backward's loop, whose gradients of the gates are ``dgates`` [T, B, (G+A)*H],
         and those of h after the projection ``dproj`` [T, B, R], for these gradients of the states
         after each step and after the last one."""
-        G, A, H = self.cell.G, self.cell.A, self.H
-        self.dgx = self.dgh = dgates[..., : G * H]
-        if A:
-            self.dgh = torch.cat([dgates[..., : (G - A) * H], dgates[..., G * H :]], -1)
-        self.dproj = dproj
+        self.take_gradients(dgates, dproj)
         through_w = torch.zeros_like(self.prev[0].value)
         if self.w_hh is not None:
-            through_w = self._masked(_product(self.dgh, self.w_hh.value))
+            through_w = self.masked(needed(product(self.dgh, self.w_hh.value)))
         of_gx, of_gh, to_prev, of_params = self._changes(self._dnext(through_w, of_states, of_last))
         if self.w_hh is not None:
             by_w = total(product(of_gh, self.w_hh.value), product(self.dgh, self.w_hh.tangent))
-            to_prev[0] = total(to_prev[0], None if by_w is None else self._masked(by_w))
+            to_prev[0] = total(to_prev[0], None if by_w is None else self.masked(by_w))
         pairs = [self.steps.leaving(t) for t in to_prev]
         every, first = [every for every, _ in pairs], [first for _, first in pairs]
         return Entering(of_gx, of_gh, every, first, of_params)
@@ -365,7 +321,7 @@ class Direction:
         if self.w_hr is not None:
             assert self.dproj is not None
             moved = product(self.dproj, self.w_hr.tangent)
-            given = Dual(_product(self.dproj, self.w_hr.value), moved)
+            given = Dual(needed(product(self.dproj, self.w_hr.value)), moved)
         carried = [or_zero(t, i.value) for t, i in zip(of_last, self.initial, strict=True)]
         if given is None and steps.still is None and all(t is None for t in self.of_states):
             every, _ = steps.leaving(by_hidden)  # of one state, and nothing goes around W_hh
@@ -397,36 +353,20 @@ class Direction:
             dnext[0] = given
         return dnext
 
-    def gradients(
+    def gradients_of_entering(
         self, dgates: Maybe, dproj: Maybe, dunit: Maybe, entered: Entering
     ) -> dict[str, Maybe]:
-        """The tangents of the gradients of the weights and of x, by name, from those of the gates,
-        and what rows add to those of the cell's own parameters [.., P*H], that the loop has found
-        for what entered it."""
-        G, A, H = self.cell.G, self.cell.A, self.H
-        dgx, dgh, alike = entered.of_gx, entered.of_gh, (G - A) * H
+        """``gradients``, and those of the cell's own parameters, from what the loop has found for
+        what entered it: gradients of the gates, and what rows add to the parameters [.., P*H]."""
+        dgx, dgh, H = entered.of_gx, entered.of_gh, self.H
         if dgates is not None:  # in place: what has entered has gone its way
-            dgx += dgates[..., : G * H]
-            if A:
-                dgh[..., :alike] += dgates[..., :alike]
-                dgh[..., alike:] += dgates[..., G * H :]
-        x, h, w_ih = self.x, self._entered(), self.weights["w_ih"]
-        found = {
-            "x": total(product(dgx, w_ih.value), product(self.dgx, w_ih.tangent)),
-            "w_ih": over_steps((dgx, x.value), (self.dgx, x.tangent)),
-            "w_hh": over_steps((dgh, h.value), (self.dgh, h.tangent)),
-            "b_ih": (of_b_ih := dgx.sum((0, 1))),
-            # In memory of its own: callers may change it.
-            "b_hh": dgh.sum((0, 1)) if A else of_b_ih.clone(),
-        }
-        sums = None if dunit is None else dunit.sum(0).to(x.value.dtype)
+            of_gx, of_gh = self.both_parts(dgates)
+            dgx += of_gx
+            if self.cell.A:
+                dgh += of_gh
+        found = self.gradients(dgx, dgh, dproj)
+        sums = None if dunit is None else dunit.sum(0).to(dgx.dtype)
         for k, name in enumerate(own_names(self.cell)):
             own = part(sums, slice(k * H, (k + 1) * H))
             found[name] = total(own, entered.of_params[k])
-        if self.h_raw is not None:
-            raw = self.h_raw
-            found["w_hr"] = over_steps((dproj, raw.value), (self.dproj, raw.tangent))
         return found
-
-    def dx(self) -> Tensor:
-        return _product(self.dgx, self.weights["w_ih"].value)
