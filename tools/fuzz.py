@@ -51,7 +51,7 @@ from rnnkernels import build_info  # noqa: E402
 KINDS: tuple[Callable[[Drawn, bool], Attempt], ...] = (
     *[modules.layer] * 4, modules.step, modules.function, modules.stream, modules.serving,
     *[ops.forward] * 4, *[ops.backward] * 3, ops.input_gradient,
-    ops.products, ops.window,
+    ops.products, ops.window, ops.tangents,
 )  # fmt: skip
 PATIENCE = 120.0  # seconds for one input
 MEMORY = 8 << 30  # bytes of addresses beyond what a fresh process has

@@ -39,6 +39,9 @@ def _register() -> None:
         register_flop_formula(library.sequence_forward)(_forward)
         register_flop_formula([library.sequence_backward, library.sequence_backward_])(_backward)
         register_flop_formula(library.sequence_gradients)(_gradients)
+    of_tangents = torch.ops.rnnkernels
+    register_flop_formula(of_tangents.forward_tangents)(_forward)
+    register_flop_formula([of_tangents.backward_record, of_tangents.backward_tangents])(_backward)
     register_flop_formula(torch.ops.rnnkernels.input_gradient)(_input_gradient)
     register_flop_formula(torch.ops.rnnkernels.rows_product)(_rows_product)
     register_flop_formula(torch.ops.rnnkernels.steps_product)(_steps_product)

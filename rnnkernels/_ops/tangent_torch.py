@@ -1,4 +1,10 @@
-"""Tangents of one layer, by loops in torch operations: see :mod:`rnnkernels._ops.tangents`."""
+"""Tangents of one layer, by loops in torch operations: see :mod:`rnnkernels._ops.tangents`.
+
+Forward all but ``W_hh h'`` is computed for all steps at once. Backward, what the loop multiplies
+with changes: that enters it at every step from outside, by forward mode over the cell's
+``backward``. And the loop carries on what has entered: it is linear, so the kernel does that, which
+is handed what enters as gradients of every h and c.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Tangents of a call, and of its gradients, by the kernels and one further loop over time.
+"""Tangents of a call, and of its gradients, by loops over time like those of values.
 
-A small change of all that a call takes changes a step by something linear: ``next' = u + J_gh (W_hh
-h') + J_prev prev'``, with the Jacobians of a unit's arithmetic, which the cell's own ``backward``
-gives for a gradient of one. All but ``W_hh h'`` is computed for all steps at once.
+A small change of all that a call takes changes a step by something linear: ``next' = J_gx gx' +
+J_gh gh' + J_prev prev'``, with the Jacobians of a unit's arithmetic, which the cell's own
+``backward`` gives for a gradient of one. Gradients change by what backward's loop multiplies with,
+which is forward mode over the cell's ``backward``, and by what it carries on. This is the
+R-operator of Pearlmutter (1994) on a loop over time.
 
-Gradients change in two ways. What the loop of backward multiplies with changes: that enters it at
-every step from outside, by forward mode over the cell's ``backward``. And the loop carries on what
-has entered: it is linear, so the kernel does that, which is handed what enters as gradients of
-every h and c. This is the R-operator of Pearlmutter (1994) on a loop over time.
+``tangent_kernels.py`` has that from the CPU kernels, of cells that are built in;
+``tangent_torch.py``, of other cells and devices, from loops in torch operations around the kernels'
+own ones. What both have of the weights is in ``tangent_weights.py``.
 
 Second derivatives are symmetric, so the same is the derivative of a gradient: in the direction of
 its gradients, the tangents of the outputs are the gradients of ``dy`` and the others, and the
@@ -153,9 +154,7 @@ class _Call:
         self.a, self.tangents = a, tangents
         self.weights = [Dual(w, t) for w, t in zip(a.weights, of_weights, strict=True)]
         self.merges = a.directions > 1 and a.merge_mode != "concat"
-        every = (a.x, a.h0, *a.weights, *of_weights, *tangents.values())
-        plain = not any(transformed(t) for t in every if t is not None)
-        self.by_kernels = plain and kernels_take(a.cell, a.x)
+        self.by_kernels = kernels_take(a.cell, a.x)
 
     def _given(self, name: str, *at: Any) -> Dual | None:
         """An argument with its tangent, or a part of it."""

@@ -77,7 +77,13 @@ class Problem:
     """A layer with what it takes, and what is asked of it."""
 
     def __init__(
-        self, kind: str, options: dict[str, Any], call: dict[str, Tensor], T: int = T
+        self,
+        kind: str,
+        options: dict[str, Any],
+        call: dict[str, Tensor],
+        T: int = T,
+        B: int = B,
+        H: int = H,
     ) -> None:
         torch.manual_seed(0)
         written = kind in WRITTEN
@@ -149,10 +155,19 @@ def tangent(t: Tensor) -> Tensor:
 
 
 def compare(
-    question: Callable[[Problem], list[Tensor]], problem: Problem, patch: pytest.MonkeyPatch
+    question: Callable[[Problem], list[Tensor]],
+    problem: Problem,
+    patch: pytest.MonkeyPatch,
+    by_loops: bool = True,
 ) -> None:
-    """An answer by the kernels, which were asked, with the reference's."""
+    """An answer by the kernels, which were asked, with the reference's; ``by_loops`` says whether
+    those of built-in cells are to have it by loops of tangents."""
     asked = 0
+    built_in = problem.module.cell in CELLS and not problem.module.zoneout
+    if by_loops and built_in:
+        patch.delattr(tangents, "TorchLayer")
+    elif built_in:
+        patch.setattr(tangents, "kernels_take", lambda *args: False)
 
     def find(*args: Any) -> tangents.Found:
         nonlocal asked
@@ -172,6 +187,26 @@ def compare(
 @pytest.mark.parametrize(("kind", "layer"), layers())
 def test_layers(kind: str, layer: str, question: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(question, Problem(kind, options_of(kind, layer), CALLS["both"]), monkeypatch)
+
+
+@pytest.mark.parametrize("question", [second_order, of_gradients])
+@pytest.mark.parametrize(
+    ("kind", "layer"), [at for at in layers() if at[0] not in WRITTEN and at[1] != "zoneout"]
+)
+def test_layers_without_loops_of_tangents(
+    kind: str, layer: str, question: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on other devices."""
+    problem = Problem(kind, options_of(kind, layer), CALLS["both"])
+    compare(question, problem, monkeypatch, by_loops=False)
+
+
+@pytest.mark.parametrize("question", [second_order, of_gradients])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_many_rows_and_units(kind: str, question: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a block of rows, and tiles of units of which the last is not whole."""
+    problem = Problem(kind, {}, {}, T=2, B=150, H=37)
+    compare(question, problem, monkeypatch)
 
 
 @pytest.mark.parametrize("question", [second_order, of_outputs, of_gradients])
@@ -194,6 +229,23 @@ def test_tangents_end_where_windows_do(question: Any) -> None:
     with rnnkernels.use_backend("reference"):
         want = question(Problem("GRU", {"truncate": 2}, {}))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_float32(kind: str) -> None:
+    """Vectors of other widths than those of float64."""
+    torch.manual_seed(0)
+    layer = getattr(rnnkernels, kind)(5, 19, bidirectional=True)
+    x = torch.randn(4, 3, 5)
+
+    def derivatives(dtype: torch.dtype) -> list[Tensor]:
+        made = layer.to(dtype)
+        given = x.to(dtype).requires_grad_()
+        (dx,) = torch.autograd.grad(made(given)[0].sum(), given, create_graph=True)
+        return list(torch.autograd.grad(dx.square().sum(), [given, *made.parameters()]))
+
+    for got, want in zip(derivatives(torch.float32), derivatives(F64), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("question", ["jvp", "jvp of grad"])

@@ -97,3 +97,14 @@ def test_double_backward_counts() -> None:
     with FlopCounterMode(display=False) as mode:
         dx.square().sum().backward()
     assert mode.get_total_flops() > 0
+
+
+def test_loops_of_tangents_count_as_those_of_values() -> None:
+    lstm, x = rnnkernels.LSTM(I, H), torch.randn(T, B, I, requires_grad=True)
+    (dx,) = torch.autograd.grad(lstm(x)[0].sum(), x, create_graph=True)
+    with FlopCounterMode(display=False) as mode:
+        dx.square().sum().backward()
+    counted, each = mode.get_flop_counts()["Global"], 2 * T * B * 4 * H
+    kernels = torch.ops.rnnkernels
+    assert counted[kernels.forward_tangents] == each * (I + H)
+    assert counted[kernels.backward_record] == counted[kernels.backward_tangents] == each * H

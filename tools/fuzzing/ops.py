@@ -21,7 +21,9 @@ NAMES = (
     *FORWARD, "input", "hx", "hidden", "weight", "weight_ih", "weight_hh", "bias_ih", "bias_hh",
     "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "weight_hr", "parameter", "dy", "dh_n", "dc_n", "dys",
     "dc", "y", "ys", "saved", "h_raw", "wanted", "lanes", "record", "initial", "invariant",
-    "dgates", "argument", "cell", "a", "b", "w", "sums",
+    "dgates", "argument", "cell", "a", "b", "w", "sums", "tangents", "merge_mode", "layers",
+    "h0_at", "c0_at", "y_at", "c_at", "saved_at", "of_gx", "of_gh", "of_h", "dnext", "h0_t",
+    "c0_t", "y_t", "c_t", "saved_t", "of_raw",
 )  # fmt: skip
 
 
@@ -176,3 +178,42 @@ def window(d: Drawn, written: bool) -> Attempt:
             return kernels.window_gradients(*values)
 
     return Attempt(f"window_gradients({said})", NAMES, run)
+
+
+def tangents(d: Drawn, written: bool) -> Attempt:
+    """Loops over tangents of one layer, with arguments that may not fit it."""
+    call = _call(d)
+    while call.layers > 1 or call.merge_mode != "concat":
+        call = _call(d)
+    call = call._replace(save=True, step=False, window=0, clip="none")
+    y, _, _, _, c, _, saved = (t.detach() for t in kernels.sequence_forward(*call[:ARGUMENTS]))
+    given: dict[str, Any] = dict(zip(FORWARD, call[:ARGUMENTS], strict=True))
+    D, H = call.directions * call.heads, call.H
+    steps, dtype = call.x.shape[:2], call.x.dtype
+
+    def added(*after: int) -> Tensor | None:
+        return d.tensor(*steps, *after, dtype=dtype) if d.chance(0.3) else None
+
+    states = (call.h0, call.c0, y, c, saved)
+    which = d.pick("forward_tangents", "backward_record", "backward_tangents")
+    if which == "forward_tangents":
+        width = find(call.cell_name).G * H
+        extra: list[Any] = [*states, added(D, width), added(D, width), added(D * call.h0.size(2))]
+        values = [*given.values(), *extra]
+    else:
+        known = given | {"y": y, "ys": y.new_empty(0), "c": c, "saved": saved}
+        known |= {"dy": torch.randn_like(y), "record": False, "initial": True, "invariant": False}
+        op = kernels.sequence_backward.default
+        values = [known.get(a.name) for a in op._schema.arguments]
+        if which == "backward_tangents":
+            dnext = d.tensor(1, *steps, D, find(call.cell_name).S * H, dtype=dtype)
+            values += [dnext, *states, added(D, H)]
+    names = tuple(a.name for a in getattr(kernels, which).default._schema.arguments)
+    _spoil(d, names, values)
+    said = _said(dict(zip(names, values, strict=True)))
+
+    def run() -> Any:
+        with torch.no_grad():
+            return getattr(kernels, which)(*values)
+
+    return Attempt(f"{which}({said})", NAMES, run)
