@@ -11,7 +11,7 @@ namespace rnn::cpu::RNN_ISA {
 
 // Shared out by tiles of kTile rows of the results, lane after lane. A thread takes a block of such tiles at a time,
 // and for it part after part of K: its rows of a and one panel of b are copied side by side, in the arithmetic type, to
-// be read from L1 and L2.
+// be read from L1 and L2. Sums grow where the result lies (in_place()), but for tiles that it has a part of only.
 template <class IO>
 class OuterLoop final : public LoopBase<IO> {
   using Base = LoopBase<IO>;
@@ -57,14 +57,41 @@ class OuterLoop final : public LoopBase<IO> {
   struct Scratch {
     T* a;    // [kDepth, kStride]
     T* b;    // [kDepth, kPanel]
-    T* sum;  // [panels, rows of the block, kPanel], with shorter rows in the last panel
+    T* sum;  // [panels, rows of the block, kPanel], with shorter rows in the last panel; or, in place, as below
   };
+  // Not of another type than the arithmetic one; nor where many parts of K would go there and back.
+  static bool in_place(const OuterProducts<IO>& p) { return std::is_same_v<IO, T> && p.K <= 2 * kDepth; }
   static int64_t in_tiles(int64_t rows) { return (rows + kTile - 1) / kTile * kTile; }
   // Columns of the panel from j on, in whole vectors.
   static int64_t width(const OuterProducts<IO>& p, int64_t j) { return padded(least(kPanel, p.N - j)); }
   Scratch scratch(Arena& arena) const {
     const int64_t depth = least(kDepth, p_.K), rows = least(kBlock, tiles(p_) * kTile);
-    return {arena.take<T>(depth * kStride), arena.take<T>(depth * kPanel), arena.take<T>(rows * padded(p_.N))};
+    // In place, what is summed up here is the last tile of rows, in all panels, and the last panel, in all rows.
+    const int64_t sum = in_place(p_) ? kTile * padded(p_.N) + rows * kPanel : rows * padded(p_.N);
+    return {arena.take<T>(depth * kStride), arena.take<T>(depth * kPanel), arena.take<T>(sum)};
+  }
+
+  // A tile of the result, of rows from r of the block on and columns from j on: where its sum grows.
+  struct Tile {
+    IO* out;   // where it belongs
+    int rows;  // that exist there
+    int64_t columns;
+    bool whole;  // all that is summed up exists, so that it grows there
+    T* sum;
+    int64_t stride;  // of rows of `sum`
+  };
+  static Tile tile(const OuterProducts<IO>& p, const Scratch& s, int64_t m, int rows, int r, int64_t j) {
+    const int64_t wide = width(p, j), columns = least(kPanel, p.N - j);
+    IO* const out = p.out + (m + r) * p.out_stride + j;
+    const int own = int(least(kTile, rows - r));
+    if (in_place(p)) {
+      if constexpr (std::is_same_v<IO, T>)
+        if (own == kTile && columns == wide) return {out, own, columns, true, out, p.out_stride};
+      T* const last_rows = s.sum + j * kTile;
+      T* const last_panel = s.sum + kTile * padded(p.N) + r * kPanel;
+      return {out, own, columns, false, own < kTile ? last_rows : last_panel, wide};
+    }
+    return {out, own, columns, false, s.sum + j * in_tiles(rows) + r * wide, wide};
   }
 
   // Tiles first to last of one lane. Blocks of them are of one size: each copies all of b.
@@ -74,33 +101,35 @@ class OuterLoop final : public LoopBase<IO> {
     for (int64_t m = first * kTile; m < end; m += step) {
       const int rows = int(least(step, end - m));
       for (int64_t k = 0; k < p.K; k += kDepth) add(p, s, m, rows, k, int(least(kDepth, p.K - k)));
-      for (int64_t j = 0; j < p.N; j += kPanel) write(p, s, m, rows, j);
+      for (int64_t j = 0; j < p.N; j += kPanel)
+        for (int r = 0; r < rows; r += kTile) write(p, tile(p, s, m, rows, r, j));
     }
   }
 
   // What `depth` rows from k on add to the rows of the result from m on; those that a tile has beyond are not written.
   static void add(const OuterProducts<IO>& p, const Scratch& s, int64_t m, int rows, int64_t k, int depth) {
-    const int64_t whole = in_tiles(rows);
     for (int i = 0; i < depth; ++i) Base::copy_factors(p.a + (k + i) * p.a_stride + m, rows, s.a + i * kStride);
     for (int64_t j = 0; j < p.N; j += kPanel) {
       const int64_t columns = width(p, j);
       for (int i = 0; i < depth; ++i)
         Base::copy_factors(p.b + (k + i) * p.b_stride + j, least(kPanel, p.N - j), s.b + i * columns);
-      for (int r = 0; r < rows; r += kTile)
-        kProducts[columns / kLanes - 1](s.a + r, kStride, s.b, depth, k > 0, s.sum + j * whole + r * columns, columns,
+      for (int r = 0; r < rows; r += kTile) {
+        const Tile to = tile(p, s, m, rows, r, j);
+        kProducts[columns / kLanes - 1](s.a + r, kStride, s.b, depth, k > 0 || (to.whole && p.adds), to.sum, to.stride,
                                         s.b);
+      }
     }
   }
 
-  static void write(const OuterProducts<IO>& p, const Scratch& s, int64_t m, int rows, int64_t j) {
-    for (int r = 0; r < rows; ++r) {
-      const T* sum = s.sum + j * in_tiles(rows) + r * width(p, j);
-      IO* out = p.out + (m + r) * p.out_stride + j;
-      for (int64_t i = 0; i < least(kPanel, p.N - j); i += kLanes) {
-        const int n = left(p.N - j, i);
-        V total = p.K > 0 ? load(sum + i) : V(T(0));
-        if (p.adds) total += load(out + i, n);
-        store(out + i, total, n);
+  static void write(const OuterProducts<IO>& p, const Tile& from) {
+    if (from.whole && (p.K > 0 || p.adds)) return;  // it is there
+    for (int r = 0; r < from.rows; ++r) {
+      for (int64_t i = 0; i < from.columns; i += kLanes) {
+        const int n = left(from.columns, i);
+        IO* const out = from.out + r * p.out_stride + i;
+        V total = p.K > 0 ? load(from.sum + r * from.stride + i) : V(T(0));
+        if (p.adds) total += load(out, n);
+        store(out, total, n);
       }
     }
   }
