@@ -28,7 +28,7 @@ def matrix(rows: int, columns: int, lies: str = "rows", dtype: Any = torch.float
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lies", ["rows", "apart", "columns"])
 @pytest.mark.parametrize(
-    ("M", "K", "N"), [(1, 1, 1), (15, 40, 3), (4, 1, 33), (3, 0, 2), (0, 2, 2)]
+    ("M", "K", "N"), [(1, 1, 1), (15, 40, 3), (4, 1, 33), (3, 0, 2), (0, 2, 2), (20, 9, 70)]
 )
 def test_products_are_those(M: int, K: int, N: int, lies: str, dtype: Any) -> None:
     a, w = matrix(M, K, lies, dtype), matrix(K, N, lies, dtype)
