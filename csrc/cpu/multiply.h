@@ -67,7 +67,7 @@ RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Pa
       if (idle < n) {
         const auto run = [&]<class Q>(const Q* panel, const Q* ahead) {
           product_of<T, Q>(vectors, n)(a + first * row_stride + k, row_stride, panel, K, k > 0, out + first * stride,
-                                       stride, ahead);
+                                       stride, {ahead, Own::kLanes * int64_t(sizeof(Q))});
         };
         const int64_t t = r / each;
         if (widens) {
