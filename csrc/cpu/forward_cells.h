@@ -25,26 +25,31 @@ class ForwardCells : LoopBase<IO> {
     const Step& step = *static_cast<const Step*>(at);
     const int64_t H = loop.p_.seq.H;
     for (int64_t r = 0; r < step.rows; ++r) {
+      const RowStep now = step.now[r];
       const State state = loop.state(dir, step.first + r, step.s);
       for (int u = 0; u < kWidth; ++u) {
         const int64_t i = (j * kWidth + u) * kLanes, at = (r * Cell::G * kWidth + u) * kLanes;
-        if (i + kLanes <= H) {
-          cell<true>(loop.p_, dir, step.now[r], state, i, gx + at, gh + at);
+        if (now.active && i + kLanes <= H) {
+          cell(loop.p_, dir, now, state, i, kLanes, gx + at, gh + at);
         } else if (i < H) {
-          cell<false>(loop.p_, dir, step.now[r], state, i, gx + at, gh + at);
+          rare_cell(loop.p_, dir, now, state, i, gx + at, gh + at);
         }
       }
     }
   }
 
  private:
-  // One step of kLanes units of a row from unit i on; only H - i of them exist if not `all`.
-  // gx, gh: [G, kWidth, lanes].
-  template <bool all>
-  static void cell(const Forward<IO>& p, const Direction& dir, const RowStep& now, const State& state, int64_t i,
-                   const T* gx, const T* gh) {
+  // The last units of a row, or padding. Apart from all others, of which it is then known that they are there: a
+  // compiler keeps them in registers.
+  __attribute__((noinline)) static void rare_cell(const Forward<IO>& p, const Direction& dir, RowStep now,
+                                                  const State& state, int64_t i, const T* gx, const T* gh) {
+    cell(p, dir, now, state, i, LoopBase<IO>::left(p.seq.H, i), gx, gh);
+  }
+
+  // One step of n units of a row from unit i on. gx, gh: [G, kWidth, lanes].
+  static RNN_HD void cell(const Forward<IO>& p, const Direction& dir, const RowStep& now, const State& state, int64_t i,
+                          int n, const T* gx, const T* gh) {
     const int64_t H = p.seq.H;
-    const int n = all ? kLanes : int(H - i);
     T* c = Cell::S > 1 ? dir.c + beside<Cell>(state.b, 1, padded(H), i) : nullptr;
     Unit unit;
     if (now.active) {

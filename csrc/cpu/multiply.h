@@ -67,7 +67,7 @@ RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Pa
       if (idle < n) {
         const auto run = [&]<class Q>(const Q* panel, const Q* ahead) {
           product_of<T, Q>(vectors, n)(a + first * row_stride + k, row_stride, panel, K, k > 0, out + first * stride,
-                                       stride, ahead);
+                                       stride, {ahead, Own::kLanes * int64_t(sizeof(Q))});
         };
         const int64_t t = r / each;
         if (widens) {
@@ -88,12 +88,12 @@ template <class T, class W>
 __attribute__((noinline)) void multiply(const Panels<T, W>& w, int64_t tile, const T* a, int64_t row_stride,
                                         int64_t rows, Arithmetic<T>* out, const bool* active) {
   using Own = Panels<T, W>;
-  const int width = w.width();
-  for (int i = 0; i < w.parts(); ++i) multiply_part(w, tile, w.part(i), a, row_stride, rows, out, active);
+  const int width = w.width(), used = w.columns_of(tile) * Own::kLanes;
+  for (int i = 0; i < w.parts(); ++i) multiply_part(w, tile, w.part(tile, i), a, row_stride, rows, out, active);
   if constexpr (Own::kScaled) {
     for (int64_t r = 0; r < rows; ++r) {
       T* row = out + r * width;
-      for (int64_t i = 0; (!active || active[r]) && i < width; i += Own::kLanes)
+      for (int64_t i = 0; (!active || active[r]) && i < used; i += Own::kLanes)
         store(row + i, load(row + i) * load(w.scales + tile * width + i));
     }
   }

@@ -116,10 +116,29 @@ class OuterLoop final : public LoopBase<IO> {
       for (int r = 0; r < rows; r += kTile) {
         const Tile to = tile(p, s, m, rows, r, j);
         kProducts[columns / kLanes - 1](s.a + r, kStride, s.b, depth, k > 0 || (to.whole && p.adds), to.sum, to.stride,
-                                        s.b);
+                                        copied_next(p, s, m, rows, k, depth, j, r / kTile));
       }
     }
   }
+
+  // What the products of a panel fetch, one tile after another: a line of each row of what is copied next. That is the
+  // next panel of b or, behind the last one, the first of the part of K that follows, and its rows of a. Copies would
+  // wait for them: rows lie far apart, so that the processor foresees none.
+  static Ahead copied_next(const OuterProducts<IO>& p, const Scratch& s, int64_t m, int rows, int64_t k, int depth,
+                           int64_t j, int64_t tile) {
+    constexpr int64_t kLine = 64 / sizeof(IO);
+    const auto lines = [](int64_t n) { return (n + 2 * kLine - 2) / kLine; };  // of n values that begin anywhere
+    const bool last = j + kPanel >= p.N;
+    const int64_t row = last ? k + depth : k, column = last ? 0 : j + kPanel;
+    if (row + depth <= p.K) {
+      const int64_t of_b = lines(least(kPanel, p.N - column));
+      if (tile < of_b) return fetching(p.b + row * p.b_stride + column + tile * kLine, p.b_stride);
+      if (last && tile < of_b + lines(rows))
+        return fetching(p.a + row * p.a_stride + m + (tile - of_b) * kLine, p.a_stride);
+    }
+    return {s.b, 0};  // which is there
+  }
+  static Ahead fetching(const IO* first, int64_t stride) { return {first, stride * int64_t(sizeof(IO))}; }
 
   static void write(const OuterProducts<IO>& p, const Tile& from) {
     if (from.whole && (p.K > 0 || p.adds)) return;  // it is there

@@ -41,9 +41,15 @@ struct PanelSizes {
     int width() const { return columns * kLanes; }
   };
   int parts() const { return (columns() + kMaxVectors - 1) / kMaxVectors; }
-  Part part(int i) const {
-    const int first = columns() * i / parts();
-    return {first, columns() * (i + 1) / parts() - first};
+  Part part(int64_t tile, int i) const {
+    const int all = columns_of(tile), first = all * i / parts();
+    return {first, all * (i + 1) / parts() - first};
+  }
+  // The columns of a tile that hold units. Where there is one gate, the last tile has no others, and is multiplied by
+  // no more of them; its sums lie as far apart as all.
+  int columns_of(int64_t tile) const {
+    const int64_t left = (units - tile * tile_units() + kLanes - 1) / kLanes;
+    return gates == 1 && left < vectors ? int(left) : columns();
   }
   int64_t tiles() const { return (units + tile_units() - 1) / tile_units(); }
 
@@ -68,7 +74,7 @@ struct Panels : PanelSizes<T> {
   using Sizes = PanelSizes<T>;
   using V = Vec<Arithmetic<T>>;
   using Sizes::K, Sizes::units, Sizes::vectors, Sizes::kLanes, Sizes::width, Sizes::columns, Sizes::tiles;
-  using Sizes::part, Sizes::parts, Sizes::tile_units, Sizes::rows_of;
+  using Sizes::part, Sizes::parts, Sizes::columns_of, Sizes::tile_units, Sizes::rows_of;
   using typename Sizes::Part;
   static constexpr bool kNarrow = !std::is_same_v<T, W>, kScaled = std::is_same_v<W, Int8>;
   static constexpr int kGroup = kNarrow ? kInLane<W> : int(sizeof(Arithmetic<T>) / sizeof(T));  // values of K in a lane
@@ -100,7 +106,7 @@ struct Panels : PanelSizes<T> {
         find_scales(rows(column), rows_of(tile, column).count, scales + tile * width() + column * kLanes);
     }
     for (int p = 0; p < parts(); ++p) {
-      const Part now = part(p);
+      const Part now = part(tile, p);
       for (int64_t k0 = 0; k0 < K; k0 += each) {
         const int n = int(K - k0 < each ? K - k0 : each);
         W* out = panel(tile, now) + k0 * now.width();
@@ -126,7 +132,7 @@ struct Panels : PanelSizes<T> {
   void pack(const IO* w, int64_t tile) const {
     W* to = panel(tile);
     for (int64_t k = 0; k < depth(); k += kGroup) {
-      for (int u = 0; u < vectors; ++u, to += kLanes * kGroup) {
+      for (int u = 0; u < columns_of(tile); ++u, to += kLanes * kGroup) {
         const int64_t unit = tile * tile_units() + u * kLanes, left = units - unit;
         const auto row = [&](int64_t k) {
           return k >= K || left <= 0 ? V(0) : load(w + k * units + unit, left < kLanes ? int(left) : kLanes);

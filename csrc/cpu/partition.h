@@ -37,6 +37,7 @@ struct Partition {
     constexpr int64_t kWorkPerThread = 64 << 10;  // less is done before a second thread has woken up
     constexpr int64_t kWorkPerBarrier = 16 << 10;
     constexpr int64_t kFewestRows = 4;  // fewer rows reread the weights too often
+    constexpr int64_t kManyRows = 96;   // products of so many take several times as long as to read the weights from L3
     threads = int(least(threads, 1 + T * D * step_work / kWorkPerThread));
     Partition parts{1, 1, 1};
     for (int n = int(least(D, threads)); n > 1 && parts.direction_parts == 1; --n)
@@ -44,7 +45,9 @@ struct Partition {
     const int64_t each = threads / parts.direction_parts;
     const int64_t useful_units = least(least(each, tiles), most(1, step_work / kWorkPerBarrier));
     const int64_t useful_rows = least(each, most(1, B / kFewestRows));
-    if (panel_bytes <= kCacheBytes && useful_rows * 2 > each) {
+    // Shares of rows are even and wait for nobody; those of units are whole tiles, and wait at every step.
+    const bool reads_all = panel_bytes <= kCacheBytes || B / useful_rows >= kManyRows;
+    if (reads_all && useful_rows * 2 > each) {
       parts.row_parts = int(useful_rows);
       parts.unit_parts = int(least(useful_units, each / useful_rows));
     } else {

@@ -38,12 +38,18 @@ struct Term<BFloat16> {
 };
 #endif
 
+// What a product fetches meanwhile for those behind it: with each value of K one line, so many bytes behind the last.
+struct Ahead {
+  const void* first;
+  int64_t stride;
+};
+
 // out [M, N*lanes] = a [M, K] * panel [K, N*lanes], or out += where it continues; a transposed one is [K, M]. Strides
 // are those of rows. One accumulator per output and one order of additions, whatever M and however K is split: a row's
 // result does not depend on its batch.
 template <class T, int M, int N, class W = T, bool kTransposed = false>
 void product(const T* a, int64_t row_stride, const W* panel, int64_t K, bool continues, Arithmetic<T>* out,
-             int64_t out_stride, const W* ahead) {
+             int64_t out_stride, Ahead ahead) {
   using V = Vec<Arithmetic<T>>;
   constexpr int kLanes = V::kLanes, kGroup = Panels<T, W>::kGroup;
   V sum[M][N];
@@ -53,7 +59,7 @@ void product(const T* a, int64_t row_stride, const W* panel, int64_t K, bool con
     for (int n = 0; n < N; ++n) sum[m][n] = continues ? load(out + m * out_stride + n * kLanes) : V(0);
   constexpr int kParts = Panels<T, W>::kNarrow ? kGroup : 1;  // terms that a lane holds
   for (int64_t k = 0; k < K; k += kGroup) {
-    __builtin_prefetch(ahead + k * kLanes, 0, 2);
+    __builtin_prefetch(static_cast<const char*>(ahead.first) + k * ahead.stride, 0, 2);
 #pragma GCC unroll 4
     for (int j = 0; j < kParts; ++j) {
       Term<T> w[N];
@@ -82,7 +88,7 @@ constexpr int max_narrow_rows(int vectors) { return kWidensInFew ? kRegisters / 
 constexpr int kMaxRows = 8;
 
 template <class T, class W = T>
-using Product = void (*)(const T*, int64_t, const W*, int64_t, bool, Arithmetic<T>*, int64_t, const W*);
+using Product = void (*)(const T*, int64_t, const W*, int64_t, bool, Arithmetic<T>*, int64_t, Ahead);
 
 // The products of one register tile.
 template <class T, class W = T>

@@ -71,7 +71,7 @@ struct Products<BFloat16> {
  private:
   template <int N>
   static void product(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, bool continues,
-                      float* out, int64_t out_stride, const BFloat16*) {
+                      float* out, int64_t out_stride, Ahead) {
     constexpr int64_t kPairBytes = N * 64;  // of a pair of values of K in the panel
     const int64_t sum_bytes = out_stride * 4;
     each<N>([&]<int n>() {
