@@ -97,7 +97,7 @@ def _compiled(problem: Problem) -> Runner:
         runner.results(problem.checked, grad=False)
         runner.results(problem.checked, grad=True)
     except torch._dynamo.exc.TorchDynamoException as error:
-        raise Refused(_first_line(error)) from error
+        raise Refused(_reason(error)) from error
     return runner
 
 
@@ -186,8 +186,11 @@ def _flashrnn(problem: Problem) -> Runner:
     return Runner(call, parameters, gradients)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _reason(error: Exception) -> str:
+    """What kind of error it is and how torch.compile explains it, without the rest."""
+    kind, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    explained = [line.strip() for line in rest if line.strip().startswith("Explanation: ")]
+    return ". ".join([kind, *explained[:1]])
 
 
 _BUILDERS: dict[str, Callable[[Problem], Runner]] = {
