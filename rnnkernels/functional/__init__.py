@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnkernels import _backends, _ops
 from rnnkernels._core import option_checks
 from rnnkernels._core.call import LayerWeights
 from rnnkernels._core.option_checks import GradClip, Truncate, Zoneout
@@ -189,14 +190,34 @@ def _layers(
         zoneout=option_checks.zoneout(zoneout, find(cell).S, first.w_hr is not None),
         layer_norm=layer_norm,
     )
+    flat = [w for group in weights for w in group]
+    return_all_states = option_checks.flag("return_all_states", return_all_states)
+    if not return_all_states and spec.is_plain and _backends.undisturbed(backend):
+        found = _ops.layers_call(
+            cell,
+            flat,
+            spec.input_size,
+            hidden_size,
+            proj_size,
+            num_layers,
+            D,
+            merge_mode,
+            batch_first,
+            input,
+            hx,
+            lengths,
+            reset,
+        )
+        if found is not None:
+            return found
     return forward(
         spec,
         input,
         hx,
-        [w for group in weights for w in group],
+        flat,
         lengths=lengths,
         reset=reset,
-        return_all_states=option_checks.flag("return_all_states", return_all_states),
+        return_all_states=return_all_states,
     )
 
 
