@@ -177,6 +177,8 @@ def layers_call(
     batch_first: bool,
     input: Any,
     hx: Any,
+    lengths: Any,
+    reset: Any,
 ) -> Any:
     """What layers with this flat list of weights return, or None where anything is unusual."""
 

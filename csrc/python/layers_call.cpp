@@ -9,6 +9,7 @@
 
 #include "ops/tables.h"
 #include "python/direct.h"
+#include "python/ragged.h"
 
 namespace rnn {
 namespace {
@@ -74,7 +75,7 @@ PyObject* py_same_weights(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 11, "layers_call: expected 11 arguments, got ", count);
+  TORCH_CHECK_TYPE(count == 13, "layers_call: expected 13 arguments, got ", count);
   const char* const cell = PyUnicode_AsUTF8(args[0]);
   const char* const merge_mode = PyUnicode_AsUTF8(args[7]);
   if (!cell || !merge_mode) return nullptr;
@@ -92,25 +93,37 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   // States in one tensor and noise come by the way that knows of them.
   if (biases < 0 || biases > matrices || count_of_weights != each * L * D || info.C() > 1 || info.E > 0) Py_RETURN_NONE;
 
-  const Tensor* const given_x = exact_tensor(args[9]);
-  if (!given_x || given_x->dim() != 3 || given_x->size(2) != I || !has_kernels(*given_x, info) || !undisturbed())
+  const std::optional<PackedInput> packed = packed_input(args[9]);
+  const Tensor* const given_x = exact_tensor(packed ? packed->data : args[9]);
+  if (!given_x || given_x->dim() != (packed ? 2 : 3) || given_x->size(-1) != I || !has_kernels(*given_x, info) ||
+      !undisturbed())
     Py_RETURN_NONE;
   const Autocast autocast(given_x->device());
   const Tensor* const first = PyList_GET_SIZE(args[1]) ? exact_tensor(PyList_GET_ITEM(args[1], 0)) : nullptr;
   if (!first || given_x->device() != first->device()) Py_RETURN_NONE;
   const auto weights = read(args[1], autocast);
   if (!weights) Py_RETURN_NONE;
-  const Tensor x = autocast(*given_x);
+  Tensor x = autocast(*given_x);
   if (x.scalar_type() != weights->front().scalar_type()) Py_RETURN_NONE;
+  if (batch_first && !packed) x = x.transpose(0, 1);
+  std::optional<Ragged> ragged;
+  if (packed || args[11] != Py_None || args[12] != Py_None) {
+    if (!x.is_cpu() || (packed && args[11] != Py_None)) Py_RETURN_NONE;
+    ragged = packed ? Ragged::of_packed(x, *packed, args[12], batch_first)
+                    : Ragged::of_padded(x, args[11], args[12], batch_first);
+    if (!ragged) Py_RETURN_NONE;
+  }
 
   const bool has_c = info.C() > 0;
-  const std::array<int64_t, 3> h_shape{L * D, x.size(batch_first ? 0 : 1), P ? P : H},
-      c_shape{h_shape[0], h_shape[1], H};
+  const int64_t R = P ? P : H;
+  const std::array<int64_t, 3> h_shape{L * D, ragged ? ragged->rows() : x.size(1), R}, c_shape{L * D, h_shape[1], H};
   States initial;
   PyObject* const hx = args[10];
-  if (hx == Py_None) {
-    initial.h = at::zeros(h_shape, x.options());
-    if (has_c) initial.c = P ? at::zeros(c_shape, x.options()) : initial.h;
+  const bool given = hx != Py_None;
+  if (!given) {
+    const int64_t rows = ragged ? ragged->taken() : h_shape[1];
+    initial.h = at::zeros({L * D, rows, R}, x.options());
+    if (has_c) initial.c = P ? at::zeros({L * D, rows, H}, x.options()) : initial.h;
   } else if (!has_c) {
     initial.h = read_state(hx, h_shape, x, autocast);
   } else if (PyTuple_CheckExact(hx) && PyTuple_GET_SIZE(hx) == 2) {
@@ -128,16 +141,24 @@ PyObject* py_layers_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     call.directions = D;
     call.projected = P > 0;
     call.merge_mode = merge_mode;
-    call.x = batch_first ? x.transpose(0, 1) : x;
+    call.x = ragged ? ragged->enter(x) : x;
     call.weights = *weights;
-    call.h0 = initial.h;
-    if (has_c) call.c0 = initial.c;
+    call.h0 = ragged && given ? ragged->enter_state(initial.h) : initial.h;
+    if (has_c) call.c0 = ragged && given ? ragged->enter_state(initial.c) : initial.c;
+    if (ragged) static_cast<Steps&>(call) = ragged->steps();
     auto results = ForwardOp::call(SequenceOps<Library::kCompiled>::forward(), call);
-    y = batch_first ? std::get<0>(results).transpose(0, 1) : std::move(std::get<0>(results));
+    y = std::move(std::get<0>(results));
     h_n = std::move(std::get<1>(results));
     c_n = std::move(std::get<2>(results));
+    if (ragged) {
+      y = ragged->leave(y);
+      h_n = ragged->leave_state(h_n, given ? initial.h : Tensor());
+      if (has_c) c_n = ragged->leave_state(c_n, given ? initial.c : Tensor());
+    }
+    if (batch_first && !packed) y = y.transpose(0, 1);
   }
-  const THPObjectPtr output(THPVariable_Wrap(std::move(y)));
+  THPObjectPtr output(THPVariable_Wrap(std::move(y)));
+  if (packed && output) output = packed_output(*packed, output.get());
   THPObjectPtr states(THPVariable_Wrap(std::move(h_n)));
   if (has_c && states) {
     const THPObjectPtr c(THPVariable_Wrap(std::move(c_n)));

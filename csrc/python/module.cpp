@@ -372,8 +372,8 @@ PYBIND11_MODULE(_C, module) {
        "parameters (a module's dictionary of them, or a tuple of four), or None where anything is unusual."},
       {"layers_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_layers_call)), METH_FASTCALL,
        "layers_call(cell, weights, input_size, hidden_size, proj_size, num_layers, directions, merge_mode, "
-       "batch_first, input, hx)\n\nWhat layers with this flat list of weights return, or None where anything is "
-       "unusual."},
+       "batch_first, input, hx, lengths, reset)\n\nWhat layers with this flat list of weights return, or None where "
+       "anything is unusual."},
       {"same_weights", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&rnn::py_same_weights)), METH_FASTCALL,
        "same_weights(parameters, names, flat_weights, references)\n\nWhether a module's flat list of weights holds its "
        "parameters of these names, and weak references are to them: none was replaced since the list was made."},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -154,3 +155,20 @@ class Spec:
     def width(self) -> int:
         """Size of the output of a layer, once its directions are merged."""
         return self.D * self.R if self.merge_mode == "concat" else self.R
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no option is on, as where layers take the short way past Python."""
+        return _options(self) == _OFF
+
+
+#: What the short way takes, on or off; every other field is an option that it knows nothing of.
+_TAKEN = frozenset(
+    (
+        "kind", "cell", "input_size", "hidden_size", "num_layers", "proj_size", "bidirectional",
+        "batch_first", "training", "merge_mode", "backend",
+    )
+)  # fmt: skip
+_OPTIONS = [field for field in fields(Spec) if field.name not in _TAKEN]
+_options = attrgetter(*(field.name for field in _OPTIONS))
+_OFF = tuple(field.default for field in _OPTIONS)

@@ -194,7 +194,7 @@ class RNNBase(flat_weights.Holder):
             or self.recurrent_dropout
             or self.input_dropout
         )
-        plain = lengths is None and reset is None and not (return_all_states or drops)
+        plain = not (return_all_states or drops)
         plain = plain and windows is None and clip is None and every is None and self.heads == 1
         plain = plain and self.zoneout is None and not self.layer_norm
         if plain and _backends.undisturbed(self.backend):
@@ -215,6 +215,8 @@ class RNNBase(flat_weights.Holder):
                 self.batch_first,
                 input,
                 hx,
+                lengths,
+                reset,
             )
             if found is not None:
                 return found

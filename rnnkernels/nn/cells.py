@@ -12,7 +12,7 @@ from rnnkernels._core import checks, option_checks
 from rnnkernels._core.call import LayerWeights
 from rnnkernels._core.option_checks import Zoneout
 from rnnkernels.cells import find
-from rnnkernels.functional import _normed
+from rnnkernels.functional import _normed, _step
 from rnnkernels.functional._noise import Noise
 from rnnkernels.functional._spec import State
 from rnnkernels.nn import tracing
@@ -109,7 +109,7 @@ class RNNCellBase(nn.RNNCellBase):
         weights = LayerWeights(*own, params=self._params())
         kind, sizes = type(self).__name__, (self.input_size, self.hidden_size)
         options: dict[str, Any]
-        if functional.is_overridden():
+        if _step.is_overridden():
             cell = getattr(self, "definition", self.cell)
             options = {"backend": self.backend, "zoneout": self.zoneout}
             options |= {"training": self.training, "layer_norm": self.layer_norm}
@@ -117,7 +117,7 @@ class RNNCellBase(nn.RNNCellBase):
             return functional.cell(kind, cell, input, hx, weights, sizes=sizes, **options)
         noise = Noise(self._noise, self._zoneout(self.zoneout), self.training)
         options = {"layer_norm": self.layer_norm, "heads": self.heads}
-        return functional.checked_cell(
+        return _step.checked_cell(
             kind, self.cell, input, hx, weights, sizes, self.backend, noise, **options
         )
 

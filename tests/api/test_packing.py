@@ -330,7 +330,7 @@ def test_nothing_is_kept_for_padding(kind: str) -> None:
 
 
 def test_a_batch_without_padding_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = rk.GRU(3, 4), torch.randn(5, 4, 3)
+    layer, x = rk.GRU(3, 4, backend="cpu"), torch.randn(5, 4, 3)
     whole = layer(x)[0]
     given: list[Any] = []
 

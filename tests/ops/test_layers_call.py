@@ -9,69 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
 
 import rnnkernels
-from helpers import draw, same_bits, tensors
+from helpers import same_bits, tensors
 from modes import Dispatch, Functions, Subclass
 from rnnkernels import _backends, _ops
 from rnnkernels.diagnostics import gradient_flow
+from short_ways import LAYERS, B, H, I, T, arguments, build, run
 
 if _ops.missing is not None:
     pytest.skip(f"no compiled kernels: {_ops.missing}", allow_module_level=True)
-
-T, B, I, H = 4, 3, 5, 6
-LAYERS: dict[str, dict[str, Any]] = {
-    "RNN": {},
-    "LSTM": {},
-    "GRU": {},
-    "RNN relu, 2 layers": {"nonlinearity": "relu", "num_layers": 2},
-    "LSTM projected, both ways": {"proj_size": 2, "bidirectional": True, "num_layers": 2},
-    "LSTM projected without bias": {"proj_size": 3, "bias": False},
-    "GRU one bias, batch first": {"bias_mode": "single", "batch_first": True, "num_layers": 3},
-    "GRU both ways, batch first": {"bidirectional": True, "batch_first": True},
-    "LSTM both ways": {"bidirectional": True},
-}
-
-
-def build(name: str = "LSTM", dtype: torch.dtype = torch.float64, **options: Any) -> Any:
-    torch.manual_seed(0)
-    kind = getattr(rnnkernels, name.split()[0])
-    return kind(I, H, dtype=dtype, **LAYERS.get(name, {}), **options)
-
-
-def arguments(module: Any, steps: int = T, rows: int = B) -> tuple[Tensor, Any]:
-    dtype = module.weight_hh_l0.dtype
-    shape = (rows, steps, I) if module.batch_first else (steps, rows, I)
-    layers = module.num_layers * (2 if module.bidirectional else 1)
-    widths = [module.proj_size or H, *([H] if module.mode == "LSTM" else [])]
-    h = [draw(layers, rows, n, seed=i, dtype=dtype).requires_grad_() for i, n in enumerate(widths)]
-    x = draw(*shape, seed=9, dtype=dtype).requires_grad_()
-    return x, tuple(h) if len(h) > 1 else h[0]
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether the short way was taken, for every call of layers that tried it."""
-    found: list[bool] = []
-
-    def look(*args: Any) -> Any:
-        result = short(*args)
-        found.append(result is not None)
-        return result
-
-    short = _ops.layers_call
-    monkeypatch.setattr(_ops, "layers_call", look)
-    return found
-
-
-def run(module: Any, args: tuple[Tensor, Any], hx: bool) -> list[Tensor]:
-    """Outputs, and their gradients in everything."""
-    x, state = args
-    out = tensors(module(x, state) if hx else module(x))
-    leaves = [x, *(tensors(state) if hx else []), *module.parameters()]
-    loss = sum((o * draw(*o.shape, seed=i, dtype=o.dtype)).sum() for i, o in enumerate(out))
-    return [*out, *torch.autograd.grad(loss, leaves)]
 
 
 @pytest.mark.parametrize("hx", [True, False])
@@ -206,8 +153,6 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clipped for a call": ({}, {"grad_clip": 1.0}),
     "recomputed": ({"recompute": 2}, {}),
     "recomputed for a call": ({}, {"recompute": 2}),
-    "lengths": ({}, {"lengths": [T] * B}),
-    "resets": ({}, {"reset": torch.zeros(T, B, dtype=torch.bool)}),
     "all states": ({}, {"return_all_states": True}),
     "backend": ({"backend": "cpu"}, {}),
 }
@@ -252,7 +197,6 @@ def test_whoever_asks_for_a_backend_or_looks_on(
 UNUSUAL: dict[str, tuple[Callable[[Tensor, Any], tuple[Any, Any]], Any]] = {
     "one row": (lambda x, s: (x[:, 0], (s[0][:, 0], s[1][:, 0])), None),
     "a list": (lambda x, s: (x, list(s)), None),
-    "packed": (lambda x, s: (pack_sequence([x[:, 0], x[:2, 1], x[:1, 2]]), s), None),
     "a subclass": (lambda x, s: (x.detach().as_subclass(Subclass), s), None),
     "a subclass as a state": (lambda x, s: (x, (s[0].detach().as_subclass(Subclass), s[1])), None),
     "a single state": (lambda x, s: (x, s[0]), TypeError),
@@ -345,24 +289,24 @@ def test_wrong_calls_of_the_entry_itself() -> None:
     module = build("GRU")
     x, h = arguments(module)
     weights = list(module.parameters())
-    sizes = (I, H, 0, 1, 1, "concat", False)
+    sizes, rest = (I, H, 0, 1, 1, "concat", False), (h, None, None)
     for args in (
         (),
-        ("gru", None, *sizes, x, h),
-        (3, weights, *sizes, x, h),
-        ("gru", weights, "I", H, 0, 1, 1, "concat", False, x, h),
+        ("gru", None, *sizes, x, *rest),
+        (3, weights, *sizes, x, *rest),
+        ("gru", weights, "I", H, 0, 1, 1, "concat", False, x, *rest),
     ):
         with pytest.raises(TypeError):
             _ops.layers_call(*args)
     with pytest.raises(ValueError, match="cell: expected one of"):
-        _ops.layers_call("elman", weights, *sizes, x, h)
+        _ops.layers_call("elman", weights, *sizes, x, *rest)
     beside = [*weights[:2], 3, weights[3]]
     strange = [*weights[:2], weights[2].detach().as_subclass(Subclass), weights[3]]
     others = [weights[:1], [*weights, *weights], weights + weights[:1], beside, strange]
     for given in ([], *others, [None] * 4, [None, *weights[1:]]):
-        assert _ops.layers_call("gru", given, *sizes, x, h) is None
-    rest = [*weights, *weights, weights[0]]
-    assert _ops.layers_call("gru", rest, I, H, 0, 2, 1, "concat", False, x, None) is None
-    assert _ops.layers_call("gru", weights, I, H, 0, 0, 1, "concat", False, x, h) is None
+        assert _ops.layers_call("gru", given, *sizes, x, *rest) is None
+    more, no_state = [*weights, *weights, weights[0]], (None, None, None)
+    assert _ops.layers_call("gru", more, I, H, 0, 2, 1, "concat", False, x, *no_state) is None
+    assert _ops.layers_call("gru", weights, I, H, 0, 0, 1, "concat", False, x, *rest) is None
     with pytest.raises(ValueError, match="merge_mode: expected one of"):
-        _ops.layers_call("gru", weights, I, H, 0, 1, 1, "max", False, x, h)
+        _ops.layers_call("gru", weights, I, H, 0, 1, 1, "max", False, x, *rest)
