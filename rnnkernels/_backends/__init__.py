@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from rnnkernels import _ops
-from rnnkernels._backends import gpu, onnx, recompute, triton, user_cells, vetting
+from rnnkernels._backends import gpu, in_graph, onnx, recompute, triton, user_cells, vetting
 from rnnkernels._backends import torch_nn as torch_backend
 from rnnkernels._core import checks, option_checks, reference
 from rnnkernels._core.call import Call, Result, may_need_gradient
@@ -141,6 +141,9 @@ BACKENDS: dict[str, Backend] = {
         Backend("torch", torch_backend.refusal, _checked(torch_backend.run)),
     )
 }
+
+#: In place of kernels where a compiler does as well; nobody asks for it by name.
+_IN_GRAPH = Backend("in_graph", lambda call: None, in_graph.run)
 
 #: Tried in this order where no backend is asked for; see :func:`automatic`.
 AUTOMATIC = ("cuda", "cpu", "triton", "reference")
@@ -273,6 +276,8 @@ def select(call: Call, name: str | None = None) -> Backend:
     if name not in ("torch", "reference") and _leaves_for_onnx():
         return _for_onnx(call)
     if name == "auto":
+        if not _invariant and in_graph.takes(call):
+            return _IN_GRAPH
         reasons = {}
         for candidate in automatic():
             reasons[candidate] = final_refusal(BACKENDS[candidate], call)

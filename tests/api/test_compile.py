@@ -21,10 +21,10 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 class Steps(nn.Module):
     """A loop of a cell, as decoders write it."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, library: Any = rnnkernels) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.cell = getattr(rnnkernels, kind)(5, H)
+        self.cell = getattr(library, kind)(5, H)
 
     def forward(self, x: Tensor) -> Tensor:
         state, outputs = None, []
@@ -139,6 +139,58 @@ def test_cells(kind: str) -> None:
     assert_same(result(model, compiled, x), result(model, model, x))
     assert graphs.ops(graphs.forward[0]) == [FORWARD] * 3
     assert graphs.ops(graphs.backward[0]) == [OF_A_STEP] * 3
+
+
+@pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
+def test_the_formula_of_a_step_in_training(kind: str) -> None:
+    """Of more rows than the op has a product of its own for, a compiler sees what it sees of
+    torch.nn's cells: the same products and no further copies."""
+    ours, theirs, graphs = Steps(kind), Steps(kind, nn), (Graphs(), Graphs())
+    x = torch.randn(3, 9, 5)
+    want = result(ours, ours, x)
+    for model, kept in zip((ours, theirs), graphs, strict=True):
+        compiled = torch.compile(model, fullgraph=True, backend=kept.backend)
+        assert_same(result(model, compiled, x), want)
+    for of_ours, of_theirs in (
+        (graphs[0].forward[0], graphs[1].forward[0]),
+        (graphs[0].backward[0], graphs[1].backward[0]),
+    ):
+        assert _count(of_ours, "mm") == _count(of_theirs, "mm") > 0
+        for copies in ("cat", "clone", "copy", "rnnkernels"):
+            assert _count(of_ours, copies) <= _count(of_theirs, copies)
+
+
+def _count(graph: torch.fx.GraphModule, name: str) -> int:
+    return sum(name in str(node.target) for node in graph.graph.nodes)
+
+
+@pytest.mark.parametrize("why", ["without gradients", "any batch", "asked for", "bfloat16"])
+def test_steps_that_stay_ops(why: str) -> None:
+    """Where kernels have more to offer, or somebody asked for them."""
+    model, graphs, x = Steps("GRUCell"), Graphs(), torch.randn(3, 9, 5)
+    if why == "asked for":
+        model.cell.backend = "cpu"
+    if why == "bfloat16":
+        model, x = model.bfloat16(), x.bfloat16()
+    compiled = torch.compile(
+        model, fullgraph=True, backend=graphs.backend, dynamic=why == "any batch"
+    )
+    with torch.set_grad_enabled(why != "without gradients"):
+        assert_same([compiled(x).float()], [model(x).float()])
+        if why == "any batch":
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                compiled(torch.randn(3, 4, 5))
+    assert graphs.ops(graphs.forward[0]) == [FORWARD] * 3
+
+
+def test_a_bad_weight_of_a_compiled_cell() -> None:
+    """It is refused by name, however many rows there are."""
+    model = Steps("GRUCell")
+    model.cell.weight_hh = nn.Parameter(torch.zeros(3 * H, H + 1))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for rows in (2, 9):
+        with pytest.raises(RuntimeError, match="weight_hh"):
+            compiled(torch.randn(3, rows, 5))
 
 
 def test_bad_lengths_in_a_compiled_model() -> None:
