@@ -97,8 +97,18 @@ Tensor placed_by_torch(const Tensor& rows, const Places& places) {
   return zeros.index_copy(0, places.at, flat).view_symint({places.A, places.B, W});
 }
 
-// Whether functions of C++ may have a gradient here: those of torch.func are for Python's.
-bool may_record() { return !at::functorch::functorchTLSAccessor(); }
+// Whether functions of C++ may have a gradient here: inside of torch.func those of Python alone have.
+// Torch tells that by an error alone; that it keeps a state for this thread says only that it once ran a transform.
+bool may_record() {
+  const auto& transforms = at::functorch::functorchTLSAccessor();
+  if (!transforms) return true;
+  try {
+    transforms->checkSupportsCppAutogradFunction();
+    return true;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
 
 // The gradients of picked and of placed rows are each other.
 class Rows : public torch::autograd::Function<Rows> {

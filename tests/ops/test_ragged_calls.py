@@ -95,6 +95,15 @@ def test_equals_the_long_way(
     assert type(module(given, **call)[0]) is type(given)
 
 
+def test_transforms_leave_nothing_behind(taken: list[bool]) -> None:
+    """Torch keeps a state of transforms for a thread once it has run any."""
+    torch.func.vmap(torch.sin)(torch.ones(2))
+    module = build("GRU both ways, batch first")
+    x, state = arguments(module)
+    dx = run(module, (x, state), True, lengths=[1, 4, 3])[2]
+    assert taken == [True] and dx.stride() == x.stride()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_without_gradients(
