@@ -192,7 +192,7 @@ def _layers(
     )
     flat = [w for group in weights for w in group]
     return_all_states = option_checks.flag("return_all_states", return_all_states)
-    if not return_all_states and spec.is_plain and _backends.undisturbed(backend):
+    if not return_all_states and _backends.undisturbed(backend) and spec.is_plain:
         found = _ops.layers_call(
             cell,
             flat,
