@@ -27,6 +27,10 @@ GradientsOutputs run(WindowCall& call) {
     TORCH_CHECK_VALUE(sum.sizes() == weight.sizes() && sum.is_contiguous() && sum.device() == weight.device(),
                       "sums: expected a contiguous tensor of shape ", weight.sizes(), " on ", weight.device(),
                       " like its weight, got shape ", sum.sizes(), ", strides ", sum.strides(), " on ", sum.device());
+    TORCH_CHECK_VALUE(sum.scalar_type() == weight.scalar_type() ||
+                          (sum.is_floating_point() && sum.element_size() > weight.element_size()),
+                      "sums: expected dtype ", weight.scalar_type(), " like its weight, or a wider one, got ",
+                      sum.scalar_type());
     sums[size_t(i)] = sum;
   }
   TORCH_CHECK_VALUE(added == call.sums.size(), "sums: expected one for each weight that is wanted, ", added, ", got ",

@@ -156,7 +156,10 @@ std::optional<Ragged> Ragged::of_packed(const Tensor& x, const PackedInput& inpu
 bool Ragged::order_by(PyObject* sorted, PyObject* unsorted) {
   for (auto& [object, numbers] : {std::pair(sorted, &order_), std::pair(unsorted, &back_)}) {
     if (object == Py_None) continue;
-    const std::optional<Numbers> given = exact_tensor(object) ? read_numbers(object, B_) : std::nullopt;
+    const Tensor* const order = exact_tensor(object);
+    // Torch's operations save them for backward, and say why they cannot.
+    if (!order || (order->is_inference() && at::GradMode::is_enabled())) return false;
+    const std::optional<Numbers> given = read_numbers(object, B_);
     if (!given || !is_permutation(*given)) return false;
     if (!std::is_sorted(given->begin(), given->end())) *numbers = *given;
   }

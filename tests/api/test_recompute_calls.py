@@ -142,6 +142,20 @@ def test_wrong_sums_of_a_window(wanted: list[int], sums: list[str], message: str
     assert all(bool((t == 1).all()) for t in given)
 
 
+def test_sums_of_another_type() -> None:
+    """A wider one is filled; in one that is not, sums would be rounded at every addition."""
+    call = make_call("gru", grad=False)
+    assert call.x.dtype == torch.float64
+    out = None, call.h0, None, None, None
+    for dtype in (torch.float32, torch.int64):
+        sums = [torch.ones_like(call.w_ih[0], dtype=dtype)]
+        with pytest.raises(
+            ValueError, match=r"^sums: expected dtype Double like its weight, or a wider"
+        ):
+            torch.ops.rnnkernels.window_gradients(*forward_arguments(call), *out, [3], sums, False)
+        assert bool((sums[0] == 1).all())
+
+
 # Derivatives
 
 

@@ -248,6 +248,11 @@ def test_outputs_may_be_changed_in_place(long_way: Callable[..., Any]) -> None:
     assert same_bits(results(), long_way(results))
 
 
+def inferred(*numbers: int) -> Tensor:
+    with torch.inference_mode():
+        return sizes(*numbers)
+
+
 def with_parts(module: Any, x: Tensor, **parts: Any) -> PackedSequence:
     return packed(module, x, [4, 3, 1], enforce_sorted=False)._replace(**parts)
 
@@ -306,6 +311,10 @@ UNUSUAL: dict[str, tuple[Callable[[Any, Tensor], Given], type[Exception] | None]
     "order of fewer rows": (
         lambda m, x: (with_parts(m, x, unsorted_indices=sizes(0, 1)), {}),
         ValueError,
+    ),
+    "order made in inference mode": (
+        lambda m, x: (with_parts(m, x, unsorted_indices=inferred(1, 2, 0)), {}),
+        RuntimeError,
     ),
     "a row twice": (lambda m, x: (with_parts(m, x, sorted_indices=sizes(0, 1, 1)), {}), None),
     "reset of other packed rows": (
