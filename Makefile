@@ -5,7 +5,9 @@ WORKERS ?= 2
 RECORD ?= benchmarks/results/cpu.json
 SANITIZE_TESTS ?= tests/ops/test_ops.py tests/ops/test_sizes.py tests/api/test_bad_input.py tests/ops/test_bad_tensors.py tests/numerics/test_grad_clip.py \
   tests/numerics/test_truncation.py tests/numerics/test_truncation_options.py tests/numerics/test_bfloat16.py \
-  tests/numerics/test_gradient_products.py tests/emulator/test_persistent.py::test_odd_sizes
+  tests/numerics/test_gradient_products.py tests/emulator/test_persistent.py::test_odd_sizes \
+  tests/ops/test_tangent_ops.py tests/ops/test_ragged_calls.py::test_memory_of_the_input \
+  tests/ops/test_ragged_calls.py::test_many_rows_are_copied_by_threads
 
 VENV := .venv
 BIN := $(VENV)/bin
