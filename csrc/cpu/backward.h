@@ -192,7 +192,7 @@ class BackwardLoop final : public LoopBase<IO> {
       const Block now{k.first, k.first + rows, k.slot};
       // The product carries what comes from step s + 1: there is none where no such step takes the state of this one.
       for (int64_t r = 0; r < rows; ++r) active[r] = linked(d, rows_[k.first + r], s + 1);
-      Base::for_tiles(dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, rows, share, product,
+      Base::for_tiles(dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, rows, share, s, product,
                       active, [&](int64_t j, const T* dh) {
                         if (dir.dprojected) {
                           project(d, now, s, j, dh);
@@ -204,7 +204,7 @@ class BackwardLoop final : public LoopBase<IO> {
       if (dir.dprojected) {
         for (int64_t r = 0; r < rows; ++r) active[r] = s < rows_[k.first + r].length;
         const int64_t width = padded_factors(q.R);
-        Base::for_tiles(dir.projection, dir.dprojected + (k.first + k.slot) * width, width, rows, share, product,
+        Base::for_tiles(dir.projection, dir.dprojected + (k.first + k.slot) * width, width, rows, share, s, product,
                         active, [&](int64_t j, const T* dh) { cells(d, now, s, j, dh); });
         barrier.wait(share.size);
       }
@@ -284,7 +284,7 @@ class BackwardLoop final : public LoopBase<IO> {
       const Row& row = rows_[k.first + r];
       active[r] = linked(d, row, 0) && q.first(d, row);
     }
-    Base::for_tiles(dir.hidden, dir.dgh[0] + (k.first + k.slot) * gates, gates, rows, share, product, active,
+    Base::for_tiles(dir.hidden, dir.dgh[0] + (k.first + k.slot) * gates, gates, rows, share, -1, product, active,
                     [&](int64_t j, const T* dh) {
                       for (int64_t r = k.first; r < k.last; ++r, dh += kWidth * kLanes) {
                         for (int u = 0; u < kWidth && q.first(d, rows_[r]); ++u) {

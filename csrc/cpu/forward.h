@@ -253,7 +253,7 @@ class ForwardLoop final : public LoopBase<IO> {
       const T* gx = scratch.gx + at * panel() - share.begin(dir.hidden.tiles()) * tile;
       at += rows;
       const F* h = dir.h[s & 1] + first * padded_factors(q.R);
-      Base::for_tiles(dir.hidden, h, padded_factors(q.R), rows, share, scratch.product, scratch.active,
+      Base::for_tiles(dir.hidden, h, padded_factors(q.R), rows, share, s, scratch.product, scratch.active,
                       [&](int64_t j, const T* gh) { cells(dir, step, j, gx + j * tile, gh); });
       barrier.wait(share.size);
       if (dir.raw) project(dir, step, share, scratch, barrier);
@@ -326,7 +326,7 @@ class ForwardLoop final : public LoopBase<IO> {
     const bool* const filled = Base::unless_all(scratch.filled, m);
     const int64_t begin = share.begin(dir.input.tiles()), end = share.end(dir.input.tiles());
     for (int64_t j = begin; j < end; ++j)
-      multiply(dir.input, j, scratch.x, stride, m, scratch.gx + (j - begin) * scratch.places * panel(), filled);
+      multiply(dir.input, j, j + 1, scratch.x, stride, m, scratch.gx + (j - begin) * scratch.places * panel(), filled);
     return s;
   }
 
@@ -334,7 +334,7 @@ class ForwardLoop final : public LoopBase<IO> {
   void project(const Direction& dir, const Step& step, const Share& share, const ThreadScratch& scratch,
                Barrier& barrier) const {
     const int64_t stride = padded_factors(p_.seq.H);
-    Base::for_tiles(dir.projection, dir.raw + step.first * stride, stride, step.rows, share, scratch.product,
+    Base::for_tiles(dir.projection, dir.raw + step.first * stride, stride, step.rows, share, step.s, scratch.product,
                     scratch.active, [&](int64_t j, const T* out) { project(dir, step, j, out); });
     barrier.wait(share.size);
   }

@@ -53,9 +53,9 @@ class KeptPanels : public PanelSizes<T> {
     return packed([](const auto& panels) { return panels.bytes(); });
   }
 
-  friend void multiply(const KeptPanels& w, int64_t tile, const T* a, int64_t row_stride, int64_t rows,
+  friend void multiply(const KeptPanels& w, int64_t tile, int64_t next, const T* a, int64_t row_stride, int64_t rows,
                        Arithmetic<T>* out, const bool* active) {
-    w.packed([&](const auto& panels) { multiply(panels, tile, a, row_stride, rows, out, active); });
+    w.packed([&](const auto& panels) { multiply(panels, tile, next, a, row_stride, rows, out, active); });
   }
 
  private:

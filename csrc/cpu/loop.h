@@ -69,16 +69,26 @@ struct LoopBase : Loop, Lanes<IO> {
     return active && std::memchr(active, false, n) ? active : nullptr;
   }
 
+  // Calls f(tile, the one that is next) for this share's tiles of w. Every other pass begins where the one before
+  // ended, whose last tiles are in the cache yet: of weights that do not fit it, passes in one order would find nothing
+  // there.
+  template <class Matrix, class Each>
+  static void each_tile(const Matrix& w, const Share& share, int64_t pass, Each&& f) {
+    const int64_t begin = share.begin(w.tiles()), end = share.end(w.tiles());
+    const int64_t towards = pass & 1 ? -1 : 1;
+    for (int64_t j = pass & 1 ? end - 1 : begin; begin <= j && j < end; j += towards) f(j, j + towards);
+  }
+
   // Multiplies n rows that lie at a by this share's tiles of w and hands each product on to then(tile, product). The
   // rows that `active` does not name are zeros.
   template <class Matrix, class Then>
-  static void for_tiles(const Matrix& w, const F* a, int64_t stride, int64_t n, const Share& share, T* out,
-                        const bool* active, Then&& then) {
+  static void for_tiles(const Matrix& w, const F* a, int64_t stride, int64_t n, const Share& share, int64_t pass,
+                        T* out, const bool* active, Then&& then) {
     active = unless_all(active, n);
-    for (int64_t j = share.begin(w.tiles()); j < share.end(w.tiles()); ++j) {
-      multiply(w, j, a, stride, n, out, active);
+    each_tile(w, share, pass, [&](int64_t j, int64_t next) {
+      multiply(w, j, next, a, stride, n, out, active);
       then(j, out);
-    }
+    });
   }
 
   template <class Matrix>

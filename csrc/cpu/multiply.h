@@ -32,14 +32,15 @@ Product<T, W> product_of(int vectors, int rows) {
 
 // Of out [rows, w.width()] = a [rows, w.depth()] * one panel the columns of one part, a few rows at a time. Where
 // `active` is given, a row that it does not name has no product, and is zero, whatever the weights: zero times infinity
-// would not be. Register tiles that have one height overlap where it does not divide the rows. K is not split then, or
-// rows in two of them would be added up twice.
+// would not be. `after` is the panel that comes next, which is fetched meanwhile. Register tiles that have one height
+// overlap where it does not divide the rows. K is not split then, or rows in two of them would be added up twice.
 //
 // Narrow weights are widened in registers. Where these are few, and more than two tiles of rows use a panel, that takes
 // longer than to widen it once for all of them, to L1.
 template <class T, class W>
-RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Panels<T, W>::Part& columns, const T* a,
-                          int64_t row_stride, int64_t rows, Arithmetic<T>* out, const bool* active) {
+RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Panels<T, W>::Part& columns,
+                          const W* after, const T* a, int64_t row_stride, int64_t rows, Arithmetic<T>* out,
+                          const bool* active) {
   using Own = Panels<T, W>;
   const int vectors = columns.columns, width = columns.width(), stride = w.width();
   out += columns.first * Own::kLanes;
@@ -56,6 +57,7 @@ RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Pa
   do {
     const int64_t K = depth - k < part ? depth - k : part;
     const W* here = w.panel(tile, columns) + k * width;
+    const W* ahead = k + K < depth ? here + K * width : after;
     if constexpr (kMayWiden) {
       if (widens) widen_panel(here, vectors, K, wide);
     }
@@ -65,15 +67,15 @@ RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Pa
       int idle = 0;
       for (int i = 0; active && i < n; ++i) idle += !active[first + i];
       if (idle < n) {
-        const auto run = [&]<class Q>(const Q* panel, const Q* ahead) {
+        const auto run = [&]<class Q>(const Q* panel, const Q* fetched) {
           product_of<T, Q>(vectors, n)(a + first * row_stride + k, row_stride, panel, K, k > 0, out + first * stride,
-                                       stride, {ahead, Own::kLanes * int64_t(sizeof(Q))});
+                                       stride, {fetched, Own::kLanes * int64_t(sizeof(Q))});
         };
         const int64_t t = r / each;
         if (widens) {
           run(wide, wide);
         } else {
-          run(here, here + (t < vectors ? K * width + t * K * Own::kLanes : 0));
+          run(here, t < vectors ? ahead + t * K * Own::kLanes : here);
         }
       }
       for (int i = 0; idle > 0 && i < n; ++i)
@@ -83,13 +85,17 @@ RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Pa
   } while (k < depth);
 }
 
-// All of it. Not inlined: a loop has several products, and they would be most of its code.
+// All of it; `next` is the tile whose turn comes then. Not inlined: a loop has several products, and they would be most
+// of its code.
 template <class T, class W>
-__attribute__((noinline)) void multiply(const Panels<T, W>& w, int64_t tile, const T* a, int64_t row_stride,
-                                        int64_t rows, Arithmetic<T>* out, const bool* active) {
+__attribute__((noinline)) void multiply(const Panels<T, W>& w, int64_t tile, int64_t next, const T* a,
+                                        int64_t row_stride, int64_t rows, Arithmetic<T>* out, const bool* active) {
   using Own = Panels<T, W>;
   const int width = w.width(), used = w.columns_of(tile) * Own::kLanes;
-  for (int i = 0; i < w.parts(); ++i) multiply_part(w, tile, w.part(tile, i), a, row_stride, rows, out, active);
+  for (int i = 0; i < w.parts(); ++i) {
+    const W* after = i + 1 < w.parts() ? w.panel(tile, w.part(tile, i + 1)) : w.panel(next);
+    multiply_part(w, tile, w.part(tile, i), after, a, row_stride, rows, out, active);
+  }
   if constexpr (Own::kScaled) {
     for (int64_t r = 0; r < rows; ++r) {
       T* row = out + r * width;

@@ -131,8 +131,8 @@ void BackwardLoop<IO>::run_normed_block(int64_t d, const Block& k, const Share& 
         norms[r].hidden[group] = dir.hidden_moments[group].standard(k.first + r + k.slot, kNormEpsilon);
       if (cell_.emits) norms[r].state = dir.state_moments.standard(k.first + r + k.slot, kNormEpsilon);
     }
-    Base::for_tiles(dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, rows, share, product, active,
-                    [&](int64_t j, const T* dh) {
+    Base::for_tiles(dir.hidden, dir.dgh[(s + 1) & 1] + (k.first + k.slot) * gates, gates, rows, share, s, product,
+                    active, [&](int64_t j, const T* dh) {
                       if (dir.dprojected) {
                         project(d, now, s, j, dh);
                       } else {
@@ -143,8 +143,8 @@ void BackwardLoop<IO>::run_normed_block(int64_t d, const Block& k, const Share& 
     if (dir.dprojected) {
       for (int64_t r = 0; r < rows; ++r) active[r] = s < rows_[k.first + r].length;
       const int64_t width = padded_factors(q.R);
-      Base::for_tiles(dir.projection, dir.dprojected + (k.first + k.slot) * width, width, rows, share, product, active,
-                      [&](int64_t j, const T* dh) { first_part(this, d, &now, s, j, dh); });
+      Base::for_tiles(dir.projection, dir.dprojected + (k.first + k.slot) * width, width, rows, share, s, product,
+                      active, [&](int64_t j, const T* dh) { first_part(this, d, &now, s, j, dh); });
       barrier.wait(share.size);
     }
     if (cell_.emits) {

@@ -28,8 +28,8 @@ void ForwardLoop<IO>::run_normed_block(int64_t d, int64_t first, int64_t last, c
     if (rows == 0) break;
     const Step step = step_of(d, first, rows, s, scratch);
     const F* h = dir.h[s & 1] + first * stride;
-    for (int64_t j = begin; j < end; ++j) {
-      multiply(dir.hidden, j, h, stride, rows, of_tile(j), scratch.active);
+    Base::each_tile(dir.hidden, share, s, [&](int64_t j, int64_t next) {
+      multiply(dir.hidden, j, next, h, stride, rows, of_tile(j), scratch.active);
       each_row(j, rows, [&](int64_t r, const T* v) {
         for (int group = 0; group < cell_.groups(); ++group) {
           const T* of_group = v + cell_.first_gate(group) * width * kLanes;
@@ -39,7 +39,7 @@ void ForwardLoop<IO>::run_normed_block(int64_t d, int64_t first, int64_t last, c
                                         }));
         }
       });
-    }
+    });
     barrier.wait(share.size);
     for (int64_t r = 0; r < rows; ++r)
       for (int k = 0; scratch.active[r] && k < cell_.groups(); ++k)

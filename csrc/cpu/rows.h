@@ -36,6 +36,7 @@ class RowsLoop final : public LoopBase<IO> {
 
   void run(const Partition&, const Share& share, Barrier&) override {
     alignas(64) T product[kBlockRows * kMaxVectors * kLanes];
+    int64_t pass = 0;
     for (int64_t first = share.first_row; first < share.last_row; first += kBlockRows) {
       const int64_t n = least(kBlockRows, share.last_row - first);
       const F* a;
@@ -50,7 +51,7 @@ class RowsLoop final : public LoopBase<IO> {
         a = p_.a + first * p_.a_stride;
         stride = p_.a_stride;
       }
-      Base::for_tiles(weights_, a, stride, n, share, product, nullptr, [&](int64_t j, const T* out) {
+      Base::for_tiles(weights_, a, stride, n, share, pass++, product, nullptr, [&](int64_t j, const T* out) {
         for (int64_t r = 0; r < n; ++r) write(first + r, j, out + r * weights_.width());
       });
     }
