@@ -19,8 +19,14 @@ layers of float32 in that type, which products of few rows read in less time. ``
 ends at 65504. Biases, inputs, states and all sums stay in float32, so that results are those of the
 float32 layer with the rounded weights (``rnnkernels.testing.rounded``), in any batch.
 
+``prepack(model, compare="versions")`` spares calls that reading: what they compare is torch's count
+of the writes to each weight, which optimizers, ``load_state_dict`` and all other operations on a
+weight or a view of it add to. Writes that torch does not count (through ``.data``, NumPy, DLPack,
+or memory shared with another process) then go unnoticed until :func:`prepack` is called again, or
+:func:`drop`.
+
 What was chosen belongs to the weights, for this process, until :func:`drop` or a ``prepack``
-without ``weight_dtype``. A weight that is written to is seen, and rounded anew; another tensor in
+that chooses otherwise. A weight that is written to is seen, and rounded anew; another tensor in
 its place (by ``load_state_dict(assign=True)``, ``to()``), as copies and pickles have, is as it is
 until ``prepack`` is called again. The weights as they are also run in calls that save for backward,
 under autocast, and in a single step, which would read them for the digest anyway (unless
@@ -30,6 +36,7 @@ under autocast, and in a single step, which would read them for the digest anywa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +50,15 @@ __all__ = ["drop", "packed_bytes", "packed_limit", "prepack", "set_packed_limit"
 
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.int8)
+COMPARED = ("values", "versions")
 
 
-def prepack(model: nn.Module, *, weight_dtype: torch.dtype | None = None) -> int:
+def prepack(
+    model: nn.Module,
+    *,
+    weight_dtype: torch.dtype | None = None,
+    compare: Literal["values", "versions"] = "values",
+) -> int:
     """Packs the weights of all RNN, LSTM and GRU layers of a model now, for the calls to come.
 
     Without this, the first two calls of each layer pack them. Where weights have not changed since
@@ -57,14 +70,19 @@ def prepack(model: nn.Module, *, weight_dtype: torch.dtype | None = None) -> int
         weight_dtype: ``torch.bfloat16``, ``torch.float16`` or ``torch.int8``, to round the packed
             weights to, of layers of float32; ``None`` leaves them as they are, and undoes an
             earlier choice. See above for what this does to results.
+        compare: by what each call sees whether weights have changed since they were packed.
+            ``"values"`` notices every change, and reads all weights for it; ``"versions"`` asks
+            torch how often they have been written to (``Tensor._version``), and reads nothing.
 
     Returns:
         The bytes that the packed weights of these layers take.
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: it holds no layer that the CPU kernels run; ``weight_dtype`` is another one; or
-            it is given, and the model holds layers that are not of float32.
+        ValueError: it holds no layer that the CPU kernels run; ``weight_dtype`` or ``compare`` is
+            another one; ``weight_dtype`` is given, and the model holds layers that are not of
+            float32; or ``compare`` is ``"versions"``, and it holds weights that were made in
+            inference mode, whose writes torch does not count.
         RuntimeError: they do not fit into :func:`packed_limit`, or a layer has weights that are
             computed at each call, or not contiguous, which are packed at every call.
 
@@ -83,15 +101,17 @@ def prepack(model: nn.Module, *, weight_dtype: torch.dtype | None = None) -> int
             "rnnkernels.convert(model) makes such layers of torch.nn's."
         )
     _check(weight_dtype, layers)
+    _check_compare(compare, layers)
+    by_version = compare == "versions"
     for _, layer, weights in layers:
-        _run(layer, weights[0])  # the first call sees the weights, the second keeps what it packs
-        _ops.choose_packed_type(weights, weight_dtype)
-        _run(layer, weights[0])
+        for _ in range(2):  # the first call sees weights that are new, the second keeps its packs
+            _ops.choose_packed(weights, weight_dtype, by_version)
+            _run(layer, weights[0])
     for name, layer, weights in layers:
-        kept = [size for size, _ in _ops.packed_of(weights) if size]
+        kept = [size for size, *_ in _ops.packed_of(weights) if size]
         if len(kept) < layer.num_layers:
             for _, _, chosen in layers:
-                _ops.choose_packed_type(chosen, None)
+                _ops.choose_packed(chosen, None, False)
             where = f"the layers of {name!r}" if name else "the layers"
             raise RuntimeError(
                 f"model: the packed weights of {where} were not kept. Either they do not fit into "
@@ -99,7 +119,7 @@ def prepack(model: nn.Module, *, weight_dtype: torch.dtype | None = None) -> int
                 "it by set_packed_limit. Or their weights are computed at each call, or not "
                 "contiguous: make them contiguous parameters."
             )
-    return sum(size for size, _ in _ops.packed_of([w for _, _, each in layers for w in each]))
+    return sum(size for size, *_ in _ops.packed_of([w for _, _, each in layers for w in each]))
 
 
 def packed_bytes(model: nn.Module | None = None) -> int:
@@ -109,7 +129,7 @@ def packed_bytes(model: nn.Module | None = None) -> int:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     weights = [w for _, layer in _layers(model) for w in flat_weights.current(layer)]
-    return sum(size for size, _ in _ops.packed_of(weights))
+    return sum(size for size, *_ in _ops.packed_of(weights))
 
 
 def packed_limit() -> int:
@@ -130,7 +150,8 @@ def set_packed_limit(limit: int) -> None:
 
 
 def drop() -> None:
-    """Frees all packed weights, and undoes every ``weight_dtype``. The next calls pack anew."""
+    """Frees all packed weights, and undoes every ``weight_dtype`` and ``compare``. The next calls
+    pack anew."""
     _ops.drop_packed()
 
 
@@ -154,6 +175,18 @@ def _check(weight_dtype: object, layers: list[tuple[str, RNNBase, list[Tensor]]]
             raise ValueError(
                 f"weight_dtype: expected {where} to have no layer_norm: its input product is "
                 "torch's, which reads weights as they are. Leave weight_dtype out."
+            )
+
+
+def _check_compare(compare: object, layers: list[tuple[str, RNNBase, list[Tensor]]]) -> None:
+    option_checks.choice("compare", compare, COMPARED)
+    for name, _, weights in layers:
+        if compare == "versions" and any(w.is_inference() for w in weights):
+            where = f"the layer {name!r}" if name else "the layer"
+            raise ValueError(
+                f"compare: expected weights of {where} that count what is written to them, for "
+                "'versions', got some that were made in inference mode. Make them under "
+                "torch.no_grad(), or leave compare out."
             )
 
 

@@ -90,7 +90,7 @@ class ForwardLoop final : public LoopBase<IO> {
     for (int64_t d = 0; d < q.D; ++d) {
       Direction& dir = directions_[d];
       for (const Matrix* w : {&dir.input, &dir.hidden, &dir.projection}) {
-        for (int64_t j = thread; w->K > 0 && j < w->tiles(); j += threads) {
+        for (int64_t j = thread; !packs_.trusted && w->K > 0 && j < w->tiles(); j += threads) {
           if (!w->prepare(j, packs_, copies_ + thread * copy_size_)) __atomic_store_n(&stale_, true, __ATOMIC_RELAXED);
         }
       }

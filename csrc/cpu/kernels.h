@@ -29,6 +29,7 @@ struct Packs {
   void* memory = nullptr;  // packed_bytes() bytes, aligned to 64
   bool filled = false;     // by an earlier call of the same sizes
   PackedType type = PackedType::kOwn;
+  bool trusted = false;  // filled, and known to be what the weights hold: nobody compares digests
 };
 
 // out [rows, units] = a [rows, K] * w [K, units], each row by itself.

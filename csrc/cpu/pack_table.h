@@ -24,9 +24,17 @@ class PackTable {
  public:
   using Owners = std::vector<Owner>;
 
+  // How often weights have been written to, as far as it is counted; none where it is not.
+  using Version = std::optional<uint64_t>;
+
   struct Found {
     std::shared_ptr<Pack> pack;  // null where the weights have been seen, and no more
     PackedType type;             // that these weights are packed in
+    bool by_version;             // whether their version tells that they have not changed
+    Version version;             // at which they held what is packed
+
+    bool same_choice(const Found& other) const { return type == other.type && by_version == other.by_version; }
+    bool trusted(const Version& now) const { return pack && by_version && now && now == version; }
   };
   // What was put under this key, if anything was.
   std::optional<Found> find(const Key& key) {
@@ -34,19 +42,23 @@ class PackTable {
     const auto found = entries_.find(key);
     if (found == entries_.end()) return std::nullopt;
     found->second.used = ++clock_;
-    return Found{found->second.pack, found->second.type};
+    return found->second.now;
   }
 
   // In place of what find() gave: packs of so many bytes, or null, which says that the weights have been seen. Where
   // another thread was faster, its own stay. What does not fit into the limit is not kept; what was used the longest
   // time ago makes room.
-  void put(const Key& key, Owners owners, std::shared_ptr<Pack> pack, int64_t bytes,
-           const std::optional<Found>& found) {
-    Entry entry{std::move(pack), bytes, found ? found->type : PackedType::kOwn, std::move(owners), 0};
+  void put(const Key& key, Owners owners, std::shared_ptr<Pack> pack, int64_t bytes, const std::optional<Found>& found,
+           const Version& version = {}) {
+    Entry entry{{}, bytes, std::move(owners), 0};
+    if (found) entry.now = *found;
+    entry.now.pack = std::move(pack);
+    entry.now.version = version;
     const std::lock_guard lock(mutex_);
     bury();
     if (const auto now = entries_.find(key); now != entries_.end()) {
-      if (!found || now->second.pack != found->pack || now->second.type != found->type) return;
+      const Found& theirs = now->second.now;
+      if (!found || theirs.pack != found->pack || !theirs.same_choice(*found)) return;
       erase(now);
     }
     if (bytes > limit_) entry.forget();
@@ -56,18 +68,27 @@ class PackTable {
     entries_.emplace(key, std::move(entry));
   }
 
-  // From now on the packed weights of each entry whose key is among(key) are of this type, as long as the weights live.
-  // Returns how many entries there are.
+  // The packs that find() gave were seen to be what the weights hold, at a version that was asked for before that.
+  void confirm(const Key& key, const Found& found, const Version& version) {
+    const std::lock_guard lock(mutex_);
+    const auto now = entries_.find(key);
+    if (now != entries_.end() && now->second.now.pack == found.pack) now->second.now.version = version;
+  }
+
+  // From now on the packed weights of each entry whose key is among(key) are of this type, and trusted by version or
+  // not, as long as the weights live; but first of all they are compared. Returns how many entries there are.
   template <class Among>
-  int64_t choose(const Among& among, PackedType type) {
+  int64_t choose(const Among& among, PackedType type, bool by_version) {
     const std::lock_guard lock(mutex_);
     int64_t count = 0;
     each_of(among, [&](Entry& entry) {
       ++count;
-      if (entry.type == type) return;
+      entry.now.by_version = by_version;
+      entry.now.version = {};
+      if (entry.now.type == type) return;
       bytes_ -= entry.bytes;
       entry.forget();
-      entry.type = type;
+      entry.now.type = type;
     });
     return count;
   }
@@ -75,12 +96,13 @@ class PackTable {
   struct Kept {
     int64_t bytes;  // 0 where there are none now
     PackedType type;
+    bool by_version;
   };
   template <class Among>
   std::vector<Kept> kept_of(const Among& among) {
     const std::lock_guard lock(mutex_);
     std::vector<Kept> kept;
-    each_of(among, [&](const Entry& entry) { kept.push_back({entry.bytes, entry.type}); });
+    each_of(among, [&](const Entry& entry) { kept.push_back({entry.bytes, entry.now.type, entry.now.by_version}); });
     return kept;
   }
 
@@ -110,13 +132,12 @@ class PackTable {
 
  private:
   struct Entry {
-    std::shared_ptr<Pack> pack;
+    Found now{nullptr, PackedType::kOwn, false, {}};
     int64_t bytes;
-    PackedType type;
     Owners owners;
     uint64_t used;
-    // That the weights were seen, and what type was chosen for them, stays known: results may depend on the type.
-    void forget() { pack.reset(), bytes = 0; }
+    // That the weights were seen, and what was chosen for them, stays known: results may depend on the type.
+    void forget() { now.pack.reset(), bytes = 0; }
   };
   using Entries = std::unordered_map<Key, Entry, Hash>;
 

@@ -26,6 +26,14 @@ WeightPacks::Owners owners_of(const ForwardLayer& layer) {
   return owners;
 }
 
+WeightPacks::Version version_of(const ForwardLayer& layer) {
+  WeightPacks::Version sum = 0;
+  each_weight(layer, [&](const Tensor& w) {
+    if (sum) sum = w.is_inference() ? std::nullopt : WeightPacks::Version(*sum + w._version());
+  });
+  return sum;
+}
+
 bool OfWeights::operator()(const PackKey& key) const {
   return std::all_of(key.places.begin(), key.places.end(), [&](const auto& place) {
     return std::any_of(weights.begin(), weights.end(), [&](const Tensor& w) {

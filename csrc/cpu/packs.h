@@ -33,6 +33,10 @@ bool& runs_again();
 
 WeightPacks::Owners owners_of(const ForwardLayer& layer);
 
+// The sum of what torch has counted of writes to each weight: one more write is another sum. Nothing is counted of
+// tensors of inference mode.
+WeightPacks::Version version_of(const ForwardLayer& layer);
+
 // For choose() and kept_of(): the layers all of whose weights are among these.
 struct OfWeights {
   TensorList weights;

@@ -24,17 +24,22 @@ void run_loop(const Entry<IO>& entry, const Launch& launch, const ForwardLayer& 
   const PackKey key(a);
   const auto found = table.find(key);
   const bool packed = found && found->pack;
+  const WeightPacks::Version version = found && found->by_version ? version_of(a) : std::nullopt;
   const PackedType type = found ? found->type : PackedType::kOwn;
   if (again && type != PackedType::kOwn) {
     entry.forward(launch, cell, p, {});
     return;
   }
-  if (packed && entry.forward(launch, cell, p, {true, found->pack->data_ptr(), true, type})) return;
+  const bool trusted = found && found->trusted(version);
+  if (packed && entry.forward(launch, cell, p, {true, found->pack->data_ptr(), true, type, trusted})) {
+    if (version && !trusted) table.confirm(key, *found, version);
+    return;
+  }
   const int64_t bytes = entry.packed_bytes(cell, p, type);
   if (found && !packed && bytes <= table.limit()) {
     auto pack = std::make_shared<Tensor>(fresh({bytes}, at::kByte));
     entry.forward(launch, cell, p, {true, pack->data_ptr(), false, type});
-    table.put(key, owners_of(a), std::move(pack), bytes, found);
+    table.put(key, owners_of(a), std::move(pack), bytes, found, version);
   } else {
     entry.forward(launch, cell, p, {false, nullptr, false, type});
     if (!found || packed) table.put(key, owners_of(a), nullptr, 0, found);

@@ -319,20 +319,22 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "packed_of",
       [](const std::vector<at::Tensor>& weights) {
-        std::vector<std::pair<int64_t, std::optional<at::ScalarType>>> all;
-        for (const auto& [bytes, type] : pack_table().kept_of(rnn::cpu::OfWeights{weights}))
-          all.emplace_back(bytes, rnn::cpu::dtype_of(type));
+        std::vector<std::tuple<int64_t, std::optional<at::ScalarType>, bool>> all;
+        for (const auto& [bytes, type, by_version] : pack_table().kept_of(rnn::cpu::OfWeights{weights}))
+          all.emplace_back(bytes, rnn::cpu::dtype_of(type), by_version);
         return all;
       },
       py::arg("weights"),
-      "The same, and the type that was chosen for them, of each layer all of whose weights are among these.");
+      "The same, and what was chosen for them, a type and whether versions are compared in place of values, of each "
+      "layer all of whose weights are among these.");
   module.def(
-      "choose_packed_type",
-      [](const std::vector<at::Tensor>& weights, std::optional<at::ScalarType> dtype) {
-        return pack_table().choose(rnn::cpu::OfWeights{weights}, rnn::cpu::packed_type(dtype));
+      "choose_packed",
+      [](const std::vector<at::Tensor>& weights, std::optional<at::ScalarType> dtype, bool by_version) {
+        return pack_table().choose(rnn::cpu::OfWeights{weights}, rnn::cpu::packed_type(dtype), by_version);
       },
-      py::arg("weights"), py::arg("dtype"),
-      "What each of these layers that a call has seen is packed in from now on; returns how many there are.");
+      py::arg("weights"), py::arg("dtype"), py::arg("by_version"),
+      "What each of these layers that a call has seen is packed in from now on, and whether versions of weights are "
+      "compared in place of their values; returns how many there are.");
   module.def("packed_limit", [] { return pack_table().limit(); }, "How much memory packed weights may take.");
   module.def(
       "set_packed_limit",

@@ -85,14 +85,16 @@ def _detail(call: Call) -> str:
 def _packed(call: Call) -> str:
     """What is kept of the packed weights of a call."""
     packed = _ops.packed_of(call.weights)
-    bytes_kept = sum(each for each, _ in packed)
-    types = sorted({str(dtype).removeprefix("torch.") for _, dtype in packed if dtype is not None})
-    if not bytes_kept and not types:
+    bytes_kept = sum(each for each, _, _ in packed)
+    types = sorted({str(t).removeprefix("torch.") for _, t, _ in packed if t is not None})
+    by_version = any(chosen for _, _, chosen in packed)
+    if not bytes_kept and not types and not by_version:
         return ""
     of_type = f" as {' and '.join(types)}" if types else ""
+    trusted = ", as long as torch counts no write to them" if by_version else ""
     return (
-        f"packed weights kept for calls without gradients{of_type}: {bytes_kept:,} bytes of this "
-        f"call, {_ops.packed_bytes():,} of all, at most {_ops.packed_limit():,}"
+        f"packed weights kept for calls without gradients{of_type}{trusted}: {bytes_kept:,} bytes "
+        f"of this call, {_ops.packed_bytes():,} of all, at most {_ops.packed_limit():,}"
     )
 
 

@@ -138,16 +138,18 @@ def packed_bytes() -> int:
     return 0 if _C is None else _C.packed_bytes()
 
 
-def packed_of(weights: Sequence[Tensor]) -> list[tuple[int, torch.dtype | None]]:
-    """The same, and the type that was chosen for them, of each layer all of whose weights are among
-    these and that a call has seen; 0 bytes where it has none now."""
+def packed_of(weights: Sequence[Tensor]) -> list[tuple[int, torch.dtype | None, bool]]:
+    """The same, and what was chosen for them, a type and whether versions of weights are compared
+    in place of their values, of each layer all of whose weights are among these and that a call has
+    seen; 0 bytes where it has none now."""
     return [] if _C is None else _C.packed_of(list(weights))
 
 
-def choose_packed_type(weights: Sequence[Tensor], dtype: torch.dtype | None) -> int:
+def choose_packed(weights: Sequence[Tensor], dtype: torch.dtype | None, by_version: bool) -> int:
     """What each of these layers that a call has seen is packed in from now on, ``None`` being their
-    own type; returns how many layers there are."""
-    return 0 if _C is None else _C.choose_packed_type(list(weights), dtype)
+    own type, and whether versions of weights are compared in place of their values; returns how
+    many layers there are."""
+    return 0 if _C is None else _C.choose_packed(list(weights), dtype, by_version)
 
 
 def packed_limit() -> int:

@@ -121,6 +121,7 @@ CHANGES = [
     by_load_state_dict_assign, by_an_optimizer, replaced, swapped, to_another_dtype_and_back,
     storage_freed_and_taken_again,
 ]  # fmt: skip
+UNCOUNTED = [by_data, by_data_copied_into, by_numpy]  # by torch, in a weight's version
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -133,6 +134,60 @@ def test_a_change_shows(change: Change) -> None:
     for _ in range(3):  # packed for this call, kept, used
         assert same_bits(call(layer, x), wanted)
     assert kept(layer)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_versions_show_what_torch_counts(change: Change) -> None:
+    layer, x = rk.LSTM(I, H).eval(), torch.randn(T, B, I)
+    serving.prepack(layer, compare="versions")
+    before = call(layer, x)
+    change(layer)
+    wanted = unseen(layer, x)
+    if change in UNCOUNTED:
+        assert same_bits(call(layer, x), before)
+        serving.prepack(layer, compare="versions")
+    for _ in range(3):  # packed for this call, kept, used
+        assert same_bits(call(layer, x), wanted)
+    assert not same_bits(before, wanted) and kept(layer)
+
+
+def test_versions_count_every_weight() -> None:
+    layer = rk.LSTM(5, 9, proj_size=3, num_layers=2, bidirectional=True).eval()
+    x = torch.randn(2, 1, 5)
+    serving.prepack(layer, compare="versions")
+    for name, weight in layer.named_parameters():
+        before = call(layer, x)
+        with torch.no_grad():
+            weight[-1] += 1
+        now = call(layer, x)
+        assert same_bits(now, unseen(layer, x)) and not same_bits(now, before), name
+
+
+@pytest.mark.parametrize("choose_again", [serving.prepack, lambda layer: serving.drop()])
+def test_versions_are_trusted_until_values_are_compared_again(choose_again: Change) -> None:
+    layer, x = rk.GRU(I, H).eval(), torch.randn(T, B, I)
+    serving.prepack(layer, compare="versions")
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(1)  # another version of the same values
+    before = call(layer, x)
+    by_data(layer)
+    assert same_bits(call(layer, x), before)
+    choose_again(layer)
+    for _ in range(3):
+        assert same_bits(call(layer, x), unseen(layer, x))
+    by_data_copied_into(layer)
+    assert same_bits(call(layer, x), unseen(layer, x))
+
+
+def test_versions_are_for_weights_that_have_some() -> None:
+    with torch.inference_mode():
+        layer = nn.Sequential(rk.GRU(I, H))
+    with pytest.raises(ValueError, match="compare: expected weights of the layer '0' that count"):
+        serving.prepack(layer, compare="versions")
+    serving.prepack(layer)
+    unknown: Any = "hashes"
+    with pytest.raises(ValueError, match="compare: expected one of 'values', 'versions', got 'has"):
+        serving.prepack(layer, compare=unknown)
 
 
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"])

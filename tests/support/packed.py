@@ -29,7 +29,7 @@ def weights(layer: Any) -> list[Tensor]:
 
 
 def kept(layer: Any) -> bool:
-    return len([size for size, _ in _ops.packed_of(weights(layer)) if size]) == layer.num_layers
+    return len([size for size, *_ in _ops.packed_of(weights(layer)) if size]) == layer.num_layers
 
 
 def used(layer: nn.Module, x: Tensor) -> list[Tensor]:

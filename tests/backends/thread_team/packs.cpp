@@ -52,10 +52,10 @@ void others(Table& table, int caller, int number, bool drops) {
   const PackedType type = number % 2 ? PackedType::kInt8 : PackedType::kOwn;
   switch (number % 5) {
     case 0:
-      table.choose(own, type);
+      table.choose(own, type, number % 3 == 0);
       break;
     case 1:
-      table.choose(own, type);
+      table.choose(own, type, number % 3 == 0);
       for (const auto& kept : table.kept_of(own)) {
         expect(kept.bytes <= kLimit, "more than the limit for one layer");
         expect(drops || kept.type == type, "another type than was chosen");
@@ -82,7 +82,7 @@ void try_slow_caller() {
     table.put(0, {weights}, std::make_shared<Pack>(Pack{0, found->type, bytes_of(0)}), bytes_of(0), found);
   };
   const auto before = table.find(0);
-  table.choose(all, PackedType::kInt8);
+  table.choose(all, PackedType::kInt8, false);
   put(before);
   expect(table.kept_of(all)[0].type == PackedType::kInt8 && table.bytes() == 0, "a type chosen meanwhile is lost");
   const auto seen = table.find(0);
