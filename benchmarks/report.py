@@ -170,29 +170,31 @@ def by_dtype(make: Callable[[Rows], str]) -> Callable[[Rows], str]:
 
 
 def serving(rows: Rows) -> str:
-    """How many times as long each of the others takes; and ours in microseconds."""
-    others = [name for name in ways(rows) if not name.startswith(providers.OURS)]
+    """How many times as long each of the others takes as each of ours; and ours in microseconds."""
+    own = [name for name in ways(rows) if name.startswith(providers.OURS)]
+    pairs = [(other, mine) for mine in own for other in ways(rows) if other not in own]
+    called = {name: name.replace(providers.OURS, "ours", 1) for name in own}
+    ratios = [f"{other} / {called[mine]}" for other, mine in pairs]
     lines, means = [], []
     groups: dict[tuple[str, str, int], list[tuple[float | None, ...]]] = {}
     for row in rows:
-        mine = row["results"].get(ours(row) or "", {}).get("ms")
+        times = {name: found["ms"] for name, found in row["results"].items()}
         found = tuple(
-            row["results"][name]["ms"] / mine if mine and name in row["results"] else None
-            for name in others
+            times[other] / times[mine] if other in times and times.get(mine) else None
+            for other, mine in pairs
         )
         threads = row.get("threads", 0)
         groups.setdefault((row["variant"], row["cell"], threads), []).append(found)
-        lines.append(
-            [row["variant"], label(row), number(mine and 1e3 * mine, 1), *map(number, found)]
-        )
+        micro = [number(times.get(name) and 1e3 * times[name], 1) for name in own]
+        lines.append([row["variant"], label(row), *micro, *map(number, found)])
     for (variant, cell, threads), ratios_of in groups.items():
         figures = [[r for r in column if r] for column in zip(*ratios_of, strict=True)]
         means.append(
             [f"{variant}, {cell}, {threads} thread{'s' * (threads > 1)}"]
             + [f"{number(mean(c))} ({number(min(c, default=None))})" for c in figures]
         )
-    summary = table(["geometric mean (worst)", *(f"{n} / ours" for n in others)], means)
-    head = ["", "case", "ours µs", *(f"{name} / ours" for name in others)]
+    summary = table(["geometric mean (worst)", *ratios], means)
+    head = ["", "case", *(f"{called[name]} µs" for name in own), *ratios]
     return f"{summary}\n\n{table(head, lines)}"
 
 

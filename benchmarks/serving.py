@@ -44,6 +44,9 @@ CASES = tuple(
     for threads in THREADS
 )
 
+#: What is behind the name of ours where ``prepack(compare="versions")`` was called.
+BY_VERSION = "by version"
+
 #: For :func:`compete_narrow`: few rows, whose time is that of reading weights.
 NARROW = shapes("100,1,256,512", "64,1,128,256", "50,4,128,256", "1,1,512,512", "100,1,512,1024")
 NARROW_CASES = tuple(
@@ -154,17 +157,18 @@ def of_peer(call: Call, zeros: tuple[Tensor, ...]) -> Callable[..., Any]:
 
 
 def compete(case: Case, mode: str, setup: Setup) -> Contest:
-    """torch.nn, ours, and the peers that are installed."""
+    """torch.nn, ours, ours that takes weights for constant as the peers do, and the peers that are
+    installed."""
     problem = ready(case)
     for inputs in (problem.checked, *problem.timed):
         for t in inputs.leaves:
             t.requires_grad_(False)
     layer = problem.template.eval()
-    ours = providers.our_module(problem, setup.backends[0]).eval()
-    calls: dict[str, Callable[..., Any]] = {
-        providers.BASELINE: layer,
-        providers.ours_on(setup.backends[0]): ours,
-    }
+    ours = providers.ours_on(setup.backends[0])
+    calls: dict[str, Callable[..., Any]] = {providers.BASELINE: layer}
+    for name in (ours, f"{ours}, {BY_VERSION}"):
+        calls[name] = providers.our_module(problem, setup.backends[0]).eval()
+    rk.serving.prepack(calls[f"{ours}, {BY_VERSION}"], compare="versions")
     zeros = torch.zeros(1, case.shape.B, case.shape.H)
     states = (zeros, zeros) if case.cell == "LSTM" else (zeros,)
     refused = {}
