@@ -37,7 +37,7 @@ class BackwardLoop final : public LoopBase<IO> {
     }
     slots_ = least(row_count_, kBlockRows * threads);
     rows_ = arena_.template take<Row>(row_count_);
-    products_ = arena_.template take<T>(threads * kMostRows * kWidth * kLanes);
+    products_ = arena_.template take<T>(threads * kProducts);
     active_ = arena_.template take<bool>(threads * kActiveBytes);
     norms_ = arena_.template take<Norms>(cell_.normed ? threads * kMostRows : 0);
     for (int64_t d = 0; d < q.D; ++d) {
@@ -106,6 +106,7 @@ class BackwardLoop final : public LoopBase<IO> {
 
   // What a cell is handed and may ask for.
   static constexpr int kWidth = kMaxVectors;
+  static constexpr int64_t kProducts = Base::products_of(kMostRows, kWidth* kLanes);  // sums of a thread
   struct Direction {
     Panels<F> hidden;                 // W_hh
     Panels<F> projection;             // W_hr
@@ -182,7 +183,7 @@ class BackwardLoop final : public LoopBase<IO> {
     const Sequence& q = p_.seq;
     const Direction& dir = directions_[d];
     const int64_t gates = padded_factors(cell_.G * q.H);
-    T* product = products_ + share.thread * kMostRows * kWidth * kLanes;
+    T* product = products_ + share.thread * kProducts;
     bool* active = active_ + share.thread * kActiveBytes;
     int64_t rows = q.starts ? 0 : k.last - k.first;  // that take part in a step, if only in its padding
     begin(d, k, share);
@@ -376,7 +377,7 @@ class BackwardLoop final : public LoopBase<IO> {
   const CellKernels<IO>& kernels_;
   const CellSizes cell_;
   int64_t row_count_, slots_;
-  T* products_;   // [threads, kMostRows, panel]: of one tile
+  T* products_;   // [threads, kProducts]
   bool* active_;  // [threads, kActiveBytes]: which rows of a step have a product
   Norms* norms_;  // [threads, kMostRows], of a normed cell
 };

@@ -212,7 +212,7 @@ class ForwardLoop final : public LoopBase<IO> {
     scratch.x = arena.take<F>(scratch.places * padded_factors(p_.I));
     scratch.filled = arena.take<bool>(scratch.places);
     scratch.gx = arena.take<T>(tiles * scratch.places * panel());
-    scratch.product = arena.take<T>(rows * most(panel(), kMaxVectors * kLanes));
+    scratch.product = arena.take<T>(Base::products_of(rows, most(panel(), kMaxVectors * kLanes)));
     scratch.norms = arena.take<Norms>(cell_.normed ? rows : 0);
     scratch.bytes = arena.used();
     return scratch;

@@ -80,16 +80,25 @@ struct LoopBase : Loop, Lanes<IO> {
   }
 
   // Multiplies n rows that lie at a by this share's tiles of w and hands each product on to then(tile, product). The
-  // rows that `active` does not name are zeros.
+  // rows that `active` does not name are zeros. `out` has place for products_of(n, width) sums.
   template <class Matrix, class Then>
   static void for_tiles(const Matrix& w, const F* a, int64_t stride, int64_t n, const Share& share, int64_t pass,
                         T* out, const bool* active, Then&& then) {
     active = unless_all(active, n);
+    const int64_t size = n * w.width(), most_waiting = most(1, kTogether / most(1, size));
+    int64_t waiting = 0;
     each_tile(w, share, pass, [&](int64_t j, int64_t next) {
-      multiply(w, j, next, a, stride, n, out, active);
-      then(j, out);
+      multiply(w, j, next, a, stride, n, out + waiting * size, active);
+      const bool last = next < share.begin(w.tiles()) || next == share.end(w.tiles());
+      if (++waiting < most_waiting && !last) return;
+      for (int64_t i = 0; i < waiting; ++i) then(j + (waiting - 1 - i) * (j - next), out + i * size);
+      waiting = 0;
     });
   }
+
+  // A few tiles' products come one after the other, where that is faster, and then what is made of them.
+  static constexpr int64_t kTogether = Products<F>::kBytesTogether / sizeof(T);
+  static constexpr int64_t products_of(int64_t n, int64_t width) { return most(n * width, kTogether); }
 
   template <class Matrix>
   static Partition share_out(const Sequence& q, const Matrix& w, int gates, int threads) {

@@ -49,7 +49,7 @@ RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Pa
   const bool widens = kMayWiden && rows > 2 * max_narrow_rows(vectors);
   const int64_t each = widens ? Products<T>::tile_rows(rows, vectors) : Products<T, W>::tile_rows(rows, vectors);
   const int64_t depth = w.depth();
-  const bool overlap = Products<T, W>::kOneHeight && rows % each != 0;
+  const bool overlap = rows > each && rows % Products<T, W>::kHeight != 0;
   const int64_t value = widens ? sizeof(T) : sizeof(W);
   const int64_t part = rows > each && !overlap ? kPanelBytes / (width * value) / kStep * kStep : depth;
   alignas(64) T wide[kMayWiden ? kPanelBytes / sizeof(T) : 1];
@@ -62,8 +62,8 @@ RNN_HD void multiply_part(const Panels<T, W>& w, int64_t tile, const typename Pa
       if (widens) widen_panel(here, vectors, K, wide);
     }
     for (int64_t r = 0; r < rows; r += each) {
-      const int64_t first = overlap && rows - r < each ? rows - each : r;
-      const int n = int(rows - first < each ? rows - first : each);
+      const int n = int(rows - r >= each ? each : Products<T, W>::rest_rows(rows - r, each));
+      const int64_t first = rows - r < n ? rows - n : r;
       int idle = 0;
       for (int i = 0; active && i < n; ++i) idle += !active[first + i];
       if (idle < n) {

@@ -105,7 +105,7 @@ void BackwardLoop<IO>::run_normed_block(int64_t d, const Block& k, const Share& 
   const NormedKernels<IO>& cell = kernels_.normed;
   const auto first_part = cell_.emits ? cell.emit_backward : cell.backward;
   const int64_t gates = padded_factors(cell_.G * q.H), tiles = last_product(d).tiles();
-  T* product = products_ + share.thread * kMostRows * kWidth * kLanes;
+  T* product = products_ + share.thread * kProducts;
   bool* active = active_ + share.thread * kActiveBytes;
   Norms* norms = norms_ + share.thread * kMostRows;
   int64_t rows = q.starts ? 0 : k.last - k.first;

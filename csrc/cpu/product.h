@@ -93,7 +93,8 @@ using Product = void (*)(const T*, int64_t, const W*, int64_t, bool, Arithmetic<
 // The products of one register tile.
 template <class T, class W = T>
 struct Products {
-  static constexpr bool kOneHeight = false;
+  static constexpr int kHeight = 1;             // rows that a product takes at least, without losing time
+  static constexpr int64_t kBytesTogether = 0;  // of products that are computed before any is looked at
 
   // Rows of one register tile for `rows` rows in all: as even as the registers allow.
   static int64_t tile_rows(int64_t rows, int vectors) {
@@ -102,6 +103,9 @@ struct Products {
     const int64_t tiles = (rows + most - 1) / most;
     return tiles ? (rows + tiles - 1) / tiles : 1;
   }
+
+  // Rows of the last register tile, where `rest` are left, fewer than `each`.
+  static int64_t rest_rows(int64_t rest, int64_t) { return rest; }
 
   template <int N>
   static Product<T, W> of(int rows) {

@@ -35,7 +35,7 @@ class RowsLoop final : public LoopBase<IO> {
   }
 
   void run(const Partition&, const Share& share, Barrier&) override {
-    alignas(64) T product[kBlockRows * kMaxVectors * kLanes];
+    alignas(64) T product[Base::products_of(kBlockRows, kMaxVectors * kLanes)];
     int64_t pass = 0;
     for (int64_t first = share.first_row; first < share.last_row; first += kBlockRows) {
       const int64_t n = least(kBlockRows, share.last_row - first);

@@ -58,14 +58,17 @@ class ProductScope {
 
 template <>
 struct Products<BFloat16> {
-  static constexpr bool kOneHeight = true;  // fewer rows take a product no less time
+  static constexpr int kHeight = 16;  // fewer rows take a product no less time
+  static constexpr int kPair = 2 * kHeight;
+  static constexpr int64_t kBytesTogether = 32 << 10;  // the matrix unit is slow to begin after other instructions
 
-  static int64_t tile_rows(int64_t rows, int) { return rows < 16 ? (rows > 0 ? rows : 1) : 16; }
+  static int64_t tile_rows(int64_t rows, int) { return rows >= kPair ? kPair : rows < kHeight ? rows : kHeight; }
+  static int64_t rest_rows(int64_t rest, int64_t each) { return each == kPair && rest <= kHeight ? kHeight : each; }
 
   template <int N>
   static Product<BFloat16> of(int rows) {
-    ProductScope::set_rows(rows);
-    return product<N>;
+    ProductScope::set_rows(rows == kPair ? kHeight : rows);
+    return rows == kPair ? pair<N> : product<N>;
   }
 
  private:
@@ -90,6 +93,51 @@ struct Products<BFloat16> {
       });
     }
     each<N>([&]<int n>() { store_tile<n>(out + n * 16, sum_bytes); });
+  }
+
+  // The same of two tiles of rows.
+  template <int N>
+  static void pair(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, bool continues, float* out,
+                   int64_t out_stride, Ahead ahead) {
+    if constexpr (N % 2 == 0) {
+      for (int n = 0; n < N; n += 2)
+        two_columns(a, row_stride, panel + n * 32, K, N * 64, continues, out + n * 16, out_stride);
+    } else {
+      product<N>(a, row_stride, panel, K, continues, out, out_stride, ahead);
+      product<N>(a + kHeight * row_stride, row_stride, panel, K, continues, out + kHeight * out_stride, out_stride,
+                 ahead);
+    }
+  }
+  // Two tiles of rows by two of weights, of which each is loaded for both of the others.
+  static void two_columns(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, int64_t pair_bytes,
+                          bool continues, float* out, int64_t out_stride) {
+    const int64_t sum_bytes = out_stride * 4;
+    float* const below = out + kHeight * out_stride;
+    if (continues) {
+      load_tile<0>(out, sum_bytes);
+      load_tile<1>(below, sum_bytes);
+      load_tile<2>(out + 16, sum_bytes);
+      load_tile<3>(below + 16, sum_bytes);
+    } else {
+      each<4>([]<int n>() { clear_tile<n>(); });
+    }
+    const char* weights = reinterpret_cast<const char*>(panel);
+    if (K > 0) load_tile<6>(weights, pair_bytes);
+    for (int64_t k = 0; k < K; k += 32) {
+      load_tile<4>(a + k, row_stride * 2);
+      load_tile<5>(a + kHeight * row_stride + k, row_stride * 2);
+      load_tile<7>(weights + 64, pair_bytes);
+      weights += 16 * pair_bytes;
+      multiply_tiles<0, 4, 6>();
+      multiply_tiles<1, 5, 6>();
+      if (k + 32 < K) load_tile<6>(weights, pair_bytes);
+      multiply_tiles<2, 4, 7>();
+      multiply_tiles<3, 5, 7>();
+    }
+    store_tile<0>(out, sum_bytes);
+    store_tile<1>(below, sum_bytes);
+    store_tile<2>(out + 16, sum_bytes);
+    store_tile<3>(below + 16, sum_bytes);
   }
 
   template <int N, class F>
