@@ -18,7 +18,6 @@ from benchmarks.figures import (
     mean,
     milliseconds,
     number,
-    ours,
     ratio,
     share,
     table,

@@ -153,6 +153,7 @@ def _peak() -> tuple[Case, ...]:
 
 def _half_precision() -> tuple[Case, ...]:
     listed = shapes("64,1,128,128", "64,8,64,64", "35,16,128,128", "50,32,64,200")
+    listed += shapes("128,32,256,256", "128,64,128,512")
     return tuple(
         replace(case, dtype=dtype) for dtype in ("bfloat16", "float16") for case in _layers(listed)
     )

@@ -132,13 +132,13 @@ def set_runs_again(on: bool) -> bool:
 def packed_bytes() -> int:
     """Memory of the packed weights that the CPU kernels keep."""
 
-def packed_of(weights: list[Tensor]) -> list[tuple[int, dtype | None]]:
-    """The same, and the type that was chosen for them, of each layer all of whose weights are among
-    these."""
+def packed_of(weights: list[Tensor]) -> list[tuple[int, dtype | None, bool]]:
+    """The same, and what was chosen for them, a type and whether versions are compared in place of
+    values, of each layer all of whose weights are among these."""
 
-def choose_packed_type(weights: list[Tensor], dtype: dtype | None) -> int:
-    """What each of these layers that a call has seen is packed in from now on; returns how many
-    there are."""
+def choose_packed(weights: list[Tensor], dtype: dtype | None, by_version: bool) -> int:
+    """What each of these layers that a call has seen is packed in from now on, and whether versions
+    of weights are compared in place of their values; returns how many there are."""
 
 def packed_limit() -> int:
     """How much memory packed weights may take."""
