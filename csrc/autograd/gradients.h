@@ -27,6 +27,7 @@ struct Kept {
 template <class Call>
 Kept given_to(const Call& call) {
   Kept kept;
+  kept.inputs.reserve(kFirstWeight + call.weights.size());
   kept.inputs = {call.x, call.h0, call.c0.value_or(Tensor())};
   kept.inputs.insert(kept.inputs.end(), call.weights.begin(), call.weights.end());
   kept.masks = list_of(call.masks).vec();

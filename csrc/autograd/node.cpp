@@ -174,17 +174,6 @@ bool needs_history(const ForwardCall& call) {
   return torch::autograd::compute_requires_grad(call.x, call.weights, call.h0, call.c0);
 }
 
-Kept kept_inputs(const ForwardCall& call) {
-  Kept kept;
-  kept.inputs.reserve(kFirstWeight + call.weights.size());
-  kept.inputs = {call.x, call.h0, call.c0.value_or(Tensor())};
-  kept.inputs.insert(kept.inputs.end(), call.weights.begin(), call.weights.end());
-  kept.masks = list_of(call.masks).vec();
-  kept.h_mask = call.h_mask;
-  kept.steps = call;
-  return kept;
-}
-
 template <Library library>
 ForwardOp::Results forward(c10::DispatchKeySet keys, ForwardCall& call) {
   const auto run = [&] {
@@ -205,7 +194,7 @@ ForwardOp::Results forward(c10::DispatchKeySet keys, ForwardCall& call) {
   }
   // Decided here, so that callers, and graphs of their calls, are the same with gradients and without.
   call.save = true;
-  Kept kept = kept_inputs(call);
+  Kept kept = given_to(call);
   const auto node = make_node<SequenceBackward>(Form::kSequence, library, call, call.flow, kept);
   ForwardOp::Results results = run();
   const auto& [y, h_n, c_n, ys, c, h_raw, saved] = results;
@@ -251,7 +240,7 @@ State cell_step(c10::string_view cell, const Tensor& x, TensorList weights, cons
   call.save = needs_history(call);
   decltype(make_node<SequenceBackward>(Form::kStep, Library::kCompiled, call, call.flow, kept)) node;
   if (call.save) {
-    kept = kept_inputs(call);
+    kept = given_to(call);
     node = make_node<SequenceBackward>(Form::kStep, Library::kCompiled, call, call.flow, kept);
   }
   {
