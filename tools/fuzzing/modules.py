@@ -321,6 +321,8 @@ def serving(d: Drawn, written: bool) -> Attempt:
     arguments: dict[str, Any] = {"model": module}
     if d.chance(0.7):
         arguments["weight_dtype"] = d.pick(torch.bfloat16, torch.float16, torch.int8)
+    if d.chance(0.5):
+        arguments["compare"] = d.pick("values", "versions")
     if d.chance(0.3):
         arguments[d.pick(*arguments)] = d.pick(None, 3, "x", torch.float64, nn.Linear(2, 2), {})
         d.done.append("another argument")
@@ -333,7 +335,7 @@ def serving(d: Drawn, written: bool) -> Attempt:
         rk.serving.drop()
         return y
 
-    return Attempt(f"prepack({_said(arguments)})", (*NAMES, "weight_dtype"), run)
+    return Attempt(f"prepack({_said(arguments)})", (*NAMES, "weight_dtype", "compare"), run)
 
 
 def _said(arguments: dict[str, Any]) -> str:
