@@ -40,7 +40,7 @@ CASES = [
     Case("rnn_tanh", T=3, B=2, H=5, I=9),
     Case("lstm", T=40, B=9, H=270, I=33),  # more than one block of rows, and part of the steps
     Case("gru", D=2, T=40, B=11, H=37, I=70),
-    Case("lstm", T=30, B=5, H=256, I=70),  # rows a power of two apart, which are copied for products
+    Case("lstm", T=30, B=5, H=256, I=70),  # rows 4 KiB apart are copied for dx
     Case("rnn_relu", T=9, B=4, H=129, I=8),
     Case("lstm", D=2, T=8, B=5, H=24, R=7, I=40),
     Case("lstm", D=2, T=7, B=5, H=33, R=130, I=3, bias=False),
