@@ -326,7 +326,8 @@ class ForwardLoop final : public LoopBase<IO> {
     const bool* const filled = Base::unless_all(scratch.filled, m);
     const int64_t begin = share.begin(dir.input.tiles()), end = share.end(dir.input.tiles());
     for (int64_t j = begin; j < end; ++j)
-      multiply(dir.input, j, j + 1, scratch.x, stride, m, scratch.gx + (j - begin) * scratch.places * panel(), filled);
+      multiply(dir.input, j, least(j + 1, end - 1), scratch.x, stride, m,
+               scratch.gx + (j - begin) * scratch.places * panel(), filled);
     return s;
   }
 

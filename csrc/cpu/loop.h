@@ -69,14 +69,17 @@ struct LoopBase : Loop, Lanes<IO> {
     return active && std::memchr(active, false, n) ? active : nullptr;
   }
 
-  // Calls f(tile, the one that is next) for this share's tiles of w. Every other pass begins where the one before
-  // ended, whose last tiles are in the cache yet: of weights that do not fit it, passes in one order would find nothing
-  // there.
+  // Calls f(tile, the one that is next) for this share's tiles of w; the last one is its own next. Every other pass
+  // begins where the one before ended, whose last tiles are in the cache yet: of weights that do not fit it, passes in
+  // one order would find nothing there.
   template <class Matrix, class Each>
   static void each_tile(const Matrix& w, const Share& share, int64_t pass, Each&& f) {
     const int64_t begin = share.begin(w.tiles()), end = share.end(w.tiles());
-    const int64_t towards = pass & 1 ? -1 : 1;
-    for (int64_t j = pass & 1 ? end - 1 : begin; begin <= j && j < end; j += towards) f(j, j + towards);
+    if (pass & 1) {
+      for (int64_t j = end - 1; j >= begin; --j) f(j, most(j - 1, begin));
+    } else {
+      for (int64_t j = begin; j < end; ++j) f(j, least(j + 1, end - 1));
+    }
   }
 
   // Multiplies n rows that lie at a by this share's tiles of w and hands each product on to then(tile, product). The
@@ -86,12 +89,13 @@ struct LoopBase : Loop, Lanes<IO> {
                         T* out, const bool* active, Then&& then) {
     active = unless_all(active, n);
     const int64_t size = n * w.width(), most_waiting = most(1, kTogether / most(1, size));
-    int64_t waiting = 0;
+    int64_t waiting = 0, first = 0;
     each_tile(w, share, pass, [&](int64_t j, int64_t next) {
+      if (waiting == 0) first = j;
       multiply(w, j, next, a, stride, n, out + waiting * size, active);
-      const bool last = next < share.begin(w.tiles()) || next == share.end(w.tiles());
-      if (++waiting < most_waiting && !last) return;
-      for (int64_t i = 0; i < waiting; ++i) then(j + (waiting - 1 - i) * (j - next), out + i * size);
+      if (++waiting < most_waiting && next != j) return;
+      const int64_t towards = j < first ? -1 : 1;
+      for (int64_t i = 0; i < waiting; ++i) then(first + i * towards, out + i * size);
       waiting = 0;
     });
   }
