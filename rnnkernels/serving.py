@@ -165,16 +165,14 @@ def _check(weight_dtype: object, layers: list[tuple[str, RNNBase, list[Tensor]]]
         )
     for name, layer, weights in layers:
         if (got := weights[0].dtype) != torch.float32:
-            where = f"the layer {name!r}" if name else "the layer"
             raise ValueError(
-                f"weight_dtype: expected {where} to be of torch.float32, got {got}. Convert it by "
-                ".to(torch.float32), or leave weight_dtype out."
+                f"weight_dtype: expected {_named(name)} to be of torch.float32, got {got}. "
+                "Convert it by .to(torch.float32), or leave weight_dtype out."
             )
         if layer.layer_norm:
-            where = f"the layer {name!r}" if name else "the layer"
             raise ValueError(
-                f"weight_dtype: expected {where} to have no layer_norm: its input product is "
-                "torch's, which reads weights as they are. Leave weight_dtype out."
+                f"weight_dtype: expected {_named(name)} to have no layer_norm: its input product "
+                "is torch's, which reads weights as they are. Leave weight_dtype out."
             )
 
 
@@ -182,12 +180,15 @@ def _check_compare(compare: object, layers: list[tuple[str, RNNBase, list[Tensor
     option_checks.choice("compare", compare, COMPARED)
     for name, _, weights in layers:
         if compare == "versions" and any(w.is_inference() for w in weights):
-            where = f"the layer {name!r}" if name else "the layer"
             raise ValueError(
-                f"compare: expected weights of {where} that count what is written to them, for "
-                "'versions', got some that were made in inference mode. Make them under "
+                f"compare: expected weights of {_named(name)} that count what is written to them, "
+                "for 'versions', got some that were made in inference mode. Make them under "
                 "torch.no_grad(), or leave compare out."
             )
+
+
+def _named(name: str) -> str:
+    return f"the layer {name!r}" if name else "the layer"
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, RNNBase]]:

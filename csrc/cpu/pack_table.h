@@ -69,10 +69,13 @@ class PackTable {
   }
 
   // The packs that find() gave were seen to be what the weights hold, at a version that was asked for before that.
+  // Where something was chosen meanwhile, they are compared once more.
   void confirm(const Key& key, const Found& found, const Version& version) {
     const std::lock_guard lock(mutex_);
     const auto now = entries_.find(key);
-    if (now != entries_.end() && now->second.now.pack == found.pack) now->second.now.version = version;
+    if (now == entries_.end()) return;
+    Found& theirs = now->second.now;
+    if (theirs.pack == found.pack && theirs.version == found.version) theirs.version = version;
   }
 
   // From now on the packed weights of each entry whose key is among(key) are of this type, and trusted by version or

@@ -15,14 +15,13 @@ class RowsLoop final : public LoopBase<IO> {
   using typename Base::F, typename Base::T, typename Base::V;
   static constexpr bool kConverts = !std::is_same_v<IO, T>;
   static constexpr int64_t kBlockRows = 128;  // stay in L2 while all weights pass by
-  static constexpr int64_t kWay = 4096;       // bytes apart, all rows fall into one set of L1, and drive each other out
+  static constexpr int64_t kSameSet = 4096;   // bytes apart, all rows fall into one set of L1, and drive each other out
 
  public:
   RowsLoop(const Rows<IO>& p, void* workspace, int threads) : Base(workspace), p_(p) {
     weights_ = {{p.K, p.units, 1, kMaxVectors}};
     weights_.data = arena_.template take<F>(weights_.size());
-    copies_ = kConverts || p.a_stride * sizeof(IO) % kWay == 0;
-    if (copies_) converted_ = arena_.template take<F>(kBlockRows * copied_stride() * threads);
+    if (copies()) copied_ = arena_.template take<F>(kBlockRows * copied_stride() * threads);
   }
 
   Partition partition(int threads) const override {
@@ -44,12 +43,11 @@ class RowsLoop final : public LoopBase<IO> {
       const F* a = nullptr;
       int64_t stride = p_.a_stride;
       if constexpr (!kConverts) a = p_.a + first * stride;
-      if (copies_) {
+      if (copies()) {
         stride = copied_stride();
-        F* converted = converted_ + share.thread * kBlockRows * stride;
-        for (int64_t r = 0; r < n; ++r)
-          Base::copy_factors(p_.a + (first + r) * p_.a_stride, p_.K, converted + r * stride);
-        a = converted;
+        F* copied = copied_ + share.thread * kBlockRows * stride;
+        for (int64_t r = 0; r < n; ++r) Base::copy_factors(p_.a + (first + r) * p_.a_stride, p_.K, copied + r * stride);
+        a = copied;
       }
       Base::for_tiles(weights_, a, stride, n, share, pass++, product, nullptr, [&](int64_t j, const T* out) {
         for (int64_t r = 0; r < n; ++r) write(first + r, j, out + r * weights_.width());
@@ -58,9 +56,11 @@ class RowsLoop final : public LoopBase<IO> {
   }
 
  private:
+  // Whether rows as they lie are not what products take, or slow to go through.
+  bool copies() const { return kConverts || p_.a_stride * sizeof(IO) % kSameSet == 0; }
   int64_t copied_stride() const {
     const int64_t stride = padded_factors(p_.K);
-    return stride * sizeof(F) % kWay == 0 ? stride + 64 / sizeof(F) : stride;
+    return stride * sizeof(F) % kSameSet == 0 ? stride + 64 / sizeof(F) : stride;
   }
 
   void write(int64_t r, int64_t j, const T* row) const {
@@ -76,8 +76,7 @@ class RowsLoop final : public LoopBase<IO> {
 
   const Rows<IO>& p_;
   Panels<F> weights_;
-  bool copies_;             // rows as they lie are not what products take, or slow to go through
-  F* converted_ = nullptr;  // [threads, kBlockRows, K]: rows as products take them
+  F* copied_ = nullptr;  // [threads, kBlockRows, copied_stride()]: rows as products take them
 };
 
 }  // namespace rnn::cpu::RNN_ISA

@@ -59,16 +59,18 @@ class ProductScope {
 template <>
 struct Products<BFloat16> {
   static constexpr int kHeight = 16;  // fewer rows take a product no less time
-  static constexpr int kPair = 2 * kHeight;
+  static constexpr int kTwoTiles = 2 * kHeight;
   static constexpr int64_t kBytesTogether = 32 << 10;  // the matrix unit is slow to begin after other instructions
 
-  static int64_t tile_rows(int64_t rows, int) { return rows >= kPair ? kPair : rows < kHeight ? rows : kHeight; }
-  static int64_t rest_rows(int64_t rest, int64_t each) { return each == kPair && rest <= kHeight ? kHeight : each; }
+  static int64_t tile_rows(int64_t rows, int) {
+    return rows >= kTwoTiles ? kTwoTiles : rows < kHeight ? rows : kHeight;
+  }
+  static int64_t rest_rows(int64_t rest, int64_t each) { return each == kTwoTiles && rest <= kHeight ? kHeight : each; }
 
   template <int N>
   static Product<BFloat16> of(int rows) {
-    ProductScope::set_rows(rows == kPair ? kHeight : rows);
-    return rows == kPair ? pair<N> : product<N>;
+    ProductScope::set_rows(rows == kTwoTiles ? kHeight : rows);
+    return rows == kTwoTiles ? two_tiles<N> : product<N>;
   }
 
  private:
@@ -95,22 +97,23 @@ struct Products<BFloat16> {
     each<N>([&]<int n>() { store_tile<n>(out + n * 16, sum_bytes); });
   }
 
-  // The same of two tiles of rows.
+  // The same of two tiles of rows: a [2*16, K], out [2*16, N*16].
   template <int N>
-  static void pair(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, bool continues, float* out,
-                   int64_t out_stride, Ahead ahead) {
+  static void two_tiles(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, bool continues,
+                        float* out, int64_t out_stride, Ahead ahead) {
     if constexpr (N % 2 == 0) {
       for (int n = 0; n < N; n += 2)
-        two_columns(a, row_stride, panel + n * 32, K, N * 64, continues, out + n * 16, out_stride);
+        two_by_two(a, row_stride, panel + n * 32, K, N * 64, continues, out + n * 16, out_stride);
     } else {
       product<N>(a, row_stride, panel, K, continues, out, out_stride, ahead);
       product<N>(a + kHeight * row_stride, row_stride, panel, K, continues, out + kHeight * out_stride, out_stride,
                  ahead);
     }
   }
-  // Two tiles of rows by two of weights, of which each is loaded for both of the others.
-  static void two_columns(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, int64_t pair_bytes,
-                          bool continues, float* out, int64_t out_stride) {
+  // Two tiles of rows by two of weights, of which each is loaded for both of the others: out [2*16, 2*16]. All have the
+  // same height here, so that a tile of weights by its number (kWeights) may hold rows.
+  static void two_by_two(const BFloat16* a, int64_t row_stride, const BFloat16* panel, int64_t K, int64_t pair_bytes,
+                         bool continues, float* out, int64_t out_stride) {
     const int64_t sum_bytes = out_stride * 4;
     float* const below = out + kHeight * out_stride;
     if (continues) {
